@@ -1,0 +1,1 @@
+"""torchzygote: Zygote's utilities for PyTorch."""
