@@ -9,7 +9,12 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 
-__all__ = ["at_end", "deriving", "differentiation", "ignoring"]
+__all__ = ["at_end", "deriving", "differentiation", "forward_mode_lock", "ignoring"]
+
+Callback = Callable[[], None]
+
+# PyTorch's forward-AD levels are process-wide: two threads in forward mode get errors or wrong numbers.
+forward_mode_lock = threading.RLock()
 
 
 class _State(threading.local):
@@ -17,7 +22,7 @@ class _State(threading.local):
 
     def __init__(self) -> None:
         self.depth = 0
-        self.callbacks: list[Callable[[], None]] | None = None
+        self.callbacks: list[Callback] | None = None
 
 
 _state = _State()
@@ -28,7 +33,7 @@ def deriving() -> bool:
     return _state.depth > 0
 
 
-def at_end(callback: Callable[[], None]) -> bool:
+def at_end(callback: Callback) -> bool:
     """Call ``callback`` once as the outermost differentiation in this thread ends; ``False`` if none runs."""
     if _state.callbacks is None:
         return False
@@ -36,21 +41,48 @@ def at_end(callback: Callable[[], None]) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def differentiation() -> Iterator[None]:
-    """Around running a function that is being differentiated, and around pulling back through it."""
-    outermost = _state.callbacks is None
-    if outermost:
-        _state.callbacks = []
-    _state.depth += 1
-    try:
-        yield
-    finally:
+def mark() -> int:
+    """How many callbacks wait; for :func:`forget_since`."""
+    return len(_state.callbacks or ())
+
+
+def forget_since(position: int) -> None:
+    """Drop the callbacks registered since ``position``: the run that registered them is not pulled back."""
+    if _state.callbacks is not None:
+        del _state.callbacks[position:]
+
+
+class differentiation:
+    """Around running a function that is being differentiated, and around pulling back through it.
+
+    ``waiting``, where given, holds callbacks that an earlier block left (a pullback's ``f`` ran then, its
+    ``back`` runs now); ``defer=True`` leaves the callbacks in ``waiting`` instead of calling them.
+    """
+
+    __slots__ = ("defer", "outermost", "waiting")
+
+    def __init__(self, waiting: list[Callback] | None = None, defer: bool = False) -> None:
+        self.waiting = waiting
+        self.defer = defer
+        self.outermost = False
+
+    def __enter__(self) -> None:
+        self.outermost = _state.callbacks is None
+        if self.outermost:
+            _state.callbacks = [] if self.waiting is None else self.waiting
+        _state.depth += 1
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
         _state.depth -= 1
-        if outermost:
-            callbacks, _state.callbacks = _state.callbacks, None
-            for callback in callbacks or ():
-                callback()
+        if not self.outermost:
+            return
+        callbacks, _state.callbacks = _state.callbacks, None
+        if callbacks and not self.defer:
+            due = callbacks[:]
+            callbacks.clear()
+            if kind is None:
+                for callback in due:
+                    callback()
 
 
 @contextlib.contextmanager
@@ -61,3 +93,8 @@ def ignoring() -> Iterator[None]:
         yield
     finally:
         _state.depth = depth
+
+
+def no_context() -> contextlib.AbstractContextManager[None]:
+    """A context that does nothing."""
+    return contextlib.nullcontext()

@@ -7,6 +7,7 @@ This module knows nothing of gradients, arguments or results.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,8 +15,10 @@ import torch
 from torch import Tensor
 from torch._C import _functorch as _C_functorch
 from torch._functorch import eager_transforms as _eager_transforms
+from torch.utils import _pytree as pytree  # the registry that torch.func itself flattens with
 
 __all__ = [
+    "backward_bytes",
     "create_grad_input",
     "grad_level",
     "in_functorch",
@@ -23,6 +26,8 @@ __all__ = [
     "innermost_transform",
     "is_wrapped",
     "leave_grad_level",
+    "pytree",
+    "swap_tensors",
     "transform_stack",
 ]
 
@@ -76,7 +81,7 @@ def grad_level() -> Iterator[int]:
 
 def create_grad_input(x: Tensor, level: int) -> Tensor:
     """``x`` wrapped for ``level``, requiring grad there."""
-    wrapped: Any = _eager_transforms._create_differentiable(x, level)
+    wrapped: Any = _eager_transforms._create_differentiable(_C_functorch._wrap_for_grad(x, level), level)
     return wrapped  # type: ignore[no-any-return]
 
 
@@ -84,3 +89,38 @@ def leave_grad_level(x: Tensor, level: int) -> Tensor:
     """``x`` as the levels outside ``level`` see it."""
     unwrapped: Any = _eager_transforms._undo_create_differentiable(x, level)
     return unwrapped  # type: ignore[no-any-return]
+
+
+def swap_tensors(a: Tensor, b: Tensor) -> None:
+    """Exchange what two tensor objects hold, so that every holder of ``a`` sees what ``b`` was.
+
+    The only way to differentiate by a tensor that ``f`` closes over inside a ``torch.func`` transform: a mode
+    that replaces it misses ``autograd.Function.apply`` and ``vmap(f)(w)``. ``torch.utils.swap_tensors`` refuses
+    tensors that somebody else holds, which is the very case here.
+    """
+    torch._C._swap_tensor_impl(a, b)
+
+
+def backward_bytes(roots: list[Tensor], most_nodes: int = 20_000) -> tuple[int, list[str]]:
+    """Bytes of all gradients that one backward pass from ``roots`` makes, and the names of Python nodes.
+
+    Read off the recorded graph (``_input_metadata``), without running it: an upper bound of what one row of a
+    Jacobian needs while its rows are batched.
+    """
+    seen: set[Any] = set()
+    stack: list[Any] = [root.grad_fn for root in roots if root.grad_fn is not None]
+    total = 0
+    python_nodes: list[str] = []
+    while stack and len(seen) < most_nodes:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        for meta in node._input_metadata:
+            total += math.prod(meta.shape) * int(meta.dtype.itemsize)
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            python_nodes.append(node.name())
+        for following, _ in node.next_functions:
+            if following is not None:
+                stack.append(following)
+    return total, python_nodes

@@ -1,0 +1,323 @@
+"""Preparing arguments: what is differentiated, what passes through, and how results are put back together.
+
+The one place that knows numbers, arrays, structures, modules and opaque values apart. It must not know how a
+derivative is computed: it hands out flat tensors (``inputs``) and takes flat results.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ._torch_private import pytree
+
+__all__ = ["ARRAY", "MODULE", "NUMBER", "OPAQUE", "STRUCTURE", "Prepared", "kind_of", "prepare"]
+
+OPAQUE, NUMBER, ARRAY, STRUCTURE, MODULE = "opaque", "number", "array", "structure", "module"
+
+_COMPLEX_OF = {
+    torch.float16: torch.complex32,
+    torch.float32: torch.complex64,
+    torch.bfloat16: torch.complex64,
+    torch.float64: torch.complex128,
+}
+_INTEGERS = frozenset(
+    getattr(torch, name)
+    for name in ("uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64")
+    if hasattr(torch, name)
+)
+
+
+def kind_of(x: object) -> str:
+    """Which of the contract's words ``x`` is: number, array, structure, module or opaque."""
+    if isinstance(x, Tensor):
+        dtype = x.dtype
+        return ARRAY if dtype.is_floating_point or dtype.is_complex or dtype in _INTEGERS else OPAQUE
+    if isinstance(x, bool):
+        return OPAQUE
+    if isinstance(x, (int, float, complex)):
+        return NUMBER
+    if isinstance(x, np.ndarray):
+        return ARRAY if x.dtype.kind in "iufc" else OPAQUE
+    if isinstance(x, np.generic):
+        return NUMBER if x.dtype.kind in "iufc" else OPAQUE
+    if isinstance(x, nn.Module):
+        return MODULE
+    # A torch.Size is a registered pytree of ints, but a function that takes one wants plain ints.
+    if isinstance(x, (str, bytes, torch.Size)) or x is None or pytree.tree_is_leaf(x):
+        return OPAQUE
+    return STRUCTURE
+
+
+def number_to_tensor(x: Any) -> Tensor:
+    """A Python number or NumPy scalar as a 0-dim tensor of the default dtype (or its complex dtype)."""
+    dtype = torch.get_default_dtype()
+    value = x.item() if isinstance(x, np.generic) else x
+    if isinstance(value, complex):
+        dtype = _COMPLEX_OF[dtype]
+    return torch.tensor(value, dtype=dtype)
+
+
+def numpy_to_tensor(a: np.ndarray[Any, Any]) -> Tensor:
+    """A NumPy array as a tensor of its dtype; memory is shared where PyTorch can share it."""
+    if a.dtype.kind in "iu":
+        return torch.as_tensor(a.astype(np.float64), dtype=torch.get_default_dtype())
+    if a.dtype.itemsize > 16 or (a.dtype.kind == "f" and a.dtype.itemsize > 8):
+        raise TypeError(
+            f"expected a NumPy array that PyTorch has a dtype for, got dtype {a.dtype}; "
+            "convert it first, e.g. with .astype(numpy.float64)"
+        )
+    if not a.flags.writeable or not a.dtype.isnative or any(stride < 0 for stride in a.strides):
+        a = np.array(a, dtype=a.dtype.newbyteorder("="), order="C")
+    return torch.as_tensor(a)
+
+
+def _array_to_tensor(x: Any) -> Tensor:
+    if isinstance(x, np.ndarray):
+        return numpy_to_tensor(x)
+    tensor: Tensor = x
+    if tensor.dtype in _INTEGERS:
+        return tensor.to(torch.get_default_dtype())
+    # A tensor made in inference mode can't be recorded by autograd; its copy can.
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def to_tensor(x: Any, kind: str) -> Tensor:
+    """The tensor that stands for a number or an array."""
+    return number_to_tensor(x) if kind is NUMBER else _array_to_tensor(x)
+
+
+def is_promoted(x: Any) -> bool:
+    """Whether preparing ``x`` turned integers into floating-point values."""
+    if isinstance(x, Tensor):
+        return x.dtype in _INTEGERS
+    if isinstance(x, (np.ndarray, np.generic)):
+        return x.dtype.kind in "iu"
+    return isinstance(x, int) and not isinstance(x, bool)
+
+
+def trainable(module: nn.Module) -> dict[str, Tensor]:
+    """Qualified name to parameter, trainable ones only, each once."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def check_argnums(argnums: int | Sequence[int] | None, count: int) -> frozenset[int] | None:
+    """``argnums`` as a set of positions; ``None`` stands for all of them."""
+    if argnums is None:
+        return None
+    numbers = [argnums] if isinstance(argnums, int) else argnums
+    if isinstance(argnums, (bool, str)) or not isinstance(numbers, Sequence):
+        raise TypeError(f"argnums: expected an int or a sequence of ints, got {argnums!r}")
+    found: set[int] = set()
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise TypeError(f"argnums: expected an int or a sequence of ints, got {argnums!r}")
+        if not -count <= number < count:
+            raise ValueError(
+                f"argnums: expected positions below the number of arguments, {count}, got {number}"
+            )
+        position = number % count
+        if position in found:
+            raise ValueError(f"argnums: expected each position once, got {number} again in {argnums!r}")
+        found.add(position)
+    return frozenset(found)
+
+
+class _Slot:
+    """One argument: its kind, and where its tensors are among the flat inputs."""
+
+    __slots__ = ("kind", "leaves", "names", "spec", "start", "value")
+
+    def __init__(self, kind: str, value: Any, start: int) -> None:
+        self.kind = kind
+        self.value = value
+        self.start = start
+        self.names: list[str] = []
+        self.leaves: list[_Slot] = []
+        self.spec: Any = None
+
+    def argument(self, tracked: Sequence[Tensor]) -> Any:
+        """What ``f`` gets in this place."""
+        if self.kind is ARRAY or self.kind is NUMBER:
+            return tracked[self.start]
+        if self.kind is STRUCTURE:
+            return pytree.tree_unflatten([leaf.argument(tracked) for leaf in self.leaves], self.spec)
+        return self.value
+
+    def result(self, results: Sequence[Tensor | None]) -> Any:
+        """The flat results in the shape of the argument."""
+        if self.kind is ARRAY or self.kind is NUMBER:
+            return results[self.start]
+        if self.kind is STRUCTURE:
+            return pytree.tree_unflatten([leaf.result(results) for leaf in self.leaves], self.spec)
+        if self.kind is MODULE:
+            return dict(zip(self.names, results[self.start : self.start + len(self.names)], strict=True))
+        return None
+
+    def match(self, given: Any, where: str) -> list[Any]:
+        """What ``given``, in the shape of the argument, holds for each of its tensors; ``None`` is nothing."""
+        if self.kind is ARRAY or self.kind is NUMBER:
+            return [given]
+        if self.kind is STRUCTURE:
+            if given is None:
+                return [part for leaf in self.leaves for part in leaf.match(None, where)]
+            leaves, spec = pytree.tree_flatten(given, is_leaf=lambda v: isinstance(v, (torch.Size, type(None))))
+            if self._has_modules() or spec != self.spec:
+                raise ValueError(f"{where}: expected the structure {self.spec}, got {spec}")
+            return [
+                part for leaf, g in zip(self.leaves, leaves, strict=True) for part in leaf.match(g, where)
+            ]
+        if self.kind is MODULE:
+            if given is None:
+                return [None] * len(self.names)
+            if not isinstance(given, dict) or not set(given) <= set(self.names):
+                raise ValueError(f"{where}: expected a dict by the names {self.names}, got {given!r}")
+            return [given.get(name) for name in self.names]
+        return []
+
+    def _has_modules(self) -> bool:
+        return any(leaf.kind is MODULE for leaf in self.leaves)
+
+
+class Prepared:
+    """The arguments of one call, flattened.
+
+    ``inputs``: the tensors to differentiate by, converted but not tracked. ``owned[i]``: input ``i`` may be
+    replaced by a tracked twin (``False`` for a module's parameters, which ``f`` finds by identity).
+    """
+
+    __slots__ = ("args", "inputs", "modules", "owned", "promoted", "simple", "slots")
+
+    def __init__(self, args: tuple[Any, ...]) -> None:
+        self.args = args
+        self.inputs: list[Tensor] = []
+        self.owned: list[bool] = []
+        self.slots: list[_Slot] = []
+        self.modules: list[tuple[nn.Module, list[str], int]] = []
+        self.promoted: list[str] = []
+        self.simple = False
+
+    def arguments(self, tracked: Sequence[Tensor]) -> Sequence[Any]:
+        """The arguments that ``f`` is called with."""
+        if self.simple:
+            return tracked
+        return [slot.argument(tracked) for slot in self.slots]
+
+    def results(self, results: Sequence[Tensor | None]) -> tuple[Any, ...]:
+        """One entry per argument, in the argument's own shape."""
+        if self.simple:
+            return tuple(results)
+        return tuple(slot.result(results) for slot in self.slots)
+
+    def annotate(self, error: BaseException) -> None:
+        """Add to an error raised by ``f`` what preparing the arguments may have to do with it."""
+        if self.promoted:
+            listed = "; ".join(self.promoted)
+            _add_note(
+                error,
+                f"torchzygote: {listed}. To pass an argument to f as it was given, leave its position out of "
+                "argnums, the positions that are differentiated.",
+            )
+        text = str(error)
+        if isinstance(error, RuntimeError) and ("in-place" in text or "inplace" in text):
+            _add_note(
+                error,
+                "torchzygote: f may not write in place into what it is differentiated by; "
+                "write into a clone() of it, or use torchzygote.Buffer.",
+            )
+
+
+def _add_note(error: BaseException, note: str) -> None:
+    if hasattr(error, "add_note"):
+        error.add_note(note)
+        return
+    last: BaseException = error  # Python 3.10: the note goes to the end of the chain of causes
+    while last.__cause__ is not None:
+        last = last.__cause__
+    last.__cause__ = RuntimeError(note)
+
+
+def _describe(value: Any, where: str, to: Tensor) -> str:
+    if isinstance(value, Tensor):
+        what = f"an integer tensor of dtype {value.dtype}"
+    elif isinstance(value, np.ndarray):
+        what = f"an integer NumPy array of dtype {value.dtype}"
+    else:
+        what = f"the integer {value!r}"
+    return f"{where}, {what}, was promoted to a tensor of dtype {to.dtype}, because its derivative is real"
+
+
+def _fill(prepared: Prepared, value: Any, where: str, kinds: Callable[[object], str]) -> _Slot:
+    """The slot of one value; its tensors are appended to the flat inputs."""
+    kind = kinds(value)
+    slot = _Slot(kind, value, len(prepared.inputs))
+    if kind is ARRAY or kind is NUMBER:
+        try:
+            tensor = to_tensor(value, kind)
+        except TypeError as error:
+            raise TypeError(f"{where}: {error}") from None
+        prepared.inputs.append(tensor)
+        prepared.owned.append(True)
+        if is_promoted(value):
+            prepared.promoted.append(_describe(value, where, tensor))
+    elif kind is STRUCTURE:
+        leaves, slot.spec = pytree.tree_flatten(value, is_leaf=lambda v: isinstance(v, torch.Size))
+        slot.leaves = [_fill(prepared, leaf, f"a leaf of {where}", kinds) for leaf in leaves]
+    elif kind is MODULE:
+        found = trainable(value)
+        slot.names = list(found)
+        prepared.modules.append((value, slot.names, slot.start))
+        prepared.inputs.extend(found.values())
+        prepared.owned.extend([False] * len(found))
+    return slot
+
+
+def _arrays_only(value: object) -> str:
+    kind = kind_of(value)
+    return kind if kind is ARRAY or kind is NUMBER else OPAQUE
+
+
+def prepare(
+    args: tuple[Any, ...], argnums: int | Sequence[int] | None = None, *, arrays_only: bool = False
+) -> Prepared:
+    """Flatten the arguments of a call.
+
+    ``arrays_only``: structures and modules pass through untouched, as Jacobians and Hessians want it.
+    """
+    prepared = Prepared(args)
+    if argnums is None:
+        simple = True
+        for x in args:  # the common case, without any bookkeeping
+            if type(x) is not Tensor or not x.dtype.is_floating_point or x.is_inference():
+                simple = False
+                break
+        if simple:
+            prepared.simple = True
+            prepared.inputs = list(args)
+            prepared.owned = [True] * len(args)
+            return prepared
+    chosen = check_argnums(argnums, len(args))
+    kinds = _arrays_only if arrays_only else kind_of
+    for position, value in enumerate(args):
+        if chosen is None or position in chosen:
+            prepared.slots.append(_fill(prepared, value, f"argument {position}", kinds))
+        else:
+            prepared.slots.append(_Slot(OPAQUE, value, len(prepared.inputs)))
+    return prepared
+
+
+def type_name(x: object) -> str:
+    """The type of ``x`` for a message, with shape and dtype where there are any."""
+    if isinstance(x, (Tensor, np.ndarray)):
+        return f"{type(x).__name__} of shape {tuple(x.shape)} and dtype {x.dtype}"
+    return type(x).__name__
+
+
+def numel(shape: Sequence[int]) -> int:
+    """Number of elements of a tensor of this shape."""
+    return math.prod(shape)

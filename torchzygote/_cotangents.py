@@ -1,0 +1,119 @@
+"""Cotangents in, gradients out: fitting what the caller gives to what ``f`` returned, and owning results.
+
+Knows nothing of how a cotangent is pulled back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._arguments import kind_of, number_to_tensor, type_name
+from ._engine import Linearization
+from ._torch_private import pytree
+
+__all__ = ["own", "unfold_cotangent"]
+
+
+def own(results: list[Tensor | None], given: Sequence[Tensor | None] = ()) -> list[Tensor | None]:
+    """``results`` such that the caller may write into each: no stride-0 axes, no memory shared among them.
+
+    ``given``: tensors of the caller that a result must not share memory with.
+    """
+    if len(results) == 1 and not given:
+        only = results[0]
+        if only is None or only.layout is not torch.strided or only.is_contiguous():
+            return results
+    taken = {x.data_ptr() for x in given if _has_memory(x)}
+    for i, x in enumerate(results):
+        if x is None or not _has_memory(x):
+            continue
+        pointer = x.data_ptr()
+        if pointer in taken:
+            results[i] = x.clone(memory_format=torch.contiguous_format)
+        elif not x.is_contiguous() and 0 in x.stride():
+            results[i] = x.contiguous()
+        taken.add(pointer)
+    return results
+
+
+def _has_memory(x: Tensor | None) -> bool:
+    return x is not None and x.layout is torch.strided and x.numel() > 0 and not _is_subclass(x)
+
+
+def _is_subclass(x: Tensor) -> bool:
+    return type(x) is not Tensor and type(x) is not torch.nn.Parameter
+
+
+def fit_cotangent(leaf: Any, ybar: Any) -> Tensor | None:
+    """``ybar`` as a tensor of the shape and dtype of ``leaf``, ``None`` where nothing is pulled back."""
+    if ybar is None:
+        return None
+    kind = kind_of(ybar)
+    if kind == "number":
+        cotangent = number_to_tensor(ybar)
+    elif kind == "array":
+        cotangent = torch.as_tensor(ybar)
+    else:
+        raise ValueError(f"ybar: expected what fits y, {type_name(leaf)}, got {type_name(ybar)}")
+    shape = leaf.shape if isinstance(leaf, Tensor) else ()
+    if not isinstance(leaf, Tensor) and kind_of(leaf) not in ("number", "array"):
+        raise ValueError(f"ybar: expected None, as y is {type_name(leaf)} there, got {type_name(ybar)}")
+    if tuple(cotangent.shape) != tuple(shape):
+        raise ValueError(
+            f"ybar: expected the shape of y, {tuple(shape)}, got {type_name(ybar)}; "
+            "pass a cotangent for every element of y"
+        )
+    if not isinstance(leaf, Tensor) or not (leaf.dtype.is_floating_point or leaf.dtype.is_complex):
+        return None
+    if cotangent.dtype.is_complex and not leaf.dtype.is_complex:
+        raise ValueError(f"ybar: expected a real cotangent for y of dtype {leaf.dtype}, got {type_name(ybar)}")
+    if cotangent.dtype != leaf.dtype or cotangent.device != leaf.device:
+        cotangent = cotangent.to(dtype=leaf.dtype, device=leaf.device)
+    return cotangent
+
+
+def unfold_cotangent(lin: Linearization, ybar: Any) -> list[Tensor | None]:
+    """One cotangent (or ``None``) per root of ``lin``."""
+    if lin.y_spec is None:
+        leaves = [ybar]
+    else:
+        leaves = _leaves_like(lin.y, ybar)
+    cotangents = []
+    roots = {id(root) for root in lin.roots}
+    for leaf, bar in zip(lin.y_leaves, leaves, strict=True):
+        fitted = fit_cotangent(leaf, bar)
+        if id(leaf) in roots:
+            cotangents.append(fitted)
+    return cotangents
+
+
+def _leaves_like(y: Any, ybar: Any) -> list[Any]:
+    """The leaves of ``ybar`` in the order of those of ``y``; ``None`` stands for any part of it."""
+    leaves, spec = pytree.tree_flatten(y)
+    if ybar is None:
+        return [None] * len(leaves)
+    got, got_spec = pytree.tree_flatten(ybar)
+    if got_spec == spec:
+        return list(got)
+    parts, bars = _children(y), _children(ybar)
+    if parts is None or bars is None or type(y) is not type(ybar) or parts.keys() != bars.keys():
+        raise ValueError(f"ybar: expected the structure of y, {spec}, got {got_spec}")
+    found: list[Any] = []
+    for key, part in parts.items():
+        if kind_of(part) == "structure":
+            found.extend(_leaves_like(part, bars[key]))
+        else:
+            found.append(bars[key])
+    return found
+
+
+def _children(x: Any) -> dict[Any, Any] | None:
+    if isinstance(x, dict):
+        return dict(x)
+    if isinstance(x, (tuple, list)):
+        return dict(enumerate(x))
+    return None

@@ -1,0 +1,384 @@
+"""Running a function so that it can be differentiated; nesting is decided here and only here.
+
+Three ways, one interface (:class:`Linearization`):
+
+- at top level, and inside this package's own reverse mode: the autograd tape;
+- inside a ``torch.func`` transform: a ``torch.func`` level of our own;
+- while ``torch.compile`` traces: public ``torch.func`` only, which is all that Dynamo follows.
+
+Knows nothing of matrices, chunks or results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _state
+from ._arguments import Prepared, kind_of, number_to_tensor, type_name
+from ._torch_private import (
+    create_grad_input,
+    grad_level,
+    in_functorch,
+    in_functorch_derivative,
+    leave_grad_level,
+    pytree,
+    swap_tensors,
+)
+
+__all__ = [
+    "Linearization",
+    "call",
+    "compiling",
+    "held_flags",
+    "jvp",
+    "keeps_graph",
+    "linearize",
+    "recording",
+]
+
+
+def compiling() -> bool:
+    """Whether ``torch.compile`` is tracing us."""
+    return torch.compiler.is_compiling()
+
+
+def keeps_graph(create_graph: bool | None) -> bool:
+    """Whether results must be differentiable themselves."""
+    if create_graph is not None and not in_functorch():
+        return create_graph
+    return in_functorch_derivative() or (_state.deriving() and torch.is_grad_enabled())
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[None]:
+    """Autograd switched on, whatever the caller switched off around us."""
+    with contextlib.ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        yield
+
+
+def recording_if(keep: bool) -> contextlib.AbstractContextManager[None]:
+    """:func:`recording` where results keep a graph; without one, nothing needs to be recorded."""
+    return recording() if keep else contextlib.nullcontext()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# flags of tensors that f finds by identity
+
+
+class _Flags:
+    """``requires_grad`` switched on for as long as anybody needs it, counted over threads and calls."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: dict[int, list[Any]] = {}
+
+    def hold(self, tensors: Sequence[Tensor]) -> Callable[[], None]:
+        """Switch the flags on; the function returned gives them back (once)."""
+        mine: list[Tensor] = []
+        with self._lock:
+            for tensor in tensors:
+                entry = self._held.get(id(tensor))
+                if entry is not None:
+                    entry[1] += 1
+                elif not tensor.requires_grad:
+                    tensor.requires_grad_(True)
+                    self._held[id(tensor)] = [tensor, 1]
+                else:
+                    continue
+                mine.append(tensor)
+
+        def release() -> None:
+            with self._lock:
+                while mine:
+                    tensor = mine.pop()
+                    entry = self._held[id(tensor)]
+                    entry[1] -= 1
+                    if entry[1] == 0:
+                        del self._held[id(tensor)]
+                        if tensor.is_leaf:
+                            tensor.requires_grad_(False)
+
+        return release
+
+
+_flags = _Flags()
+
+
+def _nothing() -> None:
+    return None
+
+
+def held_flags(tensors: Sequence[Tensor]) -> Callable[[], None]:
+    """Make ``tensors`` require grad until the function returned is called."""
+    if all(tensor.requires_grad for tensor in tensors) and not _flags._held:
+        return _nothing
+    return _flags.hold(tensors)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# reverse mode
+
+
+class Linearization:
+    """``f`` at one point, ready to be pulled back: ``roots`` are its tensor outputs, ``inputs`` what by.
+
+    ``y`` is what ``f`` returned, as the code around this differentiation may see it.
+    """
+
+    __slots__ = ("__weakref__", "_pull", "inputs", "prepared", "roots", "waiting", "y", "y_leaves", "y_spec")
+
+    def __init__(self, prepared: Prepared, roots: list[Tensor], inputs: list[Tensor]) -> None:
+        self.prepared = prepared
+        self.roots = roots
+        self.inputs = inputs
+        self.y: Any = None
+        self.y_leaves: list[Any] = []
+        self.y_spec: Any = None
+        self.waiting: list[Callable[[], None]] = []
+        self._pull: Callable[..., Any] | None = None
+
+    def pull(
+        self, cotangents: Sequence[Tensor | None], *, retain: bool = True, create_graph: bool = False
+    ) -> list[Tensor | None]:
+        """One pullback: a cotangent (or ``None``) per root gives a gradient (or ``None``) per input."""
+        if self._pull is not None:
+            return self._pull_compiled(cotangents)
+        roots: list[Tensor] = []
+        seeds: list[Tensor] = []
+        for root, cotangent in zip(self.roots, cotangents, strict=True):
+            if cotangent is not None and root.requires_grad:
+                roots.append(root)
+                seeds.append(cotangent)
+        if not roots or not self.inputs:
+            return [None] * len(self.inputs)
+        return list(
+            torch.autograd.grad(
+                roots,
+                self.inputs,
+                seeds,
+                retain_graph=retain or create_graph,
+                create_graph=create_graph,
+                allow_unused=True,
+            )
+        )
+
+    def _pull_compiled(self, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
+        assert self._pull is not None
+        full = [
+            torch.zeros_like(root) if cotangent is None else cotangent
+            for root, cotangent in zip(self.roots, cotangents, strict=True)
+        ]
+        return list(self._pull(tuple(full)))
+
+
+def call(f: Callable[..., Any], prepared: Prepared, tracked: Sequence[Tensor]) -> Any:
+    try:
+        return f(*prepared.arguments(tracked))
+    except Exception as error:
+        prepared.annotate(error)
+        raise
+
+
+def _tracked_on_tape(prepared: Prepared, keep: bool) -> list[Tensor]:
+    """Twins of the inputs that the tape records; writing into one in place is refused by PyTorch."""
+    tracked = []
+    for x, owned in zip(prepared.inputs, prepared.owned, strict=True):
+        if not owned:
+            tracked.append(x)
+        elif keep and x.requires_grad:
+            # A view from a multi-view function: keeps the outer history, and refuses writes in place.
+            tracked.append(x.unsqueeze(0).unbind()[0])
+        else:
+            tracked.append(x.detach().requires_grad_())
+    return tracked
+
+
+def _is_differentiable(leaf: object) -> bool:
+    return isinstance(leaf, Tensor) and (leaf.dtype.is_floating_point or leaf.dtype.is_complex)
+
+
+def detached(y: Any) -> Any:
+    """``y`` without graphs, structures leaf by leaf."""
+    if isinstance(y, Tensor):
+        return y.detach() if y.requires_grad else y
+    if kind_of(y) == "structure":
+        return pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, y)
+    return y
+
+
+def linearize(
+    f: Callable[..., Any], prepared: Prepared, *, keep: bool, scalar_aux: bool = False
+) -> Linearization:
+    """Run ``f`` once, recording it.
+
+    ``keep``: results will be differentiable themselves. ``scalar_aux``: only the first field of a returned
+    tuple is differentiated. The caller is inside :func:`_state.differentiation`.
+    """
+    if compiling():
+        return _linearize_compiled(f, prepared, scalar_aux)
+    if in_functorch():
+        return _linearize_functorch(f, prepared, scalar_aux)
+    tracked = _tracked_on_tape(prepared, keep)
+    if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+        y = call(f, prepared, tracked)
+    else:
+        with recording():
+            y = call(f, prepared, tracked)
+    lin = Linearization(prepared, [], tracked)
+    _take_outputs(lin, y, scalar_aux)
+    lin.y = y if keep else detached(y)
+    return lin
+
+
+def differentiated_part(y: Any) -> Any:
+    """The first field of a tuple (auxiliary output), or ``y`` itself."""
+    return y[0] if isinstance(y, tuple) and len(y) > 0 and not isinstance(y, torch.Size) else y
+
+
+def _take_outputs(lin: Linearization, y: Any, scalar_aux: bool) -> None:
+    part = differentiated_part(y) if scalar_aux else y
+    if isinstance(part, Tensor):
+        lin.y_leaves = [part]
+    elif kind_of(part) == "structure":
+        lin.y_leaves, lin.y_spec = pytree.tree_flatten(part)
+    else:
+        lin.y_leaves = [part]
+    lin.roots = [leaf for leaf in lin.y_leaves if _is_differentiable(leaf)]
+
+
+@contextlib.contextmanager
+def swapped(inputs: Sequence[Tensor], twins: Sequence[Tensor]) -> Iterator[None]:
+    """Every holder of ``inputs[i]`` sees ``twins[i]`` meanwhile."""
+    done: list[tuple[Tensor, Tensor]] = []
+    try:
+        for mine, twin in zip(inputs, twins, strict=True):
+            swap_tensors(mine, twin)
+            done.append((mine, twin))
+        yield
+    finally:
+        for mine, twin in reversed(done):
+            swap_tensors(mine, twin)
+
+
+def _linearize_functorch(f: Callable[..., Any], prepared: Prepared, scalar_aux: bool) -> Linearization:
+    """Like ``torch.func.vjp``, but "does not depend on" stays distinguishable from zero."""
+    by_identity = [x for x, owned in zip(prepared.inputs, prepared.owned, strict=True) if not owned]
+    # What f finds by identity gets a twin of its own; made out here, lest the new level wraps it.
+    sources = [x if owned else x.view_as(x) for x, owned in zip(prepared.inputs, prepared.owned, strict=True)]
+    with grad_level() as level, torch.enable_grad():
+        tracked = [create_grad_input(x, level) for x in sources]
+        if by_identity:
+            twins = [twin for twin, owned in zip(tracked, prepared.owned, strict=True) if not owned]
+            with swapped(by_identity, twins):
+                y = call(f, prepared, tracked)
+        else:
+            y = call(f, prepared, tracked)
+        lin = Linearization(prepared, [], tracked)
+        _take_outputs(lin, y, scalar_aux)
+        lin.y = pytree.tree_map(
+            lambda leaf: leave_grad_level(leaf, level) if isinstance(leaf, Tensor) else leaf, y
+        )
+    return lin
+
+
+def _linearize_compiled(f: Callable[..., Any], prepared: Prepared, scalar_aux: bool) -> Linearization:
+    """Public ``torch.func.vjp``; an input that ``f`` doesn't use gives zeros here."""
+    if not all(prepared.owned):
+        raise RuntimeError(
+            "inside torch.compile, modules and Params can't be differentiated by identity: pass the "
+            "parameters as arguments and call the module with torch.func.functional_call"
+        )
+    kept: dict[str, Any] = {}
+
+    def flat(*inputs: Tensor) -> tuple[tuple[Tensor, ...], Any]:
+        y = f(*prepared.arguments(inputs))
+        part = differentiated_part(y) if scalar_aux else y
+        leaves, kept["spec"] = pytree.tree_flatten(part)
+        kept["structured"] = not isinstance(part, Tensor)
+        kept["leaves"] = [None if _is_differentiable(leaf) else leaf for leaf in leaves]
+        return tuple(leaf for leaf in leaves if _is_differentiable(leaf)), y
+
+    roots, pull, y = torch.func.vjp(flat, *prepared.inputs, has_aux=True)
+    lin = Linearization(prepared, list(roots), list(prepared.inputs))
+    lin._pull = pull
+    lin.y = y
+    remaining = iter(roots)
+    lin.y_leaves = [next(remaining) if leaf is None else leaf for leaf in kept["leaves"]]
+    lin.y_spec = kept["spec"] if kept["structured"] else None
+    return lin
+
+
+def release_with(owner: object, release: Callable[[], None]) -> None:
+    """Call ``release`` when ``owner`` is gone."""
+    weakref.finalize(owner, release)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# forward mode
+
+
+def fit_tangent(x: Tensor, tangent: Any, where: str) -> Tensor:
+    """``tangent`` as a tensor that fits ``x``; anything else is a ``ValueError``."""
+    if tangent is None:
+        return torch.zeros_like(x)
+    kind = kind_of(tangent)
+    if kind == "number":
+        tangent = number_to_tensor(tangent)
+    elif kind == "array":
+        tangent = torch.as_tensor(tangent)
+    else:
+        raise ValueError(f"{where}: expected a tangent of shape {tuple(x.shape)}, got {type_name(tangent)}")
+    if tangent.shape != x.shape:
+        raise ValueError(
+            f"{where}: expected a tangent of shape {tuple(x.shape)}, got shape {tuple(tangent.shape)}"
+        )
+    if tangent.dtype.is_complex and not x.dtype.is_complex:
+        raise ValueError(f"{where}: expected a real tangent of dtype {x.dtype}, got {tangent.dtype}")
+    fitted: Tensor = tangent.to(device=x.device, dtype=x.dtype)
+    return fitted
+
+
+def separate(x: Tensor) -> Tensor:
+    """``x``, cloned where forward mode needs that: it refuses expanded and overlapping tensors."""
+    if x.numel() > 1 and not x.is_contiguous() and not _non_overlapping(x):
+        return x.clone(memory_format=torch.contiguous_format)
+    return x
+
+
+def _non_overlapping(x: Tensor) -> bool:
+    strides = sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1)
+    reach = 0
+    for stride, size in strides:
+        if stride <= reach:
+            return False
+        reach += stride * (size - 1)
+    return True
+
+
+@contextlib.contextmanager
+def forward_mode() -> Iterator[None]:
+    """PyTorch's forward-AD levels are process-wide: one thread at a time."""
+    if compiling():
+        yield
+        return
+    with _state.forward_mode_lock:
+        yield
+
+
+def jvp(
+    f: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], tangents: Sequence[Tensor]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """``f(*inputs)``, a tuple of tensors, and its derivative along ``tangents``."""
+    with forward_mode():
+        values, derivatives = torch.func.jvp(f, tuple(inputs), tuple(tangents))
+    return values, derivatives

@@ -1,0 +1,118 @@
+"""Which mode, and how many rows at a time: pure functions of sizes and capabilities.
+
+Runs nothing and allocates nothing; it must not know what a row is.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+__all__ = [
+    "check_chunk_size",
+    "check_mode",
+    "choose_chunk",
+    "choose_mode",
+    "memory_budget",
+    "set_memory_budget",
+]
+
+JACOBIAN_MODES = ("auto", "reverse", "forward")
+HESSIAN_MODES = ("auto", "forward_over_reverse", "reverse_over_reverse")
+
+# A pushforward costs about as much as a pullback but needs f again; measured on MLPs and elementwise f.
+_FORWARD_COST = 1.5
+_GIBIBYTE = 1 << 30
+# Below this many bytes per chunk nobody asks how much memory is free: asking costs more than it saves.
+_SMALL = 32 << 20
+# Batches beyond this fall out of the caches; more rows at a time no longer save dispatches that matter.
+_COMFORTABLE = 64 << 20
+_LEAST_ROWS = 16
+
+_budget: int | None = None
+
+
+def set_memory_budget(nbytes: int | None) -> None:
+    """Set how many bytes one chunk of batched rows may take.
+
+    Parameters
+    ----------
+    nbytes : int or None
+        A positive number of bytes; ``None`` goes back to the default: a quarter of the free memory of the
+        device, on the CPU at most 1 GiB. The environment variable ``TORCHZYGOTE_MEMORY_BUDGET`` (bytes) sets
+        it for a whole process.
+
+    Raises
+    ------
+    ValueError
+        ``nbytes`` is below 1.
+
+    Examples
+    --------
+    >>> from torchzygote import set_memory_budget
+    >>> set_memory_budget(256 * 2**20)
+    >>> set_memory_budget(None)
+    """
+    global _budget
+    if nbytes is not None and nbytes < 1:
+        raise ValueError(f"nbytes: expected a positive number of bytes or None, got {nbytes}")
+    _budget = nbytes
+
+
+def memory_budget(device: torch.device) -> int:
+    """Bytes that one chunk of batched rows may take on ``device``, now."""
+    if _budget is not None:
+        return _budget
+    setting = os.environ.get("TORCHZYGOTE_MEMORY_BUDGET")
+    if setting:
+        if not setting.isdigit() or int(setting) < 1:
+            raise ValueError(f"TORCHZYGOTE_MEMORY_BUDGET: expected a number of bytes, got {setting!r}")
+        return int(setting)
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return max(free // 4, 1)
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return _GIBIBYTE  # not a POSIX system: nothing in the standard library tells
+    return max(min(free // 4, _GIBIBYTE), 1)
+
+
+def check_mode(mode: object, allowed: tuple[str, ...]) -> str:
+    """``mode`` if it is one of the ``allowed`` words."""
+    if not isinstance(mode, str) or mode not in allowed:
+        raise ValueError(f"mode: expected one of {', '.join(map(repr, allowed))}, got {mode!r}")
+    return mode
+
+
+def check_chunk_size(chunk_size: object) -> int | None:
+    """``chunk_size`` if it is ``None`` or a positive int."""
+    if chunk_size is None:
+        return None
+    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int):
+        raise TypeError(f"chunk_size: expected None or an int, got {chunk_size!r}")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size: expected at least 1, got {chunk_size}")
+    return chunk_size
+
+
+def choose_mode(mode: str, rows: int, columns: int, complex_input: bool) -> str:
+    """``"reverse"`` or ``"forward"`` for a Jacobian of this shape."""
+    if mode != "auto":
+        return mode
+    if complex_input or rows == 0 or columns == 0:
+        return "reverse"
+    return "forward" if _FORWARD_COST * columns + 2 < rows else "reverse"
+
+
+def choose_chunk(chunk_size: int | None, rows: int, row_bytes: int, device: torch.device) -> int:
+    """Rows at a time, at least one: within the memory budget, and no more than is comfortable."""
+    if chunk_size is not None:
+        return max(1, min(chunk_size, rows))
+    if rows * row_bytes <= _SMALL:
+        return max(1, rows)
+    row_bytes = max(1, row_bytes)
+    affordable = memory_budget(device) // row_bytes
+    comfortable = max(_LEAST_ROWS, _COMFORTABLE // row_bytes)
+    return max(1, min(rows, affordable, comfortable))

@@ -1,0 +1,177 @@
+"""Chunked products: batched pullbacks, pushforwards and Hessian-vector products for rows of seeds.
+
+Takes seeds and gives products, chunk by chunk; it must not know what the seeds stand for (rows of an identity,
+colors) nor where the products go.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _engine
+from ._engine import Linearization
+from ._random import RandomState
+from ._torch_private import backward_bytes
+
+__all__ = ["Chunk", "Seeds", "identity_seeds", "jvps", "row_bytes", "vjps"]
+
+# seeds(lo, hi): the flat seeds of rows lo to hi, shape (hi - lo, numel)
+Seeds = Callable[[int, int], Tensor]
+# lo, hi, and for each input the products of shape (hi - lo, *its shape), None where nothing depends on it
+Chunk = tuple[int, int, "list[Tensor | None]"]
+
+
+def identity_seeds(numel: int, dtype: torch.dtype, device: torch.device) -> Seeds:
+    """Rows of the identity, made for one chunk at a time: a whole one would cost ``numel`` squared."""
+
+    def seeds(lo: int, hi: int) -> Tensor:
+        block = torch.zeros(hi - lo, numel, dtype=dtype, device=device)
+        block.diagonal(lo).fill_(1)
+        return block
+
+    return seeds
+
+
+def row_bytes(lin: Linearization) -> int:
+    """Upper bound of the bytes that one row needs while it is pulled back, read off the recorded graph."""
+    total, _ = backward_bytes(lin.roots)
+    return total + sum(x.numel() * x.element_size() for x in lin.inputs)
+
+
+def progress_bar(enabled: bool, total: int, what: str) -> Any:
+    """A tqdm bar over ``total`` rows, or something that ignores its updates."""
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, unit=what, disable=not enabled)
+
+
+def _chunks(total: int, chunk: int, progress: bool, what: str) -> Iterator[tuple[int, int]]:
+    if not progress:
+        for lo in range(0, total, chunk):
+            yield lo, min(lo + chunk, total)
+        return
+    with progress_bar(True, total, what) as bar:
+        for lo in range(0, total, chunk):
+            hi = min(lo + chunk, total)
+            yield lo, hi
+            bar.update(hi - lo)
+
+
+def vjps(
+    lin: Linearization,
+    root: int,
+    seeds: Seeds,
+    total: int,
+    chunk: int,
+    *,
+    create_graph: bool = False,
+    progress: bool = False,
+    what: str = "row",
+) -> Iterator[Chunk]:
+    """Pull the seeds back from ``lin.roots[root]``, ``chunk`` rows at a time."""
+    shape = lin.roots[root].shape
+    count = len(lin.roots)
+    by_row = False
+
+    def one(seed: Tensor) -> list[Tensor | None]:
+        cotangents: list[Tensor | None] = [None] * count
+        cotangents[root] = seed.view(shape)
+        return lin.pull(cotangents, retain=True, create_graph=create_graph)
+
+    for lo, hi in _chunks(total, chunk, progress, what):
+        rows = seeds(lo, hi)
+        if hi - lo == 1:
+            yield lo, hi, [None if g is None else g.unsqueeze(0) for g in one(rows[0])]
+            continue
+        if not by_row:
+            try:
+                yield lo, hi, batched(one, rows)
+                continue
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                products = _row_by_row(one, rows)  # raises what f's own derivative raises, if it does
+                by_row = True
+                _warn_not_batched(lin, error)
+        else:
+            products = _row_by_row(one, rows)
+        yield lo, hi, products
+
+
+def batched(one: Callable[[Tensor], list[Tensor | None]], rows: Tensor) -> list[Tensor | None]:
+    """``one`` for all rows at once under ``vmap``."""
+    present: list[bool] = []
+
+    def present_only(row: Tensor) -> tuple[Tensor, ...]:
+        products = one(row)
+        present[:] = [product is not None for product in products]
+        return (row, *(product for product in products if product is not None))
+
+    found = iter(torch.func.vmap(present_only, randomness="same")(rows)[1:])
+    return [next(found) if there else None for there in present]
+
+
+def _row_by_row(one: Callable[[Tensor], list[Tensor | None]], rows: Tensor) -> list[Tensor | None]:
+    singles = [one(row) for row in rows.unbind()]
+    return [stack_products(column) for column in zip(*singles, strict=True)]
+
+
+def stack_products(products: Sequence[Tensor | None]) -> Tensor | None:
+    """Rows stacked; a row that is ``None`` among others is zero."""
+    like = next((product for product in products if product is not None), None)
+    if like is None:
+        return None
+    return torch.stack([torch.zeros_like(like) if p is None else p for p in products])
+
+
+def _warn_not_batched(lin: Linearization, error: Exception) -> None:
+    _, python_nodes = backward_bytes(lin.roots)
+    custom = sorted({name.removesuffix("Backward") for name in python_nodes})
+    culprit = f" (custom autograd functions in f: {', '.join(custom)})" if custom else ""
+    text = str(error).strip().split("\n")[0]
+    warnings.warn(
+        f"rows are computed one at a time, which is slow: PyTorch could not batch an operation{culprit}: "
+        f"{type(error).__name__}: {text}",
+        stacklevel=2,
+    )
+
+
+def jvps(
+    f: Callable[..., tuple[Tensor, ...]],
+    inputs: Sequence[Tensor],
+    by: int,
+    seeds: Seeds,
+    total: int,
+    chunk: int,
+    *,
+    random: RandomState | None = None,
+    progress: bool = False,
+    what: str = "column",
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Push the seeds forward through ``f``, by ``inputs[by]`` alone; ``f`` returns one tensor in a tuple.
+
+    ``random`` is restored before each run of ``f``, so that every chunk sees the same draw.
+    """
+    x = inputs[by]
+
+    def of_one(primal: Tensor) -> tuple[Tensor, ...]:
+        return f(*inputs[:by], primal, *inputs[by + 1 :])
+
+    def one(seed: Tensor) -> Tensor:
+        return torch.func.jvp(of_one, (x,), (seed.view(x.shape),))[1][0]
+
+    for lo, hi in _chunks(total, chunk, progress, what):
+        rows = seeds(lo, hi)
+        if random is not None:
+            random.restore()
+        with _engine.forward_mode():
+            if hi - lo == 1:
+                products = one(rows[0]).unsqueeze(0)
+            else:
+                products = torch.func.vmap(one, randomness="same")(rows)
+        yield lo, hi, products

@@ -1,0 +1,389 @@
+"""Pullbacks, pushforwards and gradients: the public first-order functions.
+
+Thin functions over one worker each; how a function is recorded is the engine's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import _engine, _state
+from ._arguments import Prepared, kind_of, number_to_tensor, prepare, type_name
+from ._cotangents import own, unfold_cotangent
+from ._torch_private import pytree
+from .grads import Grads
+from .params import Params
+
+__all__ = ["WithGradient", "gradient", "pullback", "pushforward", "withgradient"]
+
+
+class WithGradient(NamedTuple):
+    """What :func:`withgradient` returns: ``val``, what the function returned, and ``grad``."""
+
+    val: Any
+    grad: Any
+
+
+def prepare_implicit(caller: str, params: Params, argnums: object) -> Prepared:
+    """The arguments of a call with ``Params``: none, and tensors that ``f`` finds by identity."""
+    if argnums is not None:
+        raise TypeError(f"{caller}: argnums goes with arguments, got {argnums!r} together with Params")
+    if _engine.compiling():
+        raise RuntimeError(
+            f"{caller}: inside torch.compile, Params can't be differentiated by identity; pass the "
+            "tensors as arguments (torch.func.functional_call calls a module with them)"
+        )
+    prepared = Prepared(())
+    prepared.inputs = list(params)
+    prepared.owned = [False] * len(prepared.inputs)
+    return prepared
+
+
+def implicit(args: tuple[Any, ...]) -> Params | None:
+    """The ``Params`` of an implicit call, or ``None`` for a call with arguments."""
+    return args[0] if len(args) == 1 and isinstance(args[0], Params) else None
+
+
+def scalar_root(caller: str, y: Any) -> Tensor | None:
+    """The tensor to pull back from, ``None`` for a constant; anything but a real scalar is refused."""
+    if isinstance(y, Tensor):
+        if y.dim() != 0:
+            raise ValueError(
+                f"{caller}: expected f to return a real scalar, got an array, {type_name(y)}; "
+                "perhaps you wanted jacobian"
+            )
+        if y.dtype.is_complex:
+            raise ValueError(
+                f"{caller}: expected f to return a real scalar, got a complex one of dtype {y.dtype}; "
+                "return its real part, imaginary part or absolute value"
+            )
+        return y if y.dtype.is_floating_point else None
+    if isinstance(y, np.ndarray) and y.ndim > 0:
+        raise ValueError(
+            f"{caller}: expected f to return a real scalar, got an array, {type_name(y)}; "
+            "perhaps you wanted jacobian"
+        )
+    if isinstance(y, (complex, np.complexfloating)):
+        raise ValueError(f"{caller}: expected f to return a real scalar, got the complex number {y!r}")
+    if isinstance(y, (bool, int, float, np.bool_, np.number, np.ndarray)):
+        return None
+    raise TypeError(f"{caller}: expected f to return a real scalar, got {type_name(y)}")
+
+
+def _value_and_results(
+    caller: str,
+    f: Callable[..., Any],
+    args: tuple[Any, ...],
+    argnums: int | Sequence[int] | None,
+    create_graph: bool | None,
+    aux: bool,
+) -> tuple[Any, Any]:
+    """The worker: value and gradient of ``f``, which is called once."""
+    params = implicit(args)
+    prepared = prepare(args, argnums) if params is None else prepare_implicit(caller, params, argnums)
+    keep = _engine.keeps_graph(create_graph)
+    release = None if params is None or _engine.in_functorch() else _engine.held_flags(prepared.inputs)
+    try:
+        with _state.differentiation():
+            lin = _engine.linearize(f, prepared, keep=keep, scalar_aux=aux)
+            y = lin.y_leaves[0] if lin.y_spec is None else _refuse_structure(caller, lin, aux)
+            root = scalar_root(caller, y)
+            if root is None:
+                flat: list[Tensor | None] = [None] * len(prepared.inputs)
+            else:
+                flat = lin.pull([torch.ones_like(root)], retain=keep, create_graph=keep)
+            if not _engine.in_functorch() and not _engine.compiling():
+                flat = own(flat)
+            value = lin.y
+    finally:
+        if release is not None:
+            release()
+    return value, prepared.results(flat) if params is None else Grads(params, flat)
+
+
+def _refuse_structure(caller: str, lin: _engine.Linearization, aux: bool) -> Any:
+    y = _engine.differentiated_part(lin.y) if aux else lin.y
+    raise TypeError(f"{caller}: expected f to return a real scalar, got {type_name(y)}")
+
+
+def gradient(
+    f: Callable[..., Any],
+    *args: Any,
+    argnums: int | Sequence[int] | None = None,
+    create_graph: bool | None = None,
+) -> Any:
+    """Gradient of a scalar function with respect to each of its arguments.
+
+    Parameters
+    ----------
+    f : callable
+        Called once, as ``f(*args)`` with tensors for numbers and arrays; returns a real scalar (a number or a
+        0-dim tensor).
+    *args
+        Numbers, arrays (tensors or NumPy arrays of any shape), structures of them, modules; anything else is
+        passed to ``f`` untouched. Or one :class:`Params`; then ``f`` takes no arguments.
+    argnums : int or sequence of int, optional
+        Differentiate these arguments only; the others reach ``f`` exactly as given.
+    create_graph : bool, optional
+        Make the results part of the autograd graph around the call. By default they are differentiable
+        only inside another differentiation by this package or by ``torch.func``.
+
+    Returns
+    -------
+    tuple or Grads
+        One entry per argument: a tensor of the argument's shape (0-dim for a number), the same structure for
+        a structure, a dict from qualified name to gradient for a module, ``None`` for anything else and for
+        what ``f`` doesn't depend on. A :class:`Grads` for :class:`Params`.
+
+    Raises
+    ------
+    ValueError
+        ``f`` returns an array (perhaps you wanted :func:`jacobian`) or a complex number.
+    TypeError
+        ``f`` returns anything else.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torchzygote import gradient
+    >>> gradient(torch.mul, 2, 3)
+    (tensor(3.), tensor(2.))
+    >>> gradient(lambda a, t: (a * t[0]).sum() + t[1], torch.tensor([1., 2., 3.]), (4, 5))
+    (tensor([4., 4., 4.]), (tensor(6.), tensor(1.)))
+
+    References
+    ----------
+    ``gradient`` in Zygote.jl, https://fluxml.ai/Zygote.jl/stable/utils/
+    """
+    return _value_and_results("gradient", f, args, argnums, create_graph, False)[1]
+
+
+def withgradient(
+    f: Callable[..., Any],
+    *args: Any,
+    argnums: int | Sequence[int] | None = None,
+    create_graph: bool | None = None,
+) -> WithGradient:
+    """Value and gradient, with one call of ``f``.
+
+    Parameters
+    ----------
+    f : callable
+        As for :func:`gradient`. It may return a tuple or named tuple: the first field, a real scalar, is
+        differentiated, the others are auxiliary output.
+    *args, argnums, create_graph
+        As for :func:`gradient`.
+
+    Returns
+    -------
+    WithGradient
+        A named tuple ``(val, grad)``: all that ``f`` returned, and what :func:`gradient` gives.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As :func:`gradient`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torchzygote import withgradient
+    >>> withgradient(torch.div, 1, 2)
+    WithGradient(val=tensor(0.5000), grad=(tensor(0.5000), tensor(-0.2500)))
+    >>> withgradient(lambda x: (x.sum(), x.max()), torch.tensor([1., 2.])).val
+    (tensor(3.), tensor(2.))
+
+    References
+    ----------
+    ``withgradient`` in Zygote.jl, https://fluxml.ai/Zygote.jl/stable/utils/
+    """
+    return WithGradient(*_value_and_results("withgradient", f, args, argnums, create_graph, True))
+
+
+class _Back:
+    """The pullback of one call, kept until it is dropped."""
+
+    def __init__(self, lin: _engine.Linearization, params: Params | None, keep: bool) -> None:
+        self._lin = lin
+        self._params = params
+        self._keep = keep
+
+    def __call__(self, ybar: Any) -> Any:
+        lin = self._lin
+        if ybar is None:
+            flat: list[Tensor | None] = [None] * len(lin.prepared.inputs)
+        else:
+            cotangents = unfold_cotangent(lin, ybar)
+            keep = self._keep or _engine.keeps_graph(None)
+            with _state.differentiation(lin.waiting):
+                flat = lin.pull(cotangents, retain=True, create_graph=keep)
+            if not _engine.in_functorch() and not _engine.compiling():
+                flat = own(flat, cotangents)
+        return lin.prepared.results(flat) if self._params is None else Grads(self._params, flat)
+
+    def __repr__(self) -> str:
+        return f"<pullback by {len(self._lin.prepared.inputs)} tensors>"
+
+
+def pullback(
+    f: Callable[..., Any],
+    *args: Any,
+    argnums: int | Sequence[int] | None = None,
+    create_graph: bool | None = None,
+) -> tuple[Any, Callable[[Any], Any]]:
+    """Value of ``f`` and the function that pulls a cotangent back through it (vector-Jacobian product).
+
+    Parameters
+    ----------
+    f : callable
+        Called once, as for :func:`gradient`; it may return a number, an array or a structure of them.
+    *args, argnums, create_graph
+        As for :func:`gradient`.
+
+    Returns
+    -------
+    y
+        What ``f`` returned.
+    back : callable
+        ``back(ybar)`` gives one entry per argument, as :func:`gradient` does, any number of times. ``ybar``
+        has the shape and structure of ``y``, ``None`` standing for zero. ``back(None)`` gives all ``None``.
+        The record of the call lives as long as ``back``.
+
+    Raises
+    ------
+    ValueError
+        By ``back``: ``ybar`` doesn't fit ``y`` in shape or structure.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torchzygote import pullback
+    >>> y, back = pullback(lambda a, b: a * b, torch.tensor([1., 2.]), 3)
+    >>> y
+    tensor([3., 6.])
+    >>> back(torch.tensor([1., 10.]))
+    (tensor([ 3., 30.]), tensor(21.))
+
+    References
+    ----------
+    ``pullback`` in Zygote.jl, https://fluxml.ai/Zygote.jl/stable/adjoints/
+    """
+    params = implicit(args)
+    prepared = prepare(args, argnums) if params is None else prepare_implicit("pullback", params, argnums)
+    keep = _engine.keeps_graph(create_graph)
+    release = None if params is None or _engine.in_functorch() else _engine.held_flags(prepared.inputs)
+    waiting: list[_state.Callback] = []
+    try:
+        with _state.differentiation(waiting, defer=True):
+            lin = _engine.linearize(f, prepared, keep=keep)
+    except BaseException:
+        if release is not None:
+            release()
+        raise
+    lin.waiting = waiting
+    back = _Back(lin, params, keep)
+    if release is not None:
+        _engine.release_with(back, release)
+    return lin.y, back
+
+
+def pushforward(f: Callable[..., Any], *args: Any) -> Callable[..., Any]:
+    """The function that pushes tangents forward through ``f`` (Jacobian-vector product).
+
+    Parameters
+    ----------
+    f : callable
+        Called once per push, with tensors for numbers and arrays.
+    *args
+        As for :func:`gradient`, but every argument takes part, and there is no implicit form.
+
+    Returns
+    -------
+    push : callable
+        ``push(*xdots)``, a tangent per argument in that argument's shape and structure (a dict by qualified
+        name for a module; ``None`` is zero, and what opaque arguments get), gives the tangent of what ``f``
+        returns, in its structure.
+
+    Raises
+    ------
+    ValueError
+        By ``push``: a tangent doesn't fit its argument.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torchzygote import pushforward
+    >>> pushforward(lambda a, b: a * b, torch.tensor([1., 2.]), 3)(torch.tensor([1., 0.]), 1)
+    tensor([4., 2.])
+
+    References
+    ----------
+    ``pushforward`` in Zygote.jl, https://fluxml.ai/Zygote.jl/stable/utils/
+    """
+    prepared = prepare(args)
+
+    def push(*xdots: Any) -> Any:
+        if len(xdots) != len(args):
+            raise ValueError(f"push: expected {len(args)} tangents, one per argument, got {len(xdots)}")
+        return _push(f, prepared, xdots)
+
+    return push
+
+
+def _push(f: Callable[..., Any], prepared: Prepared, xdots: tuple[Any, ...]) -> Any:
+    keep = _engine.keeps_graph(None)
+    inputs = [_engine.separate(x if keep else x.detach()) for x in prepared.inputs]
+    tangents = _tangents(prepared, xdots, inputs, keep)
+    kept: dict[str, Any] = {}
+
+    def flat(*primals: Tensor) -> tuple[Tensor, ...]:
+        by_identity = [x for x, owned in zip(prepared.inputs, prepared.owned, strict=True) if not owned]
+        twins = [x for x, owned in zip(primals, prepared.owned, strict=True) if not owned]
+        with _engine.swapped(by_identity, twins) if twins else _state.no_context():
+            y = _engine.call(f, prepared, primals)
+        leaves, kept["spec"] = pytree.tree_flatten(y)
+        kept["leaves"] = [_zero_like(leaf) for leaf in leaves]
+        return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+
+    if not inputs:
+        raise ValueError("pushforward: expected at least one number, array, structure or module, got none")
+    with _state.differentiation(), _engine.recording_if(keep):
+        _, ydots = _engine.jvp(flat, inputs, tangents)
+    remaining = iter(ydots)
+    leaves = [next(remaining) if leaf is _TENSOR else leaf for leaf in kept["leaves"]]
+    ydot = pytree.tree_unflatten(leaves, kept["spec"])
+    return ydot if keep or _engine.in_functorch() else _engine.detached(ydot)
+
+
+_TENSOR = object()
+
+
+def _zero_like(leaf: Any) -> Any:
+    """The tangent of a leaf of ``y`` that no tensor carries."""
+    if isinstance(leaf, Tensor):
+        return _TENSOR
+    return torch.zeros_like(number_to_tensor(leaf)) if kind_of(leaf) == "number" else None
+
+
+def _tangents(
+    prepared: Prepared, xdots: tuple[Any, ...], inputs: list[Tensor], keep: bool
+) -> list[Tensor]:
+    tangents: list[Tensor] = []
+
+    def fit(value: Any, where: str) -> None:
+        tangent = _engine.fit_tangent(inputs[len(tangents)], value, where)
+        tangents.append(_engine.separate(tangent if keep else tangent.detach()))
+
+    if prepared.simple:
+        for position, xdot in enumerate(xdots):
+            fit(xdot, f"push: tangent {position}")
+        return tangents
+    for position, (slot, xdot) in enumerate(zip(prepared.slots, xdots, strict=True)):
+        for value in slot.match(xdot, f"push: tangent {position}"):
+            fit(value, f"push: tangent {position}")
+    return tangents
