@@ -84,7 +84,12 @@ def _array_to_tensor(x: Any) -> Tensor:
     if tensor.dtype in _INTEGERS:
         return tensor.to(torch.get_default_dtype())
     # A tensor made in inference mode can't be recorded by autograd; its copy can.
-    return tensor.clone() if tensor.is_inference() else tensor
+    return tensor.clone() if _is_inference(tensor) else tensor
+
+
+def _is_inference(x: Tensor) -> bool:
+    # Dynamo cannot trace the question; it does not trace inference tensors either.
+    return not torch.compiler.is_compiling() and x.is_inference()
 
 
 def to_tensor(x: Any, kind: str) -> Tensor:
@@ -166,8 +171,8 @@ class _Slot:
         if self.kind is STRUCTURE:
             if given is None:
                 return [part for leaf in self.leaves for part in leaf.match(None, where)]
-            leaves, spec = pytree.tree_flatten(given, is_leaf=lambda v: isinstance(v, (torch.Size, type(None))))
-            if self._has_modules() or spec != self.spec:
+            leaves, spec = pytree.tree_flatten(given, is_leaf=self._keeps_whole)
+            if spec != self.spec:
                 raise ValueError(f"{where}: expected the structure {self.spec}, got {spec}")
             return [
                 part for leaf, g in zip(self.leaves, leaves, strict=True) for part in leaf.match(g, where)
@@ -180,8 +185,12 @@ class _Slot:
             return [given.get(name) for name in self.names]
         return []
 
-    def _has_modules(self) -> bool:
-        return any(leaf.kind is MODULE for leaf in self.leaves)
+    def _keeps_whole(self, given: Any) -> bool:
+        """Whether a part of a tangent stands for one leaf: a dict by name does so for a module."""
+        if isinstance(given, torch.Size):
+            return True
+        names = [set(leaf.names) for leaf in self.leaves if leaf.kind is MODULE]
+        return bool(names) and isinstance(given, dict) and any(set(given) <= found for found in names)
 
 
 class Prepared:
@@ -213,6 +222,17 @@ class Prepared:
         if self.simple:
             return tuple(results)
         return tuple(slot.result(results) for slot in self.slots)
+
+    def at(self, inputs: list[Tensor]) -> Prepared:
+        """The same call at other inputs."""
+        moved = Prepared(self.args)
+        moved.inputs = inputs
+        moved.owned = self.owned
+        moved.slots = self.slots
+        moved.modules = self.modules
+        moved.promoted = self.promoted
+        moved.simple = self.simple
+        return moved
 
     def annotate(self, error: BaseException) -> None:
         """Add to an error raised by ``f`` what preparing the arguments may have to do with it."""
@@ -293,7 +313,7 @@ def prepare(
     if argnums is None:
         simple = True
         for x in args:  # the common case, without any bookkeeping
-            if type(x) is not Tensor or not x.dtype.is_floating_point or x.is_inference():
+            if type(x) is not Tensor or not x.dtype.is_floating_point or _is_inference(x):
                 simple = False
                 break
         if simple:

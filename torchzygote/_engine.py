@@ -22,6 +22,7 @@ from torch import Tensor
 
 from . import _state
 from ._arguments import Prepared, kind_of, number_to_tensor, type_name
+from ._attention import unfused_attention
 from ._torch_private import (
     create_grad_input,
     grad_level,
@@ -51,6 +52,8 @@ def compiling() -> bool:
 
 def keeps_graph(create_graph: bool | None) -> bool:
     """Whether results must be differentiable themselves."""
+    if compiling():
+        return True
     if create_graph is not None and not in_functorch():
         return create_graph
     return in_functorch_derivative() or (_state.deriving() and torch.is_grad_enabled())
@@ -68,7 +71,7 @@ def recording() -> Iterator[None]:
 
 def recording_if(keep: bool) -> contextlib.AbstractContextManager[None]:
     """:func:`recording` where results keep a graph; without one, nothing needs to be recorded."""
-    return recording() if keep else contextlib.nullcontext()
+    return recording() if keep and not compiling() else contextlib.nullcontext()
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -171,6 +174,20 @@ class Linearization:
                 allow_unused=True,
             )
         )
+
+    def restricted(self, root: int, by: int) -> Linearization:
+        """``roots[root]`` alone, by ``inputs[by]`` alone: what isn't asked for isn't computed."""
+        part = Linearization(self.prepared, [self.roots[root]], [self.inputs[by]])
+        if self._pull is not None:
+            whole = self
+
+            def pull(cotangents: tuple[Tensor]) -> list[Tensor | None]:
+                full: list[Tensor | None] = [None] * len(whole.roots)
+                full[root] = cotangents[0]
+                return [whole._pull_compiled(full)[by]]
+
+            part._pull = pull
+        return part
 
     def _pull_compiled(self, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
         assert self._pull is not None
@@ -371,7 +388,7 @@ def forward_mode() -> Iterator[None]:
     if compiling():
         yield
         return
-    with _state.forward_mode_lock:
+    with _state.forward_mode_lock, unfused_attention():
         yield
 
 

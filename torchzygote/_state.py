@@ -9,6 +9,8 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 
+import torch
+
 __all__ = ["at_end", "deriving", "differentiation", "forward_mode_lock", "ignoring"]
 
 Callback = Callable[[], None]
@@ -43,12 +45,12 @@ def at_end(callback: Callback) -> bool:
 
 def mark() -> int:
     """How many callbacks wait; for :func:`forget_since`."""
-    return len(_state.callbacks or ())
+    return 0 if torch.compiler.is_compiling() else len(_state.callbacks or ())
 
 
 def forget_since(position: int) -> None:
     """Drop the callbacks registered since ``position``: the run that registered them is not pulled back."""
-    if _state.callbacks is not None:
+    if not torch.compiler.is_compiling() and _state.callbacks is not None:
         del _state.callbacks[position:]
 
 
@@ -67,12 +69,16 @@ class differentiation:
         self.outermost = False
 
     def __enter__(self) -> None:
+        if torch.compiler.is_compiling():
+            return  # Dynamo can't follow thread-local state, and traces nothing that asks for it
         self.outermost = _state.callbacks is None
         if self.outermost:
             _state.callbacks = [] if self.waiting is None else self.waiting
         _state.depth += 1
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if torch.compiler.is_compiling():
+            return
         _state.depth -= 1
         if not self.outermost:
             return

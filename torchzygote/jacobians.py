@@ -113,6 +113,7 @@ def dense_jacobian(
             f"{caller}: mode 'forward' gives no Jacobian by a complex argument, because f is real-valued; "
             "use mode 'reverse' or 'auto'"
         )
+    taped = _state.mark()
     chosen = _plan.choose_mode(options.mode, rows, columns, complex_input)
     if not lin.roots or rows == 0 or columns == 0:
         return lin.y, [Rows(rows, x, result_dtype(x, y), options.keep).matrix() for x in prepared.inputs]
@@ -124,6 +125,7 @@ def dense_jacobian(
         except Exception:
             if options.mode == "forward":
                 raise
+            _state.forget_since(taped)
     return lin.y, _by_rows(prepared, lin, y, options)
 
 
