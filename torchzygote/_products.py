@@ -16,7 +16,7 @@ from torch import Tensor
 from . import _engine
 from ._engine import Linearization
 from ._random import RandomState
-from ._torch_private import backward_bytes
+from ._torch_private import backward_bytes, vmap_flat
 
 __all__ = ["Chunk", "Seeds", "identity_seeds", "jvps", "row_bytes", "vjps"]
 
@@ -107,13 +107,21 @@ def batched(one: Callable[[Tensor], list[Tensor | None]], rows: Tensor) -> list[
     """``one`` for all rows at once under ``vmap``."""
     present: list[bool] = []
 
-    def present_only(row: Tensor) -> tuple[Tensor, ...]:
+    def present_only(row: Tensor) -> list[Tensor]:
         products = one(row)
         present[:] = [product is not None for product in products]
-        return (row, *(product for product in products if product is not None))
+        return [product for product in products if product is not None]
 
-    found = iter(torch.func.vmap(present_only, randomness="same")(rows)[1:])
+    found = iter(vmap_rows(present_only, rows))
     return [next(found) if there else None for there in present]
+
+
+def vmap_rows(f: Callable[[Tensor], Sequence[Tensor]], rows: Tensor) -> Sequence[Tensor]:
+    """``f`` for each row; random numbers that it draws are the same in all rows."""
+    if _engine.compiling():
+        outputs = torch.func.vmap(lambda row: (row, *f(row)), randomness="same")(rows)
+        return list(outputs[1:])
+    return vmap_flat(f, rows)
 
 
 def _row_by_row(one: Callable[[Tensor], list[Tensor | None]], rows: Tensor) -> list[Tensor | None]:
@@ -173,5 +181,5 @@ def jvps(
             if hi - lo == 1:
                 products = one(rows[0]).unsqueeze(0)
             else:
-                products = torch.func.vmap(one, randomness="same")(rows)
+                (products,) = vmap_rows(lambda row: [one(row)], rows)
         yield lo, hi, products

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C import _functorch as _C_functorch
 from torch._functorch import eager_transforms as _eager_transforms
+from torch._functorch import vmap as _vmap
 from torch.utils import _pytree as pytree  # the registry that torch.func itself flattens with
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "leave_grad_level",
     "pytree",
     "swap_tensors",
+    "vmap_flat",
     "transform_stack",
 ]
 
@@ -89,6 +91,22 @@ def leave_grad_level(x: Tensor, level: int) -> Tensor:
     """``x`` as the levels outside ``level`` see it."""
     unwrapped: Any = _eager_transforms._undo_create_differentiable(x, level)
     return unwrapped  # type: ignore[no-any-return]
+
+
+def vmap_flat(f: Callable[[Tensor], Sequence[Tensor]], rows: Tensor) -> list[Tensor]:
+    """``torch.func.vmap(f, randomness="same")(rows)`` for one batched tensor in and a flat sequence out.
+
+    The public function spends 70 microseconds on flattening arguments it doesn't need to flatten here, which
+    is a third of a small Jacobian.
+    """
+    size = rows.shape[0]
+    _vmap.lazy_load_decompositions()
+    level = _C_functorch._vmap_increment_nesting(size, "same")
+    try:
+        outputs = f(_C_functorch._add_batch_dim(rows, 0, level))
+        return [_C_functorch._remove_batch_dim(output, level, size, 0) for output in outputs]
+    finally:
+        _C_functorch._vmap_decrement_nesting()
 
 
 def swap_tensors(a: Tensor, b: Tensor) -> None:
