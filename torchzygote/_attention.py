@@ -6,52 +6,62 @@ of PyTorch's transformer layers has no derivative at all. Both switches are proc
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Iterator
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.backends import cuda, mha
 
 __all__ = ["unfused_attention"]
 
+# torch.nn.attention.sdpa_kernel does the same in ten times the time, which small Hessians would feel.
+_KERNELS = (
+    (cuda.flash_sdp_enabled, cuda.enable_flash_sdp),
+    (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp),
+    (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
+    (mha.get_fastpath_enabled, mha.set_fastpath_enabled),
+)
 
-class _Switch:
-    """Off for as long as anybody needs it off."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-        self._fast_path = True
-        self._restore = contextlib.ExitStack()
-
-    def enter(self) -> None:
-        with self._lock:
-            self._users += 1
-            if self._users == 1:
-                self._restore.enter_context(sdpa_kernel(SDPBackend.MATH))
-                self._fast_path = torch.backends.mha.get_fastpath_enabled()
-                torch.backends.mha.set_fastpath_enabled(False)
-
-    def leave(self) -> None:
-        with self._lock:
-            self._users -= 1
-            if self._users == 0:
-                torch.backends.mha.set_fastpath_enabled(self._fast_path)
-                self._restore.close()
+_lock = threading.Lock()
+_users = 0
+_switched_off: list[int] = []
+_math_was_on = True
 
 
-_switch = _Switch()
+def _enter() -> None:
+    global _users, _math_was_on
+    with _lock:
+        _users += 1
+        if _users == 1:
+            for position, (is_on, switch) in enumerate(_KERNELS):
+                if is_on():
+                    switch(False)
+                    _switched_off.append(position)
+            _math_was_on = cuda.math_sdp_enabled()
+            if not _math_was_on:
+                cuda.enable_math_sdp(True)
 
 
-@contextlib.contextmanager
-def unfused_attention() -> Iterator[None]:
+def _leave() -> None:
+    global _users
+    with _lock:
+        _users -= 1
+        if _users == 0:
+            while _switched_off:
+                _KERNELS[_switched_off.pop()][1](True)
+            if not _math_was_on:
+                cuda.enable_math_sdp(False)
+
+
+class unfused_attention:
     """Around running a function whose derivative the fused kernels lack."""
-    if torch.compiler.is_compiling():
-        yield
-        return
-    _switch.enter()
-    try:
-        yield
-    finally:
-        _switch.leave()
+
+    __slots__ = ("_entered",)
+
+    def __enter__(self) -> None:
+        self._entered = not torch.compiler.is_compiling()
+        if self._entered:
+            _enter()
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if self._entered:
+            _leave()

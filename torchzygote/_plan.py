@@ -79,6 +79,11 @@ def memory_budget(device: torch.device) -> int:
     return max(min(free // 4, _GIBIBYTE), 1)
 
 
+def exceeds_budget(nbytes: int, device: torch.device) -> bool:
+    """Whether ``nbytes`` are more than one chunk may take."""
+    return nbytes > _SMALL and nbytes > memory_budget(device)
+
+
 def check_mode(mode: object, allowed: tuple[str, ...]) -> str:
     """``mode`` if it is one of the ``allowed`` words."""
     if not isinstance(mode, str) or mode not in allowed:

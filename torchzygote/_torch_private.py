@@ -129,16 +129,15 @@ def backward_bytes(roots: list[Tensor], most_nodes: int = 20_000) -> tuple[int, 
     stack: list[Any] = [root.grad_fn for root in roots if root.grad_fn is not None]
     total = 0
     python_nodes: list[str] = []
+    custom = torch.autograd.function.BackwardCFunction
     while stack and len(seen) < most_nodes:
         node = stack.pop()
         if node in seen:
             continue
         seen.add(node)
         for meta in node._input_metadata:
-            total += math.prod(meta.shape) * int(meta.dtype.itemsize)
-        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            total += math.prod(meta.shape) * meta.dtype.itemsize
+        if isinstance(node, custom):
             python_nodes.append(node.name())
-        for following, _ in node.next_functions:
-            if following is not None:
-                stack.append(following)
+        stack.extend([following for following, _ in node.next_functions if following is not None])
     return total, python_nodes

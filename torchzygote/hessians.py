@@ -97,9 +97,10 @@ def _hessian_matrix(
     if mode == "reverse_over_reverse":
         return _by_rows(second, lin, options)
     first: Exception | None = None
-    if not _too_large(lin):
+    size = 0 if _engine.compiling() else _products.row_bytes(lin)
+    if not _too_large(lin, size):
         try:
-            return _by_rows(second, lin, options)
+            return _by_rows(second, lin, options, size)
         except Exception as error:  # an operation without a second backward may have a forward derivative
             first = error
     try:
@@ -110,27 +111,30 @@ def _hessian_matrix(
     return _by_rows(second, lin, options)
 
 
-def _too_large(lin: Linearization) -> bool:
-    """Whether not even one row of the recorded gradient fits the memory budget."""
-    if _engine.compiling():
-        return False
-    return _products.row_bytes(lin) > _plan.memory_budget(lin.inputs[0].device)
+def _too_large(lin: Linearization, size: int) -> bool:
+    """Whether not even one row of the recorded gradient, ``size`` bytes, fits the memory budget."""
+    return _plan.exceeds_budget(size, lin.inputs[0].device)
 
 
-def _chunk(lin: Linearization, rows: int, options: Options) -> int:
+def _chunk(lin: Linearization, rows: int, options: Options, size: int | None = None) -> int:
     if options.chunk_size is not None or rows <= 1 or _engine.compiling():
         return options.chunk_size or max(rows, 1)
-    return _plan.choose_chunk(None, rows, _products.row_bytes(lin), lin.inputs[0].device)
+    if size is None:
+        size = _products.row_bytes(lin)
+    return _plan.choose_chunk(None, rows, size, lin.inputs[0].device)
 
 
-def _by_rows(second: SecondOrder, lin: Linearization, options: Options) -> Tensor:
+def _by_rows(
+    second: SecondOrder, lin: Linearization, options: Options, size: int | None = None
+) -> Tensor:
     """Reverse over reverse: the recorded gradient is pulled back."""
     x = second.prepared.inputs[0]
     n = x.numel()
     block = Rows(n, x, x.dtype, options.keep)
     seeds = _products.identity_seeds(n, lin.roots[0].dtype, x.device)
+    chunk = _chunk(lin, n, options, size)
     for lo, hi, (product,) in _products.vjps(
-        lin, 0, seeds, n, _chunk(lin, n, options), create_graph=options.keep, progress=options.progress
+        lin, 0, seeds, n, chunk, create_graph=options.keep, progress=options.progress
     ):
         block.add(lo, hi, product)
     return block.matrix()
