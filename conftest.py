@@ -1,0 +1,26 @@
+"""The code blocks of README.md and docs/ run as tests, each page from top to bottom."""
+
+from __future__ import annotations
+
+import pytest
+from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+
+import doctest
+
+pytest_collect_file = Sybil(
+    parsers=[
+        PythonCodeBlockParser(doctest_optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS),
+        SkipParser(),
+    ],
+    patterns=["*.md"],
+    excludes=["docs/_build/**", ".venv/**", "build/**"],
+).pytest()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """A page's blocks share one namespace, so they go to one process (pytest -n)."""
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)
