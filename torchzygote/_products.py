@@ -16,7 +16,7 @@ from torch import Tensor
 from . import _engine
 from ._engine import Linearization
 from ._random import RandomState
-from ._torch_private import backward_bytes, vmap_flat
+from ._torch_private import backward_bytes, custom_nodes, vmap_flat
 
 __all__ = ["Chunk", "Seeds", "identity_seeds", "jvps", "row_bytes", "vjps"]
 
@@ -39,8 +39,7 @@ def identity_seeds(numel: int, dtype: torch.dtype, device: torch.device) -> Seed
 
 def row_bytes(lin: Linearization) -> int:
     """Upper bound of the bytes that one row needs while it is pulled back, read off the recorded graph."""
-    total, _ = backward_bytes(lin.roots)
-    return total + sum(x.numel() * x.element_size() for x in lin.inputs)
+    return backward_bytes(lin.roots) + sum(x.numel() * x.element_size() for x in lin.inputs)
 
 
 def progress_bar(enabled: bool, total: int, what: str) -> Any:
@@ -138,8 +137,7 @@ def stack_products(products: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def _warn_not_batched(lin: Linearization, error: Exception) -> None:
-    _, python_nodes = backward_bytes(lin.roots)
-    custom = sorted({name.removesuffix("Backward") for name in python_nodes})
+    custom = sorted({name.removesuffix("Backward") for name in custom_nodes(lin.roots)})
     culprit = f" (custom autograd functions in f: {', '.join(custom)})" if custom else ""
     text = str(error).strip().split("\n")[0]
     warnings.warn(

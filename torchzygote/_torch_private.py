@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree  # the registry that torch.func itself
 __all__ = [
     "backward_bytes",
     "create_grad_input",
+    "custom_nodes",
     "grad_level",
     "in_functorch",
     "in_functorch_derivative",
@@ -119,8 +120,27 @@ def swap_tensors(a: Tensor, b: Tensor) -> None:
     torch._C._swap_tensor_impl(a, b)
 
 
-def backward_bytes(roots: list[Tensor], most_nodes: int = 20_000) -> tuple[int, list[str]]:
-    """Bytes of all gradients that one backward pass from ``roots`` makes, and the names of Python nodes.
+def custom_nodes(roots: list[Tensor]) -> list[str]:
+    """Names of the nodes below ``roots`` that are not PyTorch's own: Python and C++ autograd functions.
+
+    Their backward need not be differentiable by its cotangent, and may say so by silence.
+    """
+    seen: set[Any] = set()
+    stack: list[Any] = [root.grad_fn for root in roots if root.grad_fn is not None]
+    names: list[str] = []
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if isinstance(node, torch.autograd.function.BackwardCFunction) or "::" in node.name():
+            names.append(node.name())
+        stack.extend([following for following, _ in node.next_functions if following is not None])
+    return names
+
+
+def backward_bytes(roots: list[Tensor], most_nodes: int = 20_000) -> int:
+    """Bytes of all gradients that one backward pass from ``roots`` makes.
 
     Read off the recorded graph (``_input_metadata``), without running it: an upper bound of what one row of a
     Jacobian needs while its rows are batched.
@@ -128,8 +148,6 @@ def backward_bytes(roots: list[Tensor], most_nodes: int = 20_000) -> tuple[int, 
     seen: set[Any] = set()
     stack: list[Any] = [root.grad_fn for root in roots if root.grad_fn is not None]
     total = 0
-    python_nodes: list[str] = []
-    custom = torch.autograd.function.BackwardCFunction
     while stack and len(seen) < most_nodes:
         node = stack.pop()
         if node in seen:
@@ -137,7 +155,5 @@ def backward_bytes(roots: list[Tensor], most_nodes: int = 20_000) -> tuple[int, 
         seen.add(node)
         for meta in node._input_metadata:
             total += math.prod(meta.shape) * meta.dtype.itemsize
-        if isinstance(node, custom):
-            python_nodes.append(node.name())
         stack.extend([following for following, _ in node.next_functions if following is not None])
-    return total, python_nodes
+    return total

@@ -17,6 +17,7 @@ from ._arguments import Prepared, kind_of, number_to_tensor, numpy_to_tensor, pr
 from ._assembly import Columns, Rows, as_result, result_dtype
 from ._engine import Linearization
 from ._random import RandomState
+from ._torch_private import custom_nodes
 from .gradients import implicit, prepare_implicit
 from .grads import Grads
 
@@ -119,7 +120,8 @@ def dense_jacobian(
         return lin.y, [Rows(rows, x, result_dtype(x, y), options.keep).matrix() for x in prepared.inputs]
     if chosen == "forward":
         try:
-            matrices = _by_columns(f, prepared, lin, y, options, random)
+            hooked = _state.mark() > position
+            matrices = _forward(f, prepared, lin, y, options, random, hooked)
             _state.forget_since(position)  # nothing is pulled back: what hooks wait for never comes
             return lin.y, matrices
         except Exception:
@@ -149,6 +151,30 @@ def _chunk(lin: Linearization, rows: int, options: _Options, device: torch.devic
     return _plan.choose_chunk(None, rows, _products.row_bytes(lin), device)
 
 
+def _forward(
+    f: Callable[..., Any],
+    prepared: Prepared,
+    lin: Linearization,
+    y: Tensor,
+    options: _Options,
+    random: RandomState | None,
+    hooked: bool,
+) -> list[Tensor]:
+    """Forward mode, by the tape where that is known to be right, else by dual numbers.
+
+    On the tape, ``f`` need not run again: 0.23 ms where dual numbers take 0.59 (3 to 10000). Custom functions
+    are left to dual numbers: a backward that is not differentiable by its cotangent would give silent zeros.
+    """
+    identical = not all(prepared.owned)
+    if identical or not (hooked or _engine.compiling() or _engine.in_functorch() or custom_nodes(lin.roots)):
+        try:
+            return _by_columns_on_tape(prepared, lin, y, options)
+        except Exception:
+            if identical:
+                raise
+    return _by_columns(f, prepared, lin, y, options, random)
+
+
 def _by_columns(
     f: Callable[..., Any],
     prepared: Prepared,
@@ -157,9 +183,7 @@ def _by_columns(
     options: _Options,
     random: RandomState | None,
 ) -> list[Tensor]:
-    """Forward mode: a pushforward for each element of the arguments."""
-    if not all(prepared.owned):
-        return _by_columns_on_tape(prepared, lin, y, options)
+    """A pushforward for each element of the arguments, by dual numbers."""
 
     def flat(*inputs: Tensor) -> tuple[Tensor, ...]:
         return (_engine.call(f, prepared, inputs),)
@@ -189,10 +213,16 @@ def _by_columns(
 def _by_columns_on_tape(
     prepared: Prepared, lin: Linearization, y: Tensor, options: _Options
 ) -> list[Tensor]:
-    """Columns by tensors that ``f`` finds by identity, which no dual number can replace.
+    """Columns without running ``f`` again.
 
     The pullback is linear in its cotangent ``u``; pulling a seed back through *it* pushes the seed forward.
+    It is the only way for tensors that ``f`` finds by identity, which no dual number can replace.
     """
+    if not all(prepared.owned) and (custom := custom_nodes(lin.roots)):
+        raise RuntimeError(
+            "mode 'forward' with Params differentiates the pullback by its cotangent, which is not known to be "
+            f"right for custom autograd functions, found {', '.join(custom)}; use mode 'reverse'"
+        )
     u = torch.zeros_like(lin.roots[0]).requires_grad_()
     pulled = lin.pull([u], retain=True, create_graph=True)
     matrices = []
