@@ -133,7 +133,7 @@ def custom_nodes(roots: list[Tensor]) -> list[str]:
         if node in seen:
             continue
         seen.add(node)
-        if isinstance(node, torch.autograd.function.BackwardCFunction) or "::" in node.name():
+        if isinstance(node, torch.autograd.function.BackwardCFunction) or "CppNode" in node.name():
             names.append(node.name())
         stack.extend([following for following, _ in node.next_functions if following is not None])
     return names
