@@ -254,7 +254,8 @@ class Prepared:
 
 def _add_note(error: BaseException, note: str) -> None:
     if hasattr(error, "add_note"):
-        error.add_note(note)
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
         return
     last: BaseException = error  # Python 3.10: the note goes to the end of the chain of causes
     while last.__cause__ is not None:

@@ -14,7 +14,7 @@ __all__ = ["Columns", "Rows", "result_dtype"]
 
 
 def result_dtype(x: Tensor, y: Tensor) -> torch.dtype:
-    """dtype of the Jacobian of ``y`` by ``x``."""
+    """Dtype of the Jacobian of ``y`` by ``x``."""
     return torch.promote_types(x.dtype, y.dtype) if _inexact(y) else x.dtype
 
 

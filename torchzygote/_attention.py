@@ -7,6 +7,7 @@ of PyTorch's transformer layers has no derivative at all. Both switches are proc
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import torch
 from torch.backends import cuda, mha
@@ -21,6 +22,7 @@ _KERNELS = (
     (mha.get_fastpath_enabled, mha.set_fastpath_enabled),
 )
 
+_math_is_on: Callable[[], bool] = cuda.math_sdp_enabled
 _lock = threading.Lock()
 _users = 0
 _switched_off: list[int] = []
@@ -36,7 +38,7 @@ def _enter() -> None:
                 if is_on():
                     switch(False)
                     _switched_off.append(position)
-            _math_was_on = cuda.math_sdp_enabled()
+            _math_was_on = _math_is_on()
             if not _math_was_on:
                 cuda.enable_math_sdp(True)
 

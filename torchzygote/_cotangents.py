@@ -27,7 +27,7 @@ def own(results: list[Tensor | None], given: Sequence[Tensor | None] = ()) -> li
         only = results[0]
         if only is None or only.layout is not torch.strided or only.is_contiguous():
             return results
-    taken = {x.data_ptr() for x in given if _has_memory(x)}
+    taken = {x.data_ptr() for x in given if x is not None and _has_memory(x)}
     for i, x in enumerate(results):
         if x is None or not _has_memory(x):
             continue
@@ -40,8 +40,8 @@ def own(results: list[Tensor | None], given: Sequence[Tensor | None] = ()) -> li
     return results
 
 
-def _has_memory(x: Tensor | None) -> bool:
-    return x is not None and x.layout is torch.strided and x.numel() > 0 and not _is_subclass(x)
+def _has_memory(x: Tensor) -> bool:
+    return x.layout is torch.strided and x.numel() > 0 and not _is_subclass(x)
 
 
 def _is_subclass(x: Tensor) -> bool:
@@ -70,7 +70,9 @@ def fit_cotangent(leaf: Any, ybar: Any) -> Tensor | None:
     if not isinstance(leaf, Tensor) or not (leaf.dtype.is_floating_point or leaf.dtype.is_complex):
         return None
     if cotangent.dtype.is_complex and not leaf.dtype.is_complex:
-        raise ValueError(f"ybar: expected a real cotangent for y of dtype {leaf.dtype}, got {type_name(ybar)}")
+        raise ValueError(
+            f"ybar: expected a real cotangent for y of dtype {leaf.dtype}, got {type_name(ybar)}"
+        )
     if cotangent.dtype != leaf.dtype or cotangent.device != leaf.device:
         cotangent = cotangent.to(dtype=leaf.dtype, device=leaf.device)
     return cotangent

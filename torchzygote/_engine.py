@@ -12,10 +12,11 @@ Knows nothing of matrices, chunks or results.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from ._arguments import Prepared, kind_of, number_to_tensor, type_name
 from ._attention import unfused_attention
 from ._torch_private import (
     create_grad_input,
+    custom_nodes,
     grad_level,
     in_functorch,
     in_functorch_derivative,
@@ -37,11 +39,12 @@ __all__ = [
     "Linearization",
     "call",
     "compiling",
+    "entry_point",
     "held_flags",
+    "in_functorch",
     "jvp",
     "keeps_graph",
     "linearize",
-    "recording",
 ]
 
 
@@ -59,19 +62,26 @@ def keeps_graph(create_graph: bool | None) -> bool:
     return in_functorch_derivative() or (_state.deriving() and torch.is_grad_enabled())
 
 
-@contextlib.contextmanager
-def recording() -> Iterator[None]:
-    """Autograd switched on, whatever the caller switched off around us."""
-    with contextlib.ExitStack() as stack:
-        if torch.is_inference_mode_enabled():
-            stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        yield
+Returned = TypeVar("Returned")
+Given = ParamSpec("Given")
+
+
+def entry_point(worker: Callable[Given, Returned]) -> Callable[Given, Returned]:
+    """A worker of the public functions, outside inference mode: what is made in there can't be recorded."""
+
+    @functools.wraps(worker)
+    def outside(*args: Given.args, **kwargs: Given.kwargs) -> Returned:
+        if compiling() or not torch.is_inference_mode_enabled():
+            return worker(*args, **kwargs)
+        with torch.inference_mode(False), torch.no_grad():
+            return worker(*args, **kwargs)
+
+    return outside
 
 
 def recording_if(keep: bool) -> contextlib.AbstractContextManager[None]:
-    """:func:`recording` where results keep a graph; without one, nothing needs to be recorded."""
-    return recording() if keep and not compiling() else contextlib.nullcontext()
+    """Autograd switched on where results keep a graph; without one, nothing needs to be recorded."""
+    return torch.enable_grad() if keep and not compiling() else contextlib.nullcontext()
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -132,6 +142,48 @@ def held_flags(tensors: Sequence[Tensor]) -> Callable[[], None]:
 # reverse mode
 
 
+@contextlib.contextmanager
+def _checked_custom_functions(roots: list[Tensor], seeds: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Refuse custom autograd functions whose backward can't be differentiated, around a pullback that must be.
+
+    PyTorch gives zeros, silently, for a backward that leaves autograd (NumPy, ``detach``), and even for
+    ``once_differentiable`` as long as no cotangent requires grad. So the cotangents do, and each result of a
+    custom backward must be connected to them.
+    """
+    nodes = custom_nodes(roots)
+    if not nodes:
+        yield seeds
+        return
+
+    def check(node: Any) -> Callable[..., None]:
+        def hook(results: Sequence[Any], cotangents: Sequence[Any]) -> None:
+            if any(isinstance(c, Tensor) and c.requires_grad for c in cotangents):
+                for result in results:
+                    if isinstance(result, Tensor) and _leaves_autograd(result):
+                        raise RuntimeError(
+                            f"f can't be differentiated twice: the backward of the custom autograd function "
+                            f"{node.name().removesuffix('Backward')} gives a gradient that autograd can't "
+                            "follow; write it with differentiable PyTorch operations"
+                        )
+
+        return hook
+
+    handles = [node.register_hook(check(node)) for node in nodes]
+    try:
+        yield [seed if seed.requires_grad else seed.detach().requires_grad_() for seed in seeds]
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _leaves_autograd(result: Tensor) -> bool:
+    """Whether a gradient that depends on its cotangent is cut off from it, or fails as one follows it."""
+    if result.requires_grad:
+        # What once_differentiable puts there raises only if a backward pass reaches it, and none does.
+        return result.grad_fn is not None and result.grad_fn.name() == "torch::autograd::Error"
+    return bool(result.any())
+
+
 class Linearization:
     """``f`` at one point, ready to be pulled back: ``roots`` are its tensor outputs, ``inputs`` what by.
 
@@ -164,6 +216,14 @@ class Linearization:
                 seeds.append(cotangent)
         if not roots or not self.inputs:
             return [None] * len(self.inputs)
+        if create_graph and not in_functorch():
+            with _checked_custom_functions(roots, seeds) as checked:
+                return self._grad(roots, checked, True, True)
+        return self._grad(roots, seeds, retain, create_graph)
+
+    def _grad(
+        self, roots: list[Tensor], seeds: list[Tensor], retain: bool, create_graph: bool
+    ) -> list[Tensor | None]:
         return list(
             torch.autograd.grad(
                 roots,
@@ -246,10 +306,10 @@ def linearize(
     if in_functorch():
         return _linearize_functorch(f, prepared, scalar_aux)
     tracked = _tracked_on_tape(prepared, keep)
-    if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+    if torch.is_grad_enabled():
         y = call(f, prepared, tracked)
     else:
-        with recording():
+        with torch.enable_grad():
             y = call(f, prepared, tracked)
     lin = Linearization(prepared, [], tracked)
     _take_outputs(lin, y, scalar_aux)
@@ -325,7 +385,8 @@ def _linearize_compiled(f: Callable[..., Any], prepared: Prepared, scalar_aux: b
         kept["leaves"] = [None if _is_differentiable(leaf) else leaf for leaf in leaves]
         return tuple(leaf for leaf in leaves if _is_differentiable(leaf)), y
 
-    roots, pull, y = torch.func.vjp(flat, *prepared.inputs, has_aux=True)
+    traced: tuple[Any, ...] = torch.func.vjp(flat, *prepared.inputs, has_aux=True)
+    roots, pull, y = traced
     lin = Linearization(prepared, list(roots), list(prepared.inputs))
     lin._pull = pull
     lin.y = y
@@ -397,5 +458,5 @@ def jvp(
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """``f(*inputs)``, a tuple of tensors, and its derivative along ``tangents``."""
     with forward_mode():
-        values, derivatives = torch.func.jvp(f, tuple(inputs), tuple(tangents))
-    return values, derivatives
+        pushed: tuple[Any, ...] = torch.func.jvp(f, tuple(inputs), tuple(tangents))
+    return pushed[0], pushed[1]

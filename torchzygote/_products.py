@@ -96,7 +96,7 @@ def vjps(
             except Exception as error:
                 products = _row_by_row(one, rows)  # raises what f's own derivative raises, if it does
                 by_row = True
-                _warn_not_batched(lin, error)
+                _warn_not_batched(custom_nodes(lin.roots), error)
         else:
             products = _row_by_row(one, rows)
         yield lo, hi, products
@@ -123,8 +123,14 @@ def vmap_rows(f: Callable[[Tensor], Sequence[Tensor]], rows: Tensor) -> Sequence
     return vmap_flat(f, rows)
 
 
-def _row_by_row(one: Callable[[Tensor], list[Tensor | None]], rows: Tensor) -> list[Tensor | None]:
-    singles = [one(row) for row in rows.unbind()]
+def _row_by_row(
+    one: Callable[[Tensor], list[Tensor | None]], rows: Tensor, random: RandomState | None = None
+) -> list[Tensor | None]:
+    singles = []
+    for row in rows.unbind():
+        if random is not None:
+            random.restore()
+        singles.append(one(row))
     return [stack_products(column) for column in zip(*singles, strict=True)]
 
 
@@ -136,8 +142,8 @@ def stack_products(products: Sequence[Tensor | None]) -> Tensor | None:
     return torch.stack([torch.zeros_like(like) if p is None else p for p in products])
 
 
-def _warn_not_batched(lin: Linearization, error: Exception) -> None:
-    custom = sorted({name.removesuffix("Backward") for name in custom_nodes(lin.roots)})
+def _warn_not_batched(nodes: list[Any], error: Exception) -> None:
+    custom = sorted({node.name().removesuffix("Backward") for node in nodes})
     culprit = f" (custom autograd functions in f: {', '.join(custom)})" if custom else ""
     text = str(error).strip().split("\n")[0]
     warnings.warn(
@@ -168,16 +174,28 @@ def jvps(
     def of_one(primal: Tensor) -> tuple[Tensor, ...]:
         return f(*inputs[:by], primal, *inputs[by + 1 :])
 
-    def one(seed: Tensor) -> Tensor:
-        return torch.func.jvp(of_one, (x,), (seed.view(x.shape),))[1][0]
+    def one(seed: Tensor) -> list[Tensor | None]:
+        _, derivatives = _engine.jvp(of_one, (x,), (seed.view(x.shape),))
+        return [derivatives[0]]
+
+    by_row = False
 
     for lo, hi in _chunks(total, chunk, progress, what):
         rows = seeds(lo, hi)
-        if random is not None:
-            random.restore()
+        products: Tensor | None = None
         with _engine.forward_mode():
-            if hi - lo == 1:
-                products = one(rows[0]).unsqueeze(0)
+            if hi - lo > 1 and not by_row:
+                if random is not None:
+                    random.restore()
+                try:
+                    (products,) = batched(one, rows)
+                except torch.OutOfMemoryError:
+                    raise
+                except Exception as error:
+                    (products,) = _row_by_row(one, rows, random)
+                    by_row = True
+                    _warn_not_batched([], error)
             else:
-                (products,) = vmap_rows(lambda row: [one(row)], rows)
+                (products,) = _row_by_row(one, rows, random)
+        assert products is not None
         yield lo, hi, products

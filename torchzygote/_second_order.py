@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from . import _engine
-from ._arguments import Prepared
+from ._arguments import Prepared, type_name
 from ._engine import Linearization
+from ._torch_private import backward_bytes
 from .gradients import scalar_root
 
-__all__ = ["Options", "SecondOrder", "record_gradient"]
+__all__ = ["Options", "SecondOrder", "run"]
 
 
 class Options(NamedTuple):
@@ -28,22 +29,56 @@ class Options(NamedTuple):
 
 
 class SecondOrder:
-    """Value and gradient of one call; ``by_input(i)``: the gradient by input ``i``, ready to be pulled back."""
+    """Value and gradient of one call; ``by_input(i)``: the gradient by input ``i``, ready to be pulled back.
 
-    __slots__ = ("_lin", "_positions", "caller", "grads", "prepared", "value")
+    The gradient is taken by :meth:`differentiate` (recorded) or :meth:`take_gradient` (not recorded).
+    """
 
-    def __init__(self, caller: str, prepared: Prepared, value: Any, grads: list[Tensor | None]) -> None:
+    __slots__ = ("_first", "_lin", "_positions", "_root", "caller", "grads", "keep", "prepared", "value")
+
+    def __init__(self, caller: str, prepared: Prepared, keep: bool, value: Any) -> None:
         self.caller = caller
         self.prepared = prepared
+        self.keep = keep
         self.value = value
-        self.grads = grads
+        self.grads: list[Tensor | None] = [None] * len(prepared.inputs)
+        self._first: Linearization | None = None
+        self._root: Tensor | None = None
         self._lin: Linearization | None = None
-        self._positions: list[int | None] = [None] * len(grads)
+        self._positions: list[int | None] = [None] * len(self.grads)
+
+    def start_from(self, lin: Linearization, root: Tensor | None) -> None:
+        """``f`` as recorded; ``root`` is ``None`` where it is constant."""
+        self._first, self._root = lin, root
 
     def record(self, lin: Linearization, positions: list[int | None]) -> None:
         """``lin.roots[positions[i]]`` is the gradient by input ``i``."""
-        self._lin = lin
-        self._positions = positions
+        self._lin, self._positions = lin, positions
+
+    def take_gradient(self) -> None:
+        """The gradient alone, by a plain pullback."""
+        if self._first is not None and self._root is not None:
+            self.grads = self._first.pull([torch.ones_like(self._root)], retain=True, create_graph=self.keep)
+
+    def differentiate(self) -> None:
+        """The gradient, recorded so that it can be pulled back."""
+        if self._first is None or self._root is None or self._lin is not None:
+            return
+        grads = self._first.pull([torch.ones_like(self._root)], retain=True, create_graph=True)
+        self.grads = grads if self.keep else [None if g is None else g.detach() for g in grads]
+        roots: list[Tensor] = []
+        positions: list[int | None] = []
+        for g in grads:
+            depends = g is not None and g.requires_grad
+            positions.append(len(roots) if depends else None)
+            if g is not None and g.requires_grad:
+                roots.append(g)
+        self.record(Linearization(self.prepared, roots, self._first.inputs), positions)
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether ``f`` depends on nothing."""
+        return self._lin is None and self._root is None
 
     def by_input(self, i: int) -> Linearization | None:
         """``None`` where the gradient depends on nothing."""
@@ -52,56 +87,41 @@ class SecondOrder:
             return None
         return self._lin.restricted(position, i)
 
+    def row_bytes(self) -> int:
+        """Bytes that a row of a Hessian may need, guessed from the function where the gradient isn't recorded."""
+        if self._lin is not None:
+            return backward_bytes(self._lin.roots)
+        return 4 * backward_bytes(self._first.roots) if self._first is not None else 0
+
 
 def _root(caller: str, lin: Linearization, y: Any) -> Tensor | None:
     if lin.y_spec is not None:
-        raise ValueError(f"{caller}: expected f to return a real scalar, got {_engine.type_name(y)}")
+        raise ValueError(f"{caller}: expected f to return a real scalar, got {type_name(y)}")
     try:
         return scalar_root(caller, lin.y_leaves[0])
     except TypeError as error:
         raise ValueError(str(error)) from None
 
 
-def record_gradient(
-    caller: str, f: Callable[..., Any], prepared: Prepared, options: Options, *, once: bool = False
+def run(
+    caller: str, f: Callable[..., Any], prepared: Prepared, keep: bool, *, recorded: bool = True
 ) -> SecondOrder:
-    """Run ``f`` once, and its pullback once.
-
-    ``once``: the gradient will not be differentiated by the result (it is being pushed forward through).
-    """
-    if not once and (_engine.compiling() or _engine.in_functorch()):
-        return _record_nested(caller, f, prepared, options)
-    lin = _engine.linearize(f, prepared, keep=options.keep)
-    root = _root(caller, lin, lin.y)
-    count = len(prepared.inputs)
-    if root is None:
-        return SecondOrder(caller, prepared, lin.y, [None] * count)
-    grads = lin.pull([torch.ones_like(root)], retain=True, create_graph=True)
-    visible = grads if options.keep or once else [None if g is None else g.detach() for g in grads]
-    second = SecondOrder(caller, prepared, lin.y, visible)
-    if once:
-        return second
-    roots: list[Tensor] = []
-    positions: list[int | None] = []
-    for g in grads:
-        depends = g is not None and g.requires_grad
-        positions.append(len(roots) if depends else None)
-        if g is not None and g.requires_grad:
-            roots.append(g)
-    second.record(Linearization(prepared, roots, lin.inputs), positions)
+    """Run ``f`` once. ``recorded``: its gradient is going to be pulled back, not only used."""
+    if recorded and (_engine.compiling() or _engine.in_functorch()):
+        return _run_nested(caller, f, prepared, keep)
+    lin = _engine.linearize(f, prepared, keep=keep)
+    second = SecondOrder(caller, prepared, keep, lin.y)
+    second.start_from(lin, _root(caller, lin, lin.y))
     return second
 
 
-def _record_nested(
-    caller: str, f: Callable[..., Any], prepared: Prepared, options: Options
-) -> SecondOrder:
+def _run_nested(caller: str, f: Callable[..., Any], prepared: Prepared, keep: bool) -> SecondOrder:
     """Inside ``torch.func``: one level differentiates the gradient that another one gives."""
 
     def gradient_and_value(*inputs: Tensor) -> tuple[tuple[Tensor, ...], Any]:
-        inner = record_gradient(caller, f, prepared.at(list(inputs)), options, once=True)
-        grads = [
-            torch.zeros_like(x) if g is None else g for x, g in zip(inputs, inner.grads, strict=True)
-        ]
+        inner = run(caller, f, prepared.at(list(inputs)), True, recorded=False)
+        inner.take_gradient()
+        grads = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, inner.grads, strict=True)]
         return tuple(grads), inner.value
 
     if not all(prepared.owned):
@@ -115,9 +135,10 @@ def _record_nested(
     outer.simple = True
     lin = _engine.linearize(gradient_and_value, outer, keep=True)
     grads, value = lin.y
-    second = SecondOrder(caller, prepared, value, list(grads))
-    compiled = _engine.compiling()
+    second = SecondOrder(caller, prepared, keep, value)
+    second.grads = list(grads)
+    known = _engine.compiling()
     second.record(
-        lin, [i if compiled or lin.roots[i].requires_grad else None for i in range(len(prepared.inputs))]
+        lin, [i if known or lin.roots[i].requires_grad else None for i in range(len(prepared.inputs))]
     )
     return second

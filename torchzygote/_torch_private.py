@@ -30,8 +30,8 @@ __all__ = [
     "leave_grad_level",
     "pytree",
     "swap_tensors",
-    "vmap_flat",
     "transform_stack",
+    "vmap_flat",
 ]
 
 _TRANSFORM_NAMES = {
@@ -120,23 +120,23 @@ def swap_tensors(a: Tensor, b: Tensor) -> None:
     torch._C._swap_tensor_impl(a, b)
 
 
-def custom_nodes(roots: list[Tensor]) -> list[str]:
-    """Names of the nodes below ``roots`` that are not PyTorch's own: Python and C++ autograd functions.
+def custom_nodes(roots: list[Tensor]) -> list[Any]:
+    """The nodes below ``roots`` that are not PyTorch's own: Python and C++ autograd functions.
 
     Their backward need not be differentiable by its cotangent, and may say so by silence.
     """
     seen: set[Any] = set()
     stack: list[Any] = [root.grad_fn for root in roots if root.grad_fn is not None]
-    names: list[str] = []
+    found: list[Any] = []
     while stack:
         node = stack.pop()
         if node in seen:
             continue
         seen.add(node)
         if isinstance(node, torch.autograd.function.BackwardCFunction) or "CppNode" in node.name():
-            names.append(node.name())
+            found.append(node)
         stack.extend([following for following, _ in node.next_functions if following is not None])
-    return names
+    return found
 
 
 def backward_bytes(roots: list[Tensor], most_nodes: int = 20_000) -> int:

@@ -75,6 +75,7 @@ def scalar_root(caller: str, y: Any) -> Tensor | None:
     raise TypeError(f"{caller}: expected f to return a real scalar, got {type_name(y)}")
 
 
+@_engine.entry_point
 def _value_and_results(
     caller: str,
     f: Callable[..., Any],
@@ -273,6 +274,16 @@ def pullback(
     ----------
     ``pullback`` in Zygote.jl, https://fluxml.ai/Zygote.jl/stable/adjoints/
     """
+    return _pullback(f, args, argnums, create_graph)
+
+
+@_engine.entry_point
+def _pullback(
+    f: Callable[..., Any],
+    args: tuple[Any, ...],
+    argnums: int | Sequence[int] | None,
+    create_graph: bool | None,
+) -> tuple[Any, Callable[[Any], Any]]:
     params = implicit(args)
     prepared = prepare(args, argnums) if params is None else prepare_implicit("pullback", params, argnums)
     keep = _engine.keeps_graph(create_graph)
@@ -325,17 +336,18 @@ def pushforward(f: Callable[..., Any], *args: Any) -> Callable[..., Any]:
     ----------
     ``pushforward`` in Zygote.jl, https://fluxml.ai/Zygote.jl/stable/utils/
     """
-    prepared = prepare(args)
 
     def push(*xdots: Any) -> Any:
         if len(xdots) != len(args):
             raise ValueError(f"push: expected {len(args)} tangents, one per argument, got {len(xdots)}")
-        return _push(f, prepared, xdots)
+        return _push(f, args, xdots)
 
     return push
 
 
-def _push(f: Callable[..., Any], prepared: Prepared, xdots: tuple[Any, ...]) -> Any:
+@_engine.entry_point
+def _push(f: Callable[..., Any], args: tuple[Any, ...], xdots: tuple[Any, ...]) -> Any:
+    prepared = prepare(args)
     keep = _engine.keeps_graph(None)
     inputs = [_engine.separate(x if keep else x.detach()) for x in prepared.inputs]
     tangents = _tangents(prepared, xdots, inputs, keep)
@@ -370,9 +382,7 @@ def _zero_like(leaf: Any) -> Any:
     return torch.zeros_like(number_to_tensor(leaf)) if kind_of(leaf) == "number" else None
 
 
-def _tangents(
-    prepared: Prepared, xdots: tuple[Any, ...], inputs: list[Tensor], keep: bool
-) -> list[Tensor]:
+def _tangents(prepared: Prepared, xdots: tuple[Any, ...], inputs: list[Tensor], keep: bool) -> list[Tensor]:
     tangents: list[Tensor] = []
 
     def fit(value: Any, where: str) -> None:

@@ -18,7 +18,7 @@ from ._assembly import Columns, Rows
 from ._attention import unfused_attention
 from ._engine import Linearization
 from ._random import RandomState
-from ._second_order import Options, SecondOrder, record_gradient
+from ._second_order import Options, SecondOrder, run
 from .gradients import implicit, prepare_implicit
 from .grads import Grads
 
@@ -61,6 +61,7 @@ def _refuse_complex(caller: str, prepared: Prepared) -> None:
             )
 
 
+@_engine.entry_point
 def _value_gradient_hessian(
     caller: str,
     f: Callable[..., Any],
@@ -76,7 +77,7 @@ def _value_gradient_hessian(
     prepared = _prepare_one(caller, x)
     with _state.differentiation(), unfused_attention():
         random = None if _engine.compiling() else RandomState()
-        second = record_gradient(caller, f, prepared, options)
+        second = run(caller, f, prepared, options.keep, recorded=mode != "forward_over_reverse")
         matrix = _hessian_matrix(f, second, mode, options, random)
     by = prepared.inputs[0]
     grad = second.grads[0]
@@ -88,51 +89,51 @@ def _value_gradient_hessian(
 def _hessian_matrix(
     f: Callable[..., Any], second: SecondOrder, mode: str, options: Options, random: RandomState | None
 ) -> Tensor:
-    lin = second.by_input(0)
-    if lin is None:  # constant or linear: the gradient depends on nothing
-        x = second.prepared.inputs[0]
-        return Rows(x.numel(), x, x.dtype, options.keep).matrix()
+    if second.is_constant:
+        return _zeros(second, options)
     if mode == "forward_over_reverse":
+        second.take_gradient()
         return _by_columns(f, second, options, random)
-    if mode == "reverse_over_reverse":
-        return _by_rows(second, lin, options)
-    first: Exception | None = None
-    size = 0 if _engine.compiling() else _products.row_bytes(lin)
-    if not _too_large(lin, size):
-        try:
+    failed: Exception | None = None
+    try:
+        second.differentiate()
+        lin = second.by_input(0)
+        if lin is None:  # linear: the gradient depends on nothing
+            return _zeros(second, options)
+        size = 0 if _engine.compiling() else second.row_bytes()
+        if mode == "reverse_over_reverse" or not _plan.exceeds_budget(size, lin.inputs[0].device):
             return _by_rows(second, lin, options, size)
-        except Exception as error:  # an operation without a second backward may have a forward derivative
-            first = error
+    except Exception as error:  # an operation without a second backward may have a forward derivative
+        if mode == "reverse_over_reverse":
+            raise
+        failed = error
+        second.take_gradient()
     try:
         return _by_columns(f, second, options, random)
     except Exception:
-        if first is not None:
-            raise first from None
-    return _by_rows(second, lin, options)
+        if failed is not None:
+            raise failed from None
+        raise
 
 
-def _too_large(lin: Linearization, size: int) -> bool:
-    """Whether not even one row of the recorded gradient, ``size`` bytes, fits the memory budget."""
-    return _plan.exceeds_budget(size, lin.inputs[0].device)
+def _zeros(second: SecondOrder, options: Options) -> Tensor:
+    x = second.prepared.inputs[0]
+    return Rows(x.numel(), x, x.dtype, options.keep).matrix()
 
 
-def _chunk(lin: Linearization, rows: int, options: Options, size: int | None = None) -> int:
+def _chunk(rows: int, options: Options, size: int, device: torch.device) -> int:
     if options.chunk_size is not None or rows <= 1 or _engine.compiling():
         return options.chunk_size or max(rows, 1)
-    if size is None:
-        size = _products.row_bytes(lin)
-    return _plan.choose_chunk(None, rows, size, lin.inputs[0].device)
+    return _plan.choose_chunk(None, rows, size, device)
 
 
-def _by_rows(
-    second: SecondOrder, lin: Linearization, options: Options, size: int | None = None
-) -> Tensor:
+def _by_rows(second: SecondOrder, lin: Linearization, options: Options, size: int) -> Tensor:
     """Reverse over reverse: the recorded gradient is pulled back."""
     x = second.prepared.inputs[0]
     n = x.numel()
     block = Rows(n, x, x.dtype, options.keep)
     seeds = _products.identity_seeds(n, lin.roots[0].dtype, x.device)
-    chunk = _chunk(lin, n, options, size)
+    chunk = _chunk(n, options, size, x.device)
     for lo, hi, (product,) in _products.vjps(
         lin, 0, seeds, n, chunk, create_graph=options.keep, progress=options.progress
     ):
@@ -150,13 +151,15 @@ def _by_columns(
     source = _engine.separate(x if options.keep else x.detach())
 
     def gradient_of(primal: Tensor) -> tuple[Tensor]:
-        (grad,) = record_gradient(second.caller, f, prepared.at([primal]), options, once=True).grads
+        inner = run(second.caller, f, prepared.at([primal]), True, recorded=False)
+        inner.take_gradient()
+        (grad,) = inner.grads
         return (torch.zeros_like(primal) if grad is None else grad,)
 
     block = Columns(n, x, x.dtype, options.keep)
     after = None if random is None else RandomState()
-    lin = second.by_input(0)
-    chunk = 1 if lin is None else _chunk(lin, n, options)
+    size = 0 if _engine.compiling() else second.row_bytes()
+    chunk = _chunk(n, options, size, x.device)
     seeds = _products.identity_seeds(n, x.dtype, x.device)
     try:
         for lo, hi, products in _products.jvps(
@@ -359,7 +362,20 @@ def diaghessian(
     ----------
     ``diaghessian`` in Zygote.jl, https://fluxml.ai/Zygote.jl/stable/utils/
     """
-    caller = "diaghessian"
+    return _diagonals("diaghessian", f, args, argnums, chunk_size, create_graph, progress)
+
+
+@_engine.entry_point
+def _diagonals(
+    caller: str,
+    f: Callable[..., Any],
+    args: tuple[Any, ...],
+    argnums: int | Sequence[int] | None,
+    chunk_size: int | None,
+    create_graph: bool | None,
+    progress: bool,
+) -> Any:
+    """The worker: diagonals by each argument."""
     options = Options(_plan.check_chunk_size(chunk_size), _engine.keeps_graph(create_graph), progress)
     params = implicit(args)
     if params is None:
@@ -370,7 +386,8 @@ def diaghessian(
     release = None if params is None or _engine.in_functorch() else _engine.held_flags(prepared.inputs)
     try:
         with _state.differentiation(), unfused_attention():
-            second = record_gradient(caller, f, prepared, options)
+            second = run(caller, f, prepared, options.keep)
+            second.differentiate()
             diagonals = [_diagonal(second, i, options) for i in range(len(prepared.inputs))]
     finally:
         if release is not None:
@@ -386,9 +403,11 @@ def _diagonal(second: SecondOrder, i: int, options: Options) -> Tensor:
     if lin is None or n == 0:
         return torch.zeros(x.shape, dtype=x.dtype, device=x.device)
     parts = []
+    size = 0 if _engine.compiling() else second.row_bytes()
+    chunk = _chunk(n, options, size, x.device)
     seeds = _products.identity_seeds(n, lin.roots[0].dtype, x.device)
     for lo, hi, (product,) in _products.vjps(
-        lin, 0, seeds, n, _chunk(lin, n, options), create_graph=options.keep, progress=options.progress
+        lin, 0, seeds, n, chunk, create_graph=options.keep, progress=options.progress
     ):
         if product is None:
             parts.append(torch.zeros(hi - lo, dtype=x.dtype, device=x.device))

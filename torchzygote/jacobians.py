@@ -58,6 +58,7 @@ def output_tensor(caller: str, y: Any) -> Tensor:
     return tensor
 
 
+@_engine.entry_point
 def _value_and_jacobian(
     caller: str,
     f: Callable[..., Any],
@@ -75,9 +76,7 @@ def _value_and_jacobian(
         prepared = prepare(args, argnums, arrays_only=True)
     else:
         prepared = prepare_implicit(caller, params, argnums)
-    options = _Options(
-        mode, _plan.check_chunk_size(chunk_size), _engine.keeps_graph(create_graph), progress
-    )
+    options = _Options(mode, _plan.check_chunk_size(chunk_size), _engine.keeps_graph(create_graph), progress)
     release = None if params is None or _engine.in_functorch() else _engine.held_flags(prepared.inputs)
     try:
         with _state.differentiation():
@@ -210,18 +209,17 @@ def _by_columns(
     return matrices
 
 
-def _by_columns_on_tape(
-    prepared: Prepared, lin: Linearization, y: Tensor, options: _Options
-) -> list[Tensor]:
+def _by_columns_on_tape(prepared: Prepared, lin: Linearization, y: Tensor, options: _Options) -> list[Tensor]:
     """Columns without running ``f`` again.
 
     The pullback is linear in its cotangent ``u``; pulling a seed back through *it* pushes the seed forward.
     It is the only way for tensors that ``f`` finds by identity, which no dual number can replace.
     """
     if not all(prepared.owned) and (custom := custom_nodes(lin.roots)):
+        names = ", ".join(node.name().removesuffix("Backward") for node in custom)
         raise RuntimeError(
-            "mode 'forward' with Params differentiates the pullback by its cotangent, which is not known to be "
-            f"right for custom autograd functions, found {', '.join(custom)}; use mode 'reverse'"
+            "mode 'forward' with Params differentiates the pullback by its cotangent, which is not known to "
+            f"be right for custom autograd functions, found {names}; use mode 'reverse'"
         )
     u = torch.zeros_like(lin.roots[0]).requires_grad_()
     pulled = lin.pull([u], retain=True, create_graph=True)
@@ -238,8 +236,13 @@ def _by_columns_on_tape(
             linear, 0, seeds, x.numel(), chunk, create_graph=options.keep, progress=options.progress
         ):
             (product,) = products
-            block.add(lo, hi, torch.zeros((hi - lo, y.numel()), dtype=y.dtype, device=y.device)
-                      if product is None else product)
+            block.add(
+                lo,
+                hi,
+                torch.zeros((hi - lo, y.numel()), dtype=y.dtype, device=y.device)
+                if product is None
+                else product,
+            )
         matrices.append(block.matrix())
     return matrices
 
