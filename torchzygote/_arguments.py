@@ -165,7 +165,7 @@ class _Slot:
         return None
 
     def match(self, given: Any, where: str) -> list[Any]:
-        """What ``given``, in the shape of the argument, holds for each of its tensors; ``None`` is nothing."""
+        """What ``given``, in the argument's shape, holds for each of its tensors; ``None`` is nothing."""
         if self.kind is ARRAY or self.kind is NUMBER:
             return [given]
         if self.kind is STRUCTURE:

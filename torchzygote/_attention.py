@@ -1,13 +1,13 @@
 """Attention by its unfused formula while a second or a forward derivative is taken.
 
-Fused kernels have neither a forward derivative nor (on the CPU) a double backward, and the inference fast path
-of PyTorch's transformer layers has no derivative at all. Both switches are process-wide, so they are counted.
+Fused kernels have neither a forward derivative nor (on the CPU) a double backward, and the inference fast
+path of PyTorch's transformer layers has no derivative at all. Both switches are process-wide, so they are counted.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.backends import cuda, mha
@@ -15,14 +15,14 @@ from torch.backends import cuda, mha
 __all__ = ["unfused_attention"]
 
 # torch.nn.attention.sdpa_kernel does the same in ten times the time, which small Hessians would feel.
-_KERNELS = (
+_KERNELS: tuple[tuple[Any, Any], ...] = (
     (cuda.flash_sdp_enabled, cuda.enable_flash_sdp),
     (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp),
     (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
     (mha.get_fastpath_enabled, mha.set_fastpath_enabled),
 )
 
-_math_is_on: Callable[[], bool] = cuda.math_sdp_enabled
+_math_is_on: Any = cuda.math_sdp_enabled
 _lock = threading.Lock()
 _users = 0
 _switched_off: list[int] = []

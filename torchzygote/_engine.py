@@ -144,7 +144,7 @@ def held_flags(tensors: Sequence[Tensor]) -> Callable[[], None]:
 
 @contextlib.contextmanager
 def _checked_custom_functions(roots: list[Tensor], seeds: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Refuse custom autograd functions whose backward can't be differentiated, around a pullback that must be.
+    """Around a pullback that must be differentiable: refuse custom functions whose backward isn't.
 
     PyTorch gives zeros, silently, for a backward that leaves autograd (NumPy, ``detach``), and even for
     ``once_differentiable`` as long as no cotangent requires grad. So the cotangents do, and each result of a

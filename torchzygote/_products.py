@@ -1,7 +1,7 @@
 """Chunked products: batched pullbacks, pushforwards and Hessian-vector products for rows of seeds.
 
-Takes seeds and gives products, chunk by chunk; it must not know what the seeds stand for (rows of an identity,
-colors) nor where the products go.
+Takes seeds and gives products, chunk by chunk; it must not know what the seeds stand for (rows of an
+identity, colors) nor where the products go.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ class RandomState:
     def __init__(self) -> None:
         self._cpu: Tensor = torch.get_rng_state()
         self._cuda: list[Tensor] = []
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             self._cuda = torch.cuda.get_rng_state_all()
 
     def restore(self) -> None:

@@ -88,7 +88,7 @@ class SecondOrder:
         return self._lin.restricted(position, i)
 
     def row_bytes(self) -> int:
-        """Bytes that a row of a Hessian may need, guessed from the function where the gradient isn't recorded."""
+        """Bytes that a row of a Hessian may need; a guess where the gradient isn't recorded."""
         if self._lin is not None:
             return backward_bytes(self._lin.roots)
         return 4 * backward_bytes(self._first.roots) if self._first is not None else 0

@@ -18,6 +18,8 @@ from torch._functorch import eager_transforms as _eager_transforms
 from torch._functorch import vmap as _vmap
 from torch.utils import _pytree as pytree  # the registry that torch.func itself flattens with
 
+_load_decompositions: Callable[[], None] = getattr(_vmap, "lazy_load_decompositions")  # noqa: B009
+
 __all__ = [
     "backward_bytes",
     "create_grad_input",
@@ -101,7 +103,7 @@ def vmap_flat(f: Callable[[Tensor], Sequence[Tensor]], rows: Tensor) -> list[Ten
     is a third of a small Jacobian.
     """
     size = rows.shape[0]
-    _vmap.lazy_load_decompositions()
+    _load_decompositions()
     level = _C_functorch._vmap_increment_nesting(size, "same")
     try:
         outputs = f(_C_functorch._add_batch_dim(rows, 0, level))
@@ -114,8 +116,8 @@ def swap_tensors(a: Tensor, b: Tensor) -> None:
     """Exchange what two tensor objects hold, so that every holder of ``a`` sees what ``b`` was.
 
     The only way to differentiate by a tensor that ``f`` closes over inside a ``torch.func`` transform: a mode
-    that replaces it misses ``autograd.Function.apply`` and ``vmap(f)(w)``. ``torch.utils.swap_tensors`` refuses
-    tensors that somebody else holds, which is the very case here.
+    that replaces it misses ``autograd.Function.apply`` and ``vmap(f)(w)``. ``torch.utils.swap_tensors``
+    refuses tensors that somebody else holds, which is the very case here.
     """
     torch._C._swap_tensor_impl(a, b)
 
