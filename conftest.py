@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import doctest
+
 import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
-
-import doctest
 
 pytest_collect_file = Sybil(
     parsers=[

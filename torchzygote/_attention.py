@@ -1,7 +1,8 @@
 """Attention by its unfused formula while a second or a forward derivative is taken.
 
 Fused kernels have neither a forward derivative nor (on the CPU) a double backward, and the inference fast
-path of PyTorch's transformer layers has no derivative at all. Both switches are process-wide, so they are counted.
+path of PyTorch's transformer layers has no derivative at all. The switches are process-wide, so they are
+counted.
 """
 
 from __future__ import annotations

@@ -7,7 +7,9 @@ This module knows nothing of gradients, arguments or results.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,7 +20,14 @@ from torch._functorch import eager_transforms as _eager_transforms
 from torch._functorch import vmap as _vmap
 from torch.utils import _pytree as pytree  # the registry that torch.func itself flattens with
 
-_load_decompositions: Callable[[], None] = getattr(_vmap, "lazy_load_decompositions")  # noqa: B009
+
+@functools.cache
+def _load_decompositions() -> None:
+    """What ``torch.func.vmap`` does first; loading them uses a deprecated part of PyTorch, and says so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        _vmap.lazy_load_decompositions()  # type: ignore[attr-defined]
+
 
 __all__ = [
     "backward_bytes",
