@@ -31,6 +31,7 @@ from ._torch_private import (
     in_functorch,
     in_functorch_derivative,
     leave_grad_level,
+    load_decompositions,
     pytree,
     swap_tensors,
 )
@@ -449,6 +450,7 @@ def forward_mode() -> Iterator[None]:
     if compiling():
         yield
         return
+    load_decompositions()
     with _state.forward_mode_lock, unfused_attention():
         yield
 

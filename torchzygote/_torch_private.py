@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,11 +23,15 @@ from torch.utils import _pytree as pytree  # the registry that torch.func itself
 
 
 @functools.cache
-def _load_decompositions() -> None:
-    """What ``torch.func.vmap`` does first; loading them uses a deprecated part of PyTorch, and says so."""
+def load_decompositions() -> None:
+    """What ``torch.func.vmap`` and ``jvp`` load first; PyTorch deprecates a part of itself that this uses.
+
+    Loaded here, once, so that the caller of a derivative doesn't get PyTorch's warning about PyTorch.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         _vmap.lazy_load_decompositions()  # type: ignore[attr-defined]
+        importlib.import_module("torch._decomp.decompositions_for_jvp")
 
 
 __all__ = [
@@ -39,6 +44,7 @@ __all__ = [
     "innermost_transform",
     "is_wrapped",
     "leave_grad_level",
+    "load_decompositions",
     "pytree",
     "swap_tensors",
     "transform_stack",
@@ -112,7 +118,7 @@ def vmap_flat(f: Callable[[Tensor], Sequence[Tensor]], rows: Tensor) -> list[Ten
     is a third of a small Jacobian.
     """
     size = rows.shape[0]
-    _load_decompositions()
+    load_decompositions()
     level = _C_functorch._vmap_increment_nesting(size, "same")
     try:
         outputs = f(_C_functorch._add_batch_dim(rows, 0, level))

@@ -359,15 +359,16 @@ def _push(f: Callable[..., Any], args: tuple[Any, ...], xdots: tuple[Any, ...]) 
         with _engine.swapped(by_identity, twins) if twins else _state.no_context():
             y = _engine.call(f, prepared, primals)
         leaves, kept["spec"] = pytree.tree_flatten(y)
-        kept["leaves"] = [_zero_like(leaf) for leaf in leaves]
-        return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+        kept["leaves"] = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        # torch.func.jvp wants at least one tensor; a function of constants has none
+        return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor)) or primals[:1]
 
     if not inputs:
         raise ValueError("pushforward: expected at least one number, array, structure or module, got none")
     with _state.differentiation(), _engine.recording_if(keep):
         _, ydots = _engine.jvp(flat, inputs, tangents)
     remaining = iter(ydots)
-    leaves = [next(remaining) if leaf is _TENSOR else leaf for leaf in kept["leaves"]]
+    leaves = [next(remaining) if leaf is _TENSOR else _zero_like(leaf) for leaf in kept["leaves"]]
     ydot = pytree.tree_unflatten(leaves, kept["spec"])
     return ydot if keep or _engine.in_functorch() else _engine.detached(ydot)
 
@@ -376,9 +377,7 @@ _TENSOR = object()
 
 
 def _zero_like(leaf: Any) -> Any:
-    """The tangent of a leaf of ``y`` that no tensor carries."""
-    if isinstance(leaf, Tensor):
-        return _TENSOR
+    """The tangent of a leaf of ``y`` that is no tensor."""
     return torch.zeros_like(number_to_tensor(leaf)) if kind_of(leaf) == "number" else None
 
 
