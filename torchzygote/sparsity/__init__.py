@@ -1,0 +1,1 @@
+"""Sparsity: which entries of a derivative can be nonzero, found by running the function on index sets."""

@@ -1,0 +1,248 @@
+"""A sparsity pattern: which entries of a matrix can be nonzero.
+
+Holds structure alone; it must not know how the structure was found, nor what it is used for.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._picture import picture
+
+__all__ = ["Pattern"]
+
+
+class Pattern:
+    """Positions of the possibly nonzero entries of a matrix, row by row.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Rows and columns.
+    indptr, indices : torch.Tensor
+        Row ``r`` has its entries in the columns ``indices[indptr[r]:indptr[r + 1]]``: int64, on the CPU,
+        ascending and unique within a row.
+    is_local : bool
+        The structure is that of one input (a sort, a maximum, a branch taken): at another one it may differ.
+    unknown : tuple of str
+        Operators without a rule, that were taken to couple everything.
+    operators : tuple of str
+        All operators met.
+    """
+
+    __slots__ = ("_dense", "_indices", "_indptr", "is_local", "operators", "shape", "unknown")
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        indptr: Tensor,
+        indices: Tensor,
+        *,
+        is_local: bool = False,
+        unknown: tuple[str, ...] = (),
+        operators: tuple[str, ...] = (),
+    ) -> None:
+        self.shape = shape
+        self._indptr: Tensor | None = indptr
+        self._indices: Tensor | None = indices
+        self._dense = False
+        self.is_local = is_local
+        self.unknown = unknown
+        self.operators = operators
+
+    @classmethod
+    def full(
+        cls,
+        shape: tuple[int, int],
+        *,
+        is_local: bool = False,
+        unknown: tuple[str, ...] = (),
+        operators: tuple[str, ...] = (),
+    ) -> Pattern:
+        """A pattern of ones, whose indices are made only if somebody asks for them."""
+        pattern = cls(shape, _NONE, _NONE, is_local=is_local, unknown=unknown, operators=operators)
+        pattern._indptr = pattern._indices = None
+        pattern._dense = True
+        return pattern
+
+    @property
+    def dense(self) -> bool:
+        """Whether the structure was given up: every entry counts as nonzero, no index is stored."""
+        return self._dense
+
+    @property
+    def nnz(self) -> int:
+        """Number of entries."""
+        return self.shape[0] * self.shape[1] if self._indices is None else self._indices.numel()
+
+    @property
+    def density(self) -> float:
+        """Share of the matrix that is listed."""
+        return self.nnz / max(1, self.shape[0] * self.shape[1])
+
+    @property
+    def indptr(self) -> Tensor:
+        """Where each row starts in :attr:`indices`."""
+        if self._indptr is None:
+            self._indptr = torch.arange(self.shape[0] + 1) * self.shape[1]
+        return self._indptr
+
+    @property
+    def indices(self) -> Tensor:
+        """Columns of the entries, row by row."""
+        if self._indices is None:
+            self._indices = torch.arange(self.shape[1]).repeat(self.shape[0])
+        return self._indices
+
+    def rows(self) -> Tensor:
+        """The row of each entry, in the order of :attr:`indices`."""
+        counts = self.indptr[1:] - self.indptr[:-1]
+        return torch.repeat_interleave(torch.arange(self.shape[0]), counts, output_size=self.nnz)
+
+    def transpose(self) -> Pattern:
+        """The pattern of the transposed matrix."""
+        shape = (self.shape[1], self.shape[0])
+        about = {"is_local": self.is_local, "unknown": self.unknown, "operators": self.operators}
+        if self._dense:
+            return Pattern.full(shape, **about)  # type: ignore[arg-type]
+        # A stable sort keeps the rows, which become columns, in ascending order.
+        order = torch.sort(self.indices, stable=True).indices
+        return Pattern(
+            shape,
+            indptr_of(torch.bincount(self.indices, minlength=shape[0])),
+            self.rows()[order],
+            **about,  # type: ignore[arg-type]
+        )
+
+    def to_csr(self, device: torch.device | None = None) -> Tensor:
+        """A ``torch.sparse_csr`` tensor of ``True``, with the attribute ``is_local``."""
+        values = torch.ones(self.nnz, dtype=torch.bool, device=device)
+        indptr, indices = self.indptr.to(device=device), self.indices.to(device=device)
+        with warnings.catch_warnings():
+            # PyTorch says once per process that its CSR tensors are in beta.
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support", category=UserWarning)
+            csr = torch.sparse_csr_tensor(indptr, indices, values, self.shape, check_invariants=False)
+        csr.is_local = self.is_local  # type: ignore[attr-defined]
+        return csr
+
+    def to_dense(self) -> Tensor:
+        """A boolean matrix."""
+        matrix = torch.zeros(self.shape, dtype=torch.bool)
+        if self._dense:
+            return matrix.fill_(True)
+        matrix[self.rows(), self.indices] = True
+        return matrix
+
+    @classmethod
+    def from_coo(
+        cls, rows: Tensor, columns: Tensor, shape: tuple[int, int], *, is_local: bool = False
+    ) -> Pattern:
+        """The pattern of these entries, in any order, repeated ones merged."""
+        rows = torch.as_tensor(rows).detach().to("cpu", torch.int64).reshape(-1)
+        columns = torch.as_tensor(columns).detach().to("cpu", torch.int64).reshape(-1)
+        if rows.numel() != columns.numel():
+            raise ValueError(
+                f"pattern: expected as many rows as columns, got {rows.numel()} and {columns.numel()}"
+            )
+        for name, index, bound in (("row", rows, shape[0]), ("column", columns, shape[1])):
+            if index.numel() and (int(index.min()) < 0 or int(index.max()) >= bound):
+                raise ValueError(
+                    f"pattern: expected every {name} from 0 to {bound - 1}, got {int(index.min())} to "
+                    f"{int(index.max())}"
+                )
+        keys = torch.unique(rows * shape[1] + columns)  # sorted
+        width = max(1, shape[1])
+        counts = torch.bincount(torch.div(keys, width, rounding_mode="floor"), minlength=shape[0])
+        return cls(shape, indptr_of(counts), keys % width, is_local=is_local)
+
+    @classmethod
+    def from_dense(cls, matrix: Tensor) -> Pattern:
+        """The pattern of the nonzero entries of a two-dimensional tensor."""
+        if matrix.dim() != 2:
+            raise ValueError(f"pattern: expected two dimensions, got shape {tuple(matrix.shape)}")
+        found = matrix.detach().cpu().nonzero()
+        return cls.from_coo(found[:, 0], found[:, 1], (matrix.shape[0], matrix.shape[1]))
+
+    @classmethod
+    def from_csr(cls, matrix: Any) -> Pattern:
+        """The pattern of the entries that a ``torch.sparse_csr`` or SciPy sparse matrix stores."""
+        if isinstance(matrix, Tensor):
+            if matrix.layout != torch.sparse_csr or matrix.dim() != 2:
+                raise TypeError(
+                    f"pattern: expected a two-dimensional torch.sparse_csr tensor, got {_describe(matrix)}"
+                )
+            indptr, indices = matrix.crow_indices(), matrix.col_indices()
+        else:
+            matrix = matrix.tocsr()
+            indptr, indices = torch.as_tensor(matrix.indptr), torch.as_tensor(matrix.indices)
+        indptr = indptr.detach().to("cpu", torch.int64)
+        rows, columns = int(matrix.shape[0]), int(matrix.shape[1])
+        counts = indptr[1:] - indptr[:-1]
+        if indptr.numel() != rows + 1 or bool((counts < 0).any()) or int(indptr[-1]) != indices.numel():
+            raise ValueError("pattern: expected row pointers that ascend from 0 to the number of entries")
+        found = cls.from_coo(torch.repeat_interleave(torch.arange(rows), counts), indices, (rows, columns))
+        found.is_local = bool(getattr(matrix, "is_local", False))
+        return found
+
+    @classmethod
+    def of(cls, given: Any) -> Pattern:
+        """A pattern from what users give: a pattern, a tensor of any layout, an array, a SciPy matrix."""
+        if isinstance(given, Pattern):
+            return given
+        if isinstance(given, Tensor):
+            if given.layout == torch.sparse_csr:
+                return cls.from_csr(given)
+            if given.layout == torch.strided:
+                return cls.from_dense(given)
+            if given.layout == torch.sparse_coo and given.dim() == 2 and given.sparse_dim() == 2:
+                indices = given._indices()
+                return cls.from_coo(indices[0], indices[1], (given.shape[0], given.shape[1]))
+        elif hasattr(given, "tocsr"):
+            return cls.from_csr(given)
+        elif hasattr(given, "__array__"):
+            return cls.from_dense(torch.as_tensor(given))
+        raise TypeError(
+            "pattern: expected a two-dimensional tensor (dense, COO or CSR), a SciPy sparse matrix or a "
+            f"Pattern, got {_describe(given)}"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Pattern):
+            return NotImplemented
+        if self.shape != other.shape or self.nnz != other.nnz:
+            return False
+        if self._dense and other._dense:
+            return True
+        return torch.equal(self.indptr, other.indptr) and torch.equal(self.indices, other.indices)
+
+    def __repr__(self) -> str:
+        notes = [name for name, on in (("dense", self._dense), ("local", self.is_local)) if on]
+        head = f"Pattern {self.shape[0]}×{self.shape[1]}, {self.nnz} nonzeros ({self.density:.2g})"
+        return "\n".join([", ".join([head, *notes]), *self.picture()])
+
+    def picture(self, width: int = 32, height: int = 8) -> list[str]:
+        """Lines of text that show where the entries are, at most ``width`` × ``height`` characters."""
+        if self._dense:
+            return []
+        return picture(self.rows(), self.indices, self.shape, width, height)
+
+
+_NONE = torch.empty(0, dtype=torch.int64)
+
+
+def indptr_of(counts: Tensor) -> Tensor:
+    """Row pointers from the number of entries in each row."""
+    indptr = torch.zeros(counts.numel() + 1, dtype=torch.int64)
+    torch.cumsum(counts, 0, out=indptr[1:])
+    return indptr
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)} and layout {value.layout}"
+    return type(value).__name__
