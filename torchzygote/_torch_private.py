@@ -19,6 +19,8 @@ from torch import Tensor
 from torch._C import _functorch as _C_functorch
 from torch._functorch import eager_transforms as _eager_transforms
 from torch._functorch import vmap as _vmap
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad as _forward_ad
 from torch.utils import _pytree as pytree  # the registry that torch.func itself flattens with
 
 
@@ -125,6 +127,52 @@ def vmap_flat(f: Callable[[Tensor], Sequence[Tensor]], rows: Tensor) -> list[Ten
         return [_C_functorch._remove_batch_dim(output, level, size, 0) for output in outputs]
     finally:
         _C_functorch._vmap_decrement_nesting()
+
+
+def forward_mode_active() -> bool:
+    """Whether a forward-AD level is open, so that any tensor may have a tangent; nothing public tells."""
+    return _forward_ad._current_level >= 0
+
+
+def has_tangent(x: Tensor) -> bool:
+    """Whether ``x`` is a dual number of the running forward mode, ``torch.func.jvp`` included.
+
+    ``torch.autograd.forward_ad.unpack_dual`` answers only where it opened the level itself.
+    """
+    if isinstance(x, FakeTensor):
+        return False
+    return torch._VF._unpack_dual(x, level=0)[1] is not None  # type: ignore[attr-defined]
+
+
+# Around calling an operator whose arguments are known not to be differentiated: it skips the kernels of
+# autograd. Operators from outside PyTorch have no public way past them.
+below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
+def register_autograd_kernel(
+    namespace: str, name: str, check: Callable[[str, tuple[Any, ...]], None]
+) -> None:
+    """Call ``check(name, args)`` before the operator runs where autograd may see it.
+
+    ``torch.library.register_autograd`` refuses operators that write to their arguments. What the operator
+    writes to first counts as written.
+    """
+    overload = getattr(getattr(torch.ops, namespace), name).default
+    library = torch.library.Library(namespace, "IMPL")
+    _libraries.append(library)
+
+    def kernel(keyset: Any, *args: Any) -> Any:
+        check(name, args)
+        with below_autograd():
+            result = overload.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+        written = args[0] if isinstance(args[0], (list, tuple)) else [args[0]]
+        torch.autograd.graph.increment_version([x for x in written if not x.is_inference()])
+        return result
+
+    library.impl(name, kernel, "Autograd", with_keyset=True)
+
+
+_libraries: list[torch.library.Library] = []  # registrations last as long as their library object
 
 
 def swap_tensors(a: Tensor, b: Tensor) -> None:

@@ -1,0 +1,67 @@
+"""What the raw operators do beyond the kernels: fake kernels, and refusals where a derivative is asked for.
+
+An operator without autograd rules gives silent zeros under ``torch.func``; these refuse instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._torch_private import has_tangent, register_autograd_kernel
+
+__all__ = ["finish_registration"]
+
+# Each writes to its first argument, a tensor or a list of tensors, and returns nothing.
+_OPERATORS = (
+    "seed_rows_",
+    "scatter_rows_",
+    "gather_diagonal_",
+    "decompress_",
+    "decompress_dense_",
+    "compress_",
+)
+
+
+def _tensors(args: tuple[Any, ...]) -> Iterator[Tensor]:
+    for arg in args:
+        if isinstance(arg, Tensor):
+            yield arg
+        elif isinstance(arg, (list, tuple)):
+            yield from _tensors(tuple(arg))
+
+
+def _refuse_derivatives(name: str, args: tuple[Any, ...]) -> None:
+    recording = torch.is_grad_enabled()
+    for x in _tensors(args):
+        if (recording and x.requires_grad) or has_tangent(x):
+            raise RuntimeError(
+                f"torchzygote::{name}: expected tensors that are not being differentiated, got one of shape "
+                f"{tuple(x.shape)} that is; use torchzygote.native.{name.rstrip('_')}, which PyTorch can "
+                "differentiate, or detach it"
+            )
+
+
+def _writes_only(*args: Any) -> None:
+    """Fake kernel of an operator that writes to its arguments and returns nothing."""
+
+
+def _united(set_ptr: Tensor, set_members: Tensor, group_ptr: Tensor, group_ids: Tensor) -> list[Tensor]:
+    """Fake kernel of ``unite_sets``: how many new sets there are depends on the values."""
+    size = torch.library.get_ctx().new_dynamic_size
+    return [
+        group_ptr.new_empty(group_ptr.numel() - 1),
+        set_ptr.new_empty(size()),
+        set_members.new_empty(size()),
+    ]
+
+
+def finish_registration() -> None:
+    """Give each loaded operator its fake kernel and its refusal."""
+    for name in _OPERATORS:
+        torch.library.register_fake(f"torchzygote::{name}", _writes_only)
+        register_autograd_kernel("torchzygote", name, _refuse_derivatives)
+    torch.library.register_fake("torchzygote::unite_sets", _united)
