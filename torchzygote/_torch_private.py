@@ -19,6 +19,7 @@ from torch import Tensor
 from torch._C import _functorch as _C_functorch
 from torch._functorch import eager_transforms as _eager_transforms
 from torch._functorch import vmap as _vmap
+from torch.autograd import forward_ad as _forward_ad
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad as _forward_ad
 from torch.utils import _pytree as pytree  # the registry that torch.func itself flattens with
@@ -41,13 +42,17 @@ __all__ = [
     "create_grad_input",
     "custom_nodes",
     "grad_level",
+    "in_forward_ad",
     "in_functorch",
     "in_functorch_derivative",
     "innermost_transform",
     "is_wrapped",
     "leave_grad_level",
     "load_decompositions",
+    "node_attribute",
+    "node_shape",
     "pytree",
+    "source_of",
     "swap_tensors",
     "transform_stack",
     "vmap_flat",
@@ -84,6 +89,11 @@ def innermost_transform() -> str | None:
 def in_functorch_derivative() -> bool:
     """Whether one of the running ``torch.func`` transforms differentiates (``vmap`` alone does not)."""
     return in_functorch() and any(name in ("grad", "jvp") for name in transform_stack())
+
+
+def in_forward_ad() -> bool:
+    """Whether a level of ``torch.autograd.forward_ad`` is open: dual tensors may be about."""
+    return _forward_ad._current_level >= 0
 
 
 def is_wrapped(x: Tensor) -> bool:
@@ -141,7 +151,7 @@ def has_tangent(x: Tensor) -> bool:
     """
     if isinstance(x, FakeTensor):
         return False
-    return torch._VF._unpack_dual(x, level=0)[1] is not None  # type: ignore[attr-defined]
+    return torch._VF._unpack_dual(x, level=0)[1] is not None
 
 
 # Around calling an operator whose arguments are known not to be differentiated: it skips the kernels of
@@ -158,7 +168,7 @@ def register_autograd_kernel(
     writes to first counts as written.
     """
     overload = getattr(getattr(torch.ops, namespace), name).default
-    library = torch.library.Library(namespace, "IMPL")
+    library: Any = torch.library.Library(namespace, "IMPL")  # type: ignore[no-untyped-call]
     _libraries.append(library)
 
     def kernel(keyset: Any, *args: Any) -> Any:
@@ -172,7 +182,7 @@ def register_autograd_kernel(
     library.impl(name, kernel, "Autograd", with_keyset=True)
 
 
-_libraries: list[torch.library.Library] = []  # registrations last as long as their library object
+_libraries: list[Any] = []  # registrations last as long as their library object
 
 
 def swap_tensors(a: Tensor, b: Tensor) -> None:
@@ -202,6 +212,22 @@ def custom_nodes(roots: list[Tensor]) -> list[Any]:
             found.append(node)
         stack.extend([following for following, _ in node.next_functions if following is not None])
     return found
+
+
+def source_of(x: Tensor) -> tuple[Any, int]:
+    """The node of the graph that stands for ``x``, and which of its outputs ``x`` is."""
+    edge = torch.autograd.graph.get_gradient_edge(x)
+    return edge.node, edge.output_nr
+
+
+def node_shape(node: Any, output: int) -> tuple[int, ...]:
+    """Shape of an output of a node of the recorded graph; nothing public tells it."""
+    return tuple(node._input_metadata[output].shape)
+
+
+def node_attribute(node: Any, name: str) -> Any:
+    """What a node saved besides tensors (a ``dim``, a shape); ``None`` where it has no such thing."""
+    return getattr(node, name, None)
 
 
 def backward_bytes(roots: list[Tensor], most_nodes: int = 20_000) -> int:

@@ -39,7 +39,7 @@ def _load_one(device: str, stem: str) -> None:
         return
     _files[device] = str(path)
     try:
-        torch.ops.load_library(str(path))
+        torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
     except Exception as error:  # a broken library must not break the package
         _reasons[device] = f"{path.name} could not be loaded: {str(error).strip().splitlines()[0]}"
         return

@@ -1,0 +1,280 @@
+// What operators refuse, for both devices, before any memory is touched. Messages name argument and value; the
+// pure-PyTorch operators (torchzygote/native/_checks.py) say the same.
+
+#pragma once
+
+#include "common.h"
+
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <mutex>
+#include <string>
+
+namespace torchzygote {
+
+inline std::string shape_of(const Tensor& x) {
+  std::ostringstream text;
+  text << "(";
+  for (int64_t i = 0; i < x.dim(); ++i) {
+    text << (i > 0 ? ", " : "") << x.size(i);
+  }
+  text << ")";
+  return text.str();
+}
+
+inline std::string device_of(const Tensor& x) {
+  if (x.is_cpu()) {
+    return "cpu";
+  }
+  return (x.is_cuda() ? "cuda:" : "device ") + std::to_string(x.get_device_index());
+}
+
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return a.is_cpu() == b.is_cpu() && a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index();
+}
+
+inline bool is_complex(ScalarType dtype) {
+  return dtype == ScalarType::ComplexHalf || dtype == ScalarType::ComplexFloat || dtype == ScalarType::ComplexDouble;
+}
+
+inline void check_matrix(const std::string& name, const Tensor& x) {
+  if (x.layout() != torch::headeronly::Layout::Strided) {
+    refuse(name, ": expected a strided tensor");
+  }
+  if (x.dim() != 2) {
+    refuse(name, ": expected a matrix, got shape ", shape_of(x));
+  }
+}
+
+// Elements that share memory can't be written one by one.
+inline void check_written(const std::string& name, const Tensor& x) {
+  for (int64_t i = 0; i < x.dim(); ++i) {
+    if (x.size(i) > 1 && x.stride(i) == 0) {
+      refuse(name, ": expected elements with memory of their own, got an expanded tensor");
+    }
+  }
+}
+
+inline void check_like(const std::string& name, const Tensor& x, const std::string& other, const Tensor& like) {
+  if (x.scalar_type() != like.scalar_type()) {
+    refuse(name, ": expected the dtype of ", other, ", ", like.scalar_type(), ", got ", x.scalar_type());
+  }
+  if (!same_device(x, like)) {
+    refuse(name, ": expected the device of ", other, ", ", device_of(like), ", got ", device_of(x));
+  }
+}
+
+inline void check_range(int64_t lo, int64_t hi, int64_t most) {
+  if (lo < 0) {
+    refuse("lo: expected at least 0, got ", lo);
+  }
+  if (hi < lo) {
+    refuse("hi: expected at least lo = ", lo, ", got ", hi);
+  }
+  if (hi > most) {
+    refuse("hi: expected at most the number of columns, ", most, ", got ", hi);
+  }
+}
+
+inline void check_integers(const std::string& name, const Tensor& x, int64_t size, const Tensor& device) {
+  if (x.scalar_type() != ScalarType::Long && x.scalar_type() != ScalarType::Int) {
+    refuse(name, ": expected int64 or int32, got ", x.scalar_type());
+  }
+  if (x.dim() != 1 || x.size(0) != size) {
+    refuse(name, ": expected shape (", size, "), got ", shape_of(x));
+  }
+  if (!same_device(x, device)) {
+    refuse(name, ": expected the device ", device_of(device), ", got ", device_of(x));
+  }
+}
+
+template <typename Index>
+std::pair<int64_t, int64_t> extremes(const Tensor& x) {
+  const Index* data = static_cast<const Index*>(x.const_data_ptr());
+  const int64_t stride = x.stride(0);
+  int64_t smallest = std::numeric_limits<int64_t>::max();
+  int64_t largest = std::numeric_limits<int64_t>::min();
+  std::mutex mutex;
+  torch::stable::parallel_for(0, x.size(0), 1 << 16, [&](int64_t begin, int64_t end) {
+    Index low = std::numeric_limits<Index>::max();
+    Index high = std::numeric_limits<Index>::min();
+    if (stride == 1) {
+      for (int64_t i = begin; i < end; ++i) {
+        low = std::min(low, data[i]);
+        high = std::max(high, data[i]);
+      }
+    } else {
+      for (int64_t i = begin; i < end; ++i) {
+        low = std::min(low, data[i * stride]);
+        high = std::max(high, data[i * stride]);
+      }
+    }
+    const std::lock_guard<std::mutex> lock(mutex);
+    smallest = std::min(smallest, static_cast<int64_t>(low));
+    largest = std::max(largest, static_cast<int64_t>(high));
+  });
+  return {smallest, largest};
+}
+
+// On another device than the CPU torch's own reduction does it; reading its result waits for the stream.
+inline std::pair<int64_t, int64_t> extremes_on_device(const Tensor& x) {
+  std::array<StableIValue, 3> stack{
+      torch::stable::detail::from(x),
+      torch::stable::detail::from(std::optional<int64_t>()),
+      torch::stable::detail::from(false)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::aminmax", "", stack.data(), TORCH_ABI_VERSION));
+  const auto smallest = torch::stable::detail::to<Tensor>(stack[0]);
+  const auto largest = torch::stable::detail::to<Tensor>(stack[1]);
+  const auto value = [&x](const Tensor& scalar) {
+    if (x.scalar_type() == ScalarType::Int) {
+      int32_t found = 0;
+      STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_item_int32(scalar.get(), &found));
+      return static_cast<int64_t>(found);
+    }
+    int64_t found = 0;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_item_int64(scalar.get(), &found));
+    return found;
+  };
+  return {value(smallest), value(largest)};
+}
+
+// least <= x < below
+inline void check_values(
+    const std::string& name, const Tensor& x, int64_t least, int64_t below = std::numeric_limits<int64_t>::max()) {
+  if (x.numel() == 0) {
+    return;
+  }
+  std::pair<int64_t, int64_t> found;
+  if (!x.is_cpu()) {
+    found = extremes_on_device(x);
+  } else if (x.scalar_type() == ScalarType::Int) {
+    found = extremes<int32_t>(x);
+  } else {
+    found = extremes<int64_t>(x);
+  }
+  if (found.first < least) {
+    refuse(name, ": expected at least ", least, ", got ", found.first);
+  }
+  if (found.second >= below) {
+    refuse(name, ": expected less than ", below, ", got ", found.second);
+  }
+}
+
+inline void check_seed_rows(const Tensor& out, int64_t lo, const std::optional<Tensor>& colors) {
+  check_matrix("out", out);
+  check_written("out", out);
+  if (!colors.has_value()) {
+    check_range(lo, lo + out.size(0), out.size(1));
+    return;
+  }
+  check_range(lo, lo + out.size(0), std::numeric_limits<int64_t>::max());
+  check_integers("colors", *colors, out.size(1), out);
+  check_values("colors", *colors, -1);
+}
+
+inline void check_scatter_rows(
+    const std::vector<Tensor>& blocks, const std::vector<std::optional<Tensor>>& products, int64_t lo, int64_t hi) {
+  if (blocks.size() != products.size()) {
+    refuse("products: expected ", blocks.size(), ", one for each block, got ", products.size());
+  }
+  check_range(lo, hi, std::numeric_limits<int64_t>::max());
+  const int64_t rows = hi - lo;
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    const Tensor& block = blocks[i];
+    const std::string place = "[" + std::to_string(i) + "]";
+    check_matrix("blocks" + place, block);
+    check_written("blocks" + place, block);
+    if (hi > block.size(0)) {
+      refuse("blocks", place, ": expected at least ", hi, " rows, got ", block.size(0));
+    }
+    if (!products[i].has_value()) {
+      continue;
+    }
+    const Tensor& product = *products[i];
+    if (product.dim() == 0 || product.size(0) != rows || product.numel() != rows * block.size(1)) {
+      refuse(
+          "products", place, ": expected ", rows, " rows of ", block.size(1), " elements, got shape ",
+          shape_of(product));
+    }
+    if (!same_device(product, block)) {
+      refuse(
+          "products", place, ": expected the device of its block, ", device_of(block), ", got ", device_of(product));
+    }
+    if (is_complex(product.scalar_type()) && !is_complex(block.scalar_type())) {
+      refuse(
+          "products", place, ": expected a real dtype for a block of ", block.scalar_type(), ", got ",
+          product.scalar_type());
+    }
+  }
+}
+
+inline void check_gather_diagonal(
+    const Tensor& out, const Tensor& products, int64_t lo, const std::optional<Tensor>& colors) {
+  check_matrix("products", products);
+  const int64_t rows = products.size(0);
+  const int64_t columns = products.size(1);
+  check_range(lo, lo + rows, colors.has_value() ? std::numeric_limits<int64_t>::max() : columns);
+  const int64_t size = colors.has_value() ? columns : rows;
+  if (out.dim() != 1 || out.size(0) != size) {
+    refuse("out: expected shape (", size, "), got ", shape_of(out));
+  }
+  check_written("out", out);
+  check_like("out", out, "products", products);
+  if (colors.has_value()) {
+    check_integers("colors", *colors, columns, products);
+    check_values("colors", *colors, -1);
+  }
+}
+
+inline void check_slots(const Tensor& products, int64_t lo, const Tensor& slot_row, const Tensor& slot_column) {
+  check_matrix("products", products);
+  if (lo < 0) {
+    refuse("lo: expected at least 0, got ", lo);
+  }
+  check_integers("slot_row", slot_row, slot_row.numel(), products);
+  check_integers("slot_column", slot_column, slot_row.numel(), products);
+  check_values("slot_row", slot_row, 0);
+  check_values("slot_column", slot_column, 0, products.size(1));
+}
+
+inline void check_decompress(
+    const Tensor& out, const Tensor& products, int64_t lo, const Tensor& slot_row, const Tensor& slot_column) {
+  check_slots(products, lo, slot_row, slot_column);
+  if (out.dim() != 1 || out.size(0) != slot_row.size(0)) {
+    refuse("out: expected shape (", slot_row.size(0), "), got ", shape_of(out));
+  }
+  check_written("out", out);
+  check_like("out", out, "products", products);
+}
+
+inline void check_decompress_dense(
+    const Tensor& out, const Tensor& products, int64_t lo, const Tensor& slot_row, const Tensor& slot_column,
+    const Tensor& rows, const Tensor& columns) {
+  check_slots(products, lo, slot_row, slot_column);
+  check_matrix("out", out);
+  check_written("out", out);
+  check_like("out", out, "products", products);
+  check_integers("rows", rows, slot_row.size(0), products);
+  check_integers("columns", columns, slot_row.size(0), products);
+  check_values("rows", rows, 0, out.size(0));
+  check_values("columns", columns, 0, out.size(1));
+}
+
+inline void check_compress(
+    const Tensor& out, const Tensor& row_ptr, const Tensor& columns, const Tensor& values, const Tensor& colors) {
+  check_matrix("out", out);
+  check_written("out", out);
+  check_like("values", values, "out", out);
+  check_integers("row_ptr", row_ptr, out.size(1) + 1, out);
+  check_integers("columns", columns, columns.numel(), out);
+  if (values.dim() != 1 || values.size(0) != columns.size(0)) {
+    refuse("values: expected shape (", columns.size(0), "), got ", shape_of(values));
+  }
+  check_integers("colors", colors, colors.numel(), out);
+  check_values("row_ptr", row_ptr, 0, values.size(0) + 1);
+  check_values("columns", columns, 0, colors.size(0));
+  check_values("colors", colors, -1, out.size(0));
+}
+
+}  // namespace torchzygote

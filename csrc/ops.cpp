@@ -1,0 +1,19 @@
+// Every operator's schema, once. The kernels are registered by the files in cpu/ and cuda/; what they refuse is in
+// checks.h. Operators write into tensors that the caller made: so the dispatcher finds the device, and a chunk's
+// memory can be reused.
+
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(torchzygote, m) {
+  m.def("seed_rows_(Tensor(a!) out, int lo, Tensor? colors) -> ()");
+  m.def("scatter_rows_(Tensor(a!)[] blocks, Tensor?[] products, int lo, int hi) -> ()");
+  m.def("gather_diagonal_(Tensor(a!) out, Tensor products, int lo, Tensor? colors) -> ()");
+  m.def("decompress_(Tensor(a!) out, Tensor products, int lo, Tensor slot_row, Tensor slot_column) -> ()");
+  m.def(
+      "decompress_dense_(Tensor(a!) out, Tensor products, int lo, Tensor slot_row, Tensor slot_column, "
+      "Tensor rows, Tensor columns) -> ()");
+  m.def("compress_(Tensor(a!) out, Tensor row_ptr, Tensor columns, Tensor values, Tensor colors) -> ()");
+  m.def(
+      "unite_sets(Tensor set_ptr, Tensor set_members, Tensor group_ptr, Tensor group_ids) "
+      "-> (Tensor, Tensor, Tensor)");
+}
