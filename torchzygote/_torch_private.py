@@ -19,10 +19,11 @@ from torch import Tensor
 from torch._C import _functorch as _C_functorch
 from torch._functorch import eager_transforms as _eager_transforms
 from torch._functorch import vmap as _vmap
-from torch.autograd import forward_ad as _forward_ad
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad as _forward_ad
+from torch.multiprocessing.reductions import StorageWeakRef as WeakStorage  # type: ignore[attr-defined]
 from torch.utils import _pytree as pytree  # the registry that torch.func itself flattens with
+from torch.utils._python_dispatch import TorchDispatchMode as DispatchMode
 
 
 @functools.cache
@@ -38,6 +39,8 @@ def load_decompositions() -> None:
 
 
 __all__ = [
+    "DispatchMode",
+    "WeakStorage",
     "backward_bytes",
     "create_grad_input",
     "custom_nodes",
@@ -53,6 +56,7 @@ __all__ = [
     "node_shape",
     "pytree",
     "source_of",
+    "storage_key",
     "swap_tensors",
     "transform_stack",
     "vmap_flat",
@@ -248,3 +252,14 @@ def backward_bytes(roots: list[Tensor], most_nodes: int = 20_000) -> int:
             total += math.prod(meta.shape) * meta.dtype.itemsize
         stack.extend([following for following, _ in node.next_functions if following is not None])
     return total
+
+
+def storage_key(x: Tensor) -> int:
+    """A number that names the memory of ``x`` as long as somebody holds it; 0 where there is none.
+
+    No public name tells whether two tensors share memory when one of them has no elements, or has been freed.
+    """
+    try:
+        return x.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # sparse and opaque layouts, wrappers
+        return 0
