@@ -1,0 +1,78 @@
+"""The coloring of a pattern: which order of the vertices gives fewer colors.
+
+Knows nothing of what the colors are for.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..sparsity.pattern import Pattern
+from . import greedy
+
+__all__ = ["Coloring", "color"]
+
+
+class Coloring(NamedTuple):
+    """Colors of the rows or columns of a pattern, from 0 to ``ncolors - 1``."""
+
+    colors: Tensor
+    ncolors: int
+    kind: str
+    order: str
+
+
+def color(pattern: Pattern, kind: str) -> Coloring:
+    """The better of the colorings in natural and in largest-first order.
+
+    Parameters
+    ----------
+    pattern : Pattern
+        Symmetric for the kinds ``"distance1"`` and ``"star"``.
+    kind : {"distance1", "distance2_rows", "distance2_columns", "star"}
+        As for :func:`torchzygote.coloring.greedy.color_graph`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torchzygote.coloring import color
+    >>> from torchzygote.sparsity.pattern import Pattern
+    >>> color(Pattern.from_dense(torch.eye(4)), "distance2_columns").colors
+    tensor([0, 0, 0, 0])
+    """
+    count = pattern.shape[0] if kind == "distance2_rows" else pattern.shape[1]
+    if pattern.dense:
+        return Coloring(torch.arange(count), count, kind, "natural")
+    best: Coloring | None = None
+    least = _least(pattern, kind)
+    for order in greedy.ORDERS:
+        colors = _color_graph(pattern.indptr, pattern.indices, pattern.shape[1], kind, order)
+        ncolors = int(colors.max()) + 1 if colors.numel() > 0 else 0
+        if best is None or ncolors < best.ncolors:
+            best = Coloring(colors, ncolors, kind, order)
+        if best.ncolors <= least:
+            break
+    assert best is not None
+    return best
+
+
+def least_colors(pattern: Pattern, kind: str) -> int:
+    """Colors that no distance-2 coloring does without: entries of the longest row (column)."""
+    if pattern.nnz == 0:
+        return min(1, pattern.shape[1])
+    if kind == "distance2_rows":
+        return int(torch.bincount(pattern.indices).max())
+    return int(pattern.indptr.diff().max())
+
+
+def _least(pattern: Pattern, kind: str) -> int:
+    if kind.startswith("distance2"):
+        return least_colors(pattern, kind)
+    return 2 if pattern.nnz > pattern.shape[0] else 1
+
+
+def _color_graph(indptr: Tensor, indices: Tensor, ncols: int, kind: str, order: str) -> Tensor:
+    return greedy.color_graph(indptr, indices, ncols, kind, order)
