@@ -199,6 +199,7 @@ class BuildNative(build_ext):
         library.parent.mkdir(parents=True, exist_ok=True)
         toolchain = Toolchain(cuda=extension.name.endswith("_cuda"))
         steps = toolchain.steps(extension.sources, folder, library)
+        library.unlink(missing_ok=True)  # where compiling fails now, nothing old must stay
         ninja = shutil.which("ninja") or shutil.which("ninja", path=str(Path(sys.executable).parent))
         if ninja:
             run_with_ninja(ninja, steps, folder)

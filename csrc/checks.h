@@ -23,11 +23,19 @@ inline std::string shape_of(const Tensor& x) {
   return text.str();
 }
 
+inline std::string item_of(const char* name, size_t i) {
+  std::ostringstream text;
+  text << name << "[" << i << "]";
+  return text.str();
+}
+
 inline std::string device_of(const Tensor& x) {
   if (x.is_cpu()) {
     return "cpu";
   }
-  return (x.is_cuda() ? "cuda:" : "device ") + std::to_string(x.get_device_index());
+  std::ostringstream text;
+  text << (x.is_cuda() ? "cuda:" : "device ") << x.get_device_index();
+  return text.str();
 }
 
 inline bool same_device(const Tensor& a, const Tensor& b) {
@@ -173,38 +181,32 @@ inline void check_seed_rows(const Tensor& out, int64_t lo, const std::optional<T
   check_values("colors", *colors, -1);
 }
 
-inline void check_scatter_rows(
-    const std::vector<Tensor>& blocks, const std::vector<std::optional<Tensor>>& products, int64_t lo, int64_t hi) {
+inline void check_scatter_rows(const std::vector<Tensor>& blocks, const std::vector<Tensor>& products, int64_t lo) {
   if (blocks.size() != products.size()) {
     refuse("products: expected ", blocks.size(), ", one for each block, got ", products.size());
   }
-  check_range(lo, hi, std::numeric_limits<int64_t>::max());
-  const int64_t rows = hi - lo;
+  if (lo < 0) {
+    refuse("lo: expected at least 0, got ", lo);
+  }
+  const int64_t rows = products.empty() || products[0].dim() == 0 ? 0 : products[0].size(0);
   for (size_t i = 0; i < blocks.size(); ++i) {
     const Tensor& block = blocks[i];
-    const std::string place = "[" + std::to_string(i) + "]";
-    check_matrix("blocks" + place, block);
-    check_written("blocks" + place, block);
-    if (hi > block.size(0)) {
-      refuse("blocks", place, ": expected at least ", hi, " rows, got ", block.size(0));
-    }
-    if (!products[i].has_value()) {
-      continue;
-    }
-    const Tensor& product = *products[i];
+    const Tensor& product = products[i];
+    const std::string name = item_of("products", i);
+    check_matrix(item_of("blocks", i), block);
+    check_written(item_of("blocks", i), block);
     if (product.dim() == 0 || product.size(0) != rows || product.numel() != rows * block.size(1)) {
-      refuse(
-          "products", place, ": expected ", rows, " rows of ", block.size(1), " elements, got shape ",
-          shape_of(product));
+      refuse(name, ": expected ", rows, " rows of ", block.size(1), " elements, got shape ", shape_of(product));
+    }
+    if (lo + rows > block.size(0)) {
+      refuse(item_of("blocks", i), ": expected at least ", lo + rows, " rows, got ", block.size(0));
     }
     if (!same_device(product, block)) {
-      refuse(
-          "products", place, ": expected the device of its block, ", device_of(block), ", got ", device_of(product));
+      refuse(name, ": expected the device of its block, ", device_of(block), ", got ", device_of(product));
     }
     if (is_complex(product.scalar_type()) && !is_complex(block.scalar_type())) {
       refuse(
-          "products", place, ": expected a real dtype for a block of ", block.scalar_type(), ", got ",
-          product.scalar_type());
+          name, ": expected a real dtype for a block of ", block.scalar_type(), ", got ", product.scalar_type());
     }
   }
 }
@@ -265,6 +267,11 @@ inline void check_compress(
     const Tensor& out, const Tensor& row_ptr, const Tensor& columns, const Tensor& values, const Tensor& colors) {
   check_matrix("out", out);
   check_written("out", out);
+  const ScalarType dtype = out.scalar_type();
+  if (dtype != ScalarType::Float && dtype != ScalarType::Double && dtype != ScalarType::ComplexFloat &&
+      dtype != ScalarType::ComplexDouble) {
+    refuse("out: expected float32, float64, complex64 or complex128, got ", dtype);
+  }
   check_like("values", values, "out", out);
   check_integers("row_ptr", row_ptr, out.size(1) + 1, out);
   check_integers("columns", columns, columns.numel(), out);

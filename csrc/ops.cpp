@@ -6,7 +6,7 @@
 
 STABLE_TORCH_LIBRARY(torchzygote, m) {
   m.def("seed_rows_(Tensor(a!) out, int lo, Tensor? colors) -> ()");
-  m.def("scatter_rows_(Tensor(a!)[] blocks, Tensor?[] products, int lo, int hi) -> ()");
+  m.def("scatter_rows_(Tensor(a!)[] blocks, Tensor[] products, int lo) -> ()");
   m.def("gather_diagonal_(Tensor(a!) out, Tensor products, int lo, Tensor? colors) -> ()");
   m.def("decompress_(Tensor(a!) out, Tensor products, int lo, Tensor slot_row, Tensor slot_column) -> ()");
   m.def(

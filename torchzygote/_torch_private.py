@@ -18,10 +18,13 @@ import torch
 from torch import Tensor
 from torch._C import _functorch as _C_functorch
 from torch._functorch import eager_transforms as _eager_transforms
+from torch._functorch import pyfunctorch as _pyfunctorch
 from torch._functorch import vmap as _vmap
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad as _forward_ad
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.multiprocessing.reductions import StorageWeakRef as WeakStorage  # type: ignore[attr-defined]
+from torch.utils import _foreach_utils
 from torch.utils import _pytree as pytree  # the registry that torch.func itself flattens with
 from torch.utils._python_dispatch import TorchDispatchMode as DispatchMode
 
@@ -42,19 +45,30 @@ __all__ = [
     "DispatchMode",
     "WeakStorage",
     "backward_bytes",
+    "batched_everywhere",
+    "concrete",
     "create_grad_input",
     "custom_nodes",
+    "functorch_depth",
     "grad_level",
+    "group_by_device_and_dtype",
     "in_forward_ad",
     "in_functorch",
     "in_functorch_derivative",
+    "in_plain_eager",
     "innermost_transform",
+    "is_tracing",
     "is_wrapped",
+    "layers",
     "leave_grad_level",
     "load_decompositions",
     "node_attribute",
+    "node_names",
     "node_shape",
+    "outside_functorch",
     "pytree",
+    "saved_tensors_hooks",
+    "sequence_number",
     "source_of",
     "storage_key",
     "swap_tensors",
@@ -100,6 +114,61 @@ def in_forward_ad() -> bool:
     return _forward_ad._current_level >= 0
 
 
+def functorch_depth() -> int:
+    """How many ``torch.func`` levels are open: tensors of a higher level were made inside of them."""
+    return _C_functorch.maybe_current_level() or 0
+
+
+def layers(x: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """What each open ``torch.func`` level sees of ``x``, innermost first; level 0 is plain PyTorch.
+
+    Each level records a graph of its own; nothing public shows but the innermost.
+    """
+    x = _C_functorch.unwrap_if_dead(x)
+    while _C_functorch.is_functorch_wrapped_tensor(x):
+        yield _C_functorch.maybe_get_level(x), x
+        x = _C_functorch.unwrap_if_dead(_C_functorch.get_unwrapped(x))
+    yield 0, x
+
+
+def sequence_number() -> int:
+    """The number of the next node that autograd records in this thread: what is older was there before."""
+    return torch._C._autograd._get_sequence_nr()
+
+
+@contextlib.contextmanager
+def outside_functorch() -> Iterator[None]:
+    """Around code that must run as it did at top level, though ``torch.func`` transforms are running.
+
+    A backward pass under ``vmap`` or inside ``torch.func.grad`` recomputes what the tape recorded outside.
+    """
+    refused = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message()
+    if refused is None and not in_functorch():
+        yield
+        return
+    with _pyfunctorch.temporarily_clear_interpreter_stack():
+        if refused is not None:
+            torch._C._autograd._saved_tensors_hooks_enable()
+        try:
+            yield
+        finally:
+            if refused is not None:
+                torch._C._autograd._saved_tensors_hooks_disable(refused, False)
+
+
+def saved_tensors_hooks() -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]:
+    """The pack and unpack hooks in force; a pair that calls them can then be put on top of them.
+
+    ``torch.utils.checkpoint`` keeps its own to itself.
+    """
+    return torch._C._autograd._top_saved_tensors_default_hooks(False)
+
+
+def is_tracing() -> bool:
+    """Whether ``make_fx`` (or what is built on it) is tracing: hooks of autograd would be traced away."""
+    return get_proxy_mode() is not None
+
+
 def is_wrapped(x: Tensor) -> bool:
     """Whether ``x`` is a wrapper of a ``torch.func`` transform (batched, grad-tracking or functional)."""
     return bool(_C_functorch.is_functorch_wrapped_tensor(x))
@@ -143,11 +212,6 @@ def vmap_flat(f: Callable[[Tensor], Sequence[Tensor]], rows: Tensor) -> list[Ten
         _C_functorch._vmap_decrement_nesting()
 
 
-def forward_mode_active() -> bool:
-    """Whether a forward-AD level is open, so that any tensor may have a tangent; nothing public tells."""
-    return _forward_ad._current_level >= 0
-
-
 def has_tangent(x: Tensor) -> bool:
     """Whether ``x`` is a dual number of the running forward mode, ``torch.func.jvp`` included.
 
@@ -187,6 +251,43 @@ def register_autograd_kernel(
 
 
 _libraries: list[Any] = []  # registrations last as long as their library object
+
+
+def group_by_device_and_dtype(xs: list[Tensor]) -> list[list[Tensor]]:
+    """The tensors of each device and dtype, in the order in which ``torch.nn.utils`` takes them.
+
+    Its order of the groups, a hash map's, decides the last bits of a norm over several dtypes.
+    """
+    return [lists[0] for lists, _ in _foreach_utils._group_tensors_by_device_and_dtype([xs]).values()]
+
+
+def in_plain_eager() -> bool:
+    """Whether PyTorch runs operations right away and on plain memory: no transform, mode or dual level.
+
+    There are no public questions for these; the answer decides whether a Buffer may write in place.
+    """
+    return not in_functorch() and torch._C._len_torch_dispatch_stack() == 0 and not in_forward_ad()
+
+
+def batched_everywhere(x: Tensor) -> bool:
+    """Whether ``x`` has a batch axis in each running ``vmap``; writing in place into it is then allowed."""
+    stack = _C_functorch.get_interpreter_stack() or []
+    levels = {level.level() for level in stack if level.key() == _C_functorch.TransformType.Vmap}
+    return not levels or levels <= {n for n, layer in layers(x) if _C_functorch.is_batchedtensor(layer)}
+
+
+def concrete(x: Tensor) -> Tensor | None:
+    """The plain tensor of indices in ``x``, the same for all examples; ``None`` where there is none.
+
+    Indices carry no derivative, so that the wrappers of differentiating transforms can be taken off.
+    """
+    if torch._C._len_torch_dispatch_stack() != 0:
+        return None  # a tracer records what is done with x
+    for level, layer in layers(x):
+        if level and not _C_functorch.is_gradtrackingtensor(layer):
+            return None
+        x = layer
+    return x if type(x) in (Tensor, torch.nn.Parameter) else None
 
 
 def swap_tensors(a: Tensor, b: Tensor) -> None:
@@ -232,6 +333,18 @@ def node_shape(node: Any, output: int) -> tuple[int, ...]:
 def node_attribute(node: Any, name: str) -> Any:
     """What a node saved besides tensors (a ``dim``, a shape); ``None`` where it has no such thing."""
     return getattr(node, name, None)
+
+
+def node_names(root: Tensor) -> list[str]:
+    """Names of the operations below ``root`` in the recorded graph, each once."""
+    seen: set[Any] = set()
+    stack: list[Any] = [root.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            stack.extend(following for following, _ in node.next_functions)
+    return sorted({node.name() for node in seen})
 
 
 def backward_bytes(roots: list[Tensor], most_nodes: int = 20_000) -> int:

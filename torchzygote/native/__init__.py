@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._torch_private import below_autograd, forward_mode_active, in_functorch
+from .._torch_private import below_autograd, in_forward_ad, in_functorch
 from . import _loading, reference
-from ._checks import scattered_rows
+from ._checks import check_scatter, scattered_rows
 from ._loading import info, loaded_devices
 
 __all__ = [
@@ -44,7 +44,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 def _compiled(*tensors: Tensor | None) -> bool:
     """Whether the compiled operator is there for these tensors, and right: nothing differentiates them."""
-    if torch.compiler.is_compiling() or not _on_cpu or in_functorch() or forward_mode_active():
+    if torch.compiler.is_compiling() or not _on_cpu or in_functorch() or in_forward_ad():
         return False
     recording = torch.is_grad_enabled()
     for x in tensors:
@@ -143,12 +143,20 @@ def scatter_rows_(
             [1., 2.],
             [3., 4.]])
     """
-    if _compiled(*blocks, *products):
-        rows = scattered_rows(products, lo, hi)
-        with below_autograd():
-            _scatter_rows_(blocks, products, lo, lo + rows)
-    else:
+    if not _compiled(*blocks, *products):
         reference.scatter_rows_(blocks, products, lo, hi)
+    elif hi is None and all(x is not None for x in products):
+        with below_autograd():
+            _scatter_rows_(blocks, products, lo)
+    else:
+        rows = scattered_rows(products, lo, hi)
+        check_scatter(blocks, products, lo, rows)
+        present = [(block, x) for block, x in zip(blocks, products, strict=True) if x is not None]
+        with below_autograd():
+            _scatter_rows_([block for block, _ in present], [x for _, x in present], lo)
+        for block, x in zip(blocks, products, strict=True):
+            if x is None:
+                block[lo : lo + rows].zero_()
 
 
 def gather_diagonal(
