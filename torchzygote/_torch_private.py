@@ -258,7 +258,8 @@ def group_by_device_and_dtype(xs: list[Tensor]) -> list[list[Tensor]]:
 
     Its order of the groups, a hash map's, decides the last bits of a norm over several dtypes.
     """
-    return [lists[0] for lists, _ in _foreach_utils._group_tensors_by_device_and_dtype([xs]).values()]
+    groups: Any = _foreach_utils._group_tensors_by_device_and_dtype([list(xs)])
+    return [lists[0] for lists, _ in groups.values()]
 
 
 def in_plain_eager() -> bool:

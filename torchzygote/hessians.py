@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _engine, _plan, _products, _state
+from . import _engine, _plan, _products, _separable, _state
 from ._arguments import ARRAY, NUMBER, Prepared, kind_of, prepare, type_name
 from ._assembly import Columns, Rows
 from ._attention import unfused_attention
@@ -131,6 +131,9 @@ def _by_rows(second: SecondOrder, lin: Linearization, options: Options, size: in
     """Reverse over reverse: the recorded gradient is pulled back."""
     x = second.prepared.inputs[0]
     n = x.numel()
+    blocks = _blocks(lin, options)
+    if blocks is not None:
+        return blocks.dense(n, n, x.dtype)
     block = Rows(n, x, x.dtype, options.keep)
     seeds = _products.identity_seeds(n, lin.roots[0].dtype, x.device)
     chunk = _chunk(n, options, size, x.device)
@@ -139,6 +142,20 @@ def _by_rows(second: SecondOrder, lin: Linearization, options: Options, size: in
     ):
         block.add(lo, hi, product)
     return block.matrix()
+
+
+def _blocks(lin: Linearization, options: Options) -> _separable.Blocks | None:
+    """The Hessian as blocks along a batch axis; ``None`` where it isn't known to be so."""
+    layout = _separable.find_layout(lin.roots[0], lin.inputs[0], same_axes=True)
+    if layout is None:
+        return None
+    return _separable.block_products(
+        lin,
+        layout,
+        chunk_size=options.chunk_size,
+        create_graph=options.keep,
+        progress=options.progress,
+    )
 
 
 def _by_columns(
@@ -402,6 +419,9 @@ def _diagonal(second: SecondOrder, i: int, options: Options) -> Tensor:
     n = x.numel()
     if lin is None or n == 0:
         return torch.zeros(x.shape, dtype=x.dtype, device=x.device)
+    blocks = _blocks(lin, options)
+    if blocks is not None:
+        return blocks.diagonal().to(x.dtype)
     parts = []
     size = 0 if _engine.compiling() else second.row_bytes()
     chunk = _chunk(n, options, size, x.device)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _engine, _plan, _products, _state
+from . import _engine, _plan, _products, _separable, _state
 from ._arguments import Prepared, kind_of, number_to_tensor, numpy_to_tensor, prepare, type_name
 from ._assembly import Columns, Rows, as_result, result_dtype
 from ._engine import Linearization
@@ -131,8 +131,11 @@ def dense_jacobian(
 
 
 def _by_rows(prepared: Prepared, lin: Linearization, y: Tensor, options: _Options) -> list[Tensor]:
-    """Reverse mode: a pullback for each element of ``y``."""
+    """Reverse mode: a pullback for each element of ``y``, or for each row of a block of the batch axis."""
     rows = y.numel()
+    found = [_by_blocks(lin.restricted(0, i), x, y, options) for i, x in enumerate(lin.inputs)]
+    if None not in found:
+        return [J for J in found if J is not None]
     blocks = [Rows(rows, x, result_dtype(x, y), options.keep) for x in prepared.inputs]
     chunk = _chunk(lin, rows, options, y.device)
     seeds = _products.identity_seeds(rows, y.dtype, y.device)
@@ -142,6 +145,21 @@ def _by_rows(prepared: Prepared, lin: Linearization, y: Tensor, options: _Option
         for block, product in zip(blocks, products, strict=True):
             block.add(lo, hi, product)
     return [block.matrix() for block in blocks]
+
+
+def _by_blocks(
+    lin: Linearization, x: Tensor, y: Tensor, options: _Options, transposed: bool = False
+) -> Tensor | None:
+    """The Jacobian of ``lin``, block diagonal along a batch axis; ``None`` where it isn't known to be so."""
+    layout = _separable.find_layout(lin.roots[0], lin.inputs[0])
+    if layout is None:
+        return None
+    blocks = _separable.block_products(
+        lin, layout, chunk_size=options.chunk_size, create_graph=options.keep, progress=options.progress
+    )
+    if blocks is None:
+        return None
+    return blocks.dense(lin.roots[0].numel(), lin.inputs[0].numel(), result_dtype(x, y), transposed)
 
 
 def _chunk(lin: Linearization, rows: int, options: _Options, device: torch.device) -> int:
@@ -230,6 +248,9 @@ def _by_columns_on_tape(prepared: Prepared, lin: Linearization, y: Tensor, optio
             matrices.append(Rows(y.numel(), x, result_dtype(x, y), options.keep).matrix())
             continue
         linear = Linearization(prepared, [g], [u])
+        if (matrix := _by_blocks(linear, x, y, options, transposed=True)) is not None:
+            matrices.append(matrix)
+            continue
         seeds = _products.identity_seeds(x.numel(), x.dtype, x.device)
         chunk = _chunk(linear, x.numel(), options, x.device)
         for lo, hi, products in _products.vjps(

@@ -1,0 +1,230 @@
+"""Batch axes found in the recorded graph: they hold for the true Jacobian, and few products suffice."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from torchzygote import _separable
+from torchzygote._alignment import aligned_axes
+from torchzygote._separable import find_layout
+from torchzygote.gradients import gradient
+from torchzygote.hessians import diaghessian, hessian
+from torchzygote.jacobians import jacobian
+
+Function = Callable[[Tensor], Tensor]
+W = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(3, 4)
+B = torch.linspace(-1, 1, 5 * 3 * 2, dtype=torch.float64).reshape(5, 3, 2)
+conv = nn.Conv1d(3, 2, 2).double()
+norm = nn.LayerNorm(3).double()
+
+# x has shape (5, 3); the pairs of axes (of y, of x) that run along with each other
+OPERATIONS: dict[str, tuple[Function, list[tuple[int, int]]]] = {
+    "elementwise": (lambda x: torch.tanh(x) * x.sin() + 2, [(0, 0), (1, 1)]),
+    "broadcast": (lambda x: x * x[:, :1], [(0, 0)]),
+    "other axis": (lambda x: x * x[:1], [(1, 1)]),
+    "outer": (lambda x: x.unsqueeze(0) * x.unsqueeze(1), [(2, 1)]),
+    "added axis": (lambda x: x.unsqueeze(1).expand(5, 7, 3).exp(), [(0, 0), (2, 1)]),
+    "mm": (lambda x: x.sin() @ W, [(0, 0)]),
+    "mm from the left": (lambda x: W.t() @ x.t(), [(1, 0)]),
+    "mm of both": (lambda x: x @ x.t(), []),
+    "addmm": (lambda x: torch.addmm(x[:, :1], x, W), [(0, 0)]),
+    "mv": (lambda x: (x**2) @ W[:, 0], [(0, 0)]),
+    "mv by x": (lambda x: W.t() @ x[0], []),
+    "bmm": (lambda x: torch.bmm(x.unsqueeze(1).cos(), B), [(0, 0)]),
+    "bmm of both": (lambda x: torch.bmm(x.unsqueeze(1), x.unsqueeze(2)), [(0, 0)]),
+    "transpose": (lambda x: x.transpose(-1, 0) ** 2, [(0, 1), (1, 0)]),
+    "t": (lambda x: (x**2).t().exp(), [(0, 1), (1, 0)]),
+    "permute": (lambda x: x.unsqueeze(0).permute(2, 0, 1) ** 2, [(0, 1), (2, 0)]),
+    "view": (lambda x: x.exp().reshape(5, 3, 1).view(5, 3), [(0, 0), (1, 1)]),
+    "view that folds": (lambda x: x.exp().view(15).sin(), []),
+    "view that folds behind": (lambda x: x.unsqueeze(-1).expand(5, 3, 2).reshape(5, 6).sin(), [(0, 0)]),
+    "view that folds in front": (lambda x: x.expand(2, 5, 3).reshape(10, 3).sin(), [(1, 1)]),
+    "sum": (lambda x: (x**2).sum(1), [(0, 0)]),
+    "sum of the front": (lambda x: (x**2).sum(0, keepdim=True), [(1, 1)]),
+    "mean": (lambda x: (x**2).mean(-1), [(0, 0)]),
+    "sum of all": (lambda x: x.exp().sum().unsqueeze(0).expand(5), []),
+    "norm": (lambda x: torch.linalg.vector_norm(x, dim=1), [(0, 0)]),
+    "amax": (lambda x: x.amax(1), [(0, 0)]),
+    "softmax": (lambda x: x.softmax(1), [(0, 0)]),
+    "log_softmax": (lambda x: x.log_softmax(0), [(1, 1)]),
+    "logsumexp": (lambda x: x.logsumexp(1), [(0, 0)]),
+    "cumsum": (lambda x: x.exp().cumsum(0), [(1, 1)]),
+    "slice": (lambda x: x[1:].exp(), [(1, 1)]),
+    "slice of everything": (lambda x: x[:, 1:].exp(), [(0, 0)]),
+    "shifted": (lambda x: x[1:, :].exp() * x[:-1, :], [(1, 1)]),
+    "select": (lambda x: x[:, 1].exp(), [(0, 0)]),
+    "select in front": (lambda x: x[2].exp(), [(0, 1)]),
+    "unbind": (lambda x: x.unbind(1)[1] * x.unbind(1)[0], [(0, 0)]),
+    "split": (lambda x: torch.mul(*x[:4].split(2)), [(1, 1)]),
+    "split behind": (lambda x: torch.mul(*x[:, :2].split(1, dim=1)), [(0, 0)]),
+    "stack": (lambda x: torch.stack([x.sin(), x * 2], -1), [(0, 0), (1, 1)]),
+    "stack in front": (lambda x: torch.stack([x.sin(), x * 2]), [(1, 0), (2, 1)]),
+    "cat": (lambda x: torch.cat([x.sin(), x[:, :1]], 1), [(0, 0)]),
+    "cat in front": (lambda x: torch.cat([x.sin(), x[:1]]), [(1, 1)]),
+    "squeeze": (lambda x: x.unsqueeze(1).exp().squeeze(1), [(0, 0), (1, 1)]),
+    "squeeze of all": (lambda x: x.unsqueeze(1).unsqueeze(0).exp().squeeze().sin(), [(0, 0), (1, 1)]),
+    "where": (lambda x: torch.where(x > 0, x**2, x[:, :1]), [(0, 0)]),
+    "flip": (lambda x: x.flip(0) * 2, []),
+    "index": (lambda x: x[torch.tensor([1, 0, 2, 3, 4])].exp(), []),
+    "cumprod": (lambda x: x.cumprod(0), []),
+    "conv": (lambda x: conv(x.unsqueeze(2).expand(5, 3, 4)), [(0, 0)]),
+    "layer norm": (lambda x: norm(x), [(0, 0)]),
+    "batch norm": (lambda x: F.batch_norm(x, None, None, training=True), []),
+    "pow of both": (lambda x: x.exp() ** x, [(0, 0), (1, 1)]),
+    "in place": (lambda x: x.clone().mul_(x).exp_(), [(0, 0), (1, 1)]),
+    "write into a slice": (lambda x: x.clone().index_fill_(0, torch.tensor([1]), 0.0), []),
+    "gelu, silu, softplus": (lambda x: F.gelu(x) * F.silu(x) + F.softplus(x), [(0, 0), (1, 1)]),
+}
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(5, 3, dtype=torch.float64).requires_grad_()
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_axes_of_each_operation(name: str, x: Tensor) -> None:
+    f, expected = OPERATIONS[name]
+    assert (aligned_axes(f(x), x) or []) == expected
+
+
+def off_axis(J: Tensor, p: int, q: int, y_dim: int) -> Tensor:
+    """Where the index on axis p of y differs from the one on axis q of x."""
+    a = torch.arange(J.shape[p]).view([-1 if i == p else 1 for i in range(J.dim())])
+    b = torch.arange(J.shape[y_dim + q]).view([-1 if i == y_dim + q else 1 for i in range(J.dim())])
+    return J[(a != b).expand(J.shape)]
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_axes_hold_for_the_true_derivatives(name: str, x: Tensor) -> None:
+    f, _ = OPERATIONS[name]
+    y = f(x)
+    J = torch.func.jacrev(f)(x.detach())
+    for p, q in aligned_axes(y, x) or []:
+        assert not off_axis(J, p, q, y.dim()).any()
+    scalar = lambda x: (f(x) ** 2).sum()
+    (g,) = torch.autograd.grad(scalar(x), x, create_graph=True)
+    H = torch.func.hessian(scalar)(x.detach())
+    for p, q in aligned_axes(g, x) or []:
+        assert not off_axis(H, p, q, x.dim()).any()
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_derivative_equals_torch_func(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_separable, "_LEAST_ROWS", 1)
+    monkeypatch.setattr(_separable, "_LEAST_SAVING", 1)
+    f, _ = OPERATIONS[name]
+    x = torch.randn(5, 3, dtype=torch.float64)
+    y = f(x)
+    expected = torch.func.jacrev(f)(x).reshape(y.numel(), x.numel())
+    for mode in ("reverse", "forward"):
+        torch.testing.assert_close(jacobian(f, x, mode=mode)[0], expected)
+    scalar = lambda x: (f(x) ** 2).sum()
+    H = torch.func.hessian(scalar)(x).reshape(x.numel(), x.numel())
+    torch.testing.assert_close(hessian(scalar, x), H)
+    torch.testing.assert_close(diaghessian(scalar, x)[0].reshape(-1), H.diagonal())
+
+
+def mlp(sizes: list[int]) -> nn.Module:
+    layers: list[nn.Module] = []
+    for a, b in itertools.pairwise(sizes):
+        layers += [nn.Linear(a, b), nn.Tanh()]
+    return nn.Sequential(*layers[:-1]).double()
+
+
+class LargestResult(TorchDispatchMode):
+    """Remembers how many elements the largest tensor has that any operation gives."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in torch.utils._pytree.tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self.numel = max(self.numel, leaf.numel())
+        return out
+
+
+def test_per_sample_jacobians_take_as_many_products_as_one_sample() -> None:
+    net = mlp([4, 8, 2])
+    x = torch.randn(300, 4, dtype=torch.float64)
+    (J,) = jacobian(net, x)
+    one = torch.func.vmap(torch.func.jacrev(net))(x)  # (300, 2, 4)
+    blocks = J.view(300, 2, 300, 4).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    torch.testing.assert_close(blocks, one)
+    assert int(J.count_nonzero()) == one.numel()
+    with LargestResult() as seen:
+        diaghessian(lambda x: net(x).square().sum(), x)
+    assert seen.numel <= (4 + 1) * 300 * 8  # four products and the check, of the widest layer
+
+
+def test_second_derivatives_of_a_network_on_points() -> None:
+    net = mlp([2, 8, 8, 1])
+    points = torch.randn(200, 2, dtype=torch.float64)
+    u = lambda x, y: net(torch.stack([x, y], -1)).sum()
+    x, y = points.unbind(1)
+    (found,) = diaghessian(lambda p: net(p).sum(), points)
+    found_x, found_y = diaghessian(u, x, y)
+    single = torch.func.vmap(torch.func.hessian(lambda p: net(p)[0]))(points)
+    expected = single.diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.stack([found_x, found_y], 1), expected)
+
+
+def test_results_are_differentiable_themselves() -> None:
+    net = mlp([2, 8, 1])
+    points = torch.randn(100, 2, dtype=torch.float64)
+
+    def residual(scale: Tensor) -> Tensor:
+        (h,) = diaghessian(lambda p: net(p * scale).sum(), points)
+        return (h.sum(1) ** 2).mean()
+
+    def plain(scale: Tensor) -> Tensor:
+        H = torch.func.vmap(torch.func.hessian(lambda p: net(p * scale)[0]))(points)
+        return (H.diagonal(dim1=1, dim2=2).sum(1) ** 2).mean()
+
+    scale = torch.tensor([1.3, 0.7], dtype=torch.float64)
+    torch.testing.assert_close(gradient(residual, scale)[0], torch.func.grad(plain)(scale))
+    through = jacobian(lambda s: jacobian(lambda p: net(p * s), points)[0].sum(0), scale)[0]
+    expected = torch.func.jacrev(
+        lambda s: torch.func.jacrev(lambda p: net(p * s))(points).reshape(100, 200).sum(0)
+    )(scale)
+    torch.testing.assert_close(through, expected)
+
+
+def test_a_hook_that_mixes_the_batch_is_noticed() -> None:
+    """A hook may make a pullback anything; the check then sends the call the dense way."""
+
+    def f(x: Tensor) -> Tensor:
+        y = x.sin()
+        y.register_hook(lambda g: g.flip(0))
+        return y * 2
+
+    x = torch.randn(100, dtype=torch.float64)
+    with pytest.warns(UserWarning, match="contradicts.*SinBackward0"):
+        (J,) = jacobian(f, x, mode="reverse")
+    torch.testing.assert_close(J, 2 * torch.eye(100, dtype=torch.float64).flip(0) * x.cos())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_values_pass_through(value: float) -> None:
+    x = torch.randn(100, dtype=torch.float64)
+    x[3] = value
+    f = lambda x: x**2 * 3
+    expected = torch.func.jacrev(f)(x)
+    torch.testing.assert_close(jacobian(f, x, mode="reverse")[0], expected, equal_nan=True)
+
+
+def test_small_problems_are_left_alone() -> None:
+    x = torch.randn(10, requires_grad=True)
+    assert find_layout(x.sin(), x) is None
+    y = torch.randn(100, requires_grad=True)
+    assert find_layout(y.sin(), y) is not None
