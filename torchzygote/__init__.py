@@ -7,15 +7,23 @@ from __future__ import annotations
 
 from ._plan import set_memory_budget
 from ._version import __version__
+from .graddict import GradDict
 from .gradients import WithGradient, gradient, pullback, pushforward, withgradient
+from .grads import Grads
 from .hessians import WithHessian, diaghessian, hessian, hessian_dual, hessian_reverse, withhessian
 from .jacobians import WithJacobian, jacobian, withjacobian
+from .params import Params
+from .vectors import copy_
 
 __all__ = [
+    "GradDict",
+    "Grads",
+    "Params",
     "WithGradient",
     "WithHessian",
     "WithJacobian",
     "__version__",
+    "copy_",
     "diaghessian",
     "gradient",
     "hessian",

@@ -46,6 +46,7 @@ __all__ = [
     "jvp",
     "keeps_graph",
     "linearize",
+    "non_overlapping",
 ]
 
 
@@ -429,12 +430,13 @@ def fit_tangent(x: Tensor, tangent: Any, where: str) -> Tensor:
 
 def separate(x: Tensor) -> Tensor:
     """``x``, cloned where forward mode needs that: it refuses expanded and overlapping tensors."""
-    if x.numel() > 1 and not x.is_contiguous() and not _non_overlapping(x):
+    if x.numel() > 1 and not x.is_contiguous() and not non_overlapping(x):
         return x.clone(memory_format=torch.contiguous_format)
     return x
 
 
-def _non_overlapping(x: Tensor) -> bool:
+def non_overlapping(x: Tensor) -> bool:
+    """Whether no two elements of ``x`` share memory."""
     strides = sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1)
     reach = 0
     for stride, size in strides:

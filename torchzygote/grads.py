@@ -1,51 +1,361 @@
-"""GradDict and Grads: mappings from tensors, by identity, to gradients."""
+"""Grads: what an implicit call returns, and the way from there to optimizers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from ._entries import as_tensor
+from ._multi_tensor import OPERATORS, apply, by_kind, clone_all, describe, flatten, recorded, writable
+from .clipping import clip_norm, clip_value, finite, total_norm, value_bounds
+from .graddict import GradDict
 from .params import Params
 
-__all__ = ["GradDict", "Grads"]
+__all__ = ["Grads"]
 
-
-class GradDict(MutableMapping[Tensor, Any]):
-    """A mapping from tensor, by identity, to value."""
-
-    def __init__(self, source: Any = ()) -> None:
-        self._keys: dict[int, Tensor] = {}
-        self._values: dict[int, Any] = {}
-        self.update(source)
-
-    def __getitem__(self, key: Tensor) -> Any:
-        if self._keys.get(id(key)) is not key:
-            raise KeyError(key)
-        return self._values[id(key)]
-
-    def __setitem__(self, key: Tensor, value: Any) -> None:
-        self._keys[id(key)] = key
-        self._values[id(key)] = value
-
-    def __delitem__(self, key: Tensor) -> None:
-        del self._keys[id(key)], self._values[id(key)]
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self._keys.values())
-
-    def __contains__(self, key: object) -> bool:
-        return self._keys.get(id(key)) is key
+Self = TypeVar("Self", bound="Grads")
 
 
 class Grads(GradDict):
-    """Gradients of a scalar by the tensors of a :class:`Params`."""
+    """Gradients by the tensors of a :class:`Params`, in its order: what an implicit call returns.
 
-    def __init__(self, params: Params, flat: Sequence[Any]) -> None:
-        self.params = params
-        self._keys = dict(params._members)
-        self._values = dict(zip(params._members, flat, strict=True))
+    Parameters
+    ----------
+    params : Params
+        The keys.
+    values : sequence or mapping
+        A value per key: in the order of ``params``, or by identity.
+
+    Attributes
+    ----------
+    params : Params
+        The keys. Changing the ``Params`` of the call later doesn't change the ``Grads``, whose ``params`` are
+        then another object.
+
+    Notes
+    -----
+    Besides what a :class:`GradDict` does, a ``Grads`` has norms, clipping and the way to optimizers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torchzygote import Params, gradient
+    >>> w, b = torch.tensor([1., 2.]), torch.tensor(3.)
+    >>> ps = Params([w, b])
+    >>> g1 = gradient(lambda: (w**2).sum() * b, ps)
+    >>> g2 = gradient(lambda: w[0], ps)
+    >>> g2[b] is None
+    True
+    >>> total = g1 + 10 * g2
+    >>> total[w], total[b]
+    (tensor([16., 12.]), tensor(5.))
+    >>> total.clip_norm_(1.0)
+    tensor(20.6155)
+    >>> total.norm()
+    tensor(1.0000)
+
+    References
+    ----------
+    ``Grads`` in Zygote.jl, https://fluxml.ai/Zygote.jl/stable/utils/
+    """
+
+    _params: Params
+    _names: dict[int, str]
+
+    def __init__(self, params: Params, values: Mapping[Tensor, Any] | Iterable[Any]) -> None:
+        if not isinstance(params, Params):
+            raise TypeError(f"Grads: expected a Params as first argument, got a {type(params).__name__}")
+        params._shared = True
+        self._params = params
+        self._names = params._names
+        self._keys = params._members
+        self._keys_shared = True
+        if isinstance(values, Mapping):
+            theirs = self._matching(values, "Grads")
+            values = [theirs[key] for key in self._keys]
+        self._values = dict(zip(self._keys, values, strict=True))
+
+    @property
+    def params(self) -> Params:
+        """The keys, as a :class:`Params`."""
+        if self._params._members is not self._keys:
+            self._params = Params._of(self._keys, self._names)
+            self._params._shared = self._keys_shared = True
+        return self._params
+
+    def _label(self, key: int) -> str:
+        return self._names.get(key) or super()._label(key)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.params.copy(), list(self._values.values()))
+
+    def merge_(self: Self, *others: Mapping[Tensor, Any]) -> Self:
+        """Take over the entries of other mappings, with their names; see :meth:`GradDict.merge_`."""
+        named = self.params._union(other.params for other in others if isinstance(other, Grads))
+        super().merge_(*others)
+        self._names = named._names
+        return self
+
+    def named(self) -> dict[str, Any]:
+        """The values by the qualified names of their parameters.
+
+        Raises
+        ------
+        ValueError
+            A parameter has no name, as it didn't come from a module.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import Params, gradient
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> gradient(lambda: layer(torch.tensor([1., 2.])).sum(), Params(layer)).named()
+        {'weight': tensor([[1., 2.]]), 'bias': tensor([1.])}
+        """
+        nameless = sum(key not in self._names for key in self._keys)
+        if nameless:
+            raise ValueError(
+                f"named: expected parameters that came from a module, got {nameless} of {len(self)} without "
+                "a name; Params(module), or Params of a dict, gives names"
+            )
+        return {self._names[key]: value for key, value in self._values.items()}
+
+    # -- norms and clipping -------------------------------------------------------------------------------
+
+    def _present(self) -> dict[int, Tensor]:
+        """What isn't ``None``, as tensors."""
+        return {
+            key: as_tensor(value, self._keys[key], "Grads")
+            for key, value in self._values.items()
+            if value is not None
+        }
+
+    def norm(self, norm_type: float = 2.0) -> Tensor:
+        """The norm of all elements together, without waiting for the device.
+
+        Parameters
+        ----------
+        norm_type : float
+            The exponent; ``inf`` for the largest modulus.
+
+        Returns
+        -------
+        Tensor
+            A 0-dim tensor; float32 for half precision.
+        """
+        return total_norm(list(self._present().values()), norm_type)
+
+    def clip_norm_(self, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False) -> Tensor:
+        """Scale the values down, in place, such that their norm is at most ``max_norm``.
+
+        Parameters
+        ----------
+        max_norm : float
+            The bound.
+        norm_type : float
+            As for :meth:`norm`.
+        error_if_nonfinite : bool
+            Refuse a norm that isn't finite; this waits for the device.
+
+        Returns
+        -------
+        Tensor
+            The norm before.
+
+        Raises
+        ------
+        RuntimeError
+            The norm isn't finite and ``error_if_nonfinite`` is set; nothing is changed.
+
+        Notes
+        -----
+        The results are those of ``torch.nn.utils.clip_grad_norm_``, to the bit in float32 and float64. Half
+        precision is normed in float32.
+
+        References
+        ----------
+        R. Pascanu, T. Mikolov, Y. Bengio: "On the difficulty of training recurrent neural networks",
+        ICML 2013.
+        """
+        present = self._present()
+        values, total = clip_norm(list(present.values()), max_norm, norm_type, error_if_nonfinite, True)
+        self._values.update(zip(present, values, strict=True))
+        return total
+
+    def clip_norm(
+        self: Self, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
+    ) -> Self:
+        """A copy that is clipped as :meth:`clip_norm_` does."""
+        present = self._present()
+        values, _ = clip_norm(list(present.values()), max_norm, norm_type, error_if_nonfinite, False)
+        return self._like((self._values | dict(zip(present, values, strict=True))).values())
+
+    def clip_value_(self: Self, lo: float, hi: float | None = None) -> Self:
+        """Move each element into an interval, in place; returns itself.
+
+        Parameters
+        ----------
+        lo, hi : float
+            The interval's ends; one bound ``v`` alone means from ``-v`` to ``v``.
+
+        Raises
+        ------
+        ValueError
+            ``lo > hi``, or a single bound below zero.
+        TypeError
+            A complex value.
+        """
+        clipped = self._clipped_value(lo, hi, in_place=True)
+        self._values.update(clipped)
+        return self
+
+    def clip_value(self: Self, lo: float, hi: float | None = None) -> Self:
+        """A copy that is clipped as :meth:`clip_value_` does."""
+        return self._like((self._values | self._clipped_value(lo, hi, in_place=False)).values())
+
+    def _clipped_value(self, lo: float, hi: float | None, in_place: bool) -> dict[int, Tensor]:
+        bounds = value_bounds(lo, hi)
+        if bounds[0] <= 0 <= bounds[1]:
+            present = self._present()
+        else:  # zeros don't stay zeros
+            present = dict(zip(self._keys, self._left("clip_value"), strict=True))
+        return dict(zip(present, clip_value(list(present.values()), bounds, in_place), strict=True))
+
+    def nonfinite(self) -> list[Any]:
+        """The parameters whose gradient has a NaN or infinity: their names, or themselves without one.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import Params, gradient
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> gradient(lambda: layer.weight.sum() / 0.0 + layer.bias.sum(), Params(layer)).nonfinite()
+        ['weight']
+        """
+        present = self._present()
+        found = zip(present, finite(list(present.values())), strict=True)
+        return [self._names.get(key, self._keys[key]) for key, is_finite in found if not is_finite]
+
+    # -- optimizers and vectors ---------------------------------------------------------------------------
+
+    def assign_(self, *, share: bool = False) -> None:
+        """Set ``p.grad`` of each parameter, so that any ``torch.optim`` optimizer can step.
+
+        Parameters
+        ----------
+        share : bool
+            Hand over the values themselves. By default ``p.grad`` is a copy, so that neither what is later
+            accumulated into it, nor later arithmetic on the ``Grads``, changes the other.
+
+        Raises
+        ------
+        ValueError, TypeError
+            A value doesn't fit its parameter in shape, device or dtype; nothing is assigned then.
+
+        Notes
+        -----
+        A parameter whose value is ``None`` is left alone, ``p.grad`` included. A value that carries a graph
+        still does in ``p.grad``.
+        """
+        params, values = self._fitting("assign_")
+        if not share:
+            values = clone_all(values)
+        for p, value in zip(params, values, strict=True):
+            p.grad = value
+
+    def accumulate_(self, weight: float = 1.0) -> None:
+        """Add ``weight`` times each value into ``p.grad``, which is set where there is none.
+
+        Parameters
+        ----------
+        weight : number or 0-dim tensor
+            The factor.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As for :meth:`assign_`.
+
+        Notes
+        -----
+        The values themselves are never written into. ``None`` leaves ``p.grad`` alone.
+        """
+        params, values = self._fitting("accumulate_")
+        factor = _factor(weight, params)
+        first = [i for i, p in enumerate(params) if p.grad is None]
+        more = [i for i, p in enumerate(params) if p.grad is not None]
+        scaled = apply(OPERATORS["*"], [values[i] for i in first], factor)
+        sums = _added_into([params[i].grad for i in more], [values[i] for i in more], factor, values)
+        for i, grad in zip(first + more, scaled + sums, strict=True):
+            params[i].grad = grad.to(params[i].dtype)
+
+    def _fitting(self, caller: str) -> tuple[list[Tensor], list[Tensor]]:
+        """The parameters that have a value, and the values in their dtypes."""
+        present = self._present()
+        for key, value in present.items():
+            p = self._keys[key]
+            if value.shape != p.shape or value.device != p.device:
+                raise ValueError(
+                    f"{caller}: expected a value of the shape and device of {self._label(key)}, "
+                    f"{tuple(p.shape)} on {p.device}, got {tuple(value.shape)} on {value.device}"
+                )
+            if value.is_complex() and not p.is_complex():
+                raise TypeError(
+                    f"{caller}: expected a real value for {self._label(key)}, got {describe(value)}; take "
+                    "its real part, as in g.map(torch.real)"
+                )
+        return [self._keys[key] for key in present], [v.to(self._keys[k].dtype) for k, v in present.items()]
+
+    def to_vector(self) -> Tensor:
+        """All values in one new vector, in the order of ``params``, each in row-major order.
+
+        Returns
+        -------
+        Tensor
+            One-dimensional, of the dtype that all values promote to, on the device of the first. ``None``
+            gives as many zeros as its key has elements.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import Params, gradient
+        >>> w, b = torch.tensor([1., 2.]), torch.tensor(3.)
+        >>> gradient(lambda: (w**2).sum(), Params([w, b])).to_vector()
+        tensor([2., 4., 0.])
+        """
+        return flatten(self._left("to_vector"))
+
+
+def _factor(weight: Any, params: list[Tensor]) -> Any:
+    if isinstance(weight, np.generic):
+        weight = weight.item()
+    fits = isinstance(weight, (int, float, complex)) and not isinstance(weight, bool)
+    if not fits and not (isinstance(weight, Tensor) and weight.dim() == 0):
+        raise TypeError(f"weight: expected a number or a 0-dim tensor, got {weight!r}")
+    is_complex = weight.is_complex() if isinstance(weight, Tensor) else isinstance(weight, complex)
+    if is_complex and not all(p.is_complex() for p in params):
+        raise TypeError(f"weight: expected a real number, as there are real parameters, got {weight!r}")
+    return weight
+
+
+def _added_into(grads: list[Any], values: list[Tensor], factor: Any, mine: list[Tensor]) -> list[Tensor]:
+    """``grad + factor * value`` for each, in place where nobody is surprised by that."""
+    if recorded([*grads, *values]) or isinstance(factor, Tensor):
+        values, factor = apply(OPERATORS["*"], values, factor), 1
+    if recorded([*grads, *values]):
+        return apply(OPERATORS["+"], grads, values)
+    memory = {v.data_ptr() for v in mine if v.layout is torch.strided}
+    inside = [i for i in writable(grads)[0] if grads[i].data_ptr() not in memory]
+    out = list(grads)
+    apart = sorted(set(range(len(grads))).difference(inside))
+    scaled = apply(OPERATORS["*"], [values[i] for i in apart], factor)
+    for i, total in zip(apart, apply(OPERATORS["+"], [grads[i] for i in apart], scaled), strict=True):
+        out[i] = total
+    for among in by_kind([grads[i] for i in inside]):
+        where = [inside[i] for i in among]
+        torch._foreach_add_([grads[i] for i in where], [values[i] for i in where], alpha=factor)
+    return out

@@ -5,12 +5,16 @@ Knows nothing of derivatives; the entry points take one in place of arguments, a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from . import _engine
+from ._multi_tensor import describe, flatten
 
 __all__ = ["Params"]
 
@@ -27,13 +31,14 @@ class Params:
     Raises
     ------
     TypeError
-        A bare tensor (it would iterate over its rows), a tensor of an integer or bool dtype, a number, or
-        anything else that is no tensor.
+        ``source`` is a bare tensor (it would iterate over its rows), or holds a tensor of an integer or bool
+        dtype, a number, or anything else that is no tensor.
 
     Notes
     -----
-    Two equal tensors are two members; the same tensor twice is one. Members are held strongly. A ``Params``
-    is mutable, hence not hashable, as Python's ``set``.
+    Two equal tensors are two members; the same tensor twice is one. Members are held strongly. The order is
+    that of insertion. A ``Params`` can be changed, so it is not hashable, as Python's ``set`` isn't. Names
+    that two modules share are told apart by the position of the module: ``0.weight``, ``1.weight``.
 
     Examples
     --------
@@ -43,8 +48,7 @@ class Params:
     >>> ps = Params([w, b])
     >>> len(ps), w in ps, w.clone() in ps
     (2, True, False)
-    >>> grads = gradient(lambda: (w**2).sum() + b, ps)
-    >>> grads[w]
+    >>> gradient(lambda: (w**2).sum() + b, ps)[w]
     tensor([2., 4.])
     >>> Params(torch.nn.Linear(2, 1))
     Params([weight: float32 (1, 2), bias: float32 (1,)])
@@ -56,71 +60,49 @@ class Params:
 
     __slots__ = ("__weakref__", "_members", "_names", "_shared")
 
-    # What a Params shares with Grads (``_shared``) is never written to: changes are made to a copy.
     _members: dict[int, Tensor]
     _names: dict[int, str]
+    # Members that a Grads relies on are never written to: changes are then made to a copy.
     _shared: bool
 
     def __init__(self, source: Iterable[Any] | nn.Module = ()) -> None:
+        if isinstance(source, Tensor):
+            raise TypeError(
+                "Params: expected an iterable of tensors or a module, got a bare tensor, which would iterate "
+                "over its rows; write Params([tensor])"
+            )
         self._members = {}
         self._names = {}
         self._shared = False
-        if isinstance(source, Tensor):
-            raise TypeError(
-                "Params: expected an iterable of tensors or a module, got a bare tensor, which would iterate over its "
-                "rows; write Params([tensor])"
-            )
-        self._collect(source, "")
+        self._insert(_collect(source))
 
-    # -- collecting ---------------------------------------------------------------------------------------
-
-    def _collect(self, source: Any, name: str) -> None:
-        if isinstance(source, Tensor):
-            self._insert(source, name)
-        elif isinstance(source, nn.Module):
-            for own, p in source.named_parameters():
-                if p.requires_grad:
-                    self._insert(p, f"{name}.{own}" if name else own)
-        elif isinstance(source, Params):
-            for key, p in source._members.items():
-                self._insert(p, source._names.get(key, ""))
-        elif isinstance(source, Mapping):
-            for key, value in source.items():
-                if isinstance(key, str):
-                    self._collect(value, f"{name}.{key}" if name else key)
-                else:
-                    self._collect(key, "")
-        elif isinstance(source, Iterable) and not isinstance(source, (str, bytes, np.ndarray)):
-            for item in source:
-                self._collect(item, "")
-        else:
-            raise TypeError(f"Params: expected tensors, got {_what(source)}")
-
-    def _insert(self, p: Tensor, name: str) -> None:
-        if not (p.dtype.is_floating_point or p.dtype.is_complex):
-            raise TypeError(
-                f"Params: expected tensors of floating or complex dtype, got {_what(p)}; a derivative by integers or "
-                "bools doesn't exist: convert it, as in x.float()"
-            )
-        self._members.setdefault(id(p), p)
-        if name:
-            self._names.setdefault(id(p), name)
+    def _insert(self, found: Iterable[tuple[Tensor, str, str]]) -> None:
+        """The first members, each with its name and the one that tells it apart where two share the first."""
+        new: dict[int, tuple[str, str]] = {}
+        for p, name, path in found:
+            if id(p) not in self._members:
+                self._members[id(p)] = _checked(p)
+                new[id(p)] = (name, path)
+        held = Counter(name for name, _ in new.values())
+        names = {key: name if held[name] == 1 else path for key, (name, path) in new.items() if name}
+        if len(set(names.values())) < len(names):  # a position reads as another's name
+            names = {key: path for key, (name, path) in new.items() if name}
+        self._names = names
 
     @classmethod
-    def _of(cls, members: dict[int, Tensor], names: dict[int, str]) -> Params:
+    def _of(cls, members: dict[int, Tensor], names: Mapping[int, str]) -> Params:
         new = cls.__new__(cls)
         new._members = members
-        new._names = {key: names[key] for key in members if key in names} if names else {}
+        new._names = {key: names[key] for key in members if key in names}
         new._shared = False
         return new
 
-    def _unshare(self) -> None:
+    def _before_change(self) -> None:
         if self._shared:
-            self._members = dict(self._members)
-            self._names = dict(self._names)
+            self._members, self._names = dict(self._members), dict(self._names)
             self._shared = False
 
-    # -- a sequence ---------------------------------------------------------------------------------------
+    # -- a sequence of tensors ----------------------------------------------------------------------------
 
     def __len__(self) -> int:
         return len(self._members)
@@ -128,8 +110,11 @@ class Params:
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self._members.values())
 
+    def __reversed__(self) -> Iterator[Tensor]:
+        return reversed(self._members.values())
+
     def __contains__(self, p: object) -> bool:
-        return self._members.get(id(p)) is p
+        return id(p) in self._members  # a member is alive, so nothing else has its id
 
     @overload
     def __getitem__(self, index: int) -> Tensor: ...
@@ -138,8 +123,219 @@ class Params:
     def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
         return list(self._members.values())[index]
 
+    def __repr__(self) -> str:
+        members = [self._label(key) for key in self._members]
+        if len(members) > 12:
+            members[10:] = [f"... {len(members) - 10} more"]
+        return f"Params([{', '.join(members)}])"
+
+    def _label(self, key: int) -> str:
+        name = self._names.get(key)
+        return (f"{name}: " if name else "") + describe(self._members[key])
+
+    # -- a set --------------------------------------------------------------------------------------------
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        """Whether ``other`` is a ``Params`` of the same tensors in the same order."""
+        if not isinstance(other, Params):
+            return NotImplemented
+        return self._members is other._members or list(self._members) == list(other._members)
+
+    def issetequal(self, other: Iterable[Any] | nn.Module) -> bool:
+        """Whether the two hold the same tensors, in any order.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import Params
+        >>> a, b = torch.zeros(2), torch.zeros(2)
+        >>> Params([a, b]) == Params([b, a]), Params([a, b]).issetequal([b, a])
+        (False, True)
+        """
+        return self._members.keys() == _as_params(other)._members.keys()
+
+    def union(self, *others: Iterable[Any] | nn.Module) -> Params:
+        """A new ``Params`` with the members of this one, then what the others add; also ``|``.
+
+        A name that this one has already is not taken over from the others.
+        """
+        return self._union(map(_as_params, others))
+
+    def _union(self, others: Iterable[Params]) -> Params:
+        new = self.copy()
+        taken = set(new._names.values())
+        for other in others:
+            for key, p in other._members.items():
+                if key not in new._members:
+                    new._members[key] = p
+                    name = other._names.get(key)
+                    if name is not None and name not in taken:
+                        taken.add(name)
+                        new._names[key] = name
+        return new
+
+    def intersection(self, *others: Iterable[Any] | nn.Module) -> Params:
+        """A new ``Params`` with the members that all the others have too, in this order; also ``&``."""
+        sets = [_as_params(other)._members for other in others]
+        kept = {key: p for key, p in self._members.items() if all(key in s for s in sets)}
+        return Params._of(kept, self._names)
+
+    def difference(self, *others: Iterable[Any] | nn.Module) -> Params:
+        """A new ``Params`` with the members that none of the others has, in this order; also ``-``."""
+        sets = [_as_params(other)._members for other in others]
+        kept = {key: p for key, p in self._members.items() if not any(key in s for s in sets)}
+        return Params._of(kept, self._names)
+
+    def __or__(self, other: Iterable[Any] | nn.Module) -> Params:
+        return self.union(other)
+
+    def __and__(self, other: Iterable[Any] | nn.Module) -> Params:
+        return self.intersection(other)
+
+    def __sub__(self, other: Iterable[Any] | nn.Module) -> Params:
+        return self.difference(other)
+
+    def __ror__(self, other: Iterable[Any] | nn.Module) -> Params:
+        return _as_params(other).union(self)
+
+    def __rand__(self, other: Iterable[Any] | nn.Module) -> Params:
+        return _as_params(other).intersection(self)
+
+    def __rsub__(self, other: Iterable[Any] | nn.Module) -> Params:
+        return _as_params(other).difference(self)
+
+    def add(self, p: Tensor) -> None:
+        """Add a tensor at the end, if it isn't a member yet.
+
+        Raises
+        ------
+        TypeError
+            ``p`` is no tensor of floating or complex dtype; ``|`` takes modules and iterables.
+        """
+        if not isinstance(p, Tensor):
+            raise TypeError(f"Params.add: expected a tensor, got {_what(p)}; ps | other takes more than one")
+        if id(p) not in self._members:
+            _checked(p)
+            self._before_change()
+            self._members[id(p)] = p
+
+    def discard(self, p: object) -> None:
+        """Remove a member; nothing happens where ``p`` isn't one."""
+        if p in self:
+            self._before_change()
+            del self._members[id(p)]
+            self._names.pop(id(p), None)
+
+    def remove(self, p: object) -> None:
+        """Remove a member.
+
+        Raises
+        ------
+        KeyError
+            ``p`` is not a member.
+        """
+        if p not in self:
+            raise KeyError(f"Params.remove: expected a member, got {_what(p)} that isn't one")
+        self.discard(p)
+
+    # -- copies -------------------------------------------------------------------------------------------
+
+    def copy(self) -> Params:
+        """A new ``Params`` of the same tensors."""
+        return Params._of(dict(self._members), self._names)
+
+    __copy__ = copy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # ids don't outlive the process, nor a deep copy
+        return _rebuild, (list(self), [self._names.get(key, "") for key in self._members])
+
+    def to_vector(self) -> Tensor:
+        """All members in one new vector, in order, each in row-major order.
+
+        Returns
+        -------
+        Tensor
+            One-dimensional, of the dtype that all members promote to, on the device of the first. It is part
+            of a graph only while a differentiation by this package or by ``torch.func`` runs.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import Params
+        >>> Params([torch.tensor([[1., 2.], [3., 4.]]), torch.tensor(5.)]).to_vector()
+        tensor([1., 2., 3., 4., 5.])
+        """
+        if _engine.keeps_graph(None):
+            return flatten(list(self))
+        with torch.no_grad():
+            return flatten(list(self))
+
+
+def _rebuild(members: list[Tensor], names: list[str]) -> Params:
+    by_id = {id(p): p for p in members}
+    return Params._of(by_id, {id(p): name for p, name in zip(members, names, strict=True) if name})
+
+
+def _as_params(source: Iterable[Any] | nn.Module) -> Params:
+    return source if isinstance(source, Params) else Params(source)
+
+
+def _collect(source: Any, name: str = "", path: str = "") -> Iterator[tuple[Tensor, str, str]]:
+    """Each tensor below ``source`` with its qualified name and the same with the positions on the way."""
+    if isinstance(source, Tensor):
+        yield source, name, path
+    elif isinstance(source, nn.Module):
+        for own, parameter in source.named_parameters():
+            if parameter.requires_grad:
+                yield parameter, _join(name, own), _join(path, own)
+    elif isinstance(source, Params):
+        for key, p in source._members.items():
+            own = source._names.get(key, "")
+            yield p, own, _join(path, own) if own else ""
+    elif isinstance(source, Mapping):
+        for key, value in source.items():
+            if isinstance(key, str):
+                yield from _collect(value, _join(name, key), _join(path, key))
+            else:
+                yield from _collect(key)
+    elif isinstance(source, Iterable) and not isinstance(source, (str, bytes, np.ndarray, np.generic)):
+        for position, item in enumerate(source):
+            # a bare tensor in a list has no name of its own
+            below = _join(path, str(position))
+            yield from _collect(item, name, "" if isinstance(item, Tensor) and not name else below)
+    else:
+        raise TypeError(f"Params: expected tensors, got {_what(source)}{_advice(source)}")
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
+def _checked(p: Tensor) -> Tensor:
+    if not (p.dtype.is_floating_point or p.dtype.is_complex):
+        raise TypeError(
+            f"Params: expected tensors of floating or complex dtype, got {_what(p)}; there is no derivative "
+            "by integers or bools: convert it, as in x.float(), and let f use that"
+        )
+    return p
+
 
 def _what(x: object) -> str:
     if isinstance(x, Tensor):
-        return f"a tensor of dtype {x.dtype} and shape {tuple(x.shape)}"
+        return f"a tensor {describe(x)}"
+    if isinstance(x, (int, float, complex, np.number)) and not isinstance(x, bool):
+        return f"the number {x}"
     return f"a {type(x).__name__}"
+
+
+def _advice(x: object) -> str:
+    if isinstance(x, (int, float, complex, np.number)):
+        return ", which has no identity that f could close over: make it a tensor, as in torch.tensor(2.0)"
+    if isinstance(x, (np.ndarray, np.generic)):
+        return ", which f can't be differentiated by: make it a tensor, as in torch.from_numpy(x)"
+    if isinstance(x, str):
+        return "; for (name, tensor) pairs write Params(dict(pairs))"
+    return ""

@@ -1,0 +1,70 @@
+"""What may be a value of a GradDict, or an operand beside one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._multi_tensor import describe
+
+__all__ = ["as_tensor", "equal", "scalar", "show", "version_of", "zeros_of"]
+
+
+def zeros_of(key: Tensor) -> Tensor:
+    return torch.zeros_like(key, requires_grad=False)
+
+
+def version_of(x: Tensor) -> int:
+    """What changes as ``x`` is written into."""
+    return int(torch.count_nonzero(x)) if x.is_inference() else x._version
+
+
+def show(value: object) -> str:
+    return describe(value) if isinstance(value, Tensor) else repr(value)
+
+
+def equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        if a.shape != b.shape or a.dtype is not b.dtype or a.device != b.device:
+            return False
+        return torch.equal(*(x if x.layout is torch.strided else x.to_dense() for x in (a, b)))
+    if isinstance(a, (Tensor, np.ndarray)) or isinstance(b, (Tensor, np.ndarray)):
+        return isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and np.array_equal(a, b)
+    return bool(a == b)
+
+
+def _is_number(x: object) -> bool:
+    return isinstance(x, (int, float, complex, np.number)) and not isinstance(x, bool)
+
+
+def scalar(x: Any, symbol: str) -> Any:
+    """A number or 0-dim tensor; ``NotImplemented`` for what is no operand at all."""
+    if isinstance(x, Tensor):
+        if x.dim() > 0:
+            raise TypeError(
+                f"{symbol}: expected a number, a 0-dim tensor or a mapping with the same keys, got a tensor "
+                f"{describe(x)}; map applies a function to each value"
+            )
+        return x
+    if isinstance(x, np.generic):
+        x = x.item()
+    return x if _is_number(x) else NotImplemented
+
+
+def as_tensor(value: Any, key: Tensor, symbol: str) -> Tensor:
+    """A value, as an operand."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, np.ndarray):
+        return torch.as_tensor(value, device=key.device)
+    if _is_number(value):
+        real = not isinstance(value, (complex, np.complexfloating))
+        dtype = key.dtype if real or key.is_complex() else torch.promote_types(key.dtype, torch.complex32)
+        return torch.full((), value, dtype=dtype, device=key.device)
+    raise TypeError(
+        f"{symbol}: expected values that are tensors, numbers or None, got a {type(value).__name__} for the "
+        f"key {describe(key)}"
+    )

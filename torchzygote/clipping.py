@@ -1,0 +1,152 @@
+"""Norms and clipping over many tensors.
+
+The same multi-tensor calls in the same order as ``torch.nn.utils.clip_grad_norm_`` and ``clip_grad_value_``,
+so that the results agree bit for bit; half precision is normed in float32. Knows nothing of keys.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._multi_tensor import OPERATORS, Operator, apply, apply_, by_kind, describe, recorded
+from ._torch_private import group_by_device_and_dtype
+
+__all__ = ["clip_norm", "clip_value", "finite", "total_norm", "value_bounds"]
+
+_HALF = (torch.float16, torch.bfloat16, torch.complex32)
+
+
+# -- norms ---------------------------------------------------------------------------------------------------
+
+
+def total_norm(xs: list[Tensor], norm_type: float = 2.0, error_if_nonfinite: bool = False) -> Tensor:
+    """The norm of all elements together, on the device of the first tensor, without host synchronisation."""
+    norm_type = _order(norm_type)
+    xs = [_elements(x, norm_type) for x in xs]
+    if math.isinf(norm_type):
+        xs = [x for x in xs if x.numel() > 0]  # an empty tensor has no largest element
+    if not xs:
+        return torch.tensor(0.0)
+    device = xs[0].device
+    norms = [norm.to(device) for norm in _norms(xs, norm_type)]
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms), norm_type)
+    if error_if_nonfinite and not bool(torch.isfinite(total)):
+        raise RuntimeError(
+            f"expected values whose norm (norm_type={norm_type}) is finite, got {total.item()}; nonfinite() "
+            "says which aren't, and error_if_nonfinite=False goes on all the same"
+        )
+    return total
+
+
+def _order(norm_type: Any) -> float:
+    try:
+        return float(norm_type)
+    except (TypeError, ValueError):
+        raise TypeError(f"norm_type: expected a number or 'inf', got {norm_type!r}") from None
+
+
+def _elements(x: Tensor, norm_type: float = 2.0) -> Tensor:
+    """What a norm of ``x`` is taken over: of a sparse tensor the elements it holds, where that is all."""
+    if x.layout is torch.strided:
+        return x
+    if x.layout is torch.sparse_coo and norm_type >= 0:
+        return x.coalesce().values()
+    return x.to_dense()
+
+
+def _norms(xs: list[Tensor], norm_type: float) -> list[Tensor]:
+    if recorded(xs):
+        return [torch.linalg.vector_norm(x, norm_type, dtype=_wide(x)) for x in xs]
+    first = xs[0]
+    alike = all(x.dtype is first.dtype and x.device == first.device for x in xs)
+    norms: list[Tensor] = []
+    for group in [xs] if alike else group_by_device_and_dtype(xs):
+        norms.extend(torch._foreach_norm(group, norm_type, dtype=_wide(group[0])))
+    return norms
+
+
+def _wide(x: Tensor) -> torch.dtype | None:
+    if x.dtype is torch.complex32:
+        return torch.complex64
+    return torch.float32 if x.dtype in _HALF else None
+
+
+def finite(xs: list[Tensor]) -> list[bool]:
+    """Whether all elements of each tensor are finite; one host synchronisation for all."""
+    largest: list[Tensor] = []
+    where: list[int] = []
+    real = [_elements(x.detach()) for x in xs]
+    real = [torch.view_as_real(x) if x.is_complex() else x for x in real]
+    filled = [i for i, x in enumerate(real) if x.numel() > 0]
+    for group in by_kind([real[i] for i in filled]):
+        # the largest modulus is finite exactly if all are
+        largest.extend(torch._foreach_norm([real[filled[i]] for i in group], math.inf))
+        where.extend(filled[i] for i in group)
+    found = [True] * len(xs)
+    if largest:
+        device = largest[0].device
+        ok = torch.stack([torch.isfinite(x).to(device) for x in largest]).tolist()
+        for i, is_finite in zip(where, ok, strict=True):
+            found[i] = is_finite
+    return found
+
+
+# -- clipping ------------------------------------------------------------------------------------------------
+
+
+def clip_norm(
+    xs: list[Tensor], max_norm: float, norm_type: float, error_if_nonfinite: bool, in_place: bool
+) -> tuple[list[Tensor], Tensor]:
+    """The tensors scaled down to a total norm of at most ``max_norm``, and the norm they had."""
+    max_norm = _bound("max_norm", max_norm)
+    total = total_norm(xs, norm_type, error_if_nonfinite)
+    # clamped instead of compared: a comparison would wait for the device
+    coefficient = torch.clamp(max_norm / (total + 1e-6), max=1.0)
+    return (apply_ if in_place else apply)(OPERATORS["*"], xs, coefficient), total
+
+
+def clip_value(xs: list[Tensor], bounds: tuple[float, float], in_place: bool) -> list[Tensor]:
+    """The tensors with each element moved into the bounds."""
+    for x in xs:
+        if x.is_complex():
+            raise TypeError(
+                f"clip_value: expected real values, got {describe(x)}; complex numbers have no order, but "
+                "clip_norm scales them"
+            )
+    return (apply_ if in_place else apply)(_CLAMP, xs, bounds)
+
+
+def value_bounds(lo: float, hi: float | None) -> tuple[float, float]:
+    """The two bounds; one alone stands for both signs."""
+    upper = _bound("lo", lo) if hi is None else _bound("hi", hi)
+    lower = -upper if hi is None else _bound("lo", lo)
+    if not lower <= upper:
+        raise ValueError(
+            f"clip_value: expected lo <= hi, or one bound of at least 0, got lo={lo} and hi={hi}"
+        )
+    return lower, upper
+
+
+def _bound(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected a number, got {value!r}") from None
+
+
+def _clamp(xs: list[Tensor], bounds: Any) -> Sequence[Tensor]:
+    ys = torch._foreach_clamp_min(xs, bounds[0])
+    return torch._foreach_clamp_max(ys, bounds[1])
+
+
+def _clamp_(xs: list[Tensor], bounds: Any) -> None:
+    torch._foreach_clamp_min_(xs, bounds[0])
+    torch._foreach_clamp_max_(xs, bounds[1])
+
+
+_CLAMP = Operator("clip", lambda x, bounds: torch.clamp(x, bounds[0], bounds[1]), _clamp, _clamp_)

@@ -1,0 +1,126 @@
+"""Between parameters or gradients and one flat vector, both ways."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import _engine
+from ._multi_tensor import copy_all, flatten, parts_of, recorded, writable
+from .grads import Grads
+from .params import Params
+
+__all__ = ["copy_"]
+
+
+def copy_(dst: Any, src: Any) -> Any:
+    """``dst``, filled from ``src``: one is a :class:`Params` or :class:`Grads`, the other a flat vector.
+
+    Parameters
+    ----------
+    dst, src : Params or Grads, and Tensor or numpy.ndarray
+        One of each, in either order. The vector is one-dimensional and holds the elements in the order of the
+        ``Params``, each tensor's in row-major order.
+
+    Returns
+    -------
+    Params, Grads, Tensor or numpy.ndarray
+        ``dst``, written into: parameters keep their identity and their flags.
+
+    Raises
+    ------
+    ValueError
+        The vector's length doesn't fit, or it is not one-dimensional; nothing is written then.
+    TypeError
+        Anything else than one of each kind, or a dtype that can't hold the elements.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torchzygote import Params, copy_
+    >>> w, b = torch.zeros(2), torch.zeros(())
+    >>> ps = copy_(Params([w, b]), torch.tensor([1., 2., 3.]))
+    >>> w, b
+    (tensor([1., 2.]), tensor(3.))
+    >>> copy_(torch.zeros(3), ps)
+    tensor([1., 2., 3.])
+
+    References
+    ----------
+    ``copy!`` in Zygote.jl, https://fluxml.ai/Zygote.jl/stable/utils/
+    """
+    if isinstance(dst, (Params, Grads)) and isinstance(src, (Tensor, np.ndarray)):
+        _from_vector(dst, _vector("src", src, dst))
+    elif isinstance(src, (Params, Grads)) and isinstance(dst, (Tensor, np.ndarray)):
+        _to_vector(_vector("dst", dst, src), src)
+    else:
+        raise TypeError(
+            "copy_: expected a Params or Grads and a flat vector, in either order, got dst a "
+            f"{type(dst).__name__} and src a {type(src).__name__}"
+        )
+    return dst
+
+
+def _members(holder: Params | Grads) -> list[Tensor]:
+    return list(holder) if isinstance(holder, Params) else holder._left("copy_")
+
+
+def _vector(name: str, vector: Tensor | np.ndarray[Any, Any], holder: Params | Grads) -> Tensor:
+    if isinstance(vector, np.ndarray):
+        if name == "dst" and not vector.flags.writeable:
+            raise ValueError(
+                f"copy_: expected {name} to be a vector that can be written to, got a read-only array"
+            )
+        vector = torch.from_numpy(vector if name == "dst" else np.ascontiguousarray(vector).copy())
+    expected = sum(x.numel() for x in _members(holder))
+    if vector.dim() != 1 or vector.numel() != expected:
+        raise ValueError(
+            f"copy_: expected {name} to be a vector of {expected} elements, as the {type(holder).__name__} "
+            f"has, got shape {tuple(vector.shape)}; nothing was written"
+        )
+    return vector
+
+
+def _check_dtypes(dst: list[Tensor], src: list[Tensor]) -> None:
+    for d in {x.dtype for x in dst}:
+        for s in {x.dtype for x in src}:
+            if not torch.can_cast(s, d):
+                raise TypeError(
+                    f"copy_: expected a dtype that holds what {s} does, got {d}; nothing was written"
+                )
+
+
+def _from_vector(dst: Params | Grads, vector: Tensor) -> None:
+    xs = _members(dst)
+    _check_dtypes(xs, [vector])
+    parts = parts_of(vector, xs)
+    kept = vector.requires_grad and _engine.keeps_graph(None)
+    if isinstance(dst, Grads):
+        inside = [] if recorded([vector, *xs]) else writable(xs)[0]
+        for i in set(range(len(xs))).difference(inside):
+            xs[i] = parts[i].to(dtype=xs[i].dtype, device=xs[i].device, copy=True)
+        copy_all([xs[i] for i in inside], [parts[i] for i in inside])
+        dst._values = dict(zip(dst._keys, xs, strict=True))
+        return
+    if kept:
+        raise RuntimeError(
+            "copy_: expected src without a graph, as what is written into parameters has no derivative, got "
+            "one that is being differentiated; pass src.detach(), or let f take the parameters as arguments"
+        )
+    if writable(xs)[1]:
+        raise ValueError("copy_: expected writable parameters, got an expanded or sparse one")
+    copy_all(xs, parts)
+
+
+def _to_vector(vector: Tensor, src: Params | Grads) -> None:
+    xs = _members(src)
+    _check_dtypes([vector], xs)
+    if writable([vector])[1]:
+        raise ValueError("copy_: expected dst to be a writable vector, got an expanded or sparse one")
+    if recorded(xs) and _engine.keeps_graph(None):
+        vector.copy_(flatten(xs))
+    else:
+        copy_all(parts_of(vector, xs), [x if x.layout is torch.strided else x.to_dense() for x in xs])
