@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-__all__ = ["at_end", "deriving", "differentiation", "forward_mode_lock", "ignoring"]
+__all__ = ["at_depth", "at_end", "depth", "deriving", "differentiation", "forward_mode_lock", "ignoring"]
 
 Callback = Callable[[], None]
 
@@ -48,10 +48,13 @@ def mark() -> int:
     return 0 if torch.compiler.is_compiling() else len(_state.callbacks or ())
 
 
-def forget_since(position: int) -> None:
+def forget_since(position: int) -> list[Callback]:
     """Drop the callbacks registered since ``position``: the run that registered them is not pulled back."""
-    if not torch.compiler.is_compiling() and _state.callbacks is not None:
-        del _state.callbacks[position:]
+    if torch.compiler.is_compiling() or _state.callbacks is None:
+        return []
+    dropped = _state.callbacks[position:]
+    del _state.callbacks[position:]
+    return dropped
 
 
 class differentiation:
@@ -91,14 +94,24 @@ class differentiation:
                     callback()
 
 
+def depth() -> int:
+    """How many differentiations by this package run in this thread; for :func:`at_depth`."""
+    return _state.depth
+
+
 @contextlib.contextmanager
-def ignoring() -> Iterator[None]:
-    """Around code whose derivative is to be ignored: ``deriving()`` is ``False`` inside."""
-    depth, _state.depth = _state.depth, 0
+def at_depth(depth: int) -> Iterator[None]:
+    """Around code that is to see as many differentiations as ran when :func:`depth` was asked."""
+    before, _state.depth = _state.depth, depth
     try:
         yield
     finally:
-        _state.depth = depth
+        _state.depth = before
+
+
+def ignoring() -> contextlib.AbstractContextManager[None]:
+    """Around code whose derivative is to be ignored: ``deriving()`` is ``False`` inside."""
+    return at_depth(0)
 
 
 def no_context() -> contextlib.AbstractContextManager[None]:

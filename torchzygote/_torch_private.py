@@ -133,7 +133,7 @@ def layers(x: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 def sequence_number() -> int:
     """The number of the next node that autograd records in this thread: what is older was there before."""
-    return torch._C._autograd._get_sequence_nr()
+    return int(torch._C._autograd._get_sequence_nr())
 
 
 @contextlib.contextmanager

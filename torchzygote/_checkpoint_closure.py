@@ -1,0 +1,123 @@
+"""What a function depends on besides its arguments, found while it runs, and proof that nothing is missing.
+
+Tensors are noted as PyTorch's functions get them. What enters by other ways (a compiled extension, a
+scripted module) shows in the recorded graphs, as a node that was there before: then the search has failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ._torch_private import functorch_depth, is_wrapped, layers, pytree, sequence_number
+
+__all__ = ["Recorder", "is_recorded", "needs_name"]
+
+_PULLBACKS = (torch.autograd.grad, torch.autograd.backward, Tensor.backward)
+
+
+def needs_name(x: Tensor) -> bool:
+    """Whether a derivative by ``x`` may be asked for, or ``x`` is bound to a level that may end."""
+    return x.requires_grad or is_wrapped(x)
+
+
+def is_recorded(x: Tensor) -> bool:
+    """Whether a graph of reverse mode hangs on ``x``, at any level."""
+    return any(layer.requires_grad for _, layer in layers(x))
+
+
+class Recorder(TorchFunctionMode):
+    """Notes the tensors that enter PyTorch's functions, except those made inside and ``arguments``."""
+
+    def __init__(self, arguments: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.tensors: list[Tensor] = []
+        # The number that the first node recorded inside will have.
+        self.start = sequence_number()
+        # A backward pass inside, on a device: its thread numbers the nodes that it records by itself.
+        self.misnumbered = False
+        self._known = {id(x) for x in arguments}
+        self._depth = functorch_depth()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        for leaf in pytree.tree_iter((args, kwargs)):
+            if isinstance(leaf, Tensor):
+                if id(leaf) not in self._known:
+                    self._note(leaf)
+                if func in _PULLBACKS and leaf.device.type != "cpu":
+                    self.misnumbered = True
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor):
+            self._known.add(id(result))
+        else:
+            self._known.update(id(leaf) for leaf in pytree.tree_iter(result) if isinstance(leaf, Tensor))
+        return result
+
+    def _note(self, x: Tensor) -> None:
+        for level, layer in layers(x):  # an inner transform of f wraps what comes from outside
+            if level <= self._depth:
+                x = layer
+                break
+        if id(x) not in self._known and needs_name(x) and not self._is_made_inside(x):
+            self._known.add(id(x))
+            self.tensors.append(x)
+
+    def _is_made_inside(self, x: Tensor) -> bool:
+        """What an inner transform returns comes from no function that we see."""
+        return any(
+            layer.grad_fn is not None and layer.grad_fn._sequence_nr() >= self.start for _, layer in layers(x)
+        )
+
+    def finds_all(self, roots: Sequence[Tensor], arguments: Sequence[Tensor]) -> bool:
+        """Whether ``roots`` depend on nothing from outside but ``arguments`` and the tensors found."""
+        return not self.misnumbered and _reaches_only(roots, [*arguments, *self.tensors], self.start)
+
+
+def _reaches_only(roots: Sequence[Tensor], named: Sequence[Tensor], start: int) -> bool:
+    """Whether the graphs behind ``roots``, at every level, end in ``named`` before they reach back beyond ``start``."""
+    edges: dict[int, set[tuple[Any, int]]] = {}
+    leaves: dict[int, list[Tensor]] = {}
+    for x in named:
+        for level, layer in layers(x):
+            if layer.grad_fn is not None:
+                edges.setdefault(level, set()).add((layer.grad_fn, layer.output_nr))
+            elif layer.requires_grad:
+                leaves.setdefault(level, []).append(layer)
+    for root in roots:
+        for level, layer in layers(root):
+            if layer.requires_grad and not _level_reaches_only(
+                layer, edges.get(level, set()), leaves.get(level, []), start
+            ):
+                return False
+    return True
+
+
+def _level_reaches_only(
+    root: Tensor, edges: set[tuple[Any, int]], leaves: Sequence[Tensor], start: int
+) -> bool:
+    if root.grad_fn is None:
+        return any(root is leaf for leaf in leaves)
+    seen: set[tuple[Any, int]] = set()
+    stack = [(root.grad_fn, root.output_nr)]
+    while stack:
+        edge = stack.pop()
+        if edge in edges or edge in seen:
+            continue
+        seen.add(edge)
+        node = edge[0]
+        leaf = getattr(node, "variable", None)
+        if leaf is not None:
+            if not any(leaf is known for known in leaves):
+                return False
+            continue
+        if node._sequence_nr() < start:
+            return False
+        stack.extend((following, nr) for following, nr in node.next_functions if following is not None)
+    return True

@@ -1,0 +1,218 @@
+"""The node that stands for a checkpointed call in the graphs of ``torch.func`` transforms.
+
+Its backward runs the call again, in the surroundings that it had, and pulls back through that. It must be
+told everything that the call depends on; how that is found isn't known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._checkpoint_closure import is_recorded
+from ._torch_private import (
+    create_grad_input,
+    grad_level,
+    innermost_transform,
+    is_wrapped,
+    leave_grad_level,
+    outside_functorch,
+)
+
+__all__ = ["Rerun", "attach"]
+
+
+class Rerun:
+    """A function of tensors alone, with a tuple of tensors as its value, that does the same whenever it runs.
+
+    ``natural``: position to tensor, of inputs that the function finds by itself, by identity. Whatever is
+    given in their place is ignored.
+    """
+
+    natural: dict[int, Tensor]
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        raise NotImplementedError
+
+
+def attach(again: Rerun, roots: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The values of ``roots``, which are ``again(*inputs)``, with nothing behind them but that call."""
+    cut = _apply(_Cut, *roots)
+    return _apply(_Attached, again, len(roots), *cut, *inputs)
+
+
+def _apply(function: Any, *operands: Any) -> tuple[Tensor, ...]:
+    found: tuple[Tensor, ...] = function.apply(*operands)
+    return found
+
+
+class _Cut(torch.autograd.Function):
+    """The identity, without the graphs of reverse mode at any level, with the tangents of forward mode."""
+
+    @staticmethod
+    def forward(*ys: Tensor) -> tuple[Tensor, ...]:
+        return ys
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        # Each level comes by here; one of forward mode records no graph, and would lose its tangents.
+        if innermost_transform() != "jvp":
+            ctx.mark_non_differentiable(*output)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        return (None,) * len(cotangents)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return tangents
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *ys: Tensor) -> Any:
+        return _apply(_Cut, *ys), in_dims
+
+
+class _Attached(torch.autograd.Function):
+    """``_Attached.apply(again, count, *ys, *inputs)`` is ``ys``, of which there are ``count``.
+
+    Backward runs ``ys = again(*inputs)`` once more. In forward mode the ``ys`` bring their own tangents.
+    """
+
+    @staticmethod
+    def forward(again: Rerun, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        # Not the inputs themselves: what a custom function returns of its inputs can't be written in place.
+        return tuple(y.clone() for y in tensors[:count])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        again, count, *tensors = inputs
+        ctx.again = again
+        ctx.count = count
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors[count:])
+
+    @staticmethod
+    def jvp(ctx: Any, again: None, count: None, *tangents: Any) -> Any:
+        return tangents[: ctx.count]
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        inputs = ctx.saved_tensors
+        first = 2 + ctx.count
+        needed = [i for i, need in enumerate(ctx.needs_input_grad[first:]) if need]
+        present = [i for i, cotangent in enumerate(cotangents) if cotangent is not None]
+        results: list[Tensor | None] = [None] * (first + len(inputs))
+        if needed and present:
+            pullback = _Pullback(ctx.again, len(inputs), needed, present)
+            grads = pullback.once(inputs, [cotangents[i] for i in present])
+            for i, grad in zip(pullback.found, grads, strict=True):
+                results[first + i] = grad
+        return tuple(results)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, again: Rerun, count: int, *tensors: Tensor) -> Any:
+        dims = in_dims[2:]
+        batched = _Batched(again, info.batch_size, info.randomness, dims[count:], dims[:count])
+        return _apply(_Attached, batched, count, *tensors), dims[:count]
+
+
+class _Batched(Rerun):
+    """A rerun under one level of ``vmap``, as a rerun itself."""
+
+    def __init__(self, again: Rerun, size: int, randomness: str, in_dims: Any, out_dims: Any) -> None:
+        self.natural = again.natural
+        self._size = size
+        # One more argument, because vmap wants something batched, and f may be batched by its random numbers.
+        self._mapped = torch.func.vmap(
+            lambda _, *tensors: again(*tensors),
+            in_dims=(0, *in_dims),
+            out_dims=tuple(out_dims),
+            randomness=randomness,
+        )
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        device = tensors[0].device if tensors else None
+        results: tuple[Tensor, ...] = self._mapped(torch.empty(self._size, 0, device=device), *tensors)
+        return results
+
+
+class _Pullback(Rerun):
+    """Inputs and cotangents to gradients: the backward pass of a rerun, as a rerun itself.
+
+    So a backward pass that is differentiated in its turn stores nothing of its inside either.
+    """
+
+    def __init__(self, again: Rerun, count: int, needed: list[int], present: list[int]) -> None:
+        self._again = again
+        self._count = count
+        self._needed = needed
+        self._present = present
+        self.natural = again.natural
+        self.found: list[int] = []
+
+    def _is_on_tape(self, inputs: Sequence[Tensor]) -> bool:
+        """What a level of ``torch.func`` records it has wrapped, and wrapped it stays as the level ends."""
+        return not any(is_wrapped(inputs[i]) for i in self._needed)
+
+    def once(self, inputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The gradients by those inputs that need one and have one (``found``), differentiable in turn."""
+        if self._is_on_tape(inputs):
+            keep = torch.is_grad_enabled()
+            leaves = [x.detach().requires_grad_(x.requires_grad) for x in inputs]
+            grads = self._on_tape(leaves, cotangents, keep)
+        else:
+            # Distinct from what is saved, and from the wrappers of levels that have ended.
+            inputs = [x.view_as(x) for x in inputs]
+            grads = self._in_level(inputs, cotangents)
+            keep = True
+        self.found = [i for i, grad in zip(self._needed, grads, strict=True) if grad is not None]
+        found = [grad for grad in grads if grad is not None]
+        if keep and any(is_recorded(grad) for grad in found):
+            return attach(self, found, [*inputs, *cotangents])
+        return found
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        inputs, cotangents = list(tensors[: self._count]), tensors[self._count :]
+        if self._is_on_tape(inputs):
+            for i in self._needed:
+                if not inputs[i].requires_grad:
+                    inputs[i] = inputs[i].detach().requires_grad_()
+            grads = self._on_tape(inputs, cotangents, True)
+        else:
+            grads = self._in_level(inputs, cotangents)
+        by_input = dict(zip(self._needed, grads, strict=True))
+        return tuple(
+            torch.zeros_like(inputs[i]) if (grad := by_input[i]) is None else grad for i in self.found
+        )
+
+    def _on_tape(
+        self, inputs: Sequence[Tensor], cotangents: Sequence[Tensor], keep: bool
+    ) -> Sequence[Tensor | None]:
+        """``inputs`` are leaves, or what plain leaves of an outer pullback were made into."""
+        with outside_functorch(), torch.enable_grad():
+            ys = self._again(*inputs)
+        by = [self.natural.get(i, inputs[i]) for i in self._needed]
+        return self._grad(ys, by, cotangents, keep)
+
+    def _in_level(self, inputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        with grad_level() as level, torch.enable_grad():
+            twins = list(inputs)
+            for i in self._needed:
+                twins[i] = create_grad_input(inputs[i], level)
+            ys = self._again(*twins)
+            # create_graph switches recording on in the levels below, which it would switch off otherwise
+            grads = self._grad(ys, [twins[i] for i in self._needed], cotangents, True)
+            return [None if grad is None else leave_grad_level(grad, level) for grad in grads]
+
+    def _grad(
+        self, ys: Sequence[Tensor], by: Sequence[Tensor], cotangents: Sequence[Tensor], keep: bool
+    ) -> Sequence[Tensor | None]:
+        roots = [(ys[i], c) for i, c in zip(self._present, cotangents, strict=True) if ys[i].requires_grad]
+        if not roots:
+            return [None] * len(by)
+        return torch.autograd.grad(
+            [y for y, _ in roots], by, [c for _, c in roots], create_graph=keep, allow_unused=True
+        )

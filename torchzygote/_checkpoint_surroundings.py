@@ -1,0 +1,59 @@
+"""What a function sees besides its arguments, so that it does the same when it runs again.
+
+Random numbers, autocast, the default device, and whether this package is differentiating. Knows nothing of
+derivatives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+from . import _state
+from ._random import RandomState
+
+__all__ = ["Surroundings"]
+
+_Autocast = tuple[str, bool, torch.dtype, bool]
+
+
+def _autocast_types() -> list[str]:
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return ["cpu"] if accelerator is None else ["cpu", accelerator.type]
+
+
+def _autocast() -> list[_Autocast]:
+    cached = torch.is_autocast_cache_enabled()
+    return [
+        (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device), cached)
+        for device in _autocast_types()
+    ]
+
+
+class Surroundings:
+    """The state at the time this was made; :meth:`restored` puts it back for one more run."""
+
+    __slots__ = ("_autocast", "_depth", "_device", "_random")
+
+    def __init__(self) -> None:
+        self._random = RandomState()
+        self._autocast = _autocast()
+        self._device = torch.get_default_device()
+        self._depth = _state.depth()
+
+    def restored(self) -> contextlib.ExitStack:
+        """A context in which all is as it was; on leaving it, all is as it would be without it."""
+        stack = contextlib.ExitStack()
+        after = RandomState()
+        stack.callback(after.restore)
+        self._random.restore()
+        for (device, enabled, dtype, cached), now in zip(self._autocast, _autocast(), strict=True):
+            if (device, enabled, dtype, cached) != now:
+                stack.enter_context(
+                    torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=cached)
+                )
+        if torch.get_default_device() != self._device:
+            stack.enter_context(self._device)
+        stack.enter_context(_state.at_depth(self._depth))
+        return stack

@@ -1,0 +1,134 @@
+"""Checkpointing inside ``torch.func`` transforms.
+
+``f`` runs once, just as it would without checkpointing, and is recorded by every level that records. Then
+the graph is cut off at the outputs, and in its place each level gets one node (:mod:`._checkpoint_node`) that
+runs ``f`` again. The node must be told everything that ``f`` depends on, also what it closes over; that is
+found by :mod:`._checkpoint_closure`. Where something can't be found, the recorded graph just stays: the same
+derivatives, more memory, and a warning.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from . import _state
+from ._checkpoint_closure import Recorder, is_recorded, needs_name
+from ._checkpoint_node import Rerun, attach
+from ._checkpoint_surroundings import Surroundings
+from ._engine import swapped
+from ._torch_private import is_wrapped, pytree, transform_stack
+
+__all__ = ["checkpoint_in_transforms", "name_of"]
+
+
+def name_of(f: Callable[..., Any]) -> str:
+    """The name of ``f`` for a message."""
+    return getattr(f, "__qualname__", None) or type(f).__name__
+
+
+def checkpoint_in_transforms(f: Callable[..., Any], xs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``f(*xs, **kwargs)``, where a ``torch.func`` transform is running."""
+    if not set(transform_stack()) <= {"grad", "jvp", "vmap"}:
+        return f(*xs, **kwargs)
+    leaves, spec = pytree.tree_flatten((xs, kwargs))
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and needs_name(leaf)]
+    # Views, so that an argument is told apart from the same tensor closed over.
+    arguments = [leaves[i].view_as(leaves[i]) for i in places]
+    for i, argument in zip(places, arguments, strict=True):
+        leaves[i] = argument
+    surroundings = Surroundings()
+    position = _state.mark()
+    with Recorder(arguments) as closure:
+        xs, kwargs = pytree.tree_unflatten(leaves, spec)
+        y = f(*xs, **kwargs)
+    outputs, y_spec = pytree.tree_flatten(y)
+    attached = [i for i, leaf in enumerate(outputs) if isinstance(leaf, Tensor) and is_recorded(leaf)]
+    if not attached:
+        return y
+    roots = [outputs[i] for i in attached]
+    if not closure.finds_all(roots, arguments):
+        warnings.warn(
+            f"checkpointed: {name_of(f)} depends on a tensor that can't be found from outside; its inside is "
+            "stored for the backward pass. Pass the tensor as an argument.",
+            stacklevel=3,
+        )
+        return y
+    # Argument views are only held as long as this call.
+    for i in places:
+        leaves[i] = None
+    again = _Again(f, leaves, spec, places, closure.tensors, attached, roots, surroundings)
+    again.report_later(_state.forget_since(position))
+    for i, new in zip(attached, attach(again, roots, [*arguments, *closure.tensors]), strict=True):
+        outputs[i] = new
+    return pytree.tree_unflatten(outputs, y_spec)
+
+
+class _Again(Rerun):
+    """``f`` as a function of its arguments' tensors and of what it closes over, in its surroundings."""
+
+    def __init__(
+        self,
+        f: Callable[..., Any],
+        leaves: list[Any],
+        spec: Any,
+        places: list[int],
+        closure: list[Tensor],
+        attached: list[int],
+        roots: list[Tensor],
+        surroundings: Surroundings,
+    ) -> None:
+        self._f = f
+        self._leaves = leaves
+        self._spec = spec
+        self._places = places
+        self._closure = closure
+        self._attached = attached
+        self._expected = [(root.shape, root.dtype) for root in roots]
+        self._surroundings = surroundings
+        self._waiting: list[Callable[[], None]] = []
+        # Plain leaves stay as they are, found by identity, so that threads may share them.
+        self.natural = {len(places) + i: tensor for i, tensor in enumerate(closure) if _is_plain_leaf(tensor)}
+
+    def report_later(self, waiting: list[Callable[[], None]]) -> None:
+        """Keep what waits for the end of the differentiation: a run that is pulled back makes its own."""
+        self._waiting = waiting
+        if waiting:
+            _state.at_end(self._report)
+
+    def _report(self) -> None:
+        for callback in self._waiting:
+            callback()
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        self._waiting = []
+        leaves = list(self._leaves)
+        for place, tensor in zip(self._places, tensors, strict=False):
+            leaves[place] = tensor
+        xs, kwargs = pytree.tree_unflatten(leaves, self._spec)
+        mine: list[Tensor] = []
+        twins: list[Tensor] = []
+        for i, tensor in enumerate(self._closure, start=len(self._places)):
+            if i not in self.natural:
+                mine.append(tensor)
+                # A twin of its own: a tensor may be given for two of them.
+                twins.append(tensors[i].view_as(tensors[i]))
+        with swapped(mine, twins), self._surroundings.restored():
+            y = self._f(*xs, **kwargs)
+        found = pytree.tree_leaves(y)
+        results: list[Any] = [found[i] if i < len(found) else None for i in self._attached]
+        got = [(r.shape, r.dtype) if isinstance(r, Tensor) else type(r).__name__ for r in results]
+        if got != self._expected:
+            raise RuntimeError(
+                f"checkpointed: expected {name_of(self._f)} to do the same when it ran again for the "
+                f"backward pass, but it returned {got} instead of {self._expected}; make it depend on nothing "
+                "but its arguments and tensors that stay as they are"
+            )
+        return tuple(results)
+
+
+def _is_plain_leaf(x: Tensor) -> bool:
+    return not is_wrapped(x) and x.grad_fn is None
