@@ -1,0 +1,315 @@
+"""A function run once and written down: which operators touched what depends on its inputs.
+
+The program refers to memory, not to tensor objects, so views and writes in place need no rule: whoever
+replays it keeps a shadow of each piece of memory. Knows nothing of index sets or rules.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._torch_private import DispatchMode, WeakStorage, pytree, storage_key
+
+__all__ = ["Const", "Op", "Place", "Program", "Recorder", "Ref"]
+
+
+class Place:
+    """A piece of memory that depends on the inputs; ``itemsize`` is that of the tensor that made it."""
+
+    __slots__ = ("index", "itemsize", "nbytes")
+
+    def __init__(self, index: int, nbytes: int, itemsize: int) -> None:
+        self.index = index
+        self.nbytes = nbytes
+        self.itemsize = itemsize
+
+
+class Ref(NamedTuple):
+    """A tensor that depends on the inputs: where it lies in its place."""
+
+    place: Place
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    dtype: torch.dtype
+
+
+class Const:
+    """A tensor whose derivative by the inputs is zero.
+
+    ``seen``: computed from the inputs all the same (a mask, an index). ``fixed``: neither that, nor random,
+    nor trainable, so that its zeros are zeros in every call.
+    """
+
+    __slots__ = ("_version", "fixed", "seen", "tensor")
+
+    def __init__(self, tensor: Tensor, seen: bool, fixed: bool) -> None:
+        self.tensor = tensor
+        self.seen = seen
+        self.fixed = fixed
+        self._version = _version(tensor)
+
+    @property
+    def intact(self) -> bool:
+        """Whether nobody has written into it since."""
+        return _version(self.tensor) == self._version
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+class Op(NamedTuple):
+    """One operator that met something dependent. Tensors in ``args`` are :class:`Ref` or :class:`Const`."""
+
+    about: About
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outs: tuple[Any, ...]
+    written: tuple[Ref, ...]
+    extra: Any
+
+
+class Program(NamedTuple):
+    """What :class:`Recorder` wrote down."""
+
+    ops: list[Op]
+    places: list[Place]
+    is_local: bool
+    operators: tuple[str, ...]
+
+
+class About(NamedTuple):
+    """What there is to know about an operator before it runs."""
+
+    name: str
+    full_name: str
+    mutable: bool
+    written: tuple[int | str, ...]
+    parameters: tuple[tuple[str, Any], ...]
+    random: bool
+    reveals_values: bool
+
+
+# Batch statistics are updated in place without the schema's saying so.
+_HIDDEN_WRITES = {"native_batch_norm": (3, 4), "cudnn_batch_norm": (3, 4), "miopen_batch_norm": (3, 4)}
+# Their results show the values of a float input, in a number or in a shape.
+_REVEALING = {"nonzero", "nonzero_static", "_unique", "_unique2", "unique_dim", "unique_consecutive"}
+
+
+@functools.cache
+def about(func: Any) -> About:
+    """The facts about an operator, from its schema."""
+    schema = func._schema
+    namespace, _, base = schema.name.partition("::")
+    mutable = schema.is_mutable
+    name = base[:-1] if mutable and base.endswith("_") and not base.endswith("__") else base
+    written: list[int | str] = [
+        argument.name if argument.kwarg_only else position
+        for position, argument in enumerate(schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+    written.extend(p for p in _HIDDEN_WRITES.get(base, ()) if p not in written)
+    tags = func.tags
+    return About(
+        name=name if namespace == "aten" else f"{namespace}::{name}",
+        full_name=str(func),
+        mutable=bool(written),
+        written=tuple(written),
+        parameters=tuple(
+            (argument.name, argument.default_value if argument.has_default_value() else None)
+            for argument in schema.arguments
+        ),
+        random=torch.Tag.nondeterministic_seeded in tags,
+        reveals_values=torch.Tag.data_dependent_output in tags or base in _REVEALING,
+    )
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors among arguments or results."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from tensors_in(part)
+
+
+def carries_derivative(dtype: torch.dtype) -> bool:
+    """Whether a tensor of this dtype can depend differentiably on anything."""
+    return dtype.is_floating_point or dtype.is_complex
+
+
+class Recorder(DispatchMode):
+    """While it is entered, writes down every operator that meets memory which depends on ``inputs``.
+
+    Memory that was there before and is written into (running statistics) is put back by :meth:`undo`.
+
+    Parameters
+    ----------
+    inputs : sequence of Tensor
+        Any tensor that shares their memory depends on them.
+    probes : dict
+        By operator name: what a rule needs to know of the values, asked as the operator runs.
+    """
+
+    def __init__(
+        self, inputs: Sequence[Tensor], probes: dict[str, Callable[[tuple[Any, ...], Any], Any]]
+    ) -> None:
+        super().__init__()
+        self._ops: list[Op] = []
+        self._places: list[Place] = []
+        self._dependent: dict[int, Place] = {}
+        self._seen: set[int] = set()
+        self._volatile: set[int] = set()
+        self._made: set[int] = set()
+        # Weak references keep an address from being given to another piece of memory.
+        self._alive: dict[int, Any] = {}
+        self._saved: dict[int, tuple[Tensor, Tensor]] = {}
+        self._local = False
+        self._names: dict[str, None] = {}
+        self._probes = probes
+        self.unsupported: str | None = None
+        for x in inputs:
+            self.depends(x)
+
+    def depends(self, x: Tensor) -> Ref:
+        """Make the memory of ``x`` depend on the inputs, and say where ``x`` lies in it."""
+        key = self._keep(x)
+        place = self._dependent.get(key)
+        if place is None:
+            place = Place(len(self._places), x.untyped_storage().nbytes(), x.itemsize)
+            self._places.append(place)
+            self._dependent[key] = place
+        return _ref(x, place)
+
+    def reference(self, x: Tensor) -> Ref | None:
+        """Where ``x`` lies; ``None`` if it doesn't depend on the inputs."""
+        place = self._dependent.get(storage_key(x))
+        return None if place is None or not carries_derivative(x.dtype) else _ref(x, place)
+
+    def program(self) -> Program:
+        """What has been recorded."""
+        return Program(self._ops, self._places, self._local, tuple(self._names))
+
+    def undo(self) -> None:
+        """Put back what the run wrote into memory that was there before."""
+        for tensor, copy in self._saved.values():
+            tensor.untyped_storage().copy_(copy.untyped_storage(), False)
+        self._saved.clear()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not isinstance(func, torch._ops.OpOverload):
+            self.unsupported = str(func)  # a higher-order operator keeps its inside to itself
+            return func(*args, **kwargs)
+        facts = about(func)
+        self._names[facts.full_name] = None
+        if facts.mutable:
+            self._save(facts, args, kwargs)
+        out = func(*args, **kwargs)
+        self._record(facts, args, kwargs, out)
+        return out
+
+    def _keep(self, x: Tensor) -> int:
+        key = storage_key(x)
+        if key not in self._alive:
+            self._alive[key] = WeakStorage(x.untyped_storage())
+        return key
+
+    def _written(self, facts: About, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        found: list[Tensor] = []
+        for where in facts.written:
+            if isinstance(where, str):
+                found.extend(tensors_in(kwargs.get(where)))
+            elif where < len(args):
+                found.extend(tensors_in(args[where]))
+            else:
+                found.extend(tensors_in(kwargs.get(facts.parameters[where][0])))
+        return found
+
+    def _save(self, facts: About, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for tensor in self._written(facts, args, kwargs):
+            key = storage_key(tensor)
+            if key and key not in self._made and key not in self._saved:
+                whole = torch.empty(0, dtype=torch.uint8, device=tensor.device)
+                self._saved[key] = (tensor, whole.set_(tensor.untyped_storage().clone()))
+
+    def _record(self, facts: About, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        given = [*tensors_in(args), *tensors_in(tuple(kwargs.values()))]
+        keys = {storage_key(x) for x in given}
+        results = list(tensors_in(out if isinstance(out, (list, tuple)) else (out,)))
+        fresh = [x for x in results if storage_key(x) not in keys]
+        self._made.update(self._keep(x) for x in fresh if storage_key(x))
+        dependent = any(self.reference(x) is not None for x in given)
+        seen = dependent or not keys.isdisjoint(self._seen) or not keys.isdisjoint(self._dependent)
+        for x in given:
+            if x.requires_grad and storage_key(x):
+                self._volatile.add(self._keep(x))
+        volatile = seen or facts.random or not keys.isdisjoint(self._volatile)
+        if facts.reveals_values and seen:
+            self._local = True
+        written = self._written(facts, args, kwargs) if facts.mutable else []
+        if not fresh and not written:
+            return  # a view: its memory is known
+        if dependent:
+            self._append(facts, args, kwargs, out, fresh, written)
+        for x in (*fresh, *written):
+            if not storage_key(x):
+                if dependent:
+                    self.unsupported = f"{facts.full_name} makes a tensor of layout {x.layout}"
+                continue
+            if volatile:
+                self._volatile.add(self._keep(x))
+            if seen:
+                self._seen.add(self._keep(x))
+
+    def _append(
+        self,
+        facts: About,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        out: Any,
+        fresh: list[Tensor],
+        written: list[Tensor],
+    ) -> None:
+        # Arguments first: what the operator makes of them must not depend on them yet.
+        coded, coded_kwargs = self._code(args), {name: self._code(value) for name, value in kwargs.items()}
+        new = {id(x) for x in fresh}
+        targets = {id(x) for x in written}
+        outs: list[Any] = []
+        for x in pytree.tree_leaves(out):
+            if not isinstance(x, Tensor):
+                outs.append(x)
+            elif not storage_key(x) or not carries_derivative(x.dtype):
+                outs.append(Const(x, True, False))
+            elif id(x) in new or id(x) in targets:
+                outs.append(self.depends(x))
+            else:
+                outs.append(self.reference(x))
+        refs = tuple(self.depends(x) for x in written if storage_key(x) and carries_derivative(x.dtype))
+        probe = self._probes.get(facts.name)
+        extra = None if probe is None else probe(args, out)
+        self._ops.append(Op(facts, tuple(coded), coded_kwargs, tuple(outs), refs, extra))
+
+    def _code(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            place = self._dependent.get(storage_key(value))
+            if place is not None and carries_derivative(value.dtype):
+                return _ref(value, place)
+            key = storage_key(value)
+            seen = key in self._seen or place is not None
+            return Const(value, seen, not seen and key not in self._volatile)
+        if isinstance(value, (list, tuple)):
+            return [self._code(part) for part in value]
+        return value
+
+
+def _ref(x: Tensor, place: Place) -> Ref:
+    return Ref(place, tuple(x.shape), x.stride(), x.storage_offset(), x.dtype)

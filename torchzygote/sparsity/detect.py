@@ -1,0 +1,367 @@
+"""Which entries of a Jacobian or Hessian can be nonzero: found by one run of the function.
+
+Knows how to run the function safely and what to give up on; nothing of colorings or products.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _state
+from .._arguments import kind_of, prepare, type_name
+from .._attention import unfused_attention
+from .._random import RandomState
+from .._torch_private import custom_nodes, in_functorch
+from ..native.index_sets import expand_pairs, expand_sets
+from ._replay import Replay
+from ._sets import OverBudget
+from ._trace import Program, Recorder, Ref
+from .pattern import Pattern, indptr_of
+from .rules import PROBES
+
+__all__ = ["DEFAULT_BUDGET", "detect_hessian", "detect_jacobian", "hessian_sparsity", "jacobian_sparsity"]
+
+logger = logging.getLogger("torchzygote")
+
+# Members and couplings that detection may store: about a gigabyte.
+DEFAULT_BUDGET = 1 << 27
+
+
+class _Run(NamedTuple):
+    """One recorded run: ``why_dense`` says what kept the structure from being seen."""
+
+    value: Any
+    program: Program
+    inputs: list[Ref]
+    output: Ref | None
+    why_dense: str | None
+
+
+def _twin(x: Tensor, owned: bool) -> Tensor:
+    """A copy that only ``f``'s argument is: a tensor that ``f`` closes over must not be taken for it."""
+    if not owned:
+        return x
+    return x.detach().clone().requires_grad_()
+
+
+def _run(f: Callable[..., Any], inputs: Sequence[Tensor], owned: Sequence[bool] | None) -> _Run:
+    """Run ``f`` once, written down; random state, statistics and callbacks are left as they were."""
+    marks = owned if owned is not None else [True] * len(inputs)
+    random = RandomState()
+    position = _state.mark()
+    with torch.inference_mode(False), torch.enable_grad(), unfused_attention(), _state.differentiation():
+        twins = [_twin(x, mark) for x, mark in zip(inputs, marks, strict=True)]
+        recorder = Recorder(twins, PROBES)
+        refs = [recorder.depends(x) for x in twins]
+        try:
+            with recorder:
+                value = f(*twins)
+            reason = recorder.unsupported
+        except Exception as error:
+            recorder.undo()
+            random.restore()
+            value = f(*twins)  # raises what f raises, if it is f that does
+            reason = f"f can't be recorded: {type(error).__name__}: {error}"
+        finally:
+            recorder.undo()
+            random.restore()
+            _state.forget_since(position)
+    output = recorder.reference(value) if isinstance(value, Tensor) else None
+    return _Run(value, recorder.program(), refs, output, reason or _unseen(value, output))
+
+
+def _unseen(value: Any, output: Ref | None) -> str | None:
+    """Why the recorded operators may not be all there is to the derivative, if so."""
+    if not isinstance(value, Tensor) or not value.requires_grad:
+        return None
+    for node in custom_nodes([value]):
+        forward = getattr(node, "_forward_cls", None)
+        if forward is None or not getattr(forward, "derivative_of_forward", False):
+            # Its backward may be that of another function (a straight-through estimator).
+            return f"the custom autograd function {node.name().removesuffix('Backward')}"
+    return "an operation out of sight" if output is None and _reaches_input(value) else None
+
+
+def _reaches_input(value: Tensor) -> bool:
+    return value.grad_fn is not None
+
+
+def _give_up(why: str) -> None:
+    logger.debug("sparsity: taken as dense: %s", why)
+
+
+def _about(run: _Run, replay: Replay | None) -> dict[str, Any]:
+    return {
+        "is_local": run.program.is_local or (replay is not None and replay.context.local),
+        "unknown": tuple(replay.unknown) if replay is not None else (),
+        "operators": run.program.operators,
+    }
+
+
+def detect_jacobian(
+    f: Callable[..., Any],
+    inputs: Sequence[Tensor],
+    *,
+    owned: Sequence[bool] | None = None,
+    budget: int = DEFAULT_BUDGET,
+) -> list[Pattern]:
+    """The pattern of the Jacobian by each input.
+
+    Parameters
+    ----------
+    f : callable
+        ``f(*inputs)`` gives a tensor.
+    inputs : sequence of torch.Tensor
+        The flat inputs.
+    owned : sequence of bool, optional
+        ``False`` for an input that ``f`` finds by identity instead of taking it as its argument.
+    budget : int
+        How many members of index sets may be stored; beyond that, the patterns are dense.
+
+    Returns
+    -------
+    list of Pattern
+        Shape ``(y.numel(), x.numel())`` for each input ``x``.
+    """
+    return jacobian_patterns(f, inputs, owned, budget)[1]
+
+
+def jacobian_patterns(
+    f: Callable[..., Any], inputs: Sequence[Tensor], owned: Sequence[bool] | None, budget: int
+) -> tuple[Any, list[Pattern]]:
+    """What ``f`` returned, and the patterns."""
+    run = _run(f, inputs, owned)
+    rows = run.value.numel() if isinstance(run.value, Tensor) else 1
+    replay = None
+    try:
+        if run.why_dense is None:
+            if run.output is None:
+                return run.value, [_empty(rows, x.numel(), run) for x in inputs]
+            replay = Replay(run.program, run.inputs, budget, second=False)
+            ids = replay.run(run.output).reshape(-1)
+            return run.value, _split(ids, replay, _about(run, replay))
+        _give_up(run.why_dense)
+    except OverBudget:
+        _give_up("over budget")
+    return run.value, [Pattern.full((rows, x.numel()), **_about(run, replay)) for x in inputs]
+
+
+def _empty(rows: int, columns: int, run: _Run) -> Pattern:
+    nothing = torch.empty(0, dtype=torch.int64)
+    return Pattern((rows, columns), torch.zeros(rows + 1, dtype=torch.int64), nothing, **_about(run, None))
+
+
+def _split(ids: Tensor, replay: Replay, about: dict[str, Any]) -> list[Pattern]:
+    """Rows of index sets cut into one pattern for each input."""
+    sets = replay.sets
+    sizes = sets.sizes(ids)
+    sets.spend(int(sizes.sum()))
+    rows, columns = expand_sets(sets.ptr, sets.members, ids)
+    if len(replay.bounds) == 2:
+        return [Pattern((ids.numel(), replay.bounds[1]), indptr_of(sizes), columns, **about)]
+    patterns = []
+    for lo, hi in zip(replay.bounds, replay.bounds[1:], strict=False):
+        inside = (columns >= lo) & (columns < hi)
+        counts = torch.bincount(rows[inside], minlength=ids.numel())
+        patterns.append(Pattern((ids.numel(), hi - lo), indptr_of(counts), columns[inside] - lo, **about))
+    return patterns
+
+
+def detect_hessian(
+    f: Callable[..., Any],
+    inputs: Sequence[Tensor],
+    which: Sequence[int] | None = None,
+    *,
+    owned: Sequence[bool] | None = None,
+    budget: int = DEFAULT_BUDGET,
+) -> list[Pattern]:
+    """The pattern of the Hessian by each input; those that mix two inputs are not looked for.
+
+    Parameters
+    ----------
+    f : callable
+        ``f(*inputs)`` gives a tensor; the pattern is that of the Hessians of all its elements together.
+    inputs : sequence of torch.Tensor
+        The flat inputs.
+    which : sequence of int, optional
+        The inputs whose patterns are wanted; all of them by default.
+    owned : sequence of bool, optional
+        ``False`` for an input that ``f`` finds by identity instead of taking it as its argument.
+    budget : int
+        How many members and couplings may be stored; beyond that, the patterns are dense.
+
+    Returns
+    -------
+    list of Pattern
+        Symmetric ones of shape ``(x.numel(), x.numel())``.
+    """
+    return hessian_patterns(f, inputs, which, owned, budget)[1]
+
+
+def hessian_patterns(
+    f: Callable[..., Any],
+    inputs: Sequence[Tensor],
+    which: Sequence[int] | None,
+    owned: Sequence[bool] | None,
+    budget: int,
+) -> tuple[Any, list[Pattern]]:
+    """What ``f`` returned, and the patterns."""
+    run = _run(f, inputs, owned)
+    chosen = list(range(len(inputs))) if which is None else list(which)
+    sizes = [inputs[i].numel() for i in chosen]
+    replay = None
+    try:
+        if run.why_dense is None:
+            if run.output is None:
+                return run.value, [_empty(n, n, run) for n in sizes]
+            replay = Replay(run.program, [run.inputs[i] for i in chosen], budget, second=True)
+            replay.run(run.output)
+            return run.value, _blocks(replay, _about(run, replay))
+        _give_up(run.why_dense)
+    except OverBudget:
+        _give_up("over budget")
+    return run.value, [Pattern.full((n, n), **_about(run, replay)) for n in sizes]
+
+
+def _blocks(replay: Replay, about: dict[str, Any]) -> list[Pattern]:
+    """The couplings expanded to one symmetric pattern for each input."""
+    sets, pairs = replay.sets, replay.context.pairs
+    bounds = torch.tensor(replay.bounds)
+    a = torch.cat([first for first, _ in pairs]) if pairs else torch.empty(0, dtype=torch.int64)
+    b = torch.cat([second for _, second in pairs]) if pairs else a
+    keys = torch.unique((torch.minimum(a, b) << 32) | torch.maximum(a, b))
+    indptr, indices = expand_pairs(
+        sets.ptr, sets.members, keys >> 32, keys & 0xFFFFFFFF, bounds, sets.budget - sets.used
+    )
+    if indptr.numel() != sets.size + 1:
+        raise OverBudget
+    patterns = []
+    for lo, hi in zip(replay.bounds, replay.bounds[1:], strict=False):
+        begin, end = int(indptr[lo]), int(indptr[hi])
+        patterns.append(
+            Pattern((hi - lo, hi - lo), indptr[lo : hi + 1] - begin, indices[begin:end] - lo, **about)
+        )
+    return patterns
+
+
+def jacobian_sparsity(f: Callable[..., Any], *args: Any) -> tuple[Tensor | None, ...]:
+    """Structure of the Jacobian: which entries can be nonzero.
+
+    Parameters
+    ----------
+    f : callable
+        ``f(*args)`` is an array or a number. It is run once.
+    *args
+        As for :func:`jacobian`.
+
+    Returns
+    -------
+    tuple
+        For each number or array ``a`` a ``torch.sparse_csr`` tensor of dtype bool and shape
+        ``(y.numel(), a.numel())``, ``None`` for anything else. An entry that isn't listed is zero; one that
+        is may turn out zero. Its attribute ``is_local`` says whether the structure is that of these arguments
+        alone (``f`` sorts, takes a maximum, or branches on values): at other ones it may differ then.
+
+    Raises
+    ------
+    ValueError
+        ``f`` returns neither an array nor a number.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torchzygote import jacobian_sparsity
+    >>> pattern = jacobian_sparsity(lambda x: x[1:] * x[:-1], torch.rand(4))[0]
+    >>> pattern.to_dense().int()
+    tensor([[1, 1, 0, 0],
+            [0, 1, 1, 0],
+            [0, 0, 1, 1]], dtype=torch.int32)
+    >>> pattern.is_local
+    False
+
+    References
+    ----------
+    Gebremedhin, Manne and Pothen, "What color is your Jacobian?", SIAM Review 47 (2005).
+    """
+    prepared = prepare(args, arrays_only=True)
+    refuse_transforms("jacobian_sparsity")
+
+    def flat(*inputs: Tensor) -> Any:
+        return _called(f, prepared, inputs)
+
+    value, patterns = jacobian_patterns(flat, prepared.inputs, prepared.owned, DEFAULT_BUDGET)
+    if kind_of(value) not in ("array", "number"):
+        raise ValueError(
+            f"jacobian_sparsity: expected f to return an array or a number, got {type_name(value)}"
+        )
+    results = [p.to_csr(x.device) for p, x in zip(patterns, prepared.inputs, strict=True)]
+    return prepared.results(results)
+
+
+def hessian_sparsity(f: Callable[..., Any], x: Any) -> Tensor:
+    """Structure of the Hessian: which entries can be nonzero.
+
+    Parameters
+    ----------
+    f : callable
+        ``f(x)`` is a real scalar. It is run once.
+    x : number or array
+        As for :func:`hessian`.
+
+    Returns
+    -------
+    torch.Tensor
+        A symmetric ``torch.sparse_csr`` tensor of dtype bool, shape ``(x.numel(), x.numel())``; its entries
+        and its attribute ``is_local`` mean what they do for :func:`jacobian_sparsity`.
+
+    Raises
+    ------
+    TypeError
+        ``x`` is a structure, a module or opaque.
+    ValueError
+        ``f(x)`` is no scalar.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torchzygote import hessian_sparsity
+    >>> hessian_sparsity(lambda x: (x[1:] * x[:-1]).sum(), torch.rand(4)).to_dense().int()
+    tensor([[0, 1, 0, 0],
+            [1, 0, 1, 0],
+            [0, 1, 0, 1],
+            [0, 0, 1, 0]], dtype=torch.int32)
+    """
+    if kind_of(x) not in ("array", "number"):
+        raise TypeError(f"hessian_sparsity: expected x to be a number or an array, got {type_name(x)}")
+    prepared = prepare((x,), arrays_only=True)
+    refuse_transforms("hessian_sparsity")
+
+    def flat(*inputs: Tensor) -> Any:
+        return _called(f, prepared, inputs)
+
+    value, patterns = hessian_patterns(flat, prepared.inputs, None, prepared.owned, DEFAULT_BUDGET)
+    if kind_of(value) not in ("array", "number") or (hasattr(value, "shape") and len(value.shape) > 0):
+        raise ValueError(f"hessian_sparsity: expected f to return a scalar, got {type_name(value)}")
+    return patterns[0].to_csr(prepared.inputs[0].device)
+
+
+def _called(f: Callable[..., Any], prepared: Any, inputs: Sequence[Tensor]) -> Any:
+    try:
+        return f(*prepared.arguments(inputs))
+    except Exception as error:
+        prepared.annotate(error)
+        raise
+
+
+def refuse_transforms(caller: str) -> None:
+    """Structure is found from memory and values, which torch.func's wrappers hide."""
+    if in_functorch() or torch.compiler.is_compiling():
+        raise RuntimeError(
+            f"{caller}: expected a plain call, got one inside a torch.func transform or torch.compile; "
+            "find the structure outside and reuse it"
+        )

@@ -1,0 +1,244 @@
+"""Products of matrices, with constant or dependent operands; factorisations, dense within a batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._trace import Const
+from ._table import CURVED, LINEAR, PRODUCT, Call, Context, Dep, rule, zero_ids
+
+__all__: list[str] = []
+
+
+def _nonzero(value: Any) -> Tensor | None:
+    """Where a constant matrix isn't zero, if it has zeros that are there in every call."""
+    if not isinstance(value, Const) or not value.fixed:
+        return None
+    matrix = value.tensor.detach()
+    if matrix.layout != torch.strided:
+        matrix = matrix.to_sparse_coo().cpu().coalesce()
+        return torch.sparse_coo_tensor(
+            matrix.indices(), matrix.values() != 0, matrix.shape, is_coalesced=True, check_invariants=False
+        )
+    there = matrix.cpu() != 0
+    return None if bool(there.all()) else there
+
+
+def _by_columns(ctx: Context, ids: Tensor, there: Tensor) -> Tensor:
+    """``out[..., j]``: the union of ``ids[..., k]`` over the ``k`` with ``there[k, j]``."""
+    pairs = there.t().coalesce().indices() if there.is_sparse else there.t().nonzero().t()
+    columns, inner = pairs[0], pairs[1]  # sorted by column
+    width = there.shape[1]
+    pointers = torch.zeros(width + 1, dtype=torch.int64)
+    torch.cumsum(torch.bincount(columns, minlength=width), 0, out=pointers[1:])
+    outer = ids.shape[:-1]
+    rows = ids.reshape(-1, ids.shape[-1])
+    count, total = rows.shape[0], columns.numel()
+    ptr = (torch.arange(count)[:, None] * total + pointers[None, :-1]).reshape(-1)
+    ptr = torch.cat([ptr, torch.tensor([count * total])])
+    return ctx.sets.unite_groups(ptr, rows[:, inner].reshape(-1)).view(*outer, width)
+
+
+def matmul(ctx: Context, a: Any, b: Any) -> Tensor:
+    """Sets of the product of two matrices, or batches of them; couplings where both are dependent."""
+    left, right = ctx.ids(a), ctx.ids(b)
+    rows, columns = left.shape[-2], right.shape[-1]
+    batch = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    shape = (*batch, rows, columns)
+    if isinstance(a, Dep) and isinstance(b, Dep):
+        # Pairs of column k of the left with row k of the right, each united first: the same couplings.
+        ctx.couple(ctx.unite_dims(left, [-2]), ctx.unite_dims(right, [-1]))
+        if not ctx.wanted:
+            return zero_ids(shape)
+    else:
+        there = _nonzero(b if isinstance(a, Dep) else a)
+        if there is not None and there.dim() == 2:
+            if isinstance(a, Dep):
+                return _by_columns(ctx, left, there).expand(shape)
+            turned = right.transpose(-1, -2)
+            return _by_columns(ctx, turned, there.t()).transpose(-1, -2).expand(shape)
+    over_rows = ctx.unite_dims(left, [-1], True)
+    over_columns = ctx.unite_dims(right, [-2], True)
+    return ctx.unite(over_rows, over_columns).expand(shape)
+
+
+def _row(value: Any) -> Any:
+    """A vector as a matrix of one column."""
+    if isinstance(value, Dep):
+        return Dep(value.ids.unsqueeze(-1), value.dtype)
+    return Const(value.tensor.unsqueeze(-1), value.seen, value.fixed)
+
+
+@rule("mm", "bmm", "_sparse_mm", curvature=PRODUCT)
+def _mm(ctx: Context, call: Call) -> Any:
+    return matmul(ctx, *call.tensors()[:2])
+
+
+@rule("mv", curvature=PRODUCT)
+def _mv(ctx: Context, call: Call) -> Any:
+    return matmul(ctx, call["self"], _row(call["vec"])).squeeze(-1)
+
+
+@rule("dot", "vdot", curvature=PRODUCT)
+def _dot(ctx: Context, call: Call) -> Any:
+    a, b = call.tensors()[:2]
+    if isinstance(a, Dep) and isinstance(b, Dep):
+        ctx.couple(a.ids, b.ids)
+        if not ctx.wanted:
+            return zero_ids()
+    else:
+        constant = b if isinstance(a, Dep) else a
+        if isinstance(constant, Const) and constant.fixed:
+            kept = torch.where(
+                constant.tensor.detach().cpu() != 0, ctx.ids(a if isinstance(a, Dep) else b), 0
+            )
+            return ctx.unite_dims(kept, None)
+    return ctx.unite_dims(ctx.unite(ctx.ids(a), ctx.ids(b)), None)
+
+
+@rule("outer", "ger", curvature=PRODUCT)
+def _outer(ctx: Context, call: Call) -> Any:
+    a, b = call.tensors()[:2]
+    left, right = ctx.ids(a).unsqueeze(1), ctx.ids(b).unsqueeze(0)
+    if isinstance(a, Dep) and isinstance(b, Dep):
+        ctx.couple(left, right)
+    return ctx.unite(left, right)
+
+
+@rule(
+    "addmm",
+    "baddbmm",
+    "addmv",
+    "addr",
+    "addbmm",
+    "_addmm_activation",
+    "sparse_sampled_addmm",
+    curvature=PRODUCT,
+)
+def _addmm(ctx: Context, call: Call) -> Any:
+    offset, a, b = call.tensors()[:3]
+    if call.name == "addmv":
+        product = matmul(ctx, a, _row(b)).squeeze(-1)
+    elif call.name == "addr":
+        left, right = ctx.ids(a).unsqueeze(1), ctx.ids(b).unsqueeze(0)
+        if isinstance(a, Dep) and isinstance(b, Dep):
+            ctx.couple(left, right)
+        product = ctx.unite(left, right)
+    elif call.name == "addbmm":
+        product = ctx.unite_dims(matmul(ctx, a, b), [0])
+    elif call.name in ("addmm", "baddbmm"):
+        product = matmul(ctx, a, b)
+    else:
+        raise NotImplementedError(call.name)
+    return ctx.unite(product, ctx.ids(offset))
+
+
+@rule("_euclidean_dist", "_cdist_forward", curvature=CURVED)
+def _cdist(ctx: Context, call: Call) -> Any:
+    rows = ctx.unite_dims(ctx.ids(call["x1"]), [-1])
+    columns = ctx.unite_dims(ctx.ids(call["x2"]), [-1])
+    united = ctx.unite(rows.unsqueeze(-1), columns.unsqueeze(-2))
+    ctx.couple(united)
+    return united
+
+
+@rule(
+    "linalg_inv_ex",
+    "linalg_cholesky_ex",
+    "cholesky",
+    "cholesky_inverse",
+    "cholesky_solve",
+    "_cholesky_solve_helper",
+    "_linalg_solve_ex",
+    "linalg_solve_triangular",
+    "triangular_solve",
+    "_linalg_det",
+    "_linalg_slogdet",
+    "_linalg_eigh",
+    "linalg_eig",
+    "_linalg_eigvals",
+    "linalg_eigvals",
+    "_linalg_svd",
+    "linalg_qr",
+    "linalg_lu",
+    "linalg_lu_factor_ex",
+    "linalg_lu_solve",
+    "linalg_ldl_factor_ex",
+    "linalg_ldl_solve",
+    "linalg_matrix_exp",
+    "linalg_householder_product",
+    "linalg_pinv",
+    "linalg_lstsq",
+    "_linalg_check_errors",
+    curvature=CURVED,
+)
+def _factorisation(ctx: Context, call: Call) -> Any:
+    """Every result of a matrix depends on all of that matrix, twice."""
+    operands = [value for value in call.tensors() if isinstance(value, (Dep, Const))]
+    batch = _batch(operands, call.out_shapes)
+    if batch is None:
+        united = ctx.everything(call)
+    else:
+        parts = []
+        for value in operands:
+            if isinstance(value, Dep):
+                ids = value.ids
+                inner = ids.dim() - len(batch)
+                parts.append(ctx.unite_dims(ids, range(ids.dim() - inner, ids.dim())) if inner else ids)
+        united = ctx.unite(*parts)
+    ctx.couple(united)
+    depth = united.dim()
+    return [
+        united.reshape(united.shape + (1,) * (len(shape) - depth)).expand(shape) for shape in call.out_shapes
+    ]
+
+
+def _batch(operands: list[Any], out_shapes: Any) -> tuple[int, ...] | None:
+    """The batch dimensions, if all operands and results have the same; ``None`` otherwise."""
+    first = max(operands, key=lambda value: len(_shape(value)))
+    batch = tuple(_shape(first)[:-2])
+    for value in operands:
+        shape = tuple(_shape(value))
+        if shape[: len(batch)] != batch or len(shape) > len(batch) + 2:
+            return None
+    if any(tuple(shape[: len(batch)]) != batch for shape in out_shapes):
+        return None
+    return batch
+
+
+def _shape(value: Any) -> Any:
+    return value.shape if isinstance(value, Dep) else value.tensor.shape
+
+
+@rule("_fft_r2c", "_fft_c2c", "_fft_c2r", curvature=LINEAR)
+def _fft(ctx: Context, call: Call) -> Any:
+    """Dense along the transformed dimensions."""
+    dims = call["dim"]
+    united = ctx.unite_dims(call["self"].ids, dims if isinstance(dims, list) else [dims], True)
+    return united.expand(call.shape)
+
+
+@rule(
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_fused_attention_overrideable",
+    curvature=CURVED,
+)
+def _attention(ctx: Context, call: Call) -> Any:
+    """A query's result depends on it and on all keys and values of its head."""
+    query = ctx.unite_dims(ctx.ids(call["query"]), [-1], True)
+    key = ctx.unite_dims(ctx.ids(call["key"]), [-2, -1], True)
+    value = ctx.unite_dims(ctx.ids(call["value"]), [-2, -1], True)
+    mask = call.first("attn_mask", "attn_bias")
+    parts = [query, key, value]
+    if isinstance(mask, Dep):
+        parts.append(ctx.everything(call))
+    united = ctx.unite(*parts)
+    ctx.couple(united)
+    shape = call.out_shapes[0]
+    return [united.expand(shape), *(united.squeeze(-1).expand(s) for s in call.out_shapes[1:])]
