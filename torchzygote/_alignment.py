@@ -8,6 +8,7 @@ products.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -212,8 +213,10 @@ _RULES: dict[str, _Rule] = {
 }
 
 
-def _rule(node: Any) -> _Rule:
-    found = _NAME.match(node.name())
+@functools.cache
+def _rule(name: str) -> _Rule:
+    """The rule for a node of this name."""
+    found = _NAME.match(name)
     return _RULES.get(found[1], _all_free) if found else _all_free
 
 
@@ -232,7 +235,7 @@ def _of_node(
             inputs.append(None if alignment is None else (alignment, node_shape(following, number)))
     if all(given is None for given in inputs):
         return None
-    return _rule(node)(node, inputs, node_shape(node, 0))
+    return _rule(node.name())(node, inputs, node_shape(node, 0))
 
 
 def aligned_axes(root: Tensor, x: Tensor) -> list[tuple[int, int]] | None:

@@ -21,8 +21,10 @@ from ._torch_private import node_names
 
 __all__ = ["Blocks", "Layout", "block_products", "find_layout"]
 
-# Below this many rows the dense way takes as long as finding out; measured on elementwise functions and MLPs.
-_LEAST_ROWS = 64
+# Below this many rows, or bytes that the dense way moves, it takes no longer than finding out: the walk costs
+# 4 microseconds a node, as much as moving some 50 KB.
+_LEAST_ROWS = 32
+_LEAST_BYTES = 4 << 20
 _LEAST_SAVING = 4
 
 
@@ -66,13 +68,16 @@ class Layout(NamedTuple):
         return numbers.permute(order).reshape(-1, self.block_columns)
 
 
-def find_layout(root: Tensor, x: Tensor, *, same_axes: bool = False) -> Layout | None:
+def find_layout(root: Tensor, x: Tensor, row_bytes: int, *, same_axes: bool = False) -> Layout | None:
     """The layout of the Jacobian of ``root`` by ``x`` where it pays, ``None`` elsewhere.
 
-    ``same_axes``: only axes that are paired with themselves count, as the diagonal of a Hessian needs it.
+    ``row_bytes``: what one row of the Jacobian needs while it is pulled back. ``same_axes``: only axes that
+    are paired with themselves count, as the diagonal of a Hessian needs it.
     """
     rows = root.numel()
-    if rows < _LEAST_ROWS or x.numel() < _LEAST_ROWS or _engine.compiling() or _engine.in_functorch():
+    if min(rows, x.numel()) < _LEAST_ROWS or rows * row_bytes < _LEAST_BYTES:
+        return None
+    if _engine.compiling() or _engine.in_functorch():
         return None
     pairs = aligned_axes(root, x)
     if not pairs:
@@ -120,6 +125,7 @@ def _seeds(layout: Layout, check: Tensor) -> Tensor:
 def block_products(
     lin: Linearization,
     layout: Layout,
+    row_bytes: int,
     *,
     chunk_size: int | None = None,
     create_graph: bool = False,
@@ -130,7 +136,7 @@ def block_products(
     check = _random_vector(root)
     seeds = _seeds(layout, check)
     total = seeds.shape[0]
-    chunk = _plan.choose_chunk(chunk_size, total, _products.row_bytes(lin), root.device)
+    chunk = _plan.choose_chunk(chunk_size, total, row_bytes, root.device)
     products: list[Tensor] = []
     for _, _, (product,) in _products.vjps(
         lin, 0, lambda lo, hi: seeds[lo:hi], total, chunk, create_graph=create_graph, progress=progress

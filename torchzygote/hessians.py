@@ -131,7 +131,7 @@ def _by_rows(second: SecondOrder, lin: Linearization, options: Options, size: in
     """Reverse over reverse: the recorded gradient is pulled back."""
     x = second.prepared.inputs[0]
     n = x.numel()
-    blocks = _blocks(lin, options)
+    blocks = _blocks(lin, options, size)
     if blocks is not None:
         return blocks.dense(n, n, x.dtype)
     block = Rows(n, x, x.dtype, options.keep)
@@ -144,14 +144,15 @@ def _by_rows(second: SecondOrder, lin: Linearization, options: Options, size: in
     return block.matrix()
 
 
-def _blocks(lin: Linearization, options: Options) -> _separable.Blocks | None:
+def _blocks(lin: Linearization, options: Options, size: int) -> _separable.Blocks | None:
     """The Hessian as blocks along a batch axis; ``None`` where it isn't known to be so."""
-    layout = _separable.find_layout(lin.roots[0], lin.inputs[0], same_axes=True)
+    layout = _separable.find_layout(lin.roots[0], lin.inputs[0], size, same_axes=True)
     if layout is None:
         return None
     return _separable.block_products(
         lin,
         layout,
+        size,
         chunk_size=options.chunk_size,
         create_graph=options.keep,
         progress=options.progress,
@@ -419,11 +420,11 @@ def _diagonal(second: SecondOrder, i: int, options: Options) -> Tensor:
     n = x.numel()
     if lin is None or n == 0:
         return torch.zeros(x.shape, dtype=x.dtype, device=x.device)
-    blocks = _blocks(lin, options)
+    size = 0 if _engine.compiling() else second.row_bytes()
+    blocks = _blocks(lin, options, size)
     if blocks is not None:
         return blocks.diagonal().to(x.dtype)
     parts = []
-    size = 0 if _engine.compiling() else second.row_bytes()
     chunk = _chunk(n, options, size, x.device)
     seeds = _products.identity_seeds(n, lin.roots[0].dtype, x.device)
     for lo, hi, (product,) in _products.vjps(
@@ -432,5 +433,6 @@ def _diagonal(second: SecondOrder, i: int, options: Options) -> Tensor:
         if product is None:
             parts.append(torch.zeros(hi - lo, dtype=x.dtype, device=x.device))
         else:
-            parts.append(product.reshape(hi - lo, n).diagonal(lo))
+            diagonal = product.reshape(hi - lo, n).diagonal(lo)
+            parts.append(diagonal if hi - lo == n else diagonal.clone())  # a view would keep the chunk alive
     return torch.cat(parts).reshape(x.shape)
