@@ -14,6 +14,9 @@ STABLE_TORCH_LIBRARY(torchzygote, m) {
       "Tensor rows, Tensor columns) -> ()");
   m.def("compress_(Tensor(a!) out, Tensor row_ptr, Tensor columns, Tensor values, Tensor colors) -> ()");
   m.def(
-      "unite_sets(Tensor set_ptr, Tensor set_members, Tensor group_ptr, Tensor group_ids) "
+      "unite_sets(Tensor set_ptr, Tensor set_members, Tensor group_ptr, Tensor group_ids, int most) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def(
+      "unite_pairs(Tensor set_ptr, Tensor set_members, Tensor first, Tensor second, int most) "
       "-> (Tensor, Tensor, Tensor)");
 }

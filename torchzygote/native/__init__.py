@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._torch_private import below_autograd, in_forward_ad, in_functorch
-from . import _loading, reference
+from . import _loading, index_sets, reference
 from ._checks import check_scatter, scattered_rows
 from ._loading import info, loaded_devices
 
@@ -28,7 +28,6 @@ __all__ = [
     "unite_sets",
 ]
 
-_loading.load()
 _on_cpu = "cpu" in loaded_devices
 if _on_cpu:
     _seed_rows_ = _loading.operator("seed_rows_")
@@ -37,9 +36,9 @@ if _on_cpu:
     _decompress_ = _loading.operator("decompress_")
     _decompress_dense_ = _loading.operator("decompress_dense_")
     _compress_ = _loading.operator("compress_")
-    _unite_sets = _loading.operator("unite_sets")
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_NO_LIMIT = 2**62
 
 
 def _compiled(*tensors: Tensor | None) -> bool:
@@ -368,7 +367,7 @@ def unite_sets(
     >>> unite_sets(ptr, members, torch.tensor([0, 2, 3]), torch.tensor([0, 1, 1]))
     (tensor([2, 1]), tensor([0, 1, 2, 4]), tensor([3, 5, 3, 5]))
     """
-    if _compiled(set_ptr, set_members, group_ptr, group_ids):
-        ids, new_ptr, new_members = _unite_sets(set_ptr, set_members, group_ptr, group_ids)
-        return ids, new_ptr, new_members
-    return reference.unite_sets(set_ptr, set_members, group_ptr, group_ids)
+    if not _compiled(set_ptr, set_members, group_ptr, group_ids):
+        return reference.unite_sets(set_ptr, set_members, group_ptr, group_ids)
+    ids, sizes, new = index_sets.unite_groups(set_ptr, set_members, group_ptr, group_ids, _NO_LIMIT)
+    return ids, torch.cat([set_ptr, set_ptr[-1:] + sizes.cumsum(0)]), torch.cat([set_members, new])

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from .._torch_private import has_tangent, register_autograd_kernel
 
-__all__ = ["finish_registration"]
+__all__ = ["OPERATORS", "finish_registration"]
 
-# Each writes to its first argument, a tensor or a list of tensors, and returns nothing.
-_OPERATORS = (
+# These write to their first argument, a tensor or a list of tensors, and return nothing.
+_WRITING = (
     "seed_rows_",
     "scatter_rows_",
     "gather_diagonal_",
@@ -24,6 +24,7 @@ _OPERATORS = (
     "decompress_dense_",
     "compress_",
 )
+OPERATORS = (*_WRITING, "unite_sets", "unite_pairs")
 
 
 def _tensors(args: tuple[Any, ...]) -> Iterator[Tensor]:
@@ -49,19 +50,25 @@ def _writes_only(*args: Any) -> None:
     """Fake kernel of an operator that writes to its arguments and returns nothing."""
 
 
-def _united(set_ptr: Tensor, set_members: Tensor, group_ptr: Tensor, group_ids: Tensor) -> list[Tensor]:
-    """Fake kernel of ``unite_sets``: how many new sets there are depends on the values."""
+def _united(set_members: Tensor, groups: int) -> list[Tensor]:
+    """What uniting sets gives: how many new sets there are depends on the values."""
     size = torch.library.get_ctx().new_dynamic_size
-    return [
-        group_ptr.new_empty(group_ptr.numel() - 1),
-        set_ptr.new_empty(size()),
-        set_members.new_empty(size()),
-    ]
+    sizes = set_members.new_empty(size(), dtype=torch.int64)
+    return [set_members.new_empty(groups), sizes, set_members.new_empty(size())]
+
+
+def _united_groups(set_ptr: Tensor, set_members: Tensor, group_ptr: Tensor, ids: Tensor, most: int) -> Any:
+    return _united(set_members, group_ptr.numel() - 1)
+
+
+def _united_pairs(set_ptr: Tensor, set_members: Tensor, first: Tensor, second: Tensor, most: int) -> Any:
+    return _united(set_members, first.numel())
 
 
 def finish_registration() -> None:
     """Give each loaded operator its fake kernel and its refusal."""
-    for name in _OPERATORS:
+    for name in _WRITING:
         torch.library.register_fake(f"torchzygote::{name}", _writes_only)
         register_autograd_kernel("torchzygote", name, _refuse_derivatives)
-    torch.library.register_fake("torchzygote::unite_sets", _united)
+    torch.library.register_fake("torchzygote::unite_sets", _united_groups)
+    torch.library.register_fake("torchzygote::unite_pairs", _united_pairs)

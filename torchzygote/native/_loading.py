@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from ._autograd import finish_registration
+from ._autograd import OPERATORS, finish_registration
 
-__all__ = ["info", "load", "loaded_devices", "operator"]
+__all__ = ["info", "loaded_devices", "operator"]
 
 _FOLDER = Path(__file__).parent
 _SUFFIXES = (".abi3.so", ".so", ".pyd")
@@ -43,11 +43,14 @@ def _load_one(device: str, stem: str) -> None:
     except Exception as error:  # a broken library must not break the package
         _reasons[device] = f"{path.name} could not be loaded: {str(error).strip().splitlines()[0]}"
         return
+    if not all(hasattr(torch.ops.torchzygote, name) for name in OPERATORS):
+        _reasons[device] = f"{path.name} was built from other sources; build it again"
+        return
     loaded_devices.add(device)
     _reasons[device] = ""
 
 
-def load() -> None:
+def _load() -> None:
     """Load what is there; once, as the package is imported."""
     setting = _setting()
     if setting == "off":
@@ -98,3 +101,6 @@ def info() -> dict[str, Any]:
         "files": dict(_files),
         "missing": {device: reason for device, reason in _reasons.items() if reason},
     }
+
+
+_load()

@@ -163,6 +163,8 @@ def unite_sets(
         own = ids[a:b]
         union: frozenset[int] = frozenset().union(*(sets[i] for i in own))
         same = next((i for i in own if len(sets[i]) == len(union)), None)
+        if not union and sets and not sets[0]:
+            same = 0  # nothing at all is set 0 where that is the empty one
         if same is None:
             same = known.get(union)
         if same is None:
