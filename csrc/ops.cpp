@@ -19,4 +19,5 @@ STABLE_TORCH_LIBRARY(torchzygote, m) {
   m.def(
       "unite_pairs(Tensor set_ptr, Tensor set_members, Tensor first, Tensor second, int most) "
       "-> (Tensor, Tensor, Tensor)");
+  m.def("color_graph(Tensor indptr, Tensor indices, int ncols, str kind, str order) -> Tensor");
 }

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import native
 from ..sparsity.pattern import Pattern
 from . import greedy
 
@@ -75,4 +76,5 @@ def _least(pattern: Pattern, kind: str) -> int:
 
 
 def _color_graph(indptr: Tensor, indices: Tensor, ncols: int, kind: str, order: str) -> Tensor:
-    return greedy.color_graph(indptr, indices, ncols, kind, order)
+    colors = native.color_graph(indptr, indices, ncols, kind, order)
+    return greedy.color_graph(indptr, indices, ncols, kind, order) if colors is None else colors

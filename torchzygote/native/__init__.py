@@ -18,6 +18,7 @@ from ._checks import check_scatter, scattered_rows
 from ._loading import info, loaded_devices
 
 __all__ = [
+    "color_graph",
     "compress",
     "decompress",
     "decompress_dense",
@@ -36,6 +37,7 @@ if _on_cpu:
     _decompress_ = _loading.operator("decompress_")
     _decompress_dense_ = _loading.operator("decompress_dense_")
     _compress_ = _loading.operator("compress_")
+    _color_graph = _loading.operator("color_graph")
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _NO_LIMIT = 2**62
@@ -371,3 +373,35 @@ def unite_sets(
         return reference.unite_sets(set_ptr, set_members, group_ptr, group_ids)
     ids, sizes, new = index_sets.unite_groups(set_ptr, set_members, group_ptr, group_ids, _NO_LIMIT)
     return ids, torch.cat([set_ptr, set_ptr[-1:] + sizes.cumsum(0)]), torch.cat([set_members, new])
+
+
+def color_graph(indptr: Tensor, indices: Tensor, ncols: int, kind: str, order: str) -> Tensor | None:
+    """Greedy coloring of a sparse pattern, for graphs of tens of millions of entries.
+
+    Parameters
+    ----------
+    indptr, indices : torch.Tensor
+        The pattern, row by row: int64, and int64 or int32; symmetric for ``"distance1"`` and ``"star"``.
+    ncols : int
+        Number of columns.
+    kind : {"distance1", "distance2_rows", "distance2_columns", "star"}
+        What must differ: neighbors; rows that share a column; columns that share a row; neighbors, and along
+        every path of four vertices two colors are not enough.
+    order : {"natural", "largest_first"}
+        The order in which vertices take the smallest color that is left to them.
+
+    Returns
+    -------
+    torch.Tensor or None
+        A color for each row or column, int64, from 0 on. ``None`` where the native library isn't loaded: the
+        same in Python is :func:`torchzygote.coloring.greedy.color_graph`.
+
+    Raises
+    ------
+    ValueError
+        ``kind`` or ``order`` is another word, or the pattern is none.
+    """
+    if not _compiled(indptr, indices):
+        return None
+    colors: Tensor = _color_graph(indptr.contiguous(), indices.contiguous(), ncols, kind, order)
+    return colors

@@ -24,7 +24,7 @@ _WRITING = (
     "decompress_dense_",
     "compress_",
 )
-OPERATORS = (*_WRITING, "unite_sets", "unite_pairs")
+OPERATORS = (*_WRITING, "unite_sets", "unite_pairs", "color_graph")
 
 
 def _tensors(args: tuple[Any, ...]) -> Iterator[Tensor]:
@@ -65,6 +65,10 @@ def _united_pairs(set_ptr: Tensor, set_members: Tensor, first: Tensor, second: T
     return _united(set_members, first.numel())
 
 
+def _colors(indptr: Tensor, indices: Tensor, ncols: int, kind: str, order: str) -> Tensor:
+    return indptr.new_empty(ncols if kind == "distance2_columns" else indptr.numel() - 1)
+
+
 def finish_registration() -> None:
     """Give each loaded operator its fake kernel and its refusal."""
     for name in _WRITING:
@@ -72,3 +76,4 @@ def finish_registration() -> None:
         register_autograd_kernel("torchzygote", name, _refuse_derivatives)
     torch.library.register_fake("torchzygote::unite_sets", _united_groups)
     torch.library.register_fake("torchzygote::unite_pairs", _united_pairs)
+    torch.library.register_fake("torchzygote::color_graph", _colors)
