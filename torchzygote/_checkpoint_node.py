@@ -16,10 +16,12 @@ from ._checkpoint_closure import is_recorded
 from ._torch_private import (
     create_grad_input,
     grad_level,
+    innermost_layer,
     innermost_transform,
     is_wrapped,
     leave_grad_level,
     outside_functorch,
+    plain_layer,
 )
 
 __all__ = ["Rerun", "attach"]
@@ -106,7 +108,7 @@ class _Attached(torch.autograd.Function):
         present = [i for i, cotangent in enumerate(cotangents) if cotangent is not None]
         results: list[Tensor | None] = [None] * (first + len(inputs))
         if needed and present:
-            pullback = _Pullback(ctx.again, len(inputs), needed, present)
+            pullback = _Pullback(ctx.again, inputs, needed, present)
             grads = pullback.once(inputs, [cotangents[i] for i in present])
             for i, grad in zip(pullback.found, grads, strict=True):
                 results[first + i] = grad
@@ -145,29 +147,24 @@ class _Pullback(Rerun):
     So a backward pass that is differentiated in its turn stores nothing of its inside either.
     """
 
-    def __init__(self, again: Rerun, count: int, needed: list[int], present: list[int]) -> None:
+    def __init__(self, again: Rerun, inputs: Sequence[Tensor], needed: list[int], present: list[int]) -> None:
         self._again = again
-        self._count = count
+        self._count = len(inputs)
         self._needed = needed
         self._present = present
+        # What a level of torch.func records it has wrapped, and wrapped it stays as the level ends.
+        self._taped = not any(is_wrapped(inputs[i]) for i in needed)
         self.natural = again.natural
         self.found: list[int] = []
 
-    def _is_on_tape(self, inputs: Sequence[Tensor]) -> bool:
-        """What a level of ``torch.func`` records it has wrapped, and wrapped it stays as the level ends."""
-        return not any(is_wrapped(inputs[i]) for i in self._needed)
-
     def once(self, inputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Sequence[Tensor]:
         """The gradients by those inputs that need one and have one (``found``), differentiable in turn."""
-        if self._is_on_tape(inputs):
-            keep = torch.is_grad_enabled()
-            leaves = [x.detach().requires_grad_(x.requires_grad) for x in inputs]
-            grads = self._on_tape(leaves, cotangents, keep)
+        inputs = [innermost_layer(x) for x in inputs]
+        keep = not self._taped or torch.is_grad_enabled()
+        if self._taped:
+            grads = self._on_tape([x.detach() for x in inputs], cotangents, keep)
         else:
-            # Distinct from what is saved, and from the wrappers of levels that have ended.
-            inputs = [x.view_as(x) for x in inputs]
             grads = self._in_level(inputs, cotangents)
-            keep = True
         self.found = [i for i, grad in zip(self._needed, grads, strict=True) if grad is not None]
         found = [grad for grad in grads if grad is not None]
         if keep and any(is_recorded(grad) for grad in found):
@@ -175,14 +172,8 @@ class _Pullback(Rerun):
         return found
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        inputs, cotangents = list(tensors[: self._count]), tensors[self._count :]
-        if self._is_on_tape(inputs):
-            for i in self._needed:
-                if not inputs[i].requires_grad:
-                    inputs[i] = inputs[i].detach().requires_grad_()
-            grads = self._on_tape(inputs, cotangents, True)
-        else:
-            grads = self._in_level(inputs, cotangents)
+        inputs, cotangents = tensors[: self._count], tensors[self._count :]
+        grads = self._on_tape(inputs, cotangents, True) if self._taped else self._in_level(inputs, cotangents)
         by_input = dict(zip(self._needed, grads, strict=True))
         return tuple(
             torch.zeros_like(inputs[i]) if (grad := by_input[i]) is None else grad for i in self.found
@@ -191,8 +182,13 @@ class _Pullback(Rerun):
     def _on_tape(
         self, inputs: Sequence[Tensor], cotangents: Sequence[Tensor], keep: bool
     ) -> Sequence[Tensor | None]:
-        """``inputs`` are leaves, or what plain leaves of an outer pullback were made into."""
+        """By leaves without a past, lest a gradient by one input contain the way through another."""
         with outside_functorch(), torch.enable_grad():
+            # A level that differentiates by a cotangent has wrapped the inputs too; it doesn't record them.
+            inputs = [plain_layer(x) for x in inputs]
+            for i in self._needed:
+                if not inputs[i].requires_grad:
+                    inputs[i] = inputs[i].detach().requires_grad_()
             ys = self._again(*inputs)
         by = [self.natural.get(i, inputs[i]) for i in self._needed]
         return self._grad(ys, by, cotangents, keep)
@@ -203,7 +199,7 @@ class _Pullback(Rerun):
             for i in self._needed:
                 twins[i] = create_grad_input(inputs[i], level)
             ys = self._again(*twins)
-            # create_graph switches recording on in the levels below, which it would switch off otherwise
+            # create_graph, because no recording here would be no recording in the levels below
             grads = self._grad(ys, [twins[i] for i in self._needed], cotangents, True)
             return [None if grad is None else leave_grad_level(grad, level) for grad in grads]
 

@@ -56,6 +56,8 @@ __all__ = [
     "in_functorch",
     "in_functorch_derivative",
     "in_plain_eager",
+    "innermost_level",
+    "innermost_layer",
     "innermost_transform",
     "is_tracing",
     "is_wrapped",
@@ -66,12 +68,16 @@ __all__ = [
     "node_names",
     "node_shape",
     "outside_functorch",
+    "plain_layer",
+    "plain_value",
+    "put_rows_back",
     "pytree",
     "saved_tensors_hooks",
     "sequence_number",
     "source_of",
     "storage_key",
     "swap_tensors",
+    "take_rows_off",
     "transform_stack",
     "vmap_flat",
 ]
@@ -82,6 +88,10 @@ _TRANSFORM_NAMES = {
     _C_functorch.TransformType.Vmap: "vmap",
     _C_functorch.TransformType.Functionalize: "functionalize",
 }
+
+
+# ``None`` if no ``torch.func`` transform is running: :func:`in_functorch` where each nanosecond is felt.
+innermost_level: Callable[[], Any] = _C_functorch.peek_interpreter_stack
 
 
 def in_functorch() -> bool:
@@ -129,6 +139,56 @@ def layers(x: Tensor) -> Iterator[tuple[int, Tensor]]:
         yield _C_functorch.maybe_get_level(x), x
         x = _C_functorch.unwrap_if_dead(_C_functorch.get_unwrapped(x))
     yield 0, x
+
+
+def innermost_layer(x: Tensor) -> Tensor:
+    """``x`` as the innermost level that is still open sees it."""
+    return next(layers(x))[1]
+
+
+def plain_layer(x: Tensor) -> Tensor:
+    """``x`` as plain PyTorch sees it, outside of all ``torch.func`` levels."""
+    return [layer for _, layer in layers(x)][-1]
+
+
+def plain_value(x: Tensor) -> Tensor:
+    """The values of ``x`` without graphs and wrappers, to be shown; batch axes come first, outermost first."""
+    x = _C_functorch.unwrap_if_dead(x)
+    while _C_functorch.is_functorch_wrapped_tensor(x):
+        inner = _C_functorch.get_unwrapped(x)
+        if _C_functorch.is_batchedtensor(x):
+            inner = inner.movedim(_C_functorch.maybe_get_bdim(x), 0)
+        x = _C_functorch.unwrap_if_dead(inner)
+    return x.detach()
+
+
+def take_rows_off(
+    tensors: Sequence[Tensor | None], depth: int
+) -> tuple[list[Tensor | None], list[tuple[Any, int, int]]]:
+    """Leave the ``vmap`` levels opened since there were ``depth``; their axes come first, outermost first.
+
+    Nothing public shows a batched tensor whole. :func:`put_rows_back` enters the levels again.
+    """
+    found = list(tensors)
+    taken: list[tuple[Any, int, int]] = []
+    while True:
+        top = _C_functorch.peek_interpreter_stack()
+        if top is None or top.level() <= depth or top.key() != _C_functorch.TransformType.Vmap:
+            return found, taken
+        level, size = top.level(), _C_functorch.CVmapInterpreterPtr(top).batchSize()
+        found = [None if x is None else _C_functorch._remove_batch_dim(x, level, size, 0) for x in found]
+        taken.append((_C_functorch.pop_dynamic_layer_stack(), level, size))
+
+
+def put_rows_back(
+    tensors: Sequence[Tensor | None], taken: list[tuple[Any, int, int]]
+) -> list[Tensor | None]:
+    """Enter the levels that :func:`take_rows_off` left; the first axis of each tensor becomes theirs."""
+    found = list(tensors)
+    for layer, level, _ in reversed(taken):
+        _C_functorch.push_dynamic_layer_stack(layer)
+        found = [None if x is None else _C_functorch._add_batch_dim(x, 0, level) for x in found]
+    return found
 
 
 def sequence_number() -> int:
@@ -304,7 +364,8 @@ def swap_tensors(a: Tensor, b: Tensor) -> None:
 def custom_nodes(roots: list[Tensor]) -> list[Any]:
     """The nodes below ``roots`` that are not PyTorch's own: Python and C++ autograd functions.
 
-    Their backward need not be differentiable by its cotangent, and may say so by silence.
+    Their backward need not be differentiable by its cotangent, and may say so by silence. Those of this
+    package, which are, say so by a class attribute ``torchzygote_composes``.
     """
     seen: set[Any] = set()
     stack: list[Any] = [root.grad_fn for root in roots if root.grad_fn is not None]
@@ -314,7 +375,10 @@ def custom_nodes(roots: list[Tensor]) -> list[Any]:
         if node in seen:
             continue
         seen.add(node)
-        if isinstance(node, torch.autograd.function.BackwardCFunction) or "CppNode" in node.name():
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            if not getattr(node._forward_cls, "torchzygote_composes", False):  # type: ignore[attr-defined]
+                found.append(node)
+        elif "CppNode" in node.name():
             found.append(node)
         stack.extend([following for following, _ in node.next_functions if following is not None])
     return found
