@@ -48,16 +48,16 @@ class Const:
 
     __slots__ = ("_version", "fixed", "seen", "tensor")
 
-    def __init__(self, tensor: Tensor, seen: bool, fixed: bool) -> None:
+    def __init__(self, tensor: Tensor, seen: bool, fixed: bool, overwritten: bool = False) -> None:
         self.tensor = tensor
         self.seen = seen
-        self.fixed = fixed
-        self._version = _version(tensor)
+        self.fixed = fixed and not overwritten
+        self._version = None if overwritten else _version(tensor)
 
     @property
     def intact(self) -> bool:
         """Whether nobody has written into it since."""
-        return _version(self.tensor) == self._version
+        return self._version is None or _version(self.tensor) == self._version
 
 
 def _version(tensor: Tensor) -> int:
@@ -96,6 +96,8 @@ class About(NamedTuple):
     reveals_values: bool
 
 
+# They change what a tensor object shows, not the memory.
+_METADATA = {"squeeze_", "unsqueeze_", "t_", "transpose_", "as_strided_", "swapaxes_", "swapdims_", "detach_"}
 # Batch statistics are updated in place without the schema's saying so.
 _HIDDEN_WRITES = {"native_batch_norm": (3, 4), "cudnn_batch_norm": (3, 4), "miopen_batch_norm": (3, 4)}
 # Their results show the values of a float input, in a number or in a shape.
@@ -112,7 +114,7 @@ def about(func: Any) -> About:
     written: list[int | str] = [
         argument.name if argument.kwarg_only else position
         for position, argument in enumerate(schema.arguments)
-        if argument.alias_info is not None and argument.alias_info.is_write
+        if argument.alias_info is not None and argument.alias_info.is_write and base not in _METADATA
     ]
     written.extend(p for p in _HIDDEN_WRITES.get(base, ()) if p not in written)
     tags = func.tags
@@ -280,9 +282,10 @@ class Recorder(DispatchMode):
         written: list[Tensor],
     ) -> None:
         # Arguments first: what the operator makes of them must not depend on them yet.
-        coded, coded_kwargs = self._code(args), {name: self._code(value) for name, value in kwargs.items()}
         new = {id(x) for x in fresh}
         targets = {id(x) for x in written}
+        coded = self._code(args, targets)
+        coded_kwargs = {name: self._code(value, targets) for name, value in kwargs.items()}
         outs: list[Any] = []
         for x in pytree.tree_leaves(out):
             if not isinstance(x, Tensor):
@@ -298,16 +301,17 @@ class Recorder(DispatchMode):
         extra = None if probe is None else probe(args, out)
         self._ops.append(Op(facts, tuple(coded), coded_kwargs, tuple(outs), refs, extra))
 
-    def _code(self, value: Any) -> Any:
+    def _code(self, value: Any, overwritten: set[int]) -> Any:
         if isinstance(value, Tensor):
             place = self._dependent.get(storage_key(value))
             if place is not None and carries_derivative(value.dtype):
                 return _ref(value, place)
             key = storage_key(value)
             seen = key in self._seen or place is not None
-            return Const(value, seen, not seen and key not in self._volatile)
+            fixed = not seen and key not in self._volatile
+            return Const(value, seen, fixed, id(value) in overwritten)
         if isinstance(value, (list, tuple)):
-            return [self._code(part) for part in value]
+            return [self._code(part, overwritten) for part in value]
         return value
 
 

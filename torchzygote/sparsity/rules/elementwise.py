@@ -24,7 +24,7 @@ _LINEAR = """
 
 _CURVED = """
     exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal square sin cos tan asin acos atan sinh cosh tanh
-    asinh acosh atanh sigmoid erf erfc erfinv lgamma digamma polygamma mvlgamma sinc logit angle
+    asinh acosh atanh sigmoid erf erfc erfinv lgamma digamma mvlgamma sinc logit angle
     gelu silu mish elu celu selu softplus hardswish log_sigmoid_forward special_entr special_erfcx
     special_i0 special_i0e special_i1 special_i1e special_ndtri special_log_ndtr i0
     special_bessel_j0
@@ -58,6 +58,8 @@ _COUPLINGS = {
     "lerp": "ac bc",
     "addcmul": "bc",
     "addcdiv": "bc cc",
+    "polygamma": "bb",
+    "special_polygamma": "bb",
     "igamma": "aa ab bb",
     "igammac": "aa ab bb",
     "tanh_backward": "ab bb",

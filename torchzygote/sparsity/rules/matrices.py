@@ -136,6 +136,18 @@ def _addmm(ctx: Context, call: Call) -> Any:
     return ctx.unite(product, ctx.ids(offset))
 
 
+@rule("linalg_cross", curvature=PRODUCT)
+def _cross(ctx: Context, call: Call) -> Any:
+    """Each component from the two others of both vectors."""
+    a, b = (ctx.ids(value) for value in call.tensors()[:2])
+    a, b = a.expand(call.shape), b.expand(call.shape)
+    dim = call["dim"]
+    first = [(a.roll(-1, dim), b.roll(-2, dim)), (a.roll(-2, dim), b.roll(-1, dim))]
+    for left, right in first:
+        ctx.couple(left, right)
+    return ctx.unite(*first[0], *first[1])
+
+
 @rule("_euclidean_dist", "_cdist_forward", curvature=CURVED)
 def _cdist(ctx: Context, call: Call) -> Any:
     rows = ctx.unite_dims(ctx.ids(call["x1"]), [-1])

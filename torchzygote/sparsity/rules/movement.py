@@ -75,7 +75,6 @@ _MOVES = {
     "unsafe_split": "split_size dim",
     "unbind_copy": "dim",
     "narrow_copy": "dim start length",
-    "trace_view": "",
 }
 
 # Scatters whose result depends on what is added, or on which of several sources wins.
@@ -108,13 +107,13 @@ def _tensors(value: Any) -> list[Any]:
     return [value] if isinstance(value, (Const, Dep)) else []
 
 
-def moved(operator: Callable[..., Any], ids: list[Any], given: dict[str, Any]) -> Any:
+def moved(operator: Callable[..., Any], ids: dict[str, Any], given: dict[str, Any]) -> Any:
     """An operator on ids; as float64 where there is no kernel for integers (ids are far below 2**53)."""
     try:
-        return operator(*ids, **given)
+        return operator(**ids, **given)
     except (RuntimeError, NotImplementedError):
-        wide = [_wide(x) for x in ids]
-        return _narrow(operator(*wide, **given))
+        wide = {name: _wide(x) for name, x in ids.items()}
+        return _narrow(operator(**wide, **given))
 
 
 def _wide(x: Any) -> Any:
@@ -131,7 +130,7 @@ def _narrow(x: Any) -> Any:
 
 def _move(ctx: Context, call: Call) -> Any:
     geometry = _MOVES[call.name].split()
-    elements = [_as_ids(ctx, v) for n, v in call.args.items() if n not in geometry and _tensors(v)]
+    elements = {n: _as_ids(ctx, v) for n, v in call.args.items() if n not in geometry and _tensors(v)}
     given = {n: _as_given(v) for n, v in call.args.items() if n in geometry and v is not None}
     ctx.by_values(*_tensors([v for n, v in call.args.items() if n in geometry]))
     operator = getattr(aten, call.name)
@@ -257,7 +256,7 @@ def _adjoint(name: str, geometry: str) -> None:
         shape = call["self"].shape if isinstance(call.args.get("self"), Dep) else call.shape
         if isinstance(call.args.get("self"), Const):
             shape = call["self"].tensor.shape
-        where = moved(getattr(aten, name.removesuffix("_backward")), [positions(shape).to(ID)], given)
+        where = moved(getattr(aten, name.removesuffix("_backward")), {"self": positions(shape).to(ID)}, given)
         return _added(ctx, zero_ids(shape), where, ctx.ids(call["grad_output"]))
 
     RULES[name] = Rule(handler, LINEAR)
@@ -273,7 +272,9 @@ for _name in ("replication_pad1d", "replication_pad2d", "replication_pad3d"):
 def _col2im(ctx: Context, call: Call) -> Any:
     names = ("kernel_size", "dilation", "padding", "stride")
     # Padding is marked by 0, so positions count from 1; the first element of the sum collects it.
-    where = moved(aten.im2col, [(positions(call.shape) + 1).to(ID)], {name: call[name] for name in names})
+    where = moved(
+        aten.im2col, {"self": (positions(call.shape) + 1).to(ID)}, {name: call[name] for name in names}
+    )
     longer = zero_ids((math.prod(call.shape) + 1,))
     return _added(ctx, longer, where, ctx.ids(call["self"]))[1:].view(call.shape)
 

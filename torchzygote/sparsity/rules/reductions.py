@@ -24,7 +24,12 @@ def _reduced(ctx: Context, call: Call, ids: Tensor) -> Tensor:
     return ctx.unite_dims(ids, _dims(call), bool(call.first("keepdim")))
 
 
-@rule("sum", "mean", "nansum", "trace")
+@rule("trace")
+def _trace(ctx: Context, call: Call) -> Any:
+    return ctx.unite_dims(call["self"].ids.diagonal(), None)
+
+
+@rule("sum", "mean", "nansum")
 def _linear(ctx: Context, call: Call) -> Any:
     return _reduced(ctx, call, call["self"].ids)
 
