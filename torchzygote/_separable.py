@@ -114,12 +114,12 @@ class Blocks(NamedTuple):
         return diagonal.reshape([layout.x_shape[q] for q in order]).permute(back).contiguous()
 
 
-def _seeds(layout: Layout, check: Tensor) -> Tensor:
-    """A seed per row of a block, ones at that row of every block; and last the cotangent of the check."""
+def _seeds(layout: Layout, like: Tensor) -> Tensor:
+    """A seed per row of a block: ones at that row of every block."""
     k = layout.block_rows
-    sizes = [layout.y_shape[p] if p in layout.y_free else 1 for p in range(len(layout.y_shape))]
-    rows = torch.eye(k, dtype=check.dtype, device=check.device).view(k, *sizes)
-    return torch.cat([rows.expand(k, *layout.y_shape).reshape(k, -1), check.view(1, -1)])
+    sizes = [n if p in layout.y_free else 1 for p, n in enumerate(layout.y_shape)]
+    rows = torch.eye(k, dtype=like.dtype, device=like.device).view(k, *sizes)
+    return rows.expand(k, *layout.y_shape).reshape(k, -1)
 
 
 def block_products(
@@ -133,27 +133,32 @@ def block_products(
 ) -> Blocks | None:
     """The blocks of the Jacobian of ``lin.roots[0]`` by ``lin.inputs[0]``; ``None`` if the check fails."""
     root = lin.roots[0]
-    check = _random_vector(root)
-    seeds = _seeds(layout, check)
-    total = seeds.shape[0]
-    chunk = _plan.choose_chunk(chunk_size, total, row_bytes, root.device)
+    seeds = _seeds(layout, root)
+    chunk = _plan.choose_chunk(chunk_size, seeds.shape[0], row_bytes, root.device)
     products: list[Tensor] = []
     for _, _, (product,) in _products.vjps(
-        lin, 0, lambda lo, hi: seeds[lo:hi], total, chunk, create_graph=create_graph, progress=progress
+        lin, 0, lambda lo, hi: seeds[lo:hi], len(seeds), chunk, create_graph=create_graph, progress=progress
     ):
         if product is None:
             return None
         products.append(product)
-    joined = products[0] if len(products) == 1 else torch.cat(products)
-    order = [q + 1 for _, q in layout.pairs] + [q + 1 for q in layout.x_free]
-    rows, blocks = layout.block_rows, root.numel() // layout.block_rows
-    values = joined.permute(0, *order).reshape(total, blocks, layout.block_columns)
-    weights = check.view(-1)[layout.y_numbers(check.device)]  # (blocks, block rows)
-    if not _agrees(values[:rows], values[rows], weights):
-        if bool(joined.isfinite().all()):  # a NaN agrees with nothing, which is nobody's fault
+    values = _by_block(layout, products[0] if len(products) == 1 else torch.cat(products))
+    check = _random_vector(root)
+    (checked,) = lin.pull([check.view(root.shape)], retain=True, create_graph=False)
+    if checked is None:
+        return None
+    weights = check[layout.y_numbers(check.device)]  # (blocks, block rows)
+    if not _agrees(values.detach(), _by_block(layout, checked.detach().unsqueeze(0))[0], weights):
+        if bool(checked.isfinite().all()):  # a NaN agrees with nothing, which is nobody's fault
             _warn_mismatch(node_names(root))
         return None
-    return Blocks(layout, values[:rows].transpose(0, 1))
+    return Blocks(layout, values.transpose(0, 1))
+
+
+def _by_block(layout: Layout, products: Tensor) -> Tensor:
+    """Products of shape (rows, *x's) as (rows, blocks, block columns)."""
+    order = [q + 1 for _, q in layout.pairs] + [q + 1 for q in layout.x_free]
+    return products.permute(0, *order).reshape(len(products), -1, layout.block_columns)
 
 
 def _random_vector(like: Tensor) -> Tensor:
@@ -165,11 +170,11 @@ def _random_vector(like: Tensor) -> Tensor:
 
 def _agrees(values: Tensor, checked: Tensor, weights: Tensor) -> bool:
     """Whether the blocks explain the product with the random cotangent, but for rounding."""
-    terms = values.detach() * weights.t().unsqueeze(2)
+    terms = values * weights.t().unsqueeze(2)
     size = terms.abs().sum(0)
     eps = torch.finfo(size.dtype).eps
     allowed = 4 * eps**0.5 * size + 64 * eps * size.max()
-    return bool(((terms.sum(0) - checked.detach()).abs() <= allowed).all())
+    return bool(((terms.sum(0) - checked).abs() <= allowed).all())
 
 
 def _warn_mismatch(operations: list[str]) -> None:
