@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo install native test lint format types docs gallery bench bench-full wheel clean
+.PHONY: help demo install native test lint format types docs gallery bench bench-full bench-peers wheel clean
 
 help:
 	@echo "make demo        install into $(VENV) and run the examples"
@@ -13,6 +13,7 @@ help:
 	@echo "make lint        ruff; make types: mypy; make format: let ruff rewrite"
 	@echo "make docs        build the site into docs/_build/html, warnings are errors"
 	@echo "make bench       the comparison with other libraries, about ten minutes; bench-full: more of it"
+	@echo "make bench-peers install what the benchmarks compare with beside PyTorch (BackPACK, curvlinops, JAX, asdex)"
 	@echo "make native      compile the native library in place again"
 	@echo "make wheel       build dist/*.whl and the sdist"
 
@@ -57,6 +58,11 @@ bench: install
 
 bench-full: install
 	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks --full
+
+bench-peers: install
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .peers -r requirements/bench-torch.txt
+	$(PYTHON) -m venv .venv-jax
+	.venv-jax/bin/python -m pip install --quiet -r requirements/bench-jax.txt
 
 wheel: install
 	$(BIN)/python -m build --no-isolation

@@ -23,6 +23,7 @@ PARTS = {
     "buffer": "Buffer",
     "checkpointing": "Checkpoints and hooks",
     "native_ops": "Native operators",
+    "compiled": "Inside torch.compile",
     "sizes": "Every public function at three sizes",
 }
 

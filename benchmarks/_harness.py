@@ -113,26 +113,36 @@ def run_time(contender: Contender, loops: int) -> float:
     return time.perf_counter() - start
 
 
-def calibrate(contender: Contender, sample_s: float) -> int:
-    """How many calls fill a sample of about ``sample_s``; it warms the contender up on the way."""
+def calibrate(contender: Contender, sample_s: float) -> tuple[int, float]:
+    """How many calls fill a sample of about ``sample_s``, and what one took; warms the contender up."""
+    first = run_time(contender, 1)
+    if first > 100 * sample_s and first > 2:
+        return 1, first  # so slow that warming up again would only take time
     loops = 1
-    run_time(contender, 1)
     while True:
         taken = run_time(contender, loops)
         if taken >= sample_s or loops >= 1 << 20:
-            return max(1, loops if taken < 2 * sample_s else round(loops * sample_s / taken))
+            return max(1, loops if taken < 2 * sample_s else round(loops * sample_s / taken)), taken / loops
         loops = max(loops + 1, min(loops * 10, math.ceil(loops * sample_s / max(taken, 1e-9))))
 
 
 def interleave(
-    contenders: Mapping[str, Contender], *, seconds: float = 1.0, rounds: int = 7, sample_s: float = 0.005
+    contenders: Mapping[str, Contender],
+    *,
+    seconds: float = 1.0,
+    rounds: int = 7,
+    sample_s: float = 0.005,
+    most_s: float = 15.0,
 ) -> dict[str, list[float]]:
     """Milliseconds per call, one figure per round and contender, the contenders taking turns.
 
-    Every contender runs once before anything is measured, and at least ``rounds`` times after; more often
-    where ``seconds`` leave room. Every other round goes through them backwards.
+    Every contender runs before anything is measured, and ``rounds`` times after; more often where ``seconds``
+    leave room, less often where that would take more than ``most_s``. Every other round goes backwards.
     """
-    loops = {name: calibrate(contender, sample_s) for name, contender in contenders.items()}
+    calibrated = {name: calibrate(contender, sample_s) for name, contender in contenders.items()}
+    loops = {name: found for name, (found, _) in calibrated.items()}
+    round_s = sum(found * each for found, each in calibrated.values())
+    rounds = max(1, min(rounds, int(most_s / round_s)))
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     order = list(contenders)
     was_collecting = gc.isenabled()
@@ -155,6 +165,8 @@ def interleave(
 
 def spread(samples: Sequence[float]) -> float:
     """Distance of the quartiles over the median."""
+    if len(samples) == 1:
+        return 0.0
     if len(samples) < 4:
         return (max(samples) - min(samples)) / statistics.median(samples)
     low, middle, high = statistics.quantiles(samples, n=4)

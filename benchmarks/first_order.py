@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchzygote import Params, gradient, jacobian, withgradient
+from torchzygote import gradient, jacobian, withgradient
+from torchzygote.params import Params
 
 from ._harness import Contender, Row, compare, compare_memory
 
@@ -53,7 +55,7 @@ def mlp(*sizes: int) -> nn.Sequential:
     """Tanh layers."""
     torch.manual_seed(0)
     layers: list[nn.Module] = []
-    for a, b in zip(sizes, sizes[1:], strict=False):
+    for a, b in itertools.pairwise(sizes):
         layers += [nn.Linear(a, b), nn.Tanh()]
     return nn.Sequential(*layers[:-1])
 
@@ -124,7 +126,7 @@ def memory() -> Iterator[Row]:
 def many_tensors() -> tuple[list[Tensor], Params]:
     """161 tensors with 25.6 million floats: a ResNet-50's shapes, more or less."""
     torch.manual_seed(0)
-    sizes = [(512, 512, 3, 3)] * 9 + [(1000, 512)] + [(256, 256)] * 40 + [(512,)] * 111
+    sizes = [(512, 512, 3, 3)] * 9 + [(1000, 1760)] + [(256, 256)] * 40 + [(512,)] * 111
     tensors = [torch.randn(size) for size in sizes]
     return tensors, Params(tensors)
 

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchzygote import diaghessian, hessian
+from torchzygote import Params, diaghessian, gradient, hessian, pullback
 
-from ._harness import Contender, Row, compare, compare_memory
+from ._harness import Contender, Row, compare, compare_memory, missing
+from .first_order import mlp
+from .peers import torch_peer
 
 Peers = dict[str, Contender | None]
 
@@ -150,9 +152,82 @@ def pinns() -> Iterator[Row]:
     )
 
 
+def classifier() -> tuple[nn.Sequential, Tensor, Tensor]:
+    """A small feed-forward network with data; 682 parameters."""
+    net = mlp(20, 16, 10, 10)
+    return net, torch.randn(64, 20), torch.randint(0, 10, (64,))
+
+
+def backpack_diagonal() -> Iterator[Row]:
+    """Exact diagonal by all parameters; BackPACK propagates it layer by layer, with rules for each layer."""
+    work = "diaghessian, feed-forward network by Params"
+    backpack = torch_peer("backpack")
+    if backpack is None:
+        yield missing(work, "BackPACK DiagHessian")
+        return
+    from backpack.extensions import DiagHessian
+
+    net, X, y = classifier()
+    theirs, criterion = backpack.extend(mlp(20, 16, 10, 10)), backpack.extend(nn.CrossEntropyLoss())
+    params = Params(net)
+    loss = lambda: nn.functional.cross_entropy(net(X), y)
+
+    def peer() -> list[Tensor]:
+        theirs.zero_grad()
+        with backpack.backpack(DiagHessian()):
+            criterion(theirs(X), y).backward()
+        return [p.diag_h for p in theirs.parameters()]
+
+    ours = diaghessian(loss, params)
+    for mine, other in zip(ours.values(), peer(), strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4)
+    yield compare(
+        work,
+        lambda: diaghessian(loss, params),
+        {"BackPACK DiagHessian": peer},
+        note="BackPACK knows the layers and needs one pass; it takes sequences of known layers only",
+    )
+
+
+def hessian_vector_products() -> Iterator[Row]:
+    work = "10 Hessian-vector products, MLP 64-256-256-10, batch 64"
+    curvlinops = torch_peer("curvlinops")
+    if curvlinops is None:
+        yield missing(work, "curvlinops")
+        return
+    net = mlp(64, 256, 256, 10)
+    X, y = torch.randn(64, 64), torch.randint(0, 10, (64,))
+    weights = dict(net.named_parameters())
+    names = list(weights)
+    vectors = torch.randn(10, sum(p.numel() for p in weights.values()))
+    sizes = [p.numel() for p in weights.values()]
+
+    def loss(*values: Tensor) -> Tensor:
+        named = dict(zip(names, values, strict=True))
+        return nn.functional.cross_entropy(torch.func.functional_call(net, named, (X,)), y)
+
+    def ours() -> list[tuple[Tensor, ...]]:
+        _, back = pullback(lambda *ws: gradient(loss, *ws), *weights.values())
+        found = []
+        for v in vectors:
+            parts = [part.view_as(p) for part, p in zip(v.split(sizes), weights.values(), strict=True)]
+            found.append(back(tuple(parts)))
+        return found
+
+    operator = curvlinops.HessianLinearOperator(
+        net, nn.CrossEntropyLoss(), list(net.parameters()), [(X, y)], check_deterministic=False
+    )
+    columns = vectors.T.contiguous()
+    mine = torch.cat([g.reshape(-1) for g in ours()[0]])
+    torch.testing.assert_close(mine, (operator @ columns)[:, 0], atol=1e-5, rtol=1e-3)
+    yield compare(work, ours, {"curvlinops, matrix of 10": lambda: operator @ columns}, rounds=7)
+
+
 def rows(full: bool = False) -> Iterator[Row]:
     """The table of the second-order functions."""
     yield from rosenbrocks()
     yield from logistic_regression()
     yield from dense_diagonal()
     yield from pinns()
+    yield from backpack_diagonal()
+    yield from hessian_vector_products()
