@@ -80,6 +80,11 @@ class SecondOrder:
         """Whether ``f`` depends on nothing."""
         return self._lin is None and self._root is None
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether the gradient is known to depend on nothing."""
+        return self.is_constant or (self._lin is not None and not self._lin.roots)
+
     def by_input(self, i: int) -> Linearization | None:
         """``None`` where the gradient depends on nothing."""
         position = self._positions[i]

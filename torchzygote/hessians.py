@@ -12,13 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _engine, _plan, _products, _separable, _state
+from . import _compressed, _dense_hessians, _engine, _plan, _state
 from ._arguments import ARRAY, NUMBER, Prepared, kind_of, prepare, type_name
-from ._assembly import Columns, Rows
 from ._attention import unfused_attention
-from ._engine import Linearization
 from ._random import RandomState
-from ._second_order import Options, SecondOrder, run
+from ._second_order import Options, run
 from .gradients import implicit, prepare_implicit
 from .grads import Grads
 
@@ -40,7 +38,7 @@ class WithHessian(NamedTuple):
     hess: Tensor
 
 
-def _prepare_one(caller: str, x: Any) -> Prepared:
+def prepare_one(caller: str, x: Any) -> Prepared:
     kind = kind_of(x)
     if kind is not ARRAY and kind is not NUMBER:
         raise TypeError(
@@ -70,124 +68,29 @@ def _value_gradient_hessian(
     chunk_size: int | None,
     create_graph: bool | None,
     progress: bool,
+    sparse: bool,
+    verify: bool,
 ) -> tuple[Any, Tensor, Tensor]:
     """The worker: value, gradient and Hessian by one argument."""
     _plan.check_mode(mode, _plan.HESSIAN_MODES)
+    if sparse:
+        _compressed.refuse_nested(caller)
     options = Options(_plan.check_chunk_size(chunk_size), _engine.keeps_graph(create_graph), progress)
-    prepared = _prepare_one(caller, x)
+    prepared = prepare_one(caller, x)
     with _state.differentiation(), unfused_attention():
         random = None if _engine.compiling() else RandomState()
         second = run(caller, f, prepared, options.keep, recorded=mode != "forward_over_reverse")
-        matrix = _hessian_matrix(f, second, mode, options, random)
+        found = _compressed.hessian(caller, f, second, mode, options, random, sparse=sparse, verify=verify)
+        matrix = _dense_hessians.matrix(f, second, mode, options, random) if found is None else found
     by = prepared.inputs[0]
     grad = second.grads[0]
     if grad is None:
         grad = torch.zeros_like(by)
-    return second.value, grad, matrix.reshape(()) if by.dim() == 0 else matrix
-
-
-def _hessian_matrix(
-    f: Callable[..., Any], second: SecondOrder, mode: str, options: Options, random: RandomState | None
-) -> Tensor:
-    if second.is_constant:
-        return _zeros(second, options)
-    if mode == "forward_over_reverse":
-        second.take_gradient()
-        return _by_columns(f, second, options, random)
-    failed: Exception | None = None
-    try:
-        second.differentiate()
-        lin = second.by_input(0)
-        if lin is None:  # linear: the gradient depends on nothing
-            return _zeros(second, options)
-        size = 0 if _engine.compiling() else second.row_bytes()
-        if mode == "reverse_over_reverse" or not _plan.exceeds_budget(size, lin.inputs[0].device):
-            return _by_rows(second, lin, options, size)
-    except Exception as error:  # an operation without a second backward may have a forward derivative
-        if mode == "reverse_over_reverse":
-            raise
-        failed = error
-        second.take_gradient()
-    try:
-        return _by_columns(f, second, options, random)
-    except Exception:
-        if failed is not None:
-            raise failed from None
-        raise
-
-
-def _zeros(second: SecondOrder, options: Options) -> Tensor:
-    x = second.prepared.inputs[0]
-    return Rows(x.numel(), x, x.dtype, options.keep).matrix()
-
-
-def _chunk(rows: int, options: Options, size: int, device: torch.device) -> int:
-    if options.chunk_size is not None or rows <= 1 or _engine.compiling():
-        return options.chunk_size or max(rows, 1)
-    return _plan.choose_chunk(None, rows, size, device)
-
-
-def _by_rows(second: SecondOrder, lin: Linearization, options: Options, size: int) -> Tensor:
-    """Reverse over reverse: the recorded gradient is pulled back."""
-    x = second.prepared.inputs[0]
-    n = x.numel()
-    blocks = _blocks(lin, options, size)
-    if blocks is not None:
-        return blocks.dense(n, n, x.dtype)
-    block = Rows(n, x, x.dtype, options.keep)
-    seeds = _products.identity_seeds(n, lin.roots[0].dtype, x.device)
-    chunk = _chunk(n, options, size, x.device)
-    for lo, hi, (product,) in _products.vjps(
-        lin, 0, seeds, n, chunk, create_graph=options.keep, progress=options.progress
-    ):
-        block.add(lo, hi, product)
-    return block.matrix()
-
-
-def _blocks(lin: Linearization, options: Options, size: int) -> _separable.Blocks | None:
-    """The Hessian as blocks along a batch axis; ``None`` where it isn't known to be so."""
-    layout = _separable.find_layout(lin.roots[0], lin.inputs[0], size, same_axes=True)
-    if layout is None:
-        return None
-    return _separable.block_products(
-        lin,
-        layout,
-        size,
-        chunk_size=options.chunk_size,
-        create_graph=options.keep,
-        progress=options.progress,
-    )
-
-
-def _by_columns(
-    f: Callable[..., Any], second: SecondOrder, options: Options, random: RandomState | None
-) -> Tensor:
-    """Forward over reverse: the gradient is pushed forward, and recorded anew in every chunk."""
-    prepared = second.prepared
-    x = prepared.inputs[0]
-    n = x.numel()
-    source = _engine.separate(x if options.keep else x.detach())
-
-    def gradient_of(primal: Tensor) -> tuple[Tensor]:
-        inner = run(second.caller, f, prepared.at([primal]), True, recorded=False)
-        inner.take_gradient()
-        (grad,) = inner.grads
-        return (torch.zeros_like(primal) if grad is None else grad,)
-
-    block = Columns(n, x, x.dtype, options.keep)
-    after = None if random is None else RandomState()
-    size = 0 if _engine.compiling() else second.row_bytes()
-    chunk = _chunk(n, options, size, x.device)
-    seeds = _products.identity_seeds(n, x.dtype, x.device)
-    try:
-        for lo, hi, products in _products.jvps(
-            gradient_of, [source], 0, seeds, n, chunk, random=random, progress=options.progress
-        ):
-            block.add(lo, hi, products if options.keep else products.detach())
-    finally:
-        if after is not None:
-            after.restore()
-    return block.matrix()
+    if by.dim() == 0:
+        return second.value, grad, matrix.reshape(())
+    if sparse and found is None:
+        matrix = _compressed.no_entries(matrix) if second.is_linear else _compressed.full_csr(matrix)
+    return second.value, grad, matrix
 
 
 def hessian(
@@ -198,6 +101,8 @@ def hessian(
     chunk_size: int | None = None,
     create_graph: bool | None = None,
     progress: bool = False,
+    sparse: bool = False,
+    verify: bool = True,
 ) -> Tensor:
     """Hessian matrix of a scalar function of one number or array.
 
@@ -216,6 +121,13 @@ def hessian(
         As for :func:`gradient`.
     progress : bool
         Show a progress bar over the chunks.
+    sparse : bool
+        Give a ``torch.sparse_csr`` matrix, with an entry wherever the structure allows a nonzero, and
+        computed with one product for each color of a star coloring of it. Without it, that is done where it
+        is estimated to be cheaper, and the result is dense.
+    verify : bool
+        Check a result that was found by colors against one product with a random vector. A mismatch gives the
+        dense way's answer and a warning.
 
     Returns
     -------
@@ -228,6 +140,8 @@ def hessian(
         ``x`` is complex, or ``f(x)`` is complex or no scalar.
     TypeError
         ``x`` is a structure, a module or opaque.
+    RuntimeError
+        ``sparse=True`` inside a ``torch.func`` transform or ``torch.compile``.
 
     Examples
     --------
@@ -243,7 +157,8 @@ def hessian(
     ----------
     ``hessian`` in Zygote.jl, https://fluxml.ai/Zygote.jl/stable/utils/
     """
-    return _value_gradient_hessian("hessian", f, x, mode, chunk_size, create_graph, progress)[2]
+    options = (mode, chunk_size, create_graph, progress, sparse, verify)
+    return _value_gradient_hessian("hessian", f, x, *options)[2]
 
 
 def hessian_dual(
@@ -253,6 +168,8 @@ def hessian_dual(
     chunk_size: int | None = None,
     create_graph: bool | None = None,
     progress: bool = False,
+    sparse: bool = False,
+    verify: bool = True,
 ) -> Tensor:
     """:func:`hessian` by forward over reverse: dual numbers pushed through the gradient.
 
@@ -272,7 +189,8 @@ def hessian_dual(
     ``hessian_dual`` in Zygote.jl, https://fluxml.ai/Zygote.jl/stable/utils/
     """
     mode = "forward_over_reverse"
-    return _value_gradient_hessian("hessian_dual", f, x, mode, chunk_size, create_graph, progress)[2]
+    options = (mode, chunk_size, create_graph, progress, sparse, verify)
+    return _value_gradient_hessian("hessian_dual", f, x, *options)[2]
 
 
 def hessian_reverse(
@@ -282,6 +200,8 @@ def hessian_reverse(
     chunk_size: int | None = None,
     create_graph: bool | None = None,
     progress: bool = False,
+    sparse: bool = False,
+    verify: bool = True,
 ) -> Tensor:
     """:func:`hessian` by reverse over reverse: the recorded gradient is pulled back.
 
@@ -301,7 +221,8 @@ def hessian_reverse(
     ``hessian_reverse`` in Zygote.jl, https://fluxml.ai/Zygote.jl/stable/utils/
     """
     mode = "reverse_over_reverse"
-    return _value_gradient_hessian("hessian_reverse", f, x, mode, chunk_size, create_graph, progress)[2]
+    options = (mode, chunk_size, create_graph, progress, sparse, verify)
+    return _value_gradient_hessian("hessian_reverse", f, x, *options)[2]
 
 
 def withhessian(
@@ -312,6 +233,8 @@ def withhessian(
     chunk_size: int | None = None,
     create_graph: bool | None = None,
     progress: bool = False,
+    sparse: bool = False,
+    verify: bool = True,
 ) -> WithHessian:
     """Value, gradient and Hessian, with nothing computed twice.
 
@@ -331,9 +254,8 @@ def withhessian(
     WithHessian(val=tensor(10.), grad=tensor([2., 6.]), hess=tensor([[2., 0.],
             [0., 2.]]))
     """
-    return WithHessian(
-        *_value_gradient_hessian("withhessian", f, x, mode, chunk_size, create_graph, progress)
-    )
+    options = (mode, chunk_size, create_graph, progress, sparse, verify)
+    return WithHessian(*_value_gradient_hessian("withhessian", f, x, *options))
 
 
 def diaghessian(
@@ -404,35 +326,14 @@ def _diagonals(
     release = None if params is None or _engine.in_functorch() else _engine.held_flags(prepared.inputs)
     try:
         with _state.differentiation(), unfused_attention():
+            random = None if _engine.compiling() else RandomState()
             second = run(caller, f, prepared, options.keep)
             second.differentiate()
-            diagonals = [_diagonal(second, i, options) for i in range(len(prepared.inputs))]
+            found = _compressed.diagonals(caller, f, second, options, random)
+            diagonals = [
+                _dense_hessians.diagonal(second, i, options) if h is None else h for i, h in enumerate(found)
+            ]
     finally:
         if release is not None:
             release()
     return prepared.results(diagonals) if params is None else Grads(params, diagonals)
-
-
-def _diagonal(second: SecondOrder, i: int, options: Options) -> Tensor:
-    """The diagonal by input ``i``, gathered from each chunk of Hessian rows."""
-    x = second.prepared.inputs[i]
-    lin = second.by_input(i)
-    n = x.numel()
-    if lin is None or n == 0:
-        return torch.zeros(x.shape, dtype=x.dtype, device=x.device)
-    size = 0 if _engine.compiling() else second.row_bytes()
-    blocks = _blocks(lin, options, size)
-    if blocks is not None:
-        return blocks.diagonal().to(x.dtype)
-    parts = []
-    chunk = _chunk(n, options, size, x.device)
-    seeds = _products.identity_seeds(n, lin.roots[0].dtype, x.device)
-    for lo, hi, (product,) in _products.vjps(
-        lin, 0, seeds, n, chunk, create_graph=options.keep, progress=options.progress
-    ):
-        if product is None:
-            parts.append(torch.zeros(hi - lo, dtype=x.dtype, device=x.device))
-        else:
-            diagonal = product.reshape(hi - lo, n).diagonal(lo)
-            parts.append(diagonal if hi - lo == n else diagonal.clone())  # a view would keep the chunk alive
-    return torch.cat(parts).reshape(x.shape)

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _engine, _plan, _products, _separable, _state
+from . import _compressed, _engine, _plan, _state
 from ._arguments import Prepared, kind_of, number_to_tensor, numpy_to_tensor, prepare, type_name
-from ._assembly import Columns, Rows, as_result, result_dtype
-from ._engine import Linearization
+from ._assembly import Rows, as_result, result_dtype
+from ._dense_jacobians import by_rows, forward
 from ._random import RandomState
-from ._torch_private import custom_nodes
+from ._second_order import Options
 from .gradients import implicit, prepare_implicit
 from .grads import Grads
 
@@ -38,6 +38,13 @@ class _Options(NamedTuple):
     chunk_size: int | None
     keep: bool
     progress: bool
+    sparse: bool = False
+    verify: bool = True
+
+    @property
+    def products(self) -> Options:
+        """What concerns the products alone."""
+        return Options(self.chunk_size, self.keep, self.progress)
 
 
 def output_tensor(caller: str, y: Any) -> Tensor:
@@ -68,19 +75,24 @@ def _value_and_jacobian(
     mode: str,
     chunk_size: int | None,
     progress: bool,
+    sparse: bool,
+    verify: bool,
 ) -> tuple[Any, Any]:
     """The worker: value and Jacobians."""
     _plan.check_mode(mode, _plan.JACOBIAN_MODES)
+    if sparse:
+        _compressed.refuse_nested(caller)
     params = implicit(args)
     if params is None:
         prepared = prepare(args, argnums, arrays_only=True)
     else:
         prepared = prepare_implicit(caller, params, argnums)
-    options = _Options(mode, _plan.check_chunk_size(chunk_size), _engine.keeps_graph(create_graph), progress)
+    keep = _engine.keeps_graph(create_graph)
+    options = _Options(mode, _plan.check_chunk_size(chunk_size), keep, progress, sparse, verify)
     release = None if params is None or _engine.in_functorch() else _engine.held_flags(prepared.inputs)
     try:
         with _state.differentiation():
-            value, matrices = dense_jacobian(caller, f, prepared, options)
+            value, matrices = matrices_of(caller, f, prepared, options)
     finally:
         if release is not None:
             release()
@@ -91,13 +103,15 @@ def _value_and_jacobian(
 
 
 def _result(x: Tensor, matrix: Tensor) -> Tensor:
+    if x.dim() == 0 and matrix.layout == torch.sparse_csr:
+        matrix = matrix.to_dense()
     return as_result(matrix, x.dim() == 0)
 
 
-def dense_jacobian(
+def matrices_of(
     caller: str, f: Callable[..., Any], prepared: Prepared, options: _Options
 ) -> tuple[Any, list[Tensor]]:
-    """Value and one dense matrix per input."""
+    """Value and one matrix per input, dense or sparse as ``options`` say."""
     random = None if _engine.compiling() else RandomState()
     position = _state.mark()
     keep_tape = options.keep
@@ -113,166 +127,40 @@ def dense_jacobian(
             f"{caller}: mode 'forward' gives no Jacobian by a complex argument, because f is real-valued; "
             "use mode 'reverse' or 'auto'"
         )
-    taped = _state.mark()
-    chosen = _plan.choose_mode(options.mode, rows, columns, complex_input)
     if not lin.roots or rows == 0 or columns == 0:
-        return lin.y, [Rows(rows, x, result_dtype(x, y), options.keep).matrix() for x in prepared.inputs]
-    if chosen == "forward":
-        try:
-            hooked = _state.mark() > position
-            matrices = _forward(f, prepared, lin, y, options, random, hooked)
+        zeros = [Rows(rows, x, result_dtype(x, y), options.keep).matrix() for x in prepared.inputs]
+        return lin.y, [_compressed.no_entries(J) for J in zeros] if options.sparse else zeros
+    taped = _state.mark()
+    hooked = taped > position
+    found = _compressed.jacobian(
+        caller,
+        f,
+        prepared,
+        lin,
+        y,
+        options.mode,
+        options.products,
+        random,
+        hooked=hooked,
+        sparse=options.sparse,
+        verify=options.verify,
+    )
+    if found is not None:
+        if found.forward:
             _state.forget_since(position)  # nothing is pulled back: what hooks wait for never comes
-            return lin.y, matrices
+        return lin.y, found.matrices
+    matrices = None
+    if _plan.choose_mode(options.mode, rows, columns, complex_input) == "forward":
+        try:
+            matrices = forward(f, prepared, lin, y, options.products, random, hooked)
+            _state.forget_since(position)
         except Exception:
             if options.mode == "forward":
                 raise
             _state.forget_since(taped)
-    return lin.y, _by_rows(prepared, lin, y, options)
-
-
-def _by_rows(prepared: Prepared, lin: Linearization, y: Tensor, options: _Options) -> list[Tensor]:
-    """Reverse mode: a pullback for each element of ``y``, or for each row of a block of the batch axis."""
-    rows = y.numel()
-    size = _row_bytes(lin, rows)
-    found = [_by_blocks(lin.restricted(0, i), x, y, size, options) for i, x in enumerate(lin.inputs)]
-    if None not in found:
-        return [J for J in found if J is not None]
-    blocks = [Rows(rows, x, result_dtype(x, y), options.keep) for x in prepared.inputs]
-    chunk = _chunk(rows, size, options, y.device)
-    seeds = _products.identity_seeds(rows, y.dtype, y.device)
-    for lo, hi, products in _products.vjps(
-        lin, 0, seeds, rows, chunk, create_graph=options.keep, progress=options.progress
-    ):
-        for block, product in zip(blocks, products, strict=True):
-            block.add(lo, hi, product)
-    return [block.matrix() for block in blocks]
-
-
-def _by_blocks(
-    lin: Linearization, x: Tensor, y: Tensor, size: int, options: _Options, transposed: bool = False
-) -> Tensor | None:
-    """The Jacobian of ``lin``, block diagonal along a batch axis; ``None`` where it isn't known to be so."""
-    layout = _separable.find_layout(lin.roots[0], lin.inputs[0], size)
-    if layout is None:
-        return None
-    blocks = _separable.block_products(
-        lin, layout, size, chunk_size=options.chunk_size, create_graph=options.keep, progress=options.progress
-    )
-    if blocks is None:
-        return None
-    return blocks.dense(lin.roots[0].numel(), lin.inputs[0].numel(), result_dtype(x, y), transposed)
-
-
-def _row_bytes(lin: Linearization, rows: int) -> int:
-    """Bytes that a row may need while it is pulled back; 0 where nobody will ask."""
-    return 0 if rows <= 1 or _engine.compiling() else _products.row_bytes(lin)
-
-
-def _chunk(rows: int, size: int, options: _Options, device: torch.device) -> int:
-    if options.chunk_size is not None or rows <= 1 or _engine.compiling():
-        return options.chunk_size or rows
-    return _plan.choose_chunk(None, rows, size, device)
-
-
-def _forward(
-    f: Callable[..., Any],
-    prepared: Prepared,
-    lin: Linearization,
-    y: Tensor,
-    options: _Options,
-    random: RandomState | None,
-    hooked: bool,
-) -> list[Tensor]:
-    """Forward mode, by the tape where that is known to be right, else by dual numbers.
-
-    On the tape, ``f`` need not run again: 0.23 ms where dual numbers take 0.59 (3 to 10000). Custom functions
-    are left to dual numbers: a backward that is not differentiable by its cotangent would give silent zeros.
-    """
-    identical = not all(prepared.owned)
-    if identical or not (hooked or _engine.compiling() or _engine.in_functorch() or custom_nodes(lin.roots)):
-        try:
-            return _by_columns_on_tape(prepared, lin, y, options)
-        except Exception:
-            if identical:
-                raise
-    return _by_columns(f, prepared, lin, y, options, random)
-
-
-def _by_columns(
-    f: Callable[..., Any],
-    prepared: Prepared,
-    lin: Linearization,
-    y: Tensor,
-    options: _Options,
-    random: RandomState | None,
-) -> list[Tensor]:
-    """A pushforward for each element of the arguments, by dual numbers."""
-
-    def flat(*inputs: Tensor) -> tuple[Tensor, ...]:
-        return (_engine.call(f, prepared, inputs),)
-
-    sources = prepared.inputs if options.keep else [x.detach() for x in prepared.inputs]
-    inputs = [_engine.separate(x) for x in sources]
-    after = None if random is None else RandomState()
-    matrices = []
-    try:
-        with _engine.recording_if(options.keep):
-            for i, x in enumerate(inputs):
-                block = Columns(y.numel(), prepared.inputs[i], result_dtype(x, y), options.keep)
-                if x.numel() > 0:
-                    seeds = _products.identity_seeds(x.numel(), x.dtype, x.device)
-                    chunk = _chunk(x.numel(), _row_bytes(lin, x.numel()), options, x.device)
-                    for lo, hi, products in _products.jvps(
-                        flat, inputs, i, seeds, x.numel(), chunk, random=random, progress=options.progress
-                    ):
-                        block.add(lo, hi, products if options.keep else products.detach())
-                matrices.append(block.matrix())
-    finally:
-        if after is not None:
-            after.restore()
-    return matrices
-
-
-def _by_columns_on_tape(prepared: Prepared, lin: Linearization, y: Tensor, options: _Options) -> list[Tensor]:
-    """Columns without running ``f`` again.
-
-    The pullback is linear in its cotangent ``u``; pulling a seed back through *it* pushes the seed forward.
-    It is the only way for tensors that ``f`` finds by identity, which no dual number can replace.
-    """
-    if not all(prepared.owned) and (custom := custom_nodes(lin.roots)):
-        names = ", ".join(node.name().removesuffix("Backward") for node in custom)
-        raise RuntimeError(
-            "mode 'forward' with Params differentiates the pullback by its cotangent, which is not known to "
-            f"be right for custom autograd functions, found {names}; use mode 'reverse'"
-        )
-    u = torch.zeros_like(lin.roots[0]).requires_grad_()
-    pulled = lin.pull([u], retain=True, create_graph=True)
-    matrices = []
-    for x, g in zip(prepared.inputs, pulled, strict=True):
-        block = Columns(y.numel(), x, result_dtype(x, y), options.keep)
-        if g is None or not g.requires_grad or x.numel() == 0:
-            matrices.append(Rows(y.numel(), x, result_dtype(x, y), options.keep).matrix())
-            continue
-        linear = Linearization(prepared, [g], [u])
-        size = _row_bytes(linear, x.numel())
-        if (matrix := _by_blocks(linear, x, y, size, options, transposed=True)) is not None:
-            matrices.append(matrix)
-            continue
-        seeds = _products.identity_seeds(x.numel(), x.dtype, x.device)
-        chunk = _chunk(x.numel(), size, options, x.device)
-        for lo, hi, products in _products.vjps(
-            linear, 0, seeds, x.numel(), chunk, create_graph=options.keep, progress=options.progress
-        ):
-            (product,) = products
-            block.add(
-                lo,
-                hi,
-                torch.zeros((hi - lo, y.numel()), dtype=y.dtype, device=y.device)
-                if product is None
-                else product,
-            )
-        matrices.append(block.matrix())
-    return matrices
+    if matrices is None:
+        matrices = by_rows(prepared, lin, y, options.products)
+    return lin.y, [_compressed.full_csr(J) for J in matrices] if options.sparse else matrices
 
 
 def jacobian(
@@ -283,6 +171,8 @@ def jacobian(
     chunk_size: int | None = None,
     create_graph: bool | None = None,
     progress: bool = False,
+    sparse: bool = False,
+    verify: bool = True,
 ) -> Any:
     """Jacobian matrices of ``f`` by each of its array and number arguments.
 
@@ -306,6 +196,13 @@ def jacobian(
         As for :func:`gradient`.
     progress : bool
         Show a progress bar over the chunks.
+    sparse : bool
+        Give ``torch.sparse_csr`` matrices, with an entry wherever the structure allows a nonzero, and
+        computed with one product for each color of a coloring of it. Without it, that is done where it is
+        estimated to be cheaper, and the result is dense.
+    verify : bool
+        Check a result that was found by colors against one product with a random vector. A mismatch gives the
+        dense way's answer and a warning.
 
     Returns
     -------
@@ -318,6 +215,8 @@ def jacobian(
     ------
     ValueError
         ``f`` returns neither an array nor a number, or complex values; ``mode`` or ``chunk_size`` is none.
+    RuntimeError
+        ``sparse=True`` inside a ``torch.func`` transform or ``torch.compile``.
 
     Examples
     --------
@@ -329,12 +228,15 @@ def jacobian(
             [  0.,   0., 600.,   0.,   0.,   0.,   0.]])
     >>> jacobian(lambda a, x: a**2 * x, torch.tensor([1., 2., 3.]), 1)[1]
     tensor([1., 4., 9.])
+    >>> jacobian(lambda a: a[1:] - a[:-1], torch.zeros(1001), sparse=True)[0].values().numel()
+    2000
 
     References
     ----------
     ``jacobian`` in Zygote.jl, https://fluxml.ai/Zygote.jl/stable/utils/
     """
-    return _value_and_jacobian("jacobian", f, args, argnums, create_graph, mode, chunk_size, progress)[1]
+    options = (argnums, create_graph, mode, chunk_size, progress, sparse, verify)
+    return _value_and_jacobian("jacobian", f, args, *options)[1]
 
 
 def withjacobian(
@@ -345,6 +247,8 @@ def withjacobian(
     chunk_size: int | None = None,
     create_graph: bool | None = None,
     progress: bool = False,
+    sparse: bool = False,
+    verify: bool = True,
 ) -> WithJacobian:
     """Value and Jacobian matrices; parameters and errors are those of :func:`jacobian`.
 
@@ -365,6 +269,5 @@ def withjacobian(
     ----------
     ``withjacobian`` in Zygote.jl, https://fluxml.ai/Zygote.jl/stable/utils/
     """
-    return WithJacobian(
-        *_value_and_jacobian("withjacobian", f, args, argnums, create_graph, mode, chunk_size, progress)
-    )
+    options = (argnums, create_graph, mode, chunk_size, progress, sparse, verify)
+    return WithJacobian(*_value_and_jacobian("withjacobian", f, args, *options))

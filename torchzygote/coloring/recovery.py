@@ -5,6 +5,7 @@ Index arithmetic alone; it must not know how a product is computed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,8 +16,10 @@ from .choice import Coloring, color, least_colors
 
 __all__ = ["Recovery", "jacobian_recovery", "joined", "symmetric_recovery"]
 
-# A pushforward costs about this many pullbacks, and a forward coloring has to save two products besides.
-_FORWARD_COST = 1.5
+# A pushforward costs about this many pullbacks where nothing is compiled.
+FORWARD_COST = 1.5
+# Entries of dense matrices that are listed beside a sparse one; beyond, all counts as dense.
+_MOST_LISTED = 1 << 26
 
 
 class Recovery:
@@ -28,7 +31,18 @@ class Recovery:
     color and the position in its product.
     """
 
-    __slots__ = ("coloring", "mode", "patterns", "rows", "slots", "widths")
+    __slots__ = (
+        "_columns",
+        "_flat",
+        "_moved",
+        "_rows",
+        "coloring",
+        "mode",
+        "patterns",
+        "rows",
+        "slots",
+        "widths",
+    )
 
     def __init__(self, mode: str, patterns: Sequence[Pattern], coloring: Coloring) -> None:
         self.mode = mode
@@ -37,6 +51,10 @@ class Recovery:
         self.rows = self.patterns[0].shape[0]
         self.widths = [pattern.shape[1] for pattern in self.patterns]
         self.slots = _SLOTS[mode](self.patterns, coloring)
+        self._moved: dict[torch.device, list[tuple[Tensor, Tensor]]] = {}
+        self._flat: dict[torch.device, list[Tensor]] = {}
+        self._rows: dict[torch.device, list[Tensor]] = {}
+        self._columns: dict[torch.device, list[Tensor]] = {}
 
     @property
     def ncolors(self) -> int:
@@ -51,9 +69,61 @@ class Recovery:
         """Which of the products of one color holds the entries of this matrix."""
         return matrix if self.mode == "reverse" else 0
 
+    def is_valid(self) -> bool:
+        """Whether the coloring separates the entries, so that each can be read off its product."""
+        colors, width = self.coloring.colors, max(1, self.ncolors)
+        if self.mode == "reverse":
+            return all(
+                bool(_occurs_once(j * width + color, pattern.shape[1] * width).all())
+                for pattern, (color, j) in zip(self.patterns, self.slots, strict=True)
+            )
+        whole = joined(self.patterns)
+        i, j = whole.rows(), whole.indices
+        if self.mode == "forward":
+            return bool(_occurs_once(i * width + colors[j], whole.shape[0] * width).all())
+        if bool(((colors[i] == colors[j]) & (i != j)).any()):
+            return False
+        if self.mode == "diagonal":
+            return True
+        # Each entry is alone in its row, or its mirror image is.
+        mirrored = _occurs_once(j * width + colors[i], whole.shape[0] * width)
+        return bool((_occurs_once(i * width + colors[j], whole.shape[0] * width) | mirrored).all())
+
+    def slots_on(self, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+        """The slots on a device."""
+        if device.type == "cpu":
+            return self.slots
+        if device not in self._moved:
+            self._moved[device] = [(row.to(device), column.to(device)) for row, column in self.slots]
+        return self._moved[device]
+
+    def rows_on(self, device: torch.device) -> list[Tensor]:
+        """The row of each entry, on a device."""
+        if device not in self._rows:
+            self._rows[device] = [pattern.rows().to(device) for pattern in self.patterns]
+        return self._rows[device]
+
+    def columns_on(self, device: torch.device) -> list[Tensor]:
+        """The column of each entry, on a device."""
+        if device.type == "cpu":
+            return [pattern.indices for pattern in self.patterns]
+        if device not in self._columns:
+            self._columns[device] = [pattern.indices.to(device) for pattern in self.patterns]
+        return self._columns[device]
+
+    def flat_slots(self, device: torch.device) -> list[Tensor]:
+        """The slots as positions among all products of a matrix, one color after the other."""
+        if device not in self._flat:
+            lengths = self.lengths()
+            self._flat[device] = [
+                (row * lengths[self.product_of(i)] + column).to(device)
+                for i, (row, column) in enumerate(self.slots)
+            ]
+        return self._flat[device]
+
 
 def _forward_slots(patterns: Sequence[Pattern], coloring: Coloring) -> list[tuple[Tensor, Tensor]]:
-    parts = coloring.colors.split([pattern.shape[1] for pattern in patterns])
+    parts = torch.split(coloring.colors, [pattern.shape[1] for pattern in patterns])
     return [(part[pattern.indices], pattern.rows()) for part, pattern in zip(parts, patterns, strict=True)]
 
 
@@ -74,9 +144,11 @@ def _symmetric_slots(patterns: Sequence[Pattern], coloring: Coloring) -> list[tu
 def _occurs_once(keys: Tensor, bound: int) -> Tensor:
     """Whether a key from 0 to ``bound`` is the only one of its value."""
     if bound <= 8 * keys.numel() + 1024:
-        return torch.bincount(keys, minlength=bound)[keys] == 1
+        found: Tensor = torch.bincount(keys, minlength=bound)[keys] == 1
+        return found
     _, inverse, counts = torch.unique(keys, return_inverse=True, return_counts=True)
-    return counts[inverse] == 1
+    alone: Tensor = counts[inverse] == 1
+    return alone
 
 
 def _diagonal_slots(patterns: Sequence[Pattern], coloring: Coloring) -> list[tuple[Tensor, Tensor]]:
@@ -97,7 +169,7 @@ def joined(patterns: Sequence[Pattern]) -> Pattern:
         return patterns[0]
     rows = patterns[0].shape[0]
     width = sum(pattern.shape[1] for pattern in patterns)
-    if any(pattern.dense for pattern in patterns):
+    if sum(pattern.nnz for pattern in patterns if pattern.dense) > _MOST_LISTED:
         return Pattern.full((rows, width))
     counts = torch.zeros(rows, dtype=torch.int64)
     for pattern in patterns:
@@ -115,31 +187,28 @@ def joined(patterns: Sequence[Pattern]) -> Pattern:
 
 
 def jacobian_recovery(
-    patterns: Sequence[Pattern], mode: str = "auto", most: float = float("inf")
+    patterns: Sequence[Pattern],
+    mode: str = "auto",
+    most: float = math.inf,
+    forward_cost: float = FORWARD_COST,
 ) -> Recovery | None:
-    """Forward with column colors or reverse with row colors, whichever needs fewer products.
+    """Forward with column colors or reverse with row colors, whichever costs less.
 
-    ``mode`` other than ``"auto"`` decides beforehand. ``None`` where more than ``most`` products are needed
-    in any case.
+    ``mode`` other than ``"auto"`` decides beforehand. ``None`` where the cost is above that of ``most``
+    pullbacks in any case; ``forward_cost`` is that of a pushforward.
     """
     whole = joined(patterns)
     bounds = {}
+    if mode in ("auto", "forward"):
+        bounds["forward"] = forward_cost * least_colors(whole, "distance2_columns")
     if mode in ("auto", "reverse"):
         bounds["reverse"] = float(least_colors(whole, "distance2_rows"))
-    if mode in ("auto", "forward"):
-        bounds["forward"] = _FORWARD_COST * least_colors(whole, "distance2_columns") + (
-            2 if len(bounds) else 0
-        )
     best: tuple[float, str, Coloring] | None = None
     for way in sorted(bounds, key=lambda way: bounds[way]):
         if bounds[way] > most or (best is not None and bounds[way] >= best[0]):
             continue
-        if way == "reverse":
-            coloring = color(whole, "distance2_rows")
-            cost = float(coloring.ncolors)
-        else:
-            coloring = color(whole, "distance2_columns")
-            cost = _FORWARD_COST * coloring.ncolors + (2 if len(bounds) > 1 else 0)
+        coloring = color(whole, "distance2_columns" if way == "forward" else "distance2_rows")
+        cost = coloring.ncolors * (forward_cost if way == "forward" else 1.0)
         if best is None or cost < best[0]:
             best = (cost, way, coloring)
     return None if best is None or best[0] > most else Recovery(best[1], patterns, best[2])

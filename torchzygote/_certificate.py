@@ -1,0 +1,125 @@
+"""Checking a compressed derivative against one plain product with a random vector.
+
+Knows where entries are, not how they were computed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .coloring.recovery import Recovery
+
+__all__ = ["agreement", "close", "precision", "probe_rows", "warn_mismatch"]
+
+
+def probe_rows(recovery: Recovery) -> Tensor:
+    """Random seeds, float64 on the CPU, that a plain product is taken with; no entry is near zero.
+
+    One row, or for a diagonal one for each color: the other entries of a row are unknown there, so that only
+    products with the columns of one color can be compared. A generator of its own leaves the global random
+    state alone.
+    """
+    numel = recovery.rows if recovery.mode == "reverse" else sum(recovery.widths)
+    generator = torch.Generator().manual_seed(20_240_229 + numel)
+    sizes, signs = torch.rand(2, numel, generator=generator, dtype=torch.float64)
+    probe: Tensor = (sizes + 0.5) * torch.where(signs < 0.5, -1.0, 1.0)
+    if recovery.mode != "diagonal":
+        return probe.unsqueeze(0)
+    colors = torch.arange(recovery.ncolors).unsqueeze(1)
+    rows: Tensor = torch.where(recovery.coloring.colors == colors, probe, 0.0)
+    return rows
+
+
+def precision(inputs: Sequence[Tensor], y: Tensor) -> float:
+    """Relative spacing of the coarsest numbers that the derivative is computed with."""
+    coarsest = max(torch.finfo(x.dtype).eps for x in (*inputs, y))
+    device = y.device.type
+    if torch.is_autocast_enabled(device):
+        coarsest = max(coarsest, torch.finfo(torch.get_autocast_dtype(device)).eps)
+    if device == "cuda" and torch.get_float32_matmul_precision() != "highest":
+        coarsest = max(coarsest, 2.0**-10)  # TF32
+    return coarsest
+
+
+def agreement(
+    recovery: Recovery, values: Sequence[Tensor], probes: Tensor, probed: Sequence[Tensor], eps: float
+) -> list[Tensor]:
+    """Whether the values explain each element of what the plain products gave.
+
+    ``probed``: the products with ``probes``, as :func:`torchzygote._colored.collect` returns them.
+    """
+    if recovery.mode == "diagonal":
+        return [_diagonal_agreement(recovery, values[0], probes, probed[0], eps)]
+    probe = probes[0]
+    if recovery.mode == "reverse":
+        found = []
+        for i, (pattern, expected) in enumerate(zip(recovery.patterns, probed, strict=True)):
+            rows = recovery.rows_on(values[i].device)[i]
+            columns = recovery.columns_on(values[i].device)[i]
+            got, scale = _summed(values[i], probe.to(values[i].device)[rows], columns, pattern.shape[1])
+            found.append(close(got, scale, expected.reshape(-1).to(got), eps))
+        return found
+    total: Tensor | None = None
+    scales: Tensor | None = None
+    parts = torch.split(probe, recovery.widths)
+    for i, part in enumerate(parts):
+        device = values[i].device
+        columns = recovery.columns_on(device)[i]
+        got, scale = _summed(values[i], part.to(device)[columns], recovery.rows_on(device)[i], recovery.rows)
+        total = got if total is None else total + got.to(total)
+        scales = scale if scales is None else scales + scale.to(scales)
+    assert total is not None
+    assert scales is not None
+    return [close(total, scales, probed[0].reshape(-1).to(total), eps)]
+
+
+def _summed(values: Tensor, factors: Tensor, into: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Sums of values times factors by index, and of their sizes."""
+    wide = _wide(values)
+    terms = wide * factors.to(wide.real.dtype)
+    zeros = torch.zeros(length, dtype=terms.dtype, device=terms.device)
+    sizes = terms.abs()
+    return zeros.scatter_add(0, into, terms), zeros.to(sizes.dtype).scatter_add(0, into, sizes)
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def _diagonal_agreement(
+    recovery: Recovery, values: Tensor, probes: Tensor, probed: Tensor, eps: float
+) -> Tensor:
+    """Column i by itself and together with the others of its color, weighted: H[i, i] must be the same."""
+    colors = recovery.coloring.colors.to(values.device)
+    factors = probes.sum(0).to(values)  # each column is in one probe
+    got = _wide(values * factors)
+    expected = probed.gather(0, colors.unsqueeze(0))[0]
+    return close(got, got.abs(), expected.to(got), eps)
+
+
+def close(got: Tensor, scale: Tensor, expected: Tensor, eps: float) -> Tensor:
+    """Whether ``got`` is ``expected`` up to rounding in a sum of terms of this size; elementwise."""
+    if got.numel() == 0:
+        return torch.ones(0, dtype=torch.bool, device=got.device)
+    finite = torch.where(torch.isfinite(scale), scale, 0.0)
+    tolerance = 4 * eps**0.5 * finite + 64 * eps * finite.amax()
+    both_break_down = ~torch.isfinite(got) & ~torch.isfinite(expected)
+    fine: Tensor = ((got - expected).abs() <= tolerance) | both_break_down
+    return fine
+
+
+def warn_mismatch(caller: str, recovery: Recovery, wrong: int, total: int) -> None:
+    """Say that the dense way is taken, and ask for a report."""
+    operators = sorted({name for pattern in recovery.patterns for name in pattern.operators})
+    listed = f"; f's operators: {', '.join(operators)}" if operators else ""
+    warnings.warn(
+        f"{caller}: the sparse derivative differs from plain automatic differentiation in {wrong} of {total} "
+        "elements of a product with a random vector, so the dense one is computed instead. Either f differs "
+        "from call to call, or a sparsity that was given lacks entries, or torchzygote's rule for an "
+        f"operator is wrong: please report that, with f{listed}",
+        stacklevel=2,
+    )

@@ -1,0 +1,240 @@
+"""Products of one color each, and the entries of a matrix found among them.
+
+Seeds by color go through ``_products``; what comes out is read where a :class:`Recovery` says. It must not
+know how the structure was found, nor what becomes of the values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _engine, _products, native
+from ._arguments import Prepared
+from ._engine import Linearization
+from ._products import Seeds
+from ._random import RandomState
+from ._second_order import Options, SecondOrder, run
+from ._torch_private import custom_nodes
+from .coloring.recovery import Recovery
+
+__all__ = ["Collected", "Products", "collect", "color_seeds", "hessian_products", "jacobian_products"]
+
+# lo, hi, and the products of these colors, shape (hi - lo, length) each; None where nothing depends on them
+Products = Iterable["tuple[int, int, list[Tensor | None]]"]
+
+
+def color_seeds(
+    colors: Tensor, ncolors: int, probes: Tensor | None, dtype: torch.dtype, device: torch.device
+) -> tuple[Seeds, int]:
+    """Seeds of each color, followed by the probes, and how many that are.
+
+    ``probes``, shape ``(rows, numel)``, ride along in the last chunk.
+    """
+    colors = colors.to(device)
+    extra = None if probes is None else probes.to(dtype=dtype, device=device)
+    total = ncolors + (0 if extra is None else extra.shape[0])
+
+    def seeds(lo: int, hi: int) -> Tensor:
+        parts = []
+        if lo < ncolors:
+            top = min(hi, ncolors)
+            parts.append(native.seed_rows(lo, top, colors.numel(), dtype=dtype, device=device, colors=colors))
+        if extra is not None and hi > ncolors:
+            parts.append(extra[max(0, lo - ncolors) : hi - ncolors])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    return seeds, total
+
+
+def jacobian_products(
+    f: Callable[..., Any],
+    prepared: Prepared,
+    lin: Linearization,
+    y: Tensor,
+    recovery: Recovery,
+    make_seeds: Callable[[torch.dtype, torch.device], tuple[Seeds, int]],
+    chunk: Callable[[int], int],
+    options: Options,
+    random: RandomState | None,
+    hooked: bool,
+) -> Products:
+    """Pullbacks or pushforwards of the seeds, by all arguments at once."""
+    if recovery.mode == "reverse":
+        seeds, total = make_seeds(y.dtype, y.device)
+        return _products.vjps(
+            lin, 0, seeds, total, chunk(total), create_graph=options.keep, progress=options.progress
+        )
+    dtype = prepared.inputs[0].dtype
+    for x in prepared.inputs[1:]:
+        dtype = torch.promote_types(dtype, x.dtype)
+    seeds, total = make_seeds(dtype, prepared.inputs[0].device)
+    identical = not all(prepared.owned)
+    if identical or not (hooked or _engine.compiling() or _engine.in_functorch() or custom_nodes(lin.roots)):
+        try:
+            linear = _transposed(prepared, lin)
+        except Exception:
+            if identical:
+                raise
+        else:
+            return _products.vjps(
+                linear, 0, seeds, total, chunk(total), create_graph=options.keep, progress=options.progress
+            )
+    return _pushed(f, prepared, seeds, total, chunk(total), options, random)
+
+
+def _transposed(prepared: Prepared, lin: Linearization) -> Linearization:
+    """The pullback of ``lin`` by its cotangent: pulling tangents back through it pushes them forward.
+
+    ``f`` need not run again, and tensors that ``f`` finds by identity take part.
+    """
+    u = torch.zeros_like(lin.roots[0]).requires_grad_()
+    pulled = lin.pull([u], retain=True, create_graph=True)
+    flat = [
+        torch.zeros_like(x).reshape(-1) if g is None else g.reshape(-1)
+        for x, g in zip(prepared.inputs, pulled, strict=True)
+    ]
+    return Linearization(prepared, [flat[0] if len(flat) == 1 else torch.cat(flat)], [u])
+
+
+def _pushed(
+    f: Callable[..., Any],
+    prepared: Prepared,
+    seeds: Seeds,
+    total: int,
+    chunk: int,
+    options: Options,
+    random: RandomState | None,
+) -> Iterator[tuple[int, int, list[Tensor | None]]]:
+    """Pushforwards by dual numbers; several arguments are pushed as one joined vector."""
+    sources = prepared.inputs if options.keep else [x.detach() for x in prepared.inputs]
+    inputs = [_engine.separate(x) for x in sources]
+
+    def of_all(*tracked: Tensor) -> tuple[Tensor, ...]:
+        return (_engine.call(f, prepared, tracked),)
+
+    def of_joined(vector: Tensor) -> tuple[Tensor, ...]:
+        parts = torch.split(vector, [x.numel() for x in inputs])
+        return of_all(*(part.view(x.shape).to(x.dtype) for part, x in zip(parts, inputs, strict=True)))
+
+    one = len(inputs) == 1
+    point = inputs[0] if one else torch.cat([x.reshape(-1) for x in inputs])
+    yield from _dual_products(of_all if one else of_joined, point, seeds, total, chunk, options, random)
+
+
+def _dual_products(
+    f: Callable[..., tuple[Tensor, ...]],
+    point: Tensor,
+    seeds: Seeds,
+    total: int,
+    chunk: int,
+    options: Options,
+    random: RandomState | None,
+) -> Iterator[tuple[int, int, list[Tensor | None]]]:
+    after = None if random is None else RandomState()
+    try:
+        with _engine.recording_if(options.keep):
+            for lo, hi, products in _products.jvps(
+                f, [point], 0, seeds, total, chunk, random=random, progress=options.progress
+            ):
+                yield lo, hi, [products if options.keep else products.detach()]
+    finally:
+        if after is not None:
+            after.restore()
+
+
+def hessian_products(
+    f: Callable[..., Any],
+    second: SecondOrder,
+    which: int,
+    mode: str,
+    make_seeds: Callable[[torch.dtype, torch.device], tuple[Seeds, int]],
+    chunk: Callable[[int], int],
+    options: Options,
+    random: RandomState | None,
+) -> Products:
+    """Hessian-vector products by input ``which``; its gradient is recorded for reverse over reverse."""
+    x = second.prepared.inputs[which]
+    if mode == "reverse_over_reverse":
+        lin = second.by_input(which)
+        assert lin is not None
+        seeds, total = make_seeds(lin.roots[0].dtype, x.device)
+        return _products.vjps(
+            lin, 0, seeds, total, chunk(total), create_graph=options.keep, progress=options.progress
+        )
+    seeds, total = make_seeds(x.dtype, x.device)
+    point = _engine.separate(x if options.keep else x.detach())
+
+    def gradient_of(primal: Tensor) -> tuple[Tensor, ...]:
+        inputs = list(second.prepared.inputs)
+        inputs[which] = primal
+        inner = run(second.caller, f, second.prepared.at(inputs), True, recorded=False)
+        inner.take_gradient()
+        grad = inner.grads[which]
+        return (torch.zeros_like(primal) if grad is None else grad,)
+
+    return _dual_products(gradient_of, point, seeds, total, chunk(total), options, random)
+
+
+class Collected(NamedTuple):
+    """Values of each matrix's entries, what the probes gave, and all products where they are at hand."""
+
+    values: list[Tensor]
+    probed: list[Tensor]
+    products: list[Tensor] | None
+
+
+def collect(
+    recovery: Recovery, products: Products, dtypes: Sequence[torch.dtype], device: torch.device, keep: bool
+) -> Collected:
+    """Read the entries, row by row, from chunks of products.
+
+    A chunk is read as it comes, unless results must be differentiable (``keep``) or it is the only one.
+    """
+    lengths, ncolors = recovery.lengths(), recovery.ncolors
+    parts: list[list[Tensor]] = [[] for _ in lengths]
+    probed: list[list[Tensor]] = [[] for _ in lengths]
+    values: list[Tensor] | None = None
+    for lo, hi, chunk in products:
+        for i, (product, length) in enumerate(zip(chunk, lengths, strict=True)):
+            if product is None:
+                flat = torch.zeros(hi - lo, length, dtype=dtypes[i], device=device)
+            else:
+                flat = product.reshape(hi - lo, length)
+            if hi > ncolors:
+                probed[i].append(flat[max(0, ncolors - lo) :])
+            parts[i].append(flat[: max(0, ncolors - lo)])
+        if not keep and (lo > 0 or hi < ncolors):
+            if values is None:
+                values = [
+                    torch.zeros(slot.numel(), dtype=dtype, device=device)
+                    for (slot, _), dtype in zip(recovery.slots, dtypes, strict=True)
+                ]
+            _read_chunk(recovery, [part.pop() for part in parts], lo, values)
+    probes = [torch.cat(rows) if len(rows) != 1 else rows[0] for rows in probed if rows]
+    if values is not None:
+        return Collected(values, probes, None)
+    joined = [part[0] if len(part) == 1 else torch.cat(part) for part in parts]
+    return Collected(read(recovery, joined, dtypes), probes, joined)
+
+
+def _read_chunk(recovery: Recovery, chunk: Sequence[Tensor], lo: int, values: Sequence[Tensor]) -> None:
+    """Write the entries whose color is in this chunk of products."""
+    device = values[0].device
+    for i, out in enumerate(values):
+        product = chunk[recovery.product_of(i)]
+        if product.shape[0] > 0:
+            row, column = recovery.slots_on(device)[i]
+            native.decompress(product.to(dtype=out.dtype, device=device).contiguous(), lo, row, column, out)
+
+
+def read(recovery: Recovery, products: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
+    """The values of each matrix from all of its products; differentiable."""
+    values = []
+    for i, (where, dtype) in enumerate(zip(recovery.flat_slots(products[0].device), dtypes, strict=True)):
+        found = products[recovery.product_of(i)].reshape(-1).index_select(0, where)
+        values.append(found if found.dtype == dtype else found.to(dtype))
+    return values

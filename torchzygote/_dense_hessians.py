@@ -1,0 +1,149 @@
+"""Dense Hessians and their diagonals: the recorded gradient pulled back, or the gradient pushed forward.
+
+Multiplies with ``_products``, puts together with ``_assembly``; it must not know of arguments or sparsity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _engine, _plan, _products, _separable
+from ._assembly import Columns, Rows
+from ._engine import Linearization
+from ._random import RandomState
+from ._second_order import Options, SecondOrder, run
+
+__all__ = ["diagonal", "matrix"]
+
+
+def matrix(
+    f: Callable[..., Any], second: SecondOrder, mode: str, options: Options, random: RandomState | None
+) -> Tensor:
+    if second.is_constant:
+        return _zeros(second, options)
+    if mode == "forward_over_reverse":
+        second.take_gradient()
+        return _by_columns(f, second, options, random)
+    failed: Exception | None = None
+    try:
+        second.differentiate()
+        lin = second.by_input(0)
+        if lin is None:  # linear: the gradient depends on nothing
+            return _zeros(second, options)
+        size = 0 if _engine.compiling() else second.row_bytes()
+        if mode == "reverse_over_reverse" or not _plan.exceeds_budget(size, lin.inputs[0].device):
+            return _by_rows(second, lin, options, size)
+    except Exception as error:  # an operation without a second backward may have a forward derivative
+        if mode == "reverse_over_reverse":
+            raise
+        failed = error
+        second.take_gradient()
+    try:
+        return _by_columns(f, second, options, random)
+    except Exception:
+        if failed is not None:
+            raise failed from None
+        raise
+
+
+def _zeros(second: SecondOrder, options: Options) -> Tensor:
+    x = second.prepared.inputs[0]
+    return Rows(x.numel(), x, x.dtype, options.keep).matrix()
+
+
+def _chunk(rows: int, options: Options, size: int, device: torch.device) -> int:
+    if options.chunk_size is not None or rows <= 1 or _engine.compiling():
+        return options.chunk_size or max(rows, 1)
+    return _plan.choose_chunk(None, rows, size, device)
+
+
+def _by_rows(second: SecondOrder, lin: Linearization, options: Options, size: int) -> Tensor:
+    """Reverse over reverse: the recorded gradient is pulled back."""
+    x = second.prepared.inputs[0]
+    n = x.numel()
+    blocks = _blocks(lin, options, size)
+    if blocks is not None:
+        return blocks.dense(n, n, x.dtype)
+    block = Rows(n, x, x.dtype, options.keep)
+    seeds = _products.identity_seeds(n, lin.roots[0].dtype, x.device)
+    chunk = _chunk(n, options, size, x.device)
+    for lo, hi, (product,) in _products.vjps(
+        lin, 0, seeds, n, chunk, create_graph=options.keep, progress=options.progress
+    ):
+        block.add(lo, hi, product)
+    return block.matrix()
+
+
+def _blocks(lin: Linearization, options: Options, size: int) -> _separable.Blocks | None:
+    """The Hessian as blocks along a batch axis; ``None`` where it isn't known to be so."""
+    layout = _separable.find_layout(lin.roots[0], lin.inputs[0], size, same_axes=True)
+    if layout is None:
+        return None
+    return _separable.block_products(
+        lin,
+        layout,
+        size,
+        chunk_size=options.chunk_size,
+        create_graph=options.keep,
+        progress=options.progress,
+    )
+
+
+def _by_columns(
+    f: Callable[..., Any], second: SecondOrder, options: Options, random: RandomState | None
+) -> Tensor:
+    """Forward over reverse: the gradient is pushed forward, and recorded anew in every chunk."""
+    prepared = second.prepared
+    x = prepared.inputs[0]
+    n = x.numel()
+    source = _engine.separate(x if options.keep else x.detach())
+
+    def gradient_of(primal: Tensor) -> tuple[Tensor]:
+        inner = run(second.caller, f, prepared.at([primal]), True, recorded=False)
+        inner.take_gradient()
+        (grad,) = inner.grads
+        return (torch.zeros_like(primal) if grad is None else grad,)
+
+    block = Columns(n, x, x.dtype, options.keep)
+    after = None if random is None else RandomState()
+    size = 0 if _engine.compiling() else second.row_bytes()
+    chunk = _chunk(n, options, size, x.device)
+    seeds = _products.identity_seeds(n, x.dtype, x.device)
+    try:
+        for lo, hi, products in _products.jvps(
+            gradient_of, [source], 0, seeds, n, chunk, random=random, progress=options.progress
+        ):
+            block.add(lo, hi, products if options.keep else products.detach())
+    finally:
+        if after is not None:
+            after.restore()
+    return block.matrix()
+
+
+def diagonal(second: SecondOrder, i: int, options: Options) -> Tensor:
+    """The diagonal by input ``i``, gathered from each chunk of Hessian rows."""
+    x = second.prepared.inputs[i]
+    lin = second.by_input(i)
+    n = x.numel()
+    if lin is None or n == 0:
+        return torch.zeros(x.shape, dtype=x.dtype, device=x.device)
+    size = 0 if _engine.compiling() else second.row_bytes()
+    blocks = _blocks(lin, options, size)
+    if blocks is not None:
+        return blocks.diagonal().to(x.dtype)
+    parts = []
+    chunk = _chunk(n, options, size, x.device)
+    seeds = _products.identity_seeds(n, lin.roots[0].dtype, x.device)
+    for lo, hi, (product,) in _products.vjps(
+        lin, 0, seeds, n, chunk, create_graph=options.keep, progress=options.progress
+    ):
+        if product is None:
+            parts.append(torch.zeros(hi - lo, dtype=x.dtype, device=x.device))
+        else:
+            diagonal = product.reshape(hi - lo, n).diagonal(lo)
+            parts.append(diagonal if hi - lo == n else diagonal.clone())  # a view would keep the chunk alive
+    return torch.cat(parts).reshape(x.shape)
