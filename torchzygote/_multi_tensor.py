@@ -24,7 +24,6 @@ __all__ = [
     "apply",
     "apply_",
     "by_kind",
-    "check_pairs",
     "clone_all",
     "copy_all",
     "describe",
@@ -36,6 +35,13 @@ __all__ = [
 
 Number = int | float | complex
 Operand = Number | Tensor | list[Tensor] | tuple[float, float]  # the last for clipping
+
+
+Label = Callable[[int], str]
+
+
+def _position(i: int) -> str:
+    return f"value {i}"
 
 
 class Operator(NamedTuple):
@@ -150,6 +156,21 @@ def _together(op: Operator, xs: list[Tensor], right: Operand) -> bool:
     )
 
 
+def _alike(xs: list[Tensor], right: Operand) -> bool:
+    """The common case, told fast: dense, all of one kind, pairs of one shape, and nothing is recorded."""
+    if not xs or in_functorch() or in_forward_ad() or isinstance(right, complex):
+        return False
+    dtype, device, tape = xs[0].dtype, xs[0].device, torch.is_grad_enabled()
+    if isinstance(right, Tensor) and (right.is_complex() or (tape and right.requires_grad)):
+        return False
+    for x in xs + right if isinstance(right, list) else xs:
+        if x.dtype is not dtype or x.layout is not torch.strided or x.device != device:
+            return False
+        if tape and x.requires_grad:
+            return False
+    return not isinstance(right, list) or [x.shape for x in xs] == [y.shape for y in right]
+
+
 def _at(operand: Operand, where: list[int]) -> Operand:
     return [operand[i] for i in where] if isinstance(operand, list) else operand
 
@@ -162,7 +183,7 @@ def _for_many(xs: list[Tensor], right: Operand) -> Operand:
     """A 0-dim tensor as the multi-tensor call for ``xs`` takes it."""
     if not isinstance(right, Tensor):
         return right
-    if right.device.type == "cpu":
+    if right.device.type == "cpu" and xs[0].device.type != "cpu":
         number: Number = right.item()
         return number
     return right.to(xs[0].device, copy=True)  # one of the tensors written to may be this very one
@@ -171,8 +192,14 @@ def _for_many(xs: list[Tensor], right: Operand) -> Operand:
 # -- the operators -------------------------------------------------------------------------------------------
 
 
-def apply(op: Operator, xs: list[Tensor], right: Operand) -> list[Tensor]:
-    """``op(x, right)`` for each ``x``; ``right`` is a number, a 0-dim tensor or a list, one per ``x``."""
+def apply(op: Operator, xs: list[Tensor], right: Operand, label: Label = _position) -> list[Tensor]:
+    """``op(x, right)`` for each ``x``; ``right`` is a number, a 0-dim tensor or a list, one per ``x``.
+
+    ``label(i)`` says in an error which ``x`` it is about.
+    """
+    if _alike(xs, right):
+        return list(op.many(xs, _for_many(xs, right)))
+    _check(op, xs, right, label, in_place=False)
     dense = [
         i
         for i, x in enumerate(xs)
@@ -194,12 +221,17 @@ def apply(op: Operator, xs: list[Tensor], right: Operand) -> list[Tensor]:
     return out
 
 
-def apply_(op: Operator, xs: list[Tensor], right: Operand) -> list[Tensor]:
+def apply_(op: Operator, xs: list[Tensor], right: Operand, label: Label = _position) -> list[Tensor]:
     """The same, written into each ``x`` where that can be; returns the tensors that hold the results.
 
-    What can't be written into is replaced: see :func:`writable`.
+    What can't be written into is replaced: see :func:`writable`. Errors come before anything is written.
     """
     assert op.many_ is not None
+    if not _alike(xs, right):
+        _check(op, xs, right, label, in_place=True)
+    elif _all_writable(xs) and not _crossed(xs, right):
+        op.many_(xs, _for_many(xs, right))
+        return xs
     if recorded(_operands(xs, right)):
         return [y.to(x.dtype) for x, y in zip(xs, apply(op, xs, right), strict=True)]
     if isinstance(right, list):
@@ -233,10 +265,24 @@ def _one_sparse(op: Operator, x: Tensor, y: Any) -> Tensor:
     return result
 
 
+def _crossed(xs: list[Tensor], right: Operand) -> bool:
+    """Whether writing into one of ``xs`` might change the operand of another."""
+    if not isinstance(right, list):
+        return False
+    return not {id(x) for x in xs}.isdisjoint([id(y) for x, y in zip(xs, right, strict=True) if x is not y])
+
+
 def _apart(xs: list[Tensor], right: list[Tensor]) -> list[Tensor]:
     """``right``, cloned where writing into another ``x`` first would change it."""
     positions = {id(x): i for i, x in enumerate(xs)}
     return [y.clone() if positions.get(id(y), i) != i else y for i, y in enumerate(right)]
+
+
+def _all_writable(xs: list[Tensor]) -> bool:
+    """Whether :func:`writable` finds nothing to replace, told fast for the common case."""
+    if len({id(x) for x in xs}) == len(xs) and all(x.is_contiguous() and not x.is_inference() for x in xs):
+        return True
+    return not writable(xs)[1]
 
 
 def writable(xs: list[Tensor]) -> tuple[list[int], list[int]]:
@@ -259,10 +305,8 @@ def writable(xs: list[Tensor]) -> tuple[list[int], list[int]]:
     return can, cannot
 
 
-def check_pairs(
-    op: Operator, xs: list[Tensor], right: Operand, label: Callable[[int], str], in_place: bool
-) -> None:
-    """Refuse, before anything is written, operands that don't go together; ``label(i)`` says which."""
+def _check(op: Operator, xs: list[Tensor], right: Operand, label: Label, in_place: bool) -> None:
+    """Refuse operands that don't go together."""
     if not isinstance(right, list):
         complex_ = right.is_complex() if isinstance(right, Tensor) else isinstance(right, complex)
         for i, x in enumerate(xs):
@@ -301,6 +345,8 @@ def _unfit_dtype(op: Operator, x: Tensor, y: Any, label: str) -> TypeError:
 def clone_all(xs: list[Tensor]) -> list[Tensor]:
     """Copies with memory of their own."""
     many = getattr(torch, "_foreach_clone", None)  # newer than the oldest PyTorch that we support
+    if many is not None and _alike(xs, 1):
+        return list(many(xs))
     if many is None or recorded(xs) or not all(map(_is_strided, xs)):
         return [x.clone() for x in xs]
     out: list[Any] = [None] * len(xs)

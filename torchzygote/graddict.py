@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from ._entries import as_tensor, equal, scalar, show, version_of, zeros_of
-from ._multi_tensor import OPERATORS, REFLECTED, apply, apply_, check_pairs, clone_all, describe
+from ._multi_tensor import OPERATORS, REFLECTED, apply, apply_, clone_all, describe
 
 __all__ = ["GradDict"]
 
@@ -265,24 +265,21 @@ class GradDict(MutableMapping[Tensor, Any]):
             as_tensor(v, key, symbol) for v, key in zip(self._tensors(), self._keys.values(), strict=True)
         ]
 
-    def _where(self) -> Callable[[int], str]:
-        return lambda i: self._label(list(self._keys)[i])
+    def _nth_label(self, i: int) -> str:
+        return self._label(list(self._keys)[i])
 
     def _combined(self: Self, symbol: str, other: object) -> Self:
         right = self._right(other, symbol)
         if right is NotImplemented:
             return right  # type: ignore[no-any-return]
-        op, xs = OPERATORS[symbol], self._left(symbol)
-        check_pairs(op, xs, right, self._where(), in_place=False)
-        return self._like(apply(op, xs, right))
+        return self._like(apply(OPERATORS[symbol], self._left(symbol), right, self._nth_label))
 
     def _combined_(self: Self, symbol: str, other: object) -> Self:
         right = self._right(other, symbol)
         if right is NotImplemented:
             return right  # type: ignore[no-any-return]
-        op, xs = OPERATORS[symbol], self._left(symbol)
-        check_pairs(op, xs, right, self._where(), in_place=True)
-        self._values.update(zip(self._keys, apply_(op, xs, right), strict=True))
+        values = apply_(OPERATORS[symbol], self._left(symbol), right, self._nth_label)
+        self._values = dict(zip(self._keys, values, strict=True))
         return self
 
     def _reflected(self: Self, symbol: str, other: object) -> Self:

@@ -97,7 +97,7 @@ def _value_and_results(
             if root is None:
                 flat: list[Tensor | None] = [None] * len(prepared.inputs)
             else:
-                flat = lin.pull([torch.ones_like(root)], retain=keep, create_graph=keep)
+                flat = lin.pull_scalar(root, retain=keep, create_graph=keep)
             if not _engine.in_functorch() and not _engine.compiling():
                 flat = own(flat)
             value = lin.y
@@ -288,7 +288,7 @@ def _pullback(
     prepared = prepare(args, argnums) if params is None else prepare_implicit("pullback", params, argnums)
     keep = _engine.keeps_graph(create_graph)
     release = None if params is None or _engine.in_functorch() else _engine.held_flags(prepared.inputs)
-    waiting: list[_state.Callback] = []
+    waiting = _state.Session()
     try:
         with _state.differentiation(waiting, defer=True):
             lin = _engine.linearize(f, prepared, keep=keep)

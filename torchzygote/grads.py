@@ -308,7 +308,11 @@ class Grads(GradDict):
                     f"{caller}: expected a real value for {self._label(key)}, got {describe(value)}; take "
                     "its real part, as in g.map(torch.real)"
                 )
-        return [self._keys[key] for key in present], [v.to(self._keys[k].dtype) for k, v in present.items()]
+        params = [self._keys[key] for key in present]
+        values = list(present.values())
+        return params, [
+            v if v.dtype is p.dtype else v.to(p.dtype) for p, v in zip(params, values, strict=True)
+        ]
 
     def to_vector(self) -> Tensor:
         """All values in one new vector, in the order of ``params``, each in row-major order.
