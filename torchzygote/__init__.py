@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ._plan import set_memory_budget
 from ._version import __version__
+from .buffer import Buffer
 from .graddict import GradDict
 from .gradients import WithGradient, gradient, pullback, pushforward, withgradient
 from .grads import Grads
@@ -16,6 +17,7 @@ from .params import Params
 from .vectors import copy_
 
 __all__ = [
+    "Buffer",
     "GradDict",
     "Grads",
     "Params",

@@ -1,0 +1,273 @@
+"""A log of any writes, and for each element of the Buffer where in the log its value is.
+
+The log is the concatenation of all values written, in the order of writing, and never made as such. ``owner``
+holds a position in it for each element: a write changes the positions of what it writes, and a read is one
+gather from the few values it touches. A value that is read in small parts is split, once, into a tree of
+chunks: otherwise each part's backward pass would cost the whole value. Knows nothing of ``vmap`` or modes:
+values are concatenated, split and gathered from, and that works in all of them.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._buffer_index import Key
+from ._buffer_rows import RowLog
+from ._buffer_values import fit
+
+__all__ = ["ElementLog"]
+
+_BRANCHES = 64  # chunks that a value is split into
+_WHOLE = 16  # values of up to this many elements are never split
+_WASTE = 4  # a value is taken whole if at least one in so many of its elements is wanted
+
+Positions = np.ndarray[Any, np.dtype[np.int64]]
+
+
+class _Chunks:
+    """A value, flat, and its chunks of ``size`` elements: tensors or chunks again."""
+
+    __slots__ = ("parts", "size", "whole")
+
+    def __init__(self, whole: Tensor) -> None:
+        self.whole = whole
+        self.size = max(-(-whole.numel() // _BRANCHES), 1)
+        with torch.enable_grad():
+            self.parts: list[Any] = list(torch.split(whole, self.size))
+
+
+class _Pieces:
+    """Parts of the log in ascending order: where each begins, and its elements as a flat tensor."""
+
+    def __init__(self) -> None:
+        self.starts: list[int] = []
+        self.tensors: list[Tensor] = []
+
+    def add(self, start: int, tensor: Tensor) -> None:
+        self.starts.append(start)
+        self.tensors.append(tensor)
+
+    def joined(self) -> Tensor:
+        return self.tensors[0] if len(self.tensors) == 1 else torch.cat(self.tensors)
+
+    def locate(self, wanted: Positions) -> Positions:
+        """Where the positions ``wanted`` of the log are in :meth:`joined`."""
+        starts = np.array(self.starts, dtype=np.int64)
+        sizes = np.array([tensor.numel() for tensor in self.tensors], dtype=np.int64)
+        shifts = starts - (np.cumsum(sizes) - sizes)
+        if len(starts) == 1:
+            shift: Positions = shifts[:1]
+            return wanted - shift
+        located: Positions = wanted - shifts[np.searchsorted(starts, wanted, "right") - 1]
+        return located
+
+
+def _flat(node: Any) -> Tensor:
+    tensor: Tensor = node.whole if isinstance(node, _Chunks) else node
+    return tensor if tensor.ndim == 1 else tensor.reshape(-1)
+
+
+class ElementLog:
+    """``shape``, ``dtype``, ``device`` of the Buffer; ``owner``: a position in the log for each element."""
+
+    __slots__ = ("_ends", "_ends_array", "_limit", "_nodes", "device", "dtype", "owner", "shape", "total")
+
+    def __init__(
+        self, shape: torch.Size, dtype: torch.dtype, device: torch.device, memory: Tensor | None
+    ) -> None:
+        self.shape = shape
+        self.dtype = dtype
+        self.device = device
+        self.total = 0
+        self._nodes: list[Any] = []
+        self._ends: list[int] = []
+        self._ends_array = np.empty(16, dtype=np.int64)
+        if memory is None:
+            memory = torch.zeros(shape, dtype=dtype, device=device)
+        numel = memory.numel()
+        self._limit = max(8 * numel, 1 << 14)
+        self.owner: Positions = np.arange(numel, dtype=np.int64).reshape(tuple(shape))
+        self._append(memory.reshape(-1))
+
+    @staticmethod
+    def from_rows(log: RowLog) -> ElementLog:
+        """The same contents; called once in a Buffer's life."""
+        elements = ElementLog(log.shape, log.dtype, log.device, log.memory)
+        for lo, hi in log.runs(0, log.shape[0]):
+            row = log.rows[lo]
+            if row is None:
+                continue
+            for value, i, j in (
+                [(log.piece(lo, hi), lo, hi)]
+                if not isinstance(row, Tensor)
+                else [(log.rows[i], i, i + 1) for i in range(lo, hi)]
+            ):
+                start = elements._append(value)
+                part = elements.owner[i:j]
+                part[...] = np.arange(start, start + part.size).reshape(part.shape)
+        return elements
+
+    def _append(self, value: Tensor) -> int:
+        """Put ``value`` at the end of the log; its position there."""
+        start = self.total
+        count = value.numel()
+        if count == 0:
+            return start
+        self.total = start + count
+        n = len(self._nodes)
+        if n == len(self._ends_array):
+            self._ends_array = np.concatenate([self._ends_array, np.empty(n, dtype=np.int64)])
+        self._ends_array[n] = self.total
+        self._ends.append(self.total)
+        self._nodes.append(value)
+        return start
+
+    def write(self, key: Key, value: Tensor) -> None:
+        """Write ``value``, a snapshot; its shape must fit the selection."""
+        if self.total > self._limit:
+            self._drop_overwritten()
+        start = self.total
+        if value.ndim == 0 and key.arrays is None:
+            key.assign(self.owner, start)
+        else:
+            selected = key.select(self.owner)
+            target = np.shape(selected)
+            value = fit(value, target, self.shape)
+            if 0 in target:
+                return
+            offsets = np.arange(start, start + value.numel()).reshape(tuple(value.shape))
+            if key.arrays is None and target:
+                selected[...] = offsets
+            else:
+                key.assign(self.owner, np.broadcast_to(offsets, target))
+        self._append(value)
+
+    def replace(self, whole: Tensor) -> None:
+        """``whole``, of the Buffer's shape, is all there is."""
+        start = self._append(whole)
+        self.owner[...] = np.arange(start, start + self.owner.size).reshape(self.owner.shape)
+
+    def read(self, key: Key) -> Tensor:
+        """A fresh tensor of what ``key`` selects."""
+        wanted = np.asarray(key.select(self.owner))
+        return self._fetch(np.ascontiguousarray(wanted).reshape(-1), wanted.shape)
+
+    def assemble(self) -> Tensor:
+        """The whole, fresh."""
+        return self._fetch(self.owner.reshape(-1), self.owner.shape)
+
+    def _fetch(self, wanted: Positions, shape: tuple[int, ...]) -> Tensor:
+        count = wanted.size
+        if count == 0:
+            return torch.zeros(shape, dtype=self.dtype, device=self.device)
+        first = int(wanted[0])
+        if int(wanted[-1]) - first == count - 1 and (count < 3 or bool((np.diff(wanted) == 1).all())):
+            pieces = self._run(first, first + count, shape)
+            found = pieces.joined()
+            if len(pieces.tensors) == 1:
+                found = found.clone()
+        else:
+            pieces = self._gathered(wanted)
+            index = torch.as_tensor(pieces.locate(wanted), device=self.device)
+            found = pieces.joined().index_select(0, index)
+        return found if found.shape == shape else found.reshape(shape)
+
+    def _node_at(self, position: int) -> int:
+        return bisect_right(self._ends, position)
+
+    def _start_of(self, n: int) -> int:
+        return self._ends[n - 1] if n else 0
+
+    def _run(self, lo: int, hi: int, shape: tuple[int, ...]) -> _Pieces:
+        """What covers positions ``lo`` to ``hi`` of the log, exactly."""
+        pieces = _Pieces()
+        n = self._node_at(lo)
+        start, end = self._start_of(n), self._ends[n]
+        node = self._nodes[n]
+        if start == lo and end == hi and isinstance(node, Tensor) and node.shape == shape:
+            pieces.add(lo, node)  # what was written, read back
+            return pieces
+        while start < hi:
+            node = self._nodes[n]
+            self._nodes[n] = _cover(
+                node, end - start, max(lo - start, 0), min(hi, end) - start, start, pieces
+            )
+            n += 1
+            if n == len(self._nodes):
+                break
+            start, end = end, self._ends[n]
+        return pieces
+
+    def _gathered(self, wanted: Positions) -> _Pieces:
+        """Parts of the log that hold the positions ``wanted``, and not much else."""
+        if self.total <= 8 * wanted.size:
+            flags = np.zeros(self.total, dtype=bool)
+            flags[wanted] = True
+            ascending = np.flatnonzero(flags)
+        else:
+            ascending = np.unique(wanted)
+        ends = self._ends_array[: len(self._nodes)]
+        pieces = _Pieces()
+        for n, part in _groups(np.searchsorted(ends, ascending, "right"), ascending):
+            start, end = self._start_of(n), self._ends[n]
+            self._nodes[n] = _gather(self._nodes[n], end - start, part - start, start, pieces)
+        return pieces
+
+    def _drop_overwritten(self) -> None:
+        """Forget values of which nothing is left, so that the log doesn't grow with what is written over."""
+        wanted = self.owner.reshape(-1)
+        with torch.enable_grad():
+            pieces = self._gathered(wanted)
+        self.owner = pieces.locate(wanted).reshape(self.owner.shape)
+        self.total, self._nodes, self._ends = 0, [], []
+        for tensor in pieces.tensors:
+            self._append(tensor)
+        self._limit = max(8 * wanted.size, 1 << 14, 2 * self.total)
+
+
+def _groups(ids: Positions, ascending: Positions) -> Any:
+    """For each of the ascending ``ids`` the part of ``ascending`` that belongs to it."""
+    cuts = np.flatnonzero(np.diff(ids)) + 1
+    firsts = [0, *cuts.tolist()]
+    lasts = [*cuts.tolist(), len(ids)]
+    for a, b in zip(firsts, lasts, strict=True):
+        yield int(ids[a]), ascending[a:b]
+
+
+def _cover(node: Any, size: int, lo: int, hi: int, base: int, pieces: _Pieces) -> Any:
+    """Add elements ``lo`` to ``hi`` of a node, exactly; returns the node, split if that was needed."""
+    if lo == 0 and hi == size:
+        pieces.add(base, _flat(node))
+    elif size <= _WHOLE or (hi - lo) * _WASTE >= size:
+        pieces.add(base + lo, _flat(node)[lo:hi])
+    else:
+        if not isinstance(node, _Chunks):
+            with torch.enable_grad():
+                node = _Chunks(_flat(node))
+        step = node.size
+        for c in range(lo // step, (hi - 1) // step + 1):
+            start, end = c * step, min((c + 1) * step, size)
+            node.parts[c] = _cover(
+                node.parts[c], end - start, max(lo - start, 0), min(hi, end) - start, base + start, pieces
+            )
+    return node
+
+
+def _gather(node: Any, size: int, wanted: Positions, base: int, pieces: _Pieces) -> Any:
+    """Add what holds the ascending positions ``wanted`` of a node; returns it, split if that was needed."""
+    if size <= _WHOLE or wanted.size * _WASTE >= size:
+        pieces.add(base, _flat(node))
+        return node
+    if not isinstance(node, _Chunks):
+        with torch.enable_grad():
+            node = _Chunks(_flat(node))
+    step = node.size
+    for c, part in _groups(wanted // step, wanted):
+        start, end = c * step, min((c + 1) * step, size)
+        node.parts[c] = _gather(node.parts[c], end - start, part - start, base + start, pieces)
+    return node

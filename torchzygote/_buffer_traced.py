@@ -1,0 +1,107 @@
+"""Writes as out-of-place operations, for what can't be read now: a tracer's tensors, indices under ``vmap``.
+
+Knows nothing of logs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._buffer_values import as_value, fit
+
+__all__ = ["TracedStore", "out_of_place"]
+
+
+def out_of_place(whole: Tensor, index: tuple[Any, ...], value: Tensor) -> Tensor:
+    """``whole`` with ``value`` at ``index``, as a new tensor; either may be batched, the index too."""
+    masks = [item for item in index if isinstance(item, Tensor) and item.dtype is torch.bool]
+    if masks:
+        return _masked(whole, index, masks[0], value)
+    numbers = torch.arange(math.prod(whole.shape), device=whole.device).reshape(whole.shape)
+    where = numbers[index]
+    value = fit(value, where.shape, whole.shape).expand(where.shape)
+    flat = whole.reshape(-1).index_put((where.reshape(-1),), value.reshape(-1))
+    return flat.reshape(whole.shape)
+
+
+def _masked(whole: Tensor, index: tuple[Any, ...], mask: Tensor, value: Tensor) -> Tensor:
+    alone = all(
+        item is mask or item is Ellipsis or (isinstance(item, slice) and item == slice(None))
+        for item in index
+    )
+    if not alone or (index[0] is not mask):
+        raise IndexError(
+            "index: expected a mask alone, where it differs between examples or is traced, got it together "
+            "with other indices; write the whole with torch.where"
+        )
+    if mask.shape != whole.shape[: mask.ndim]:
+        raise IndexError(
+            f"index: expected a mask of shape {tuple(whole.shape[: mask.ndim])}, got {tuple(mask.shape)}"
+        )
+    rest = whole.shape[mask.ndim :]
+    mask = mask.reshape(tuple(mask.shape) + (1,) * len(rest)).expand(whole.shape)
+    value = fit(value, (value.shape[0] if value.ndim > len(rest) else 1, *rest), whole.shape)
+    if value.ndim <= len(rest) or value.shape[0] == 1:
+        return torch.where(mask, value, whole)
+    return whole.masked_scatter(mask, value.expand(value.shape[0], *rest))
+
+
+class TracedStore:
+    """What a Buffer is under ``torch.compile``: rows as long as whole rows are written, else one tensor."""
+
+    def __init__(
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, zeros: Tensor
+    ) -> None:
+        self.shape = shape
+        self.dtype = dtype
+        self.device = device
+        self.whole = zeros
+        self.rows: list[Any] | None = [None] * shape[0] if len(shape) > 0 else None
+
+    def _row(self, index: Any) -> bool:
+        return self.rows is not None and isinstance(index, int) and not isinstance(index, bool)
+
+    def _check_row(self, index: int) -> None:
+        if not -self.shape[0] <= index < self.shape[0]:
+            raise IndexError(
+                f"index: expected an int from {-self.shape[0]} to {self.shape[0] - 1}, for a Buffer of shape "
+                f"{tuple(self.shape)}, got {index}"
+            )
+
+    def write(self, index: Any, given: Any) -> None:
+        """Write a value of any kind."""
+        value = as_value(given, self.dtype, self.device)
+        if self.rows is not None and self._row(index):
+            self._check_row(index)
+            row_shape = self.shape[1:]
+            self.rows[index] = fit(value, row_shape, self.shape).expand(row_shape).clone()
+            return
+        whole = self.assemble()
+        items = index if isinstance(index, tuple) else (index,)
+        self.whole = out_of_place(whole, tuple(_as_index(item) for item in items), value)
+        self.rows = None
+
+    def read(self, index: Any) -> Tensor:
+        """A fresh tensor of what the index selects."""
+        if self.rows is not None and self._row(index):
+            self._check_row(index)
+            row = self.rows[index]
+            return self.whole[index].clone() if row is None else row.clone()
+        items = index if isinstance(index, tuple) else (index,)
+        return self.assemble()[tuple(_as_index(item) for item in items)].clone()
+
+    def assemble(self) -> Tensor:
+        """The whole."""
+        if self.rows is None:
+            return self.whole
+        if all(row is None for row in self.rows):
+            return self.whole
+        return torch.stack([self.whole[i] if row is None else row for i, row in enumerate(self.rows)])
+
+
+def _as_index(item: Any) -> Any:
+    return torch.tensor(item) if isinstance(item, list) else item

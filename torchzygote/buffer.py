@@ -1,0 +1,394 @@
+"""An array whose elements may be assigned while differentiating.
+
+Decides which way of keeping the values is in use, and hands over from one to the next; how each of them works
+is its module's business:
+
+- plain memory (``_buffer_memory``), until a value arrives that something follows;
+- a log of rows (``_buffer_rows``), as long as whole rows are written and read;
+- a log of any writes (``_buffer_elements``);
+- out-of-place operations (``_buffer_traced``) under ``torch.compile``;
+- a list (``_buffer_list``).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._arguments import type_name
+from ._buffer_elements import ElementLog
+from ._buffer_form import model_of, shape_of
+from ._buffer_index import Key, parse, row_of
+from ._buffer_list import ListStore
+from ._buffer_memory import MemoryStore
+from ._buffer_refusal import NotATensor, NotTensorError
+from ._buffer_rows import FOLD, RowLog
+from ._buffer_traced import TracedStore, out_of_place
+from ._buffer_values import TEMPORARY, as_value, fit, is_plain, snapshot, value_read
+from ._torch_private import innermost_level
+
+__all__ = ["Buffer"]
+
+_references = sys.getrefcount
+
+
+class Buffer(NotATensor):
+    """Array whose elements may be assigned while differentiating, or growing list of tensors.
+
+    Parameters
+    ----------
+    like : tensor or array, optional
+        Gives dtype, device and, where no shape is given, the shape; its values don't matter. Without it, or
+        with an empty list, the Buffer is a growing list with :meth:`append`, :meth:`pop` and ``del buf[i]``.
+    *shape : int
+        The shape; one tuple will do.
+    dtype : torch.dtype, optional
+        Another dtype than that of ``like``.
+
+    Raises
+    ------
+    TypeError
+        A floating or complex value is written into an integer Buffer, or a complex one into a real one; a
+        Buffer is used as if it were a tensor.
+    IndexError
+        An index is out of range.
+    ValueError
+        A value doesn't broadcast to the part that is written (the error is a ``RuntimeError`` too, which is
+        what plain assignment raises).
+    RuntimeError
+        Something is written after the Buffer was copied.
+
+    Notes
+    -----
+    Elements are zero until they are written. An index is anything that a tensor takes. ``buf[i] = v`` copies
+    ``v``, and what is read is a value of its own: changing either in place later changes nothing here. Where
+    an index array names an element twice, the last value stays. If a write raises, nothing has been written.
+
+    Writing costs what is written, forward and backward, however large the Buffer is; reading what was just
+    written costs what is read. ``copy.copy(buf)`` or ``buf.copy()`` puts the tensor together, once, and
+    freezes the Buffer.
+
+    Examples
+    --------
+    >>> import copy, torch
+    >>> from torchzygote import Buffer, gradient
+    >>> def vstack(xs):
+    ...     buf = Buffer(xs, len(xs), 5)
+    ...     for i in range(5):
+    ...         buf[:, i] = xs
+    ...     return copy.copy(buf)
+    >>> vstack(torch.tensor([1., 2., 3.]))
+    tensor([[1., 1., 1., 1., 1.],
+            [2., 2., 2., 2., 2.],
+            [3., 3., 3., 3., 3.]])
+    >>> gradient(lambda x: vstack(x).sum(), torch.tensor([1., 2., 3.]))
+    (tensor([5., 5., 5.]),)
+
+    A list of tensors:
+
+    >>> def powers(x):
+    ...     buf = Buffer()
+    ...     for n in range(4):
+    ...         buf.append(x**n)
+    ...     return torch.stack(buf.copy())
+    >>> gradient(lambda x: powers(x).sum(), 2)
+    (tensor(17.),)
+
+    References
+    ----------
+    ``Zygote.Buffer`` in Zygote.jl, https://fluxml.ai/Zygote.jl/stable/utils/
+    """
+
+    __slots__ = (
+        "_device",
+        "_dtype",
+        "_frozen",
+        "_on_cpu",
+        "_row_shape",
+        "_rows",
+        "_shape",
+        "_store",
+        "_traced",
+    )
+
+    def __init__(self, like: Any = None, *shape: Any, dtype: torch.dtype | None = None) -> None:
+        self._frozen = False
+        self._traced = torch.compiler.is_compiling()
+        self._rows: list[Any] | None = None  # those of a RowLog that may be written
+        self._store: Any = None
+        if like is None or (isinstance(like, list) and not like):
+            if shape or dtype is not None:
+                raise TypeError("like: expected a tensor to go with a shape or dtype, got none")
+            self._store = ListStore()
+            return
+        if dtype is not None and not isinstance(dtype, torch.dtype):
+            raise TypeError(f"dtype: expected a torch.dtype or None, got {dtype!r}")
+        model = like if isinstance(like, Buffer) else model_of(like)
+        sizes = shape_of(model.shape, shape)
+        self._dtype = model.dtype if dtype is None else dtype
+        self._device = model.device
+        self._on_cpu = self._device.type == "cpu"
+        self._shape = torch.Size(sizes)
+        self._row_shape = torch.Size(sizes[1:])
+        if self._traced:
+            zeros = (model._store.whole if isinstance(model, Buffer) else model).new_zeros(
+                sizes, dtype=self._dtype
+            )
+            self._store = TracedStore(sizes, self._dtype, self._device, zeros)
+        else:
+            self._store = MemoryStore(self._shape, self._dtype, self._device)
+
+    # -----------------------------------------------------------------------------------------------------
+    # what it is
+
+    def _array(self, what: str) -> None:
+        if isinstance(self._store, ListStore):
+            raise NotTensorError(f"{what}: expected a Buffer with a shape, got a growing list")
+
+    def _list(self, what: str) -> ListStore:
+        store = self._store
+        if not isinstance(store, ListStore):
+            raise NotTensorError(
+                f"{what}: expected a growing list, Buffer(), got a Buffer of shape {tuple(self._shape)}"
+            )
+        return store
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape."""
+        self._array("shape")
+        return self._shape
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        self._array("ndim")
+        return len(self._shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype, which written values are converted to."""
+        self._array("dtype")
+        return self._dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device, which written values are moved to."""
+        self._array("device")
+        return self._device
+
+    def size(self, dim: int | None = None) -> Any:
+        """The shape, or its size along ``dim``."""
+        self._array("size")
+        return self._shape if dim is None else self._shape[dim]
+
+    def __len__(self) -> int:
+        if isinstance(self._store, ListStore):
+            return len(self._store.items)
+        if not self._shape:
+            raise TypeError("len: expected a Buffer with axes, got one of shape ()")
+        return self._shape[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self)))
+
+    def __contains__(self, item: object) -> bool:
+        raise NotTensorError("in: expected a tensor, got a Buffer, which is not one; copy it first")
+
+    def __repr__(self) -> str:
+        frozen = ", frozen" if self._frozen else ""
+        if isinstance(self._store, ListStore):
+            return f"Buffer({len(self)} tensors{frozen})"
+        return (
+            f"Buffer(shape={tuple(self._shape)}, dtype={self._dtype}, device={str(self._device)!r}{frozen})"
+        )
+
+    # -----------------------------------------------------------------------------------------------------
+    # writing
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        if self._traced:
+            self._write(index, value, False)
+            return
+        # A result that nobody else holds or shares memory with needs no copy.
+        ours = (
+            type(value) is Tensor
+            and _references(value) == TEMPORARY
+            and not value.is_leaf
+            and not value._is_view()
+            and value._use_count() == 1  # type: ignore[attr-defined]
+            and innermost_level() is None
+        )
+        rows = self._rows
+        if (
+            ours
+            and rows is not None
+            and type(index) is int
+            and value.dtype is self._dtype
+            and value.shape == self._row_shape
+            and (value.is_cpu if self._on_cpu else value.device == self._device)
+            and torch.is_grad_enabled()
+        ):
+            try:
+                rows[index] = value
+            except IndexError:
+                self._write(index, value, True)  # which says what is wrong
+            if not index % FOLD and index > 0:
+                self._store.fold(index)
+            return
+        self._write(index, value, ours)
+
+    def _refuse_frozen(self, what: str) -> None:
+        if self._frozen:
+            raise RuntimeError(
+                f"{what}: expected a Buffer that may be written, got one that was copied, which freezes it; "
+                "write before copying, or into a new Buffer"
+            )
+
+    def _write(self, index: Any, given: Any, ours: bool) -> None:
+        """Any write; ``ours``: the value needs no copy."""
+        self._refuse_frozen("buf[i] = v")
+        if isinstance(self._store, (ListStore, TracedStore)):
+            self._store.write(index, given)
+        else:
+            value = as_value(given, self._dtype, self._device)
+            try:
+                self._write_at(parse(index, self._shape), value, given, ours)
+            except IndexError as error:
+                self._explain(index, error)
+
+    def _write_at(self, key: Key, value: Tensor, given: Any, ours: bool) -> None:
+        store = self._store
+        if isinstance(store, MemoryStore):
+            if key.known and is_plain(value):
+                store.write(key, value)
+                return
+            store = self._start_log(store, key)
+        if isinstance(store, RowLog):
+            row = row_of(key)
+            if type(row) is int:
+                i = self._row_in_range(row)
+                value = fit(value, self._row_shape, self._shape)
+                value = value if ours else snapshot(value, given)
+                store.write(i, value if value.shape == self._row_shape else value.expand(self._row_shape))
+                if not i % FOLD and i and innermost_level() is None:
+                    store.fold(i)
+                return
+            store = self._to_elements(store)
+        if key.known:
+            store.write(key, value if ours else snapshot(value, given))
+        else:
+            store.replace(out_of_place(store.assemble(), key.given, value))
+
+    def _row_in_range(self, row: int) -> int:
+        count = self._shape[0]
+        if not -count <= row < count:
+            raise IndexError(f"index {row} is out of bounds for axis 0 with size {count}")
+        return row % count
+
+    def _explain(self, index: Any, error: IndexError) -> None:
+        text = str(error)
+        if text.startswith("index:"):
+            raise error
+        shown = repr(index) if len(repr(index)) < 80 else type_name(index)
+        raise IndexError(
+            f"index: expected one that a Buffer of shape {tuple(self._shape)} has, got {shown}: {text}"
+        ) from None
+
+    def _start_log(self, store: MemoryStore, key: Key) -> Any:
+        by_rows = len(self._shape) > 0 and type(row_of(key)) is int
+        kind = RowLog if by_rows else ElementLog
+        log = kind(self._shape, self._dtype, self._device, store.tensor)
+        if isinstance(log, RowLog):
+            self._rows = log.rows
+        self._store = log
+        return log
+
+    def _to_elements(self, log: RowLog) -> ElementLog:
+        self._rows = None
+        self._store = elements = ElementLog.from_rows(log)
+        return elements
+
+    # -----------------------------------------------------------------------------------------------------
+    # reading
+
+    def __getitem__(self, index: Any) -> Any:
+        rows = self._rows
+        if rows is not None and type(index) is int and -len(rows) <= index < len(rows):
+            row = rows[index]
+            if type(row) is Tensor and innermost_level() is None:
+                return row.clone()
+        store = self._store
+        if isinstance(store, TracedStore):
+            return store.read(index)
+        if isinstance(store, ListStore):
+            found = store.read(index)
+            return [value_read(item) for item in found] if isinstance(found, list) else value_read(found)
+        try:
+            return value_read(self._read(parse(index, self._shape)))
+        except IndexError as error:
+            self._explain(index, error)
+
+    def _read(self, key: Key) -> Tensor:
+        store = self._store
+        if not key.known:
+            found: Tensor = store.assemble()[key.given]
+            return found
+        if isinstance(store, RowLog):
+            row = row_of(key)
+            if type(row) is int:
+                return store.read(self._row_in_range(row))
+            if row is not None:
+                return store.read_rows(row)
+            store = self._to_elements(store)
+        return store.read(key)  # type: ignore[no-any-return]
+
+    def copy(self) -> Any:
+        """The tensor (for a list, the list of tensors); the Buffer is frozen from now on.
+
+        Returns
+        -------
+        torch.Tensor or list of torch.Tensor
+            Nothing of the Buffer's memory is copied for it.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import Buffer
+        >>> buf = Buffer(torch.zeros(()), 3)
+        >>> buf[1:] = 2
+        >>> buf.copy()
+        tensor([0., 2., 2.])
+        >>> buf[0] = 1
+        Traceback (most recent call last):
+        RuntimeError: buf[i] = v: expected a Buffer that may be written, got one that was copied, ...
+        """
+        self._frozen = True
+        self._rows = None
+        return self._store.assemble()
+
+    __copy__ = copy
+
+    # -----------------------------------------------------------------------------------------------------
+    # the list form
+
+    def append(self, value: Any) -> None:
+        """Add a tensor, an array or a number at the end of a growing list."""
+        store = self._list("append")
+        self._refuse_frozen("append")
+        store.append(value)
+
+    def pop(self, index: int = -1) -> Tensor:
+        """Remove an element of a growing list, by default the last, and return it."""
+        store = self._list("pop")
+        self._refuse_frozen("pop")
+        return value_read(store.pop(index))
+
+    def __delitem__(self, index: int | slice) -> None:
+        store = self._list("del buf[i]")
+        self._refuse_frozen("del buf[i]")
+        store.delete(index)
