@@ -88,7 +88,9 @@ def an_argument(checkpoint: Checkpoint, w: Tensor) -> Function:
 
 
 def a_keyword(checkpoint: Checkpoint, w: Tensor) -> Function:
-    return lambda x: checkpoint(lambda x, *, debug, function: (x * debug).sin() * x * function, x, debug=w, function=2)
+    return lambda x: checkpoint(
+        lambda x, *, debug, function: (x * debug).sin() * x * function, x, debug=w, function=2
+    )
 
 
 def a_callable_object(checkpoint: Checkpoint, w: Tensor) -> Function:
@@ -160,14 +162,16 @@ def the_identity(checkpoint: Checkpoint, w: Tensor) -> Function:
 
 
 def views(checkpoint: Checkpoint, w: Tensor) -> Function:
-    return lambda x: checkpoint(lambda x: x.reshape(3, 1).expand(3, 2)[:, 0], x) ** 2 * checkpoint(lambda: w[:3])
+    return lambda x: (
+        checkpoint(lambda x: x.reshape(3, 1).expand(3, 2)[:, 0], x) ** 2 * checkpoint(lambda: w[:3])
+    )
 
 
 def writing_into_its_own(checkpoint: Checkpoint, w: Tensor) -> Function:
     def f(x: Tensor) -> Tensor:
         y = x * w
         y += x
-        z = torch.zeros_like(x)
+        z = torch.zeros_like(y)
         z[1:] = y[1:].sin()
         z[0] = x[0] ** 3
         return z.mul_(w)
@@ -184,15 +188,21 @@ def a_custom_function(checkpoint: Checkpoint, w: Tensor) -> Function:
 
 
 def vmap_inside(checkpoint: Checkpoint, w: Tensor) -> Function:
-    return functools.partial(checkpoint, lambda x: vmap(lambda a: (a * x).sin().sum())(w) * vmap(lambda a: a**2)(x))
+    return functools.partial(
+        checkpoint, lambda x: vmap(lambda a: (a * x).sin().sum())(w) * vmap(lambda a: a**2)(x)
+    )
 
 
 def torch_func_inside(checkpoint: Checkpoint, w: Tensor) -> Function:
-    return functools.partial(checkpoint, lambda x: grad(lambda y: (y**3 * w).sum())(x) * jacrev(lambda v: v**2)(w).sum(0))
+    return functools.partial(
+        checkpoint, lambda x: grad(lambda y: (y**3 * w).sum())(x) * jacrev(lambda v: v**2)(w).sum(0)
+    )
 
 
 def our_gradient_inside(checkpoint: Checkpoint, w: Tensor) -> Function:
-    return functools.partial(checkpoint, lambda x: gradient(lambda y, v: (y**3 * v**2).sum(), x, w)[0] * w)
+    return functools.partial(
+        checkpoint, lambda x: gradient(lambda y, v: (y**3 * v**2).sum(), x, w, create_graph=True)[0] * w
+    )
 
 
 def nested(checkpoint: Checkpoint, w: Tensor) -> Function:
@@ -311,7 +321,9 @@ MODES: dict[str, Callable[[Any, Tensor, Tensor], Any]] = {
     "hessian_dual": lambda f, x, w: hessian_dual(scalar(of_one(f)), torch.cat([x, w])),
     "hessian_reverse": lambda f, x, w: hessian_reverse(scalar(of_one(f)), torch.cat([x, w])),
     "diaghessian": lambda f, x, w: diaghessian(scalar(f), x, w),
-    "third order": lambda f, x, w: jacobian(lambda z: hessian(scalar(of_one(f)), z), torch.cat([x, w]), mode="reverse"),
+    "third order": lambda f, x, w: jacobian(
+        lambda z: hessian(scalar(of_one(f)), z), torch.cat([x, w]), mode="reverse"
+    ),
     "func.grad": lambda f, x, w: grad(scalar(f), argnums=(0, 1))(x, w),
     "func.jacrev": lambda f, x, w: jacrev(f, argnums=(0, 1))(x, w),
     "func.jacfwd": lambda f, x, w: jacfwd(f, argnums=(0, 1))(x, w),
@@ -324,12 +336,18 @@ MODES: dict[str, Callable[[Any, Tensor, Tensor], Any]] = {
     "three reverse": lambda f, x, w: grad(scalar(grad(scalar(grad(scalar(of_one(f)))))))(torch.cat([x, w])),
     "reverse, forward, reverse": lambda f, x, w: jacrev(along(grad(scalar(of_one(f)))))(torch.cat([x, w])),
     "vmap": lambda f, x, w: vmap(f)(torch.stack([x, w]), torch.stack([w, x])),
-    "vmap of grad": lambda f, x, w: vmap(grad(scalar(f), argnums=(0, 1)), in_dims=(1, None))(torch.stack([x, w], 1), w),
-    "grad of vmap": lambda f, x, w: grad(lambda X: (vmap(lambda x: f(x, w))(X) ** 2).sum())(torch.stack([x, w])),
+    "vmap of grad": lambda f, x, w: vmap(grad(scalar(f), argnums=(0, 1)), in_dims=(1, None))(
+        torch.stack([x, w], 1), w
+    ),
+    "grad of vmap": lambda f, x, w: grad(lambda X: (vmap(lambda x: f(x, w))(X) ** 2).sum())(
+        torch.stack([x, w])
+    ),
     "hessian of vmap": lambda f, x, w: hessian(
         lambda w: (vmap(lambda x: f(x, w))(torch.stack([x, x**2])) ** 2).sum(), w
     ),
-    "vmap of hessian": lambda f, x, w: vmap(lambda x: hessian(lambda x: scalar(f)(x, w), x))(torch.stack([x, w])),
+    "vmap of hessian": lambda f, x, w: vmap(lambda x: hessian(lambda x: scalar(f)(x, w), x))(
+        torch.stack([x, w])
+    ),
     "vmap of vmap of grad": lambda f, x, w: vmap(
         lambda x: vmap(lambda w: grad(scalar(f), argnums=(0, 1))(x, w))(torch.stack([x, w]))
     )(torch.stack([x, w])),

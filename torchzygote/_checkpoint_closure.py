@@ -49,8 +49,7 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         for leaf in pytree.tree_iter((args, kwargs)):
             if isinstance(leaf, Tensor):
-                if id(leaf) not in self._known:
-                    self._note(leaf)
+                self.note(leaf)
                 if func in _PULLBACKS and leaf.device.type != "cpu":
                     self.misnumbered = True
         result = func(*args, **kwargs)
@@ -60,7 +59,10 @@ class Recorder(TorchFunctionMode):
             self._known.update(id(leaf) for leaf in pytree.tree_iter(result) if isinstance(leaf, Tensor))
         return result
 
-    def _note(self, x: Tensor) -> None:
+    def note(self, x: Tensor) -> None:
+        """``x`` is used, be it only as a result."""
+        if id(x) in self._known:
+            return
         for level, layer in layers(x):  # an inner transform of f wraps what comes from outside
             if level <= self._depth:
                 x = layer

@@ -42,6 +42,10 @@ class Surroundings:
         self._device = torch.get_default_device()
         self._depth = _state.depth()
 
+    def rewind(self) -> None:
+        """Set the random state back, for good."""
+        self._random.restore()
+
     def restored(self) -> contextlib.ExitStack:
         """A context in which all is as it was; on leaving it, all is as it would be without it."""
         stack = contextlib.ExitStack()

@@ -9,6 +9,7 @@ derivatives, more memory, and a warning.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,14 @@ from ._checkpoint_closure import Recorder, is_recorded, needs_name
 from ._checkpoint_node import Rerun, attach
 from ._checkpoint_surroundings import Surroundings
 from ._engine import swapped
-from ._torch_private import is_wrapped, pytree, transform_stack
+from ._torch_private import (
+    grad_level,
+    in_functorch_derivative,
+    is_wrapped,
+    leave_grad_level,
+    pytree,
+    transform_stack,
+)
 
 __all__ = ["checkpoint_in_transforms", "name_of"]
 
@@ -50,6 +58,8 @@ def checkpoint_in_transforms(f: Callable[..., Any], xs: tuple[Any, ...], kwargs:
     if not attached:
         return y
     roots = [outputs[i] for i in attached]
+    for root in roots:
+        closure.note(root)
     if not closure.finds_all(roots, arguments):
         warnings.warn(
             f"checkpointed: {name_of(f)} depends on a tensor that can't be found from outside; its inside is "
@@ -89,9 +99,19 @@ class _Again(Rerun):
         self._attached = attached
         self._expected = [(root.shape, root.dtype) for root in roots]
         self._surroundings = surroundings
+        self._in_transform = in_functorch_derivative()
         self._waiting: list[Callable[[], None]] = []
         # Plain leaves stay as they are, found by identity, so that threads may share them.
         self.natural = {len(places) + i: tensor for i, tensor in enumerate(closure) if _is_plain_leaf(tensor)}
+
+    def _transform(self) -> contextlib.AbstractContextManager[int | None]:
+        """A level of ``torch.func`` that records nothing, where ``f`` was inside one and isn't now.
+
+        It matters to derivatives that ``f`` takes: inside a transform they are differentiable in turn.
+        """
+        if self._in_transform and not in_functorch_derivative():
+            return grad_level()
+        return contextlib.nullcontext()
 
     def report_later(self, waiting: list[Callable[[], None]]) -> None:
         """Keep what waits for the end of the differentiation: a run that is pulled back makes its own."""
@@ -116,10 +136,13 @@ class _Again(Rerun):
                 mine.append(tensor)
                 # A twin of its own: a tensor may be given for two of them.
                 twins.append(tensors[i].view_as(tensors[i]))
-        with swapped(mine, twins), self._surroundings.restored():
-            y = self._f(*xs, **kwargs)
-        found = pytree.tree_leaves(y)
-        results: list[Any] = [found[i] if i < len(found) else None for i in self._attached]
+        with swapped(mine, twins), self._surroundings.restored(), self._transform() as level:
+            found = pytree.tree_leaves(self._f(*xs, **kwargs))
+            results: list[Any] = [found[i] if i < len(found) else None for i in self._attached]
+            # An object whose tensor is about to be swapped back is no result.
+            results = [r.view_as(r) if any(r is tensor for tensor in mine) else r for r in results]
+            if level is not None:
+                results = [leave_grad_level(r, level) if isinstance(r, Tensor) else r for r in results]
         got = [(r.shape, r.dtype) if isinstance(r, Tensor) else type(r).__name__ for r in results]
         if got != self._expected:
             raise RuntimeError(

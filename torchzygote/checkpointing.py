@@ -99,13 +99,22 @@ def _compiled(f: Callable[..., Any], xs: tuple[Any, ...], kwargs: dict[str, Any]
 
 def _on_tape(f: Callable[..., Any], xs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     runs = _Runs(f, kwargs)
-    return checkpoint(
-        runs,
-        *xs,
-        use_reentrant=False,
-        preserve_rng_state=False,  # which looks at the devices of xs only
-        context_fn=lambda: (_Watched(runs), _Versions(runs)),
-    )
+    position = _state.mark()
+    try:
+        return checkpoint(
+            runs,
+            *xs,
+            use_reentrant=False,
+            preserve_rng_state=False,  # which looks at the devices of xs only
+            context_fn=lambda: (_Watched(runs), _Versions(runs)),
+        )
+    except RuntimeError as error:
+        if "don't yet support saved tensor hooks" not in str(error):
+            raise
+    # f uses torch.func itself, which refuses hooks around it
+    _state.forget_since(position)
+    runs.rewind()
+    return checkpoint_in_transforms(f, xs, kwargs)
 
 
 class _Runs:
@@ -129,6 +138,11 @@ class _Runs:
                 return self._f(*xs, **self._kwargs)
         finally:
             _state.forget_since(position)  # hooks report from the first run
+
+    def rewind(self) -> None:
+        """Set the random state back to where it was before the first run."""
+        if self._surroundings is not None:
+            self._surroundings.rewind()
 
     @property
     def name(self) -> str:
