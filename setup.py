@@ -119,8 +119,8 @@ class Toolchain:
         host = ["-fPIC", "-fvisibility=hidden"]
         host_compiler = cxx()
         if cuda:
-            quiet = ["-Xcudafe", "--diag_suppress=177"]  # unused functions in the headers of torch
-            self.compiler = [nvcc(), *common, *gencode(), "-DUSE_CUDA", "-Werror", "all-warnings", *quiet]
+            strict = ["-Werror", "all-warnings", "--expt-relaxed-constexpr"]
+            self.compiler = [nvcc(), *common, *gencode(), "-DUSE_CUDA", *strict]
             self.compiler += [f"-Xcompiler={','.join(host)}", "-ccbin", host_compiler[-1], "-x", "cu"]
             self.linker = [nvcc(), "-shared", "-cudart", "static", "-ccbin", host_compiler[-1]]
             libraries = ["-Xlinker", "--no-as-needed", "-ltorch"]
