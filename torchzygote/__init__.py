@@ -12,6 +12,7 @@ from .graddict import GradDict
 from .gradients import WithGradient, gradient, pullback, pushforward, withgradient
 from .grads import Grads
 from .hessians import WithHessian, diaghessian, hessian, hessian_dual, hessian_reverse, withhessian
+from .hooks import hook, showgrad
 from .jacobians import WithJacobian, jacobian, withjacobian
 from .params import Params
 from .vectors import copy_
@@ -31,10 +32,12 @@ __all__ = [
     "hessian",
     "hessian_dual",
     "hessian_reverse",
+    "hook",
     "jacobian",
     "pullback",
     "pushforward",
     "set_memory_budget",
+    "showgrad",
     "withgradient",
     "withhessian",
     "withjacobian",

@@ -11,12 +11,31 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-__all__ = ["at_depth", "at_end", "depth", "deriving", "differentiation", "forward_mode_lock", "ignoring"]
+from ._torch_private import functorch_depth, transform_stack
+
+__all__ = [
+    "at_depth",
+    "at_end",
+    "depth",
+    "deriving",
+    "differentiated",
+    "differentiation",
+    "forward_mode_lock",
+    "ignoring",
+    "pushing",
+    "session",
+]
 
 Callback = Callable[[], None]
 
 # PyTorch's forward-AD levels are process-wide: two threads in forward mode get errors or wrong numbers.
 forward_mode_lock = threading.RLock()
+
+
+class Session(list[Callback]):
+    """What is to be done as one outermost differentiation ends; ``forward``: see :func:`pushing`."""
+
+    forward = False
 
 
 class _State(threading.local):
@@ -25,6 +44,8 @@ class _State(threading.local):
     def __init__(self) -> None:
         self.depth = 0
         self.callbacks: list[Callback] | None = None
+        # How many torch.func levels, counted from the outermost, are hidden by ignoring().
+        self.hidden = 0
 
 
 _state = _State()
@@ -33,6 +54,36 @@ _state = _State()
 def deriving() -> bool:
     """Whether code running now is being differentiated by this package (``ignoring`` hides it)."""
     return _state.depth > 0
+
+
+def differentiated() -> bool:
+    """Like :func:`deriving`, but by ``torch.func`` too, in any mode."""
+    if _state.depth > 0:
+        return True
+    return any(name in ("grad", "jvp") for name in transform_stack()[_state.hidden :])
+
+
+def session() -> Session | None:
+    """The outermost differentiation that runs in this thread."""
+    found = _state.callbacks
+    return found if isinstance(found, Session) else None
+
+
+@contextlib.contextmanager
+def pushing() -> Iterator[None]:
+    """Around a pullback that is only recorded to be pulled back itself: together they push forward.
+
+    Told to the session, not to the thread: backward passes on a device run in threads of their own.
+    """
+    here = session()
+    if here is None or here.forward:
+        yield
+        return
+    here.forward = True
+    try:
+        yield
+    finally:
+        here.forward = False
 
 
 def at_end(callback: Callback) -> bool:
@@ -76,7 +127,7 @@ class differentiation:
             return  # Dynamo can't follow thread-local state, and traces nothing that asks for it
         self.outermost = _state.callbacks is None
         if self.outermost:
-            _state.callbacks = [] if self.waiting is None else self.waiting
+            _state.callbacks = Session() if self.waiting is None else self.waiting
         _state.depth += 1
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
@@ -109,9 +160,15 @@ def at_depth(depth: int) -> Iterator[None]:
         _state.depth = before
 
 
-def ignoring() -> contextlib.AbstractContextManager[None]:
-    """Around code whose derivative is to be ignored: ``deriving()`` is ``False`` inside."""
-    return at_depth(0)
+@contextlib.contextmanager
+def ignoring() -> Iterator[None]:
+    """Around code whose derivative is to be ignored: :func:`differentiated` is ``False`` inside."""
+    depth, hidden = _state.depth, _state.hidden
+    _state.depth, _state.hidden = 0, functorch_depth()
+    try:
+        yield
+    finally:
+        _state.depth, _state.hidden = depth, hidden
 
 
 def no_context() -> contextlib.AbstractContextManager[None]:

@@ -26,7 +26,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.multiprocessing.reductions import StorageWeakRef as WeakStorage  # type: ignore[attr-defined]
 from torch.utils import _foreach_utils
 from torch.utils import _pytree as pytree  # the registry that torch.func itself flattens with
-from torch.utils._python_dispatch import TorchDispatchMode as DispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 @functools.cache
@@ -54,6 +54,7 @@ __all__ = [
     "group_by_device_and_dtype",
     "in_forward_ad",
     "in_functorch",
+    "in_functorch_compiled",
     "in_functorch_derivative",
     "in_plain_eager",
     "innermost_layer",
@@ -61,9 +62,11 @@ __all__ = [
     "innermost_transform",
     "is_tracing",
     "is_wrapped",
+    "layer_below",
     "layers",
     "leave_grad_level",
     "load_decompositions",
+    "maybe_batch_axis",
     "node_attribute",
     "node_names",
     "node_shape",
@@ -78,6 +81,7 @@ __all__ = [
     "storage_key",
     "swap_tensors",
     "take_rows_off",
+    "traced_value_of",
     "transform_stack",
     "vmap_flat",
 ]
@@ -100,6 +104,11 @@ def in_functorch() -> bool:
     PyTorch has no public question for this; the answer decides between the autograd tape and ``torch.func``.
     """
     return _C_functorch.peek_interpreter_stack() is not None
+
+
+def in_functorch_compiled() -> bool:
+    """:func:`in_functorch` as Dynamo can trace it; it takes the other question for a constant."""
+    return torch._C._are_functorch_transforms_active()
 
 
 def transform_stack() -> list[str]:
@@ -151,6 +160,24 @@ def plain_layer(x: Tensor) -> Tensor:
     return [layer for _, layer in layers(x)][-1]
 
 
+def layer_below(x: Tensor) -> Tensor:
+    """What the level below the one that made the wrapper ``x`` sees of it."""
+    return _C_functorch.get_unwrapped(x)
+
+
+def maybe_batch_axis(x: Tensor) -> int | None:
+    """The axis of what ``x`` wraps that holds the examples; ``None`` if ``x`` is no batched tensor."""
+    return _C_functorch.maybe_get_bdim(x) if _C_functorch.is_batchedtensor(x) else None
+
+
+def traced_value_of(context: Any, name: str) -> Any:
+    """The fake tensor that stands for a local variable, in a function called by Dynamo's ``comptime``.
+
+    Dynamo takes ``requires_grad`` of what ``torch.func`` tracks for ``False``; the fake tensor knows better.
+    """
+    return context.get_local(name).as_fake()
+
+
 def plain_value(x: Tensor) -> Tensor:
     """The values of ``x`` without graphs and wrappers, to be shown; batch axes come first, outermost first."""
     x = _C_functorch.unwrap_if_dead(x)
@@ -180,9 +207,7 @@ def take_rows_off(
         taken.append((_C_functorch.pop_dynamic_layer_stack(), level, size))
 
 
-def put_rows_back(
-    tensors: Sequence[Tensor | None], taken: list[tuple[Any, int, int]]
-) -> list[Tensor | None]:
+def put_rows_back(tensors: Sequence[Tensor | None], taken: list[tuple[Any, int, int]]) -> list[Tensor | None]:
     """Enter the levels that :func:`take_rows_off` left; the first axis of each tensor becomes theirs."""
     found = list(tensors)
     for layer, level, _ in reversed(taken):
@@ -221,7 +246,8 @@ def saved_tensors_hooks() -> tuple[Callable[[Tensor], Any], Callable[[Any], Tens
 
     ``torch.utils.checkpoint`` keeps its own to itself.
     """
-    return torch._C._autograd._top_saved_tensors_default_hooks(False)
+    hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return hooks  # type: ignore[no-any-return]
 
 
 def is_tracing() -> bool:
@@ -430,6 +456,20 @@ def backward_bytes(roots: list[Tensor], most_nodes: int = 20_000) -> int:
             total += math.prod(meta.shape) * meta.dtype.itemsize
         stack.extend([following for following, _ in node.next_functions if following is not None])
     return total
+
+
+class DispatchMode(TorchDispatchMode):
+    """A mode that sees every operator below autograd, whoever calls it.
+
+    PyTorch keeps Dynamo out of modes by default, which imports all of Dynamo, more than a second, at the first
+    operator; ``skipped_by_dynamo`` is for when it is there anyway.
+    """
+
+    skipped_by_dynamo = False
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return cls.skipped_by_dynamo
 
 
 def storage_key(x: Tensor) -> int:

@@ -1,0 +1,308 @@
+"""An identity whose backward pass calls a function: on the tape, in ``torch.func`` transforms, on structures.
+
+Knows nothing of what the function is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from . import _state
+from ._arguments import STRUCTURE, kind_of, type_name
+from ._torch_private import (
+    functorch_depth,
+    innermost_level,
+    layers,
+    outside_functorch,
+    plain_value,
+    put_rows_back,
+    pytree,
+    take_rows_off,
+    transform_stack,
+)
+
+__all__ = ["attach", "fitted", "name_of"]
+
+Gradients = Sequence["Tensor | None"]
+
+
+class Form(NamedTuple):
+    """What a gradient must be like."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
+def name_of(fn: Callable[..., Any]) -> str:
+    """What to call ``fn`` in a message."""
+    return getattr(fn, "__qualname__", None) or type(fn).__name__
+
+
+def fitted(fn: Callable[..., Any], out: Any, like: Tensor | Form, shape: torch.Size) -> Tensor:
+    """What ``fn`` returned, if it can stand for a gradient like ``like`` of this shape."""
+    if not isinstance(out, Tensor):
+        raise TypeError(
+            f"hook: expected {name_of(fn)} to return a tensor, or None to leave the gradient as it is, "
+            f"got {type_name(out)}"
+        )
+    if out.shape != shape:
+        raise ValueError(
+            f"hook: expected {name_of(fn)} to return a gradient of the shape that it got, {tuple(shape)}, "
+            f"got shape {tuple(out.shape)}"
+        )
+    if out.device != like.device:
+        raise ValueError(
+            f"hook: expected {name_of(fn)} to return a gradient on {like.device}, got one on {out.device}"
+        )
+    if out.dtype == like.dtype:
+        return out
+    if out.dtype.is_complex and not like.dtype.is_complex:
+        raise ValueError(
+            f"hook: expected {name_of(fn)} to return a real gradient of dtype {like.dtype}, got {out.dtype}"
+        )
+    return out.to(like.dtype)
+
+
+class _PlainText(TorchFunctionMode):
+    """Tensors inside ``torch.func`` transforms print their values, without wrappers."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is Tensor.__repr__ or func is Tensor.__format__:
+            with outside_functorch():
+                return func(plain_value(args[0]), *args[1:], **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+class Bend:
+    """One call of :func:`attach`: what happens to the gradients of its copy.
+
+    Called by autograd with the gradients of one tensor, as a pre-hook of the node that copied it.
+    """
+
+    __slots__ = ("arrived", "fn", "like", "session", "slots", "spec")
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self.fn = fn
+        self.arrived = False
+        self.session = _state.session()
+        self.spec: Any = None  # of a structure; where its tensors are among the leaves, and what those are like
+        self.slots: list[int] = []
+        self.like: list[Form] = []
+
+    def report(self) -> None:
+        """Called as the outermost differentiation ends."""
+        if not self.arrived:
+            try:
+                self.fn(None)
+            except (TypeError, AttributeError):
+                pass  # fn expects a gradient, and there was none
+
+    def __call__(self, gradients: tuple[Tensor | None]) -> tuple[Tensor | None, ...] | None:
+        g = gradients[0]
+        if g is None:
+            return None
+        if innermost_level() is not None or (self.session is not None and self.session.forward):
+            bent = self.bend(gradients, 0)
+            return None if bent is None else tuple(bent)
+        self.arrived = True
+        out = self.fn(g)
+        if out is None:
+            return None
+        return (fitted(self.fn, out, g, g.shape),)
+
+    def bend(self, gradients: Gradients, depth: int) -> list[Tensor | None] | None:
+        """What ``fn`` makes of the gradients; ``None`` leaves them as they are.
+
+        ``depth``: how many ``torch.func`` levels are outside of the graph that is pulled back. A ``vmap``
+        beyond them holds rows, which ``fn`` sees as an axis.
+        """
+        if self.session is not None and self.session.forward:
+            return None
+        if any(g is not None for g in gradients):
+            self.arrived = True
+        found, taken = take_rows_off(gradients, depth)
+        bent: list[Tensor | None] | None = None
+        sizes = tuple(size for _, _, size in reversed(taken))
+        try:
+            if innermost_level() is None:
+                bent = self.apply(found, sizes)
+            else:
+                with _PlainText():
+                    bent = self.apply(found, sizes)
+        finally:
+            back = put_rows_back(bent or [], taken)
+        return None if bent is None else back
+
+    def apply(self, gradients: Gradients, rows: tuple[int, ...] = ()) -> list[Tensor | None] | None:
+        """Call ``fn`` with the gradients as a whole, whose first axes count ``rows``."""
+        if self.spec is None:
+            (g,) = gradients
+            if g is None:
+                return None
+            out = self.fn(g)
+            return None if out is None else [fitted(self.fn, out, g, g.shape)]
+        whole: list[Any] = [None] * self.spec.num_leaves
+        for slot, g in zip(self.slots, gradients, strict=True):
+            whole[slot] = g
+        out = self.fn(pytree.tree_unflatten(whole, self.spec))
+        if out is None:
+            return None
+        leaves, spec = pytree.tree_flatten(out)
+        if spec != self.spec:
+            got, expected = " ".join(str(spec).split()), " ".join(str(self.spec).split())
+            raise ValueError(
+                f"hook: expected {name_of(self.fn)} to return the structure that it got, {expected}, got {got}"
+            )
+        bent: list[Tensor | None] = []
+        for slot, g, like in zip(self.slots, gradients, self.like, strict=True):
+            new = leaves[slot]
+            shape = torch.Size([*rows, *like.shape])
+            bent.append(g if new is None else fitted(self.fn, new, like, shape))
+        return bent
+
+    def waits(self, tensors: Sequence[Tensor]) -> None:
+        """Have it reported if nothing arrives; forward mode alone brings nothing, and reports nothing."""
+        if not _state.deriving():
+            return
+        if innermost_level() is not None:
+            stack = transform_stack()
+            if "jvp" in stack and "grad" not in stack and not any(map(_is_recorded, tensors)):
+                return
+        _state.at_end(self.report)
+
+
+def _is_recorded(x: Tensor) -> bool:
+    return any(layer.requires_grad for _, layer in layers(x))
+
+
+class _OfExample(Bend):
+    """What stands for a :class:`Bend` outside a ``vmap`` that it was in: ``fn`` gets one example at a time."""
+
+    __slots__ = ("inner", "randomness")
+
+    def __init__(self, inner: Bend, randomness: str) -> None:
+        super().__init__(inner.fn)
+        self.inner = inner
+        self.randomness = randomness
+        self.session = inner.session
+
+    def bend(self, gradients: Gradients, depth: int) -> list[Tensor | None] | None:
+        if any(g is not None for g in gradients):
+            self.inner.arrived = True
+        return super().bend(gradients, depth)
+
+    def apply(self, gradients: Gradients, rows: tuple[int, ...] = ()) -> list[Tensor | None] | None:
+        present = [i for i, g in enumerate(gradients) if g is not None]
+        kept: list[int] = []
+        # The batch axis of the examples comes after those of the rows.
+        axis = len(rows)
+
+        def of_one(*parts: Tensor) -> tuple[Tensor, ...]:
+            whole: list[Tensor | None] = [None] * len(gradients)
+            for i, part in zip(present, parts, strict=True):
+                whole[i] = part
+            bent = whole if (out := self.inner.apply(whole, rows)) is None else out
+            kept[:] = [i for i, g in enumerate(bent) if g is not None]
+            return tuple(g for g in bent if g is not None)
+
+        if not present:
+            return None
+        with _PlainText():
+            outputs = torch.func.vmap(of_one, in_dims=axis, out_dims=axis, randomness=self.randomness)(
+                *[gradients[i] for i in present]
+            )
+        found: list[Tensor | None] = [None] * len(gradients)
+        for i, output in zip(kept, outputs, strict=True):
+            found[i] = output
+        return found
+
+
+class _Bent(torch.autograd.Function):
+    """The identity of several tensors; their gradients are bent together."""
+
+    torchzygote_composes = True
+
+    @staticmethod
+    def forward(bend: Bend, *tensors: Tensor) -> Any:
+        return tuple(x.view_as(x) for x in tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.bend = inputs[0]
+        ctx.depth = max(0, functorch_depth() - 1)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        bent = ctx.bend.bend(gradients, ctx.depth)
+        return (None, *(gradients if bent is None else bent))
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Any:
+        return tuple(None if t is None else t.view_as(t) for t in tangents)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], bend: Bend, *tensors: Tensor) -> Any:
+        examples = [
+            x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+            for x, dim in zip(tensors, in_dims[1:], strict=True)
+        ]
+        outside = _OfExample(bend, info.randomness)
+        return _Bent.apply(outside, *examples), (0,) * len(tensors)
+
+
+def _copy(x: Tensor) -> Tensor:
+    return x.view_as(x) if x.layout is torch.strided else x.clone()
+
+
+def attach(fn: Callable[..., Any], x: Any) -> Any:
+    """A copy of ``x`` (the memory is shared) whose gradient goes through ``fn``."""
+    if isinstance(x, Tensor):
+        bend = Bend(fn)
+        if innermost_level() is None:
+            if _state.deriving():
+                _state.at_end(bend.report)
+            if not x.requires_grad or not torch.is_grad_enabled():
+                return x
+            y = _copy(x)
+            y.grad_fn.register_prehook(bend)  # type: ignore[union-attr]
+            return y
+        return _attach_all(bend, [x])[0]
+    leaves: list[Any] = []
+    bend = Bend(fn)
+    if kind_of(x) is STRUCTURE:
+        leaves, bend.spec = pytree.tree_flatten(x)
+    bend.slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and is_differentiable(leaf)]
+    if not bend.slots:
+        bend.waits([])
+        return x
+    tensors = [leaves[i] for i in bend.slots]
+    for i, y in zip(bend.slots, _attach_all(bend, tensors), strict=True):
+        leaves[i] = y
+    return pytree.tree_unflatten(leaves, bend.spec)
+
+
+def is_differentiable(x: Tensor) -> bool:
+    """Whether a gradient by ``x`` exists."""
+    return x.dtype.is_floating_point or x.dtype.is_complex
+
+
+def _attach_all(bend: Bend, tensors: list[Tensor]) -> Sequence[Tensor]:
+    bend.waits(tensors)
+    if innermost_level() is None and not (
+        torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    ):
+        return tensors
+    if not all(is_differentiable(x) for x in tensors):
+        return tensors
+    bend.like = [Form(x.shape, x.dtype, x.device) for x in tensors]
+    copies: Sequence[Tensor] = _Bent.apply(bend, *tensors)
+    return copies

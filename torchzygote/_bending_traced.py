@@ -1,0 +1,117 @@
+"""The identity whose backward pass calls a function, as ``torch.compile`` can follow it.
+
+Dynamo forgets the backward of a custom autograd function inside ``torch.func`` transforms, silently (PyTorch
+2.13). What it records faithfully are hooks of tensors, so here each level of ``torch.func`` gets a hook of its
+own: what a level sees of a tensor is a tensor with a graph of that level. Imported only while tracing.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._dynamo.comptime import comptime
+
+from ._torch_private import (
+    layer_below,
+    maybe_batch_axis,
+    pytree,
+    traced_value_of,
+    transform_stack,
+)
+
+__all__ = ["attach_traced"]
+
+_noted = threading.local()
+
+
+def _note(context: Any) -> None:
+    layer = traced_value_of(context, "layer")
+    _noted.recorded = layer.requires_grad
+    _noted.axis = maybe_batch_axis(layer)
+
+
+@torch.compiler.assume_constant_result
+def _facts() -> tuple[bool, int | None]:
+    return _noted.recorded, _noted.axis
+
+
+@torch.compiler.assume_constant_result
+def _levels() -> tuple[str, ...]:
+    return tuple(reversed(transform_stack()))
+
+
+_below = torch.compiler.allow_in_graph(layer_below)
+
+
+def _attach_to_tensor(fn: Callable[..., Any], x: Tensor) -> Tensor:
+    y = x.view_as(x)
+    layer = y
+    batched = False
+    for level in _levels():
+        comptime(_note)
+        recorded, axis = _facts()
+        if level == "vmap":
+            if axis is None:
+                continue
+            batched = True
+        elif recorded:
+            if batched:
+                raise RuntimeError(_IN_VMAP)
+            layer.register_hook(fn)
+        layer = _below(layer)
+    if layer.requires_grad:
+        if batched:
+            raise RuntimeError(_IN_VMAP)
+        layer.register_hook(fn)
+    return y
+
+
+_IN_VMAP = (
+    "hook: inside torch.compile, a hook in a function that vmap maps can't be differentiated outside of vmap; "
+    "differentiate inside of vmap, or compile the parts"
+)
+
+
+def attach_traced(fn: Callable[..., Any], x: Any) -> Any:
+    """A copy of ``x`` whose gradient goes through ``fn``; a leaf that gets no gradient counts as zeros here."""
+    if isinstance(x, Tensor):
+        return _attach_to_tensor(fn, x) if _is_differentiable(x) else x
+    leaves, spec = pytree.tree_flatten(x)
+    slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and _is_differentiable(leaf)]
+    if not slots:
+        return x
+    # One tensor has one hook, which sees all leaves at once.
+    tensors = [leaves[i] for i in slots]
+    dtype = functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
+    sizes = [tensor.numel() for tensor in tensors]
+
+    def of_flat(g: Tensor) -> Tensor | None:
+        whole: list[Any] = [None] * len(leaves)
+        for i, tensor, part in zip(slots, tensors, g.split(sizes), strict=True):
+            whole[i] = _as_like(part, tensor)
+        bent = fn(pytree.tree_unflatten(whole, spec))
+        if bent is None:
+            return None
+        new = pytree.tree_leaves(bent)
+        parts = [whole[i] if new[i] is None else new[i] for i in slots]
+        return torch.cat([part.reshape(-1).to(dtype) for part in parts])
+
+    flat = _attach_to_tensor(of_flat, torch.cat([tensor.reshape(-1).to(dtype) for tensor in tensors]))
+    for i, tensor, part in zip(slots, tensors, flat.split(sizes), strict=True):
+        leaves[i] = _as_like(part, tensor)
+    return pytree.tree_unflatten(leaves, spec)
+
+
+def _is_differentiable(x: Tensor) -> bool:
+    return x.dtype.is_floating_point or x.dtype.is_complex
+
+
+def _as_like(part: Tensor, like: Tensor) -> Tensor:
+    if part.dtype.is_complex and not like.dtype.is_complex:
+        part = part.real
+    return part.reshape(like.shape).to(like.dtype)
