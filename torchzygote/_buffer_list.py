@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from ._arguments import number_to_tensor, numpy_to_tensor, type_name
+from ._buffer_values import refuse_value
 
 __all__ = ["ListStore"]
 
@@ -23,7 +24,7 @@ def _as_element(value: Any) -> Tensor:
         return numpy_to_tensor(value).clone()
     if isinstance(value, (int, float, complex, np.number)) and not isinstance(value, bool):
         return number_to_tensor(value)
-    raise TypeError(f"value: expected a tensor, an array or a number, got {type_name(value)}")
+    refuse_value(value)
 
 
 class ListStore:

@@ -13,7 +13,30 @@ from torch import Tensor
 
 from ._buffer_values import as_value, fit
 
-__all__ = ["TracedStore", "out_of_place"]
+__all__ = ["TracedStore", "out_of_place", "selected"]
+
+
+def selected(whole: Tensor, index: tuple[Any, ...]) -> Tensor:
+    """``whole[index]``; a 0-dim index tensor isn't asked for its value, as indexing does."""
+    taken = sum(
+        (item.ndim if item.dtype is torch.bool else 1)
+        if isinstance(item, Tensor)
+        else item not in (None, ...)
+        for item in index
+    )
+    axis = 0
+    items = []
+    for item in index:
+        if isinstance(item, Tensor) and item.ndim == 0 and item.dtype is not torch.bool:
+            number = torch.where(item < 0, item + whole.shape[axis], item)
+            whole = whole.index_select(axis, number.reshape(1))
+            item = 0
+        items.append(item)
+        if item is Ellipsis:
+            axis += whole.ndim - taken
+        elif item is not None:
+            axis += item.ndim if isinstance(item, Tensor) and item.dtype is torch.bool else 1
+    return whole[tuple(items)]
 
 
 def out_of_place(whole: Tensor, index: tuple[Any, ...], value: Tensor) -> Tensor:
@@ -22,7 +45,7 @@ def out_of_place(whole: Tensor, index: tuple[Any, ...], value: Tensor) -> Tensor
     if masks:
         return _masked(whole, index, masks[0], value)
     numbers = torch.arange(math.prod(whole.shape), device=whole.device).reshape(whole.shape)
-    where = numbers[index]
+    where = selected(numbers, index)
     value = fit(value, where.shape, whole.shape).expand(where.shape)
     flat = whole.reshape(-1).index_put((where.reshape(-1),), value.reshape(-1))
     return flat.reshape(whole.shape)
@@ -92,7 +115,7 @@ class TracedStore:
             row = self.rows[index]
             return self.whole[index].clone() if row is None else row.clone()
         items = index if isinstance(index, tuple) else (index,)
-        return self.assemble()[tuple(_as_index(item) for item in items)].clone()
+        return selected(self.assemble(), tuple(_as_index(item) for item in items)).clone()
 
     def assemble(self) -> Tensor:
         """The whole."""

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ._arguments import numpy_to_tensor, type_name
+from ._buffer_refusal import NotATensor
 from ._torch_private import batched_everywhere, in_functorch, in_plain_eager
 
 __all__ = ["TEMPORARY", "DoesNotBroadcast", "as_value", "fit", "is_plain", "snapshot", "value_read"]
@@ -74,9 +75,13 @@ def as_value(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
         if value.dtype.kind in "biu":
             return torch.tensor(value.tolist(), dtype=dtype, device=device)
         return as_value(numpy_to_tensor(value).clone(), dtype, device)
-    if type(value).__name__ == "Buffer":
-        raise TypeError("value: expected a tensor, got a Buffer, which is not one; copy it first")
-    raise TypeError(f"value: expected a tensor, an array or a number, got {type_name(value)}")
+    refuse_value(value)
+
+
+def refuse_value(value: Any) -> NoReturn:
+    """Say that ``value`` is no tensor, array or number."""
+    advice = ", which is no tensor; copy it first" if isinstance(value, NotATensor) else ""
+    raise TypeError(f"value: expected a tensor, an array or a number, got {type_name(value)}{advice}")
 
 
 def _check_kind(value: Any, given: torch.dtype, dtype: torch.dtype) -> None:

@@ -27,7 +27,7 @@ from ._buffer_list import ListStore
 from ._buffer_memory import MemoryStore
 from ._buffer_refusal import NotATensor, NotTensorError
 from ._buffer_rows import FOLD, RowLog
-from ._buffer_traced import TracedStore, out_of_place
+from ._buffer_traced import TracedStore, out_of_place, selected
 from ._buffer_values import TEMPORARY, as_value, fit, is_plain, snapshot, value_read
 from ._torch_private import innermost_level
 
@@ -222,6 +222,7 @@ class Buffer(NotATensor):
             and not value._is_view()
             and value._use_count() == 1  # type: ignore[attr-defined]
             and innermost_level() is None
+            and torch.is_grad_enabled()
         )
         rows = self._rows
         if (
@@ -231,7 +232,6 @@ class Buffer(NotATensor):
             and value.dtype is self._dtype
             and value.shape == self._row_shape
             and (value.is_cpu if self._on_cpu else value.device == self._device)
-            and torch.is_grad_enabled()
         ):
             try:
                 rows[index] = value
@@ -336,8 +336,7 @@ class Buffer(NotATensor):
     def _read(self, key: Key) -> Tensor:
         store = self._store
         if not key.known:
-            found: Tensor = store.assemble()[key.given]
-            return found
+            return selected(store.assemble(), key.given)
         if isinstance(store, RowLog):
             row = row_of(key)
             if type(row) is int:
