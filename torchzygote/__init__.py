@@ -14,6 +14,7 @@ from .grads import Grads
 from .hessians import WithHessian, diaghessian, hessian, hessian_dual, hessian_reverse, withhessian
 from .hooks import hook, showgrad
 from .jacobians import WithJacobian, jacobian, withjacobian
+from .nondifferentiable import ignore_derivatives, isderiving
 from .params import Params
 from .vectors import copy_
 
@@ -33,6 +34,8 @@ __all__ = [
     "hessian_dual",
     "hessian_reverse",
     "hook",
+    "ignore_derivatives",
+    "isderiving",
     "jacobian",
     "pullback",
     "pushforward",
