@@ -112,14 +112,14 @@ def close(got: Tensor, scale: Tensor, expected: Tensor, eps: float) -> Tensor:
     return fine
 
 
-def warn_mismatch(caller: str, recovery: Recovery, wrong: int, total: int) -> None:
+def warn_mismatch(caller: str, recovery: Recovery) -> None:
     """Say that the dense way is taken, and ask for a report."""
     operators = sorted({name for pattern in recovery.patterns for name in pattern.operators})
-    listed = f"; f's operators: {', '.join(operators)}" if operators else ""
+    listed = f" and its operators, {', '.join(operators)}" if operators else ""
     warnings.warn(
-        f"{caller}: the sparse derivative differs from plain automatic differentiation in {wrong} of {total} "
-        "elements of a product with a random vector, so the dense one is computed instead. Either f differs "
-        "from call to call, or a sparsity that was given lacks entries, or torchzygote's rule for an "
-        f"operator is wrong: please report that, with f{listed}",
+        f"{caller}: the sparse derivative differs from plain automatic differentiation in a product with a "
+        "random vector, so that the dense one is computed instead. Either f differs from call to call, or a "
+        "sparsity that was given lacks entries, or torchzygote's rule for an operator is wrong: please "
+        f"report that, with f{listed}",
         stacklevel=2,
     )

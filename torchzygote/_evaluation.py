@@ -1,0 +1,173 @@
+"""One evaluation of a plan: a chunk of products, one gather, one check.
+
+Eager, and as a program that ``torch.compile`` and ``torch.func`` can follow. It must not know where a plan
+comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _engine, _plan, _products
+from ._arguments import Prepared
+from ._assembly import result_dtype
+from ._certificate import agreement, close, precision, probe_rows
+from ._colored import Collected, collect, color_seeds, hessian_products, jacobian_products
+from ._engine import Linearization
+from ._products import Seeds
+from ._random import RandomState
+from ._second_order import Options, run
+from .coloring.recovery import Recovery
+
+__all__ = ["Constants", "hessian_values", "jacobian_values", "or_nan"]
+
+# Seeds and tables beyond this many bytes are made anew in each evaluation, or not at all.
+_MOST_KEPT = 64 << 20
+
+
+class Constants:
+    """What an evaluation needs besides values: seeds of the colors and the probes, and the check's tables."""
+
+    __slots__ = ("_seeds", "_tables", "device", "dtype", "probes", "recovery", "total")
+
+    def __init__(self, recovery: Recovery, dtype: torch.dtype, device: torch.device, verify: bool) -> None:
+        self.recovery = recovery
+        self.dtype = dtype
+        self.device = device
+        self.probes = probe_rows(recovery).to(dtype=dtype, device=device) if verify else None
+        seeds, self.total = color_seeds(
+            recovery.coloring.colors, recovery.ncolors, self.probes, dtype, device
+        )
+        numel = recovery.coloring.colors.numel()
+        self._seeds: Seeds | Tensor = seeds
+        if self.total * numel * dtype.itemsize <= _MOST_KEPT and self.total > 0:
+            self._seeds = seeds(0, self.total)
+        self._tables = None if self.probes is None else self._make_tables()
+        recovery.flat_slots(device)
+        recovery.rows_on(device)
+        recovery.columns_on(device)
+
+    def seeds(self, dtype: torch.dtype, device: torch.device) -> tuple[Seeds, int]:
+        """The seeds as ``_products`` takes them."""
+        if not isinstance(self._seeds, Tensor):
+            make = self._seeds
+            return (lambda lo, hi: make(lo, hi).to(dtype)), self.total
+        block = self._seeds.to(dtype)
+
+        def part(lo: int, hi: int) -> Tensor:
+            return block if hi - lo == block.shape[0] else block[lo:hi]
+
+        return part, self.total
+
+    def _make_tables(self) -> list[Tensor] | None:
+        """For each product a factor, so that the products' weighted sum is what the probe must give.
+
+        Only where the products hold little else than entries, and each entry once.
+        """
+        recovery = self.recovery
+        if recovery.mode not in ("forward", "reverse"):
+            return None
+        lengths = recovery.lengths()
+        cells = recovery.ncolors * sum(lengths)
+        entries = sum(pattern.nnz for pattern in recovery.patterns)
+        if cells > 4 * entries + 65536 or cells * self.dtype.itemsize > _MOST_KEPT:
+            return None
+        assert self.probes is not None
+        probe = self.probes[0]
+        tables = [torch.zeros(recovery.ncolors, n, dtype=self.dtype, device=self.device) for n in lengths]
+        offset = 0
+        for i, (row, column) in enumerate(recovery.slots_on(self.device)):
+            if recovery.mode == "reverse":
+                factors = probe[recovery.rows_on(self.device)[i]]
+            else:
+                factors = probe[recovery.columns_on(self.device)[i] + offset]
+            tables[recovery.product_of(i)][row, column] = factors
+            offset += recovery.widths[i]
+        return tables
+
+    def check(self, found: Collected, eps: float) -> list[Tensor]:
+        """Whether each element of the plain products is explained; empty without a check."""
+        if self.probes is None:
+            return []
+        if self._tables is None or found.products is None:
+            return agreement(self.recovery, found.values, self.probes, found.probed, eps)
+        fine = []
+        for product, table, expected in zip(found.products, self._tables, found.probed, strict=True):
+            terms = product.to(torch.promote_types(product.dtype, torch.float32)) * table
+            fine.append(close(terms.sum(0), terms.abs().sum(0), expected[0].to(terms.dtype), eps))
+        return fine
+
+
+def or_nan(values: Sequence[Tensor], fine: Sequence[Tensor]) -> list[Tensor]:
+    """The values, or NaN where a traced program can't branch and the check fails: never a wrong number."""
+    if not fine:
+        return list(values)
+    right = torch.stack([one.all() for one in fine]).all()
+    return [torch.where(right, v, torch.nan) for v in values]
+
+
+def _chunk_of(options: Options, size: int, device: torch.device) -> Callable[[int], int]:
+    def chunk(total: int) -> int:
+        if _engine.compiling():
+            return max(1, total)
+        return _plan.choose_chunk(options.chunk_size, total, size, device)
+
+    return chunk
+
+
+def jacobian_values(
+    f: Callable[..., Any],
+    prepared: Prepared,
+    lin: Linearization,
+    y: Tensor,
+    constants: Constants,
+    options: Options,
+    random: RandomState | None,
+    hooked: bool,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The values of each matrix and whether the check holds, element by element."""
+    size = 0 if _engine.compiling() or _engine.in_functorch() else _products.row_bytes(lin)
+    products = jacobian_products(
+        f,
+        prepared,
+        lin,
+        y,
+        constants.recovery,
+        constants.seeds,
+        _chunk_of(options, size, y.device),
+        options,
+        random,
+        hooked,
+    )
+    dtypes = [result_dtype(x, y) for x in prepared.inputs]
+    found = collect(constants.recovery, products, dtypes, y.device, options.keep)
+    return found.values, constants.check(found, precision(prepared.inputs, y))
+
+
+def hessian_values(
+    caller: str,
+    f: Callable[..., Any],
+    prepared: Prepared,
+    mode: str,
+    constants: Constants,
+    options: Options,
+    random: RandomState | None,
+) -> tuple[Tensor, list[Tensor]]:
+    """Likewise for a Hessian, or for the diagonal of one."""
+    x = prepared.inputs[0]
+    traced = _engine.compiling() or _engine.in_functorch()
+    second = run(caller, f, prepared, options.keep, recorded=mode == "reverse_over_reverse")
+    if mode == "reverse_over_reverse":
+        second.differentiate()
+        if second.by_input(0) is None:  # linear
+            recovery = constants.recovery
+            return torch.zeros(recovery.slots[0][0].numel(), dtype=x.dtype, device=x.device), []
+    size = 0 if traced else second.row_bytes()
+    chunk = _chunk_of(options, size, x.device)
+    products = hessian_products(f, second, 0, mode, constants.seeds, chunk, options, random)
+    found = collect(constants.recovery, products, [x.dtype], x.device, options.keep)
+    return found.values[0], constants.check(found, precision([x], x))

@@ -1,0 +1,153 @@
+"""The plan of a Hessian, as a callable. Made in ``plans``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from . import _compressed, _engine, _evaluation, _plan, _plan_files, _state
+from ._arguments import Prepared
+from ._attention import unfused_attention
+from ._plan_base import Plan, is_nested, no_values
+from ._random import RandomState
+from ._second_order import Options
+from ._signature import check_inputs
+from .coloring.recovery import Recovery, symmetric_recovery
+from .hessians import diaghessian, hessian, prepare_one
+
+__all__ = ["HessianPlan"]
+
+
+class HessianPlan(Plan):
+    """Structure and coloring of the Hessian of one function, to be evaluated for new values.
+
+    Made by :func:`plan_hessian`. Calling it gives what :func:`hessian` with ``sparse=True`` does.
+    """
+
+    _diagonal: Recovery | None = None
+
+    @property
+    def sparsity(self) -> Tensor:
+        """The structure, a ``torch.sparse_csr`` tensor of dtype bool."""
+        return self.patterns[0].to_csr()
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        f: Callable[..., Any],
+        *,
+        mode: str = "auto",
+        chunk_size: int | None = None,
+        verify: bool = True,
+    ) -> HessianPlan:
+        """A plan that :meth:`save` wrote, for the same function.
+
+        Parameters
+        ----------
+        path : path
+            The file; nothing in it is executed.
+        f : callable
+            The function that the plan was made for.
+        mode, chunk_size, verify
+            As for :func:`plan_hessian`.
+
+        Raises
+        ------
+        ValueError
+            The file is no such plan, or a damaged one; the message says why.
+        """
+        _plan.check_mode(mode, _plan.HESSIAN_MODES)
+        inputs, recovery = _plan_files.read(path, cls.__name__)
+        return cls(f, inputs, recovery, mode=mode, chunk_size=chunk_size, verify=verify)
+
+    def __call__(self, x: Any, *, dense: bool = False, create_graph: bool | None = None) -> Tensor:
+        """The Hessian at ``x``.
+
+        Parameters
+        ----------
+        x : array
+            As the one that the plan was made for, with new values.
+        dense : bool
+            Give a dense matrix instead of a ``torch.sparse_csr`` one.
+        create_graph : bool, optional
+            As for :func:`gradient`.
+
+        Raises
+        ------
+        ValueError
+            ``x`` has another shape, kind of dtype or device.
+        """
+        if not dense:
+            _compressed.refuse_nested(type(self).__name__)
+        _, (values,), right = self._checked((x,), create_graph)
+        if not right:
+            self._warn()
+            found = hessian(self._f, x, create_graph=create_graph)
+            return found if dense or found.dim() < 2 else _compressed.full_csr(found)
+        if not self._inputs[0].shape:
+            return values.reshape(())
+        return (_compressed.dense if dense else _compressed.csr)(self.patterns[0], values, values.device)
+
+    def values(self, x: Any, *, create_graph: bool | None = None) -> Tensor:
+        """The values of the entries, row by row, as in ``.sparsity``.
+
+        The part of a call that ``torch.compile`` and ``torch.func`` transforms can follow; where the check
+        fails in there, the values are NaN.
+
+        Raises
+        ------
+        RuntimeError
+            The check fails: the structure isn't that of ``f`` at ``x``.
+        """
+        _, (values,), right = self._checked((x,), create_graph)
+        if not right:
+            raise no_values(self)
+        return values
+
+    def diagonal(self, x: Any, *, create_graph: bool | None = None) -> Tensor:
+        """The diagonal of the Hessian, in the shape of ``x``: neighbors' colors suffice, and are fewer."""
+        if self._diagonal is None and not _engine.compiling():
+            self._diagonal = symmetric_recovery(self.patterns[0], diagonal=True)
+        if self._diagonal is None:
+            raise RuntimeError("HessianPlan: call diagonal once before it is compiled")
+        prepared, values, fine = self._run((x,), create_graph, self._diagonal)
+        if is_nested():
+            values = _evaluation.or_nan(values, fine)
+        elif not all(bool(one.all()) for one in fine):
+            self._warn()
+            found: Tensor = diaghessian(self._f, x, create_graph=create_graph)[0]
+            return found
+        return values[0].reshape(prepared.inputs[0].shape)
+
+    @_engine.entry_point
+    def _run(
+        self, args: tuple[Any, ...], create_graph: bool | None, recovery: Recovery | None = None
+    ) -> tuple[Prepared, list[Tensor], list[Tensor]]:
+        name = type(self).__name__
+        prepared = prepare_one(name, args[0])
+        check_inputs(name, self._inputs, prepared.inputs)
+        x = prepared.inputs[0]
+        constants = self._constants_for(recovery or self._recovery, x.dtype, x.device)
+        keep = _engine.keeps_graph(create_graph) or _engine.in_functorch()
+        options = Options(self._chunk_size, keep, False)
+        ways = [self._mode]
+        if self._mode == "auto":
+            ways = ["reverse_over_reverse", "forward_over_reverse"]
+            if is_nested():
+                ways.reverse()
+        with _state.differentiation(), unfused_attention():
+            random = None if _engine.compiling() else RandomState()
+            for way in ways:
+                try:
+                    values, fine = _evaluation.hessian_values(
+                        name, self._f, prepared, way, constants, options, random
+                    )
+                    return prepared, [values], fine
+                except Exception:  # an operation lacks a derivative that this way needs
+                    if way == ways[-1]:
+                        raise
+        raise AssertionError

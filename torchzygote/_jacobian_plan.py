@@ -1,0 +1,180 @@
+"""The plan of a Jacobian, as a callable. Made in ``plans``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _compressed, _engine, _evaluation, _plan_files, _state
+from ._arguments import Prepared, prepare
+from ._plan_base import Plan, common_dtype, held, no_values
+from ._random import RandomState
+from ._second_order import Options
+from ._signature import check_inputs
+from .gradients import implicit, prepare_implicit
+from .grads import Grads
+from .jacobians import jacobian, output_tensor
+from .sparsity.pattern import Pattern
+
+__all__ = ["JacobianPlan"]
+
+
+class JacobianPlan(Plan):
+    """Structure and coloring of the Jacobian of one function, to be evaluated for new values.
+
+    Made by :func:`plan_jacobian`. Calling it gives what :func:`jacobian` with ``sparse=True`` does.
+    """
+
+    @property
+    def sparsity(self) -> tuple[Tensor, ...]:
+        """The structure of each matrix, ``torch.sparse_csr`` tensors of dtype bool."""
+        return tuple(pattern.to_csr() for pattern in self.patterns)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        f: Callable[..., Any],
+        *,
+        argnums: int | Sequence[int] | None = None,
+        chunk_size: int | None = None,
+        verify: bool = True,
+    ) -> JacobianPlan:
+        """A plan that :meth:`save` wrote, for the same function.
+
+        Parameters
+        ----------
+        path : path
+            The file; nothing in it is executed.
+        f : callable
+            The function that the plan was made for.
+        argnums, chunk_size, verify
+            As for :func:`plan_jacobian`.
+
+        Raises
+        ------
+        ValueError
+            The file is no such plan, or a damaged one; the message says why.
+        """
+        inputs, recovery = _plan_files.read(path, cls.__name__)
+        return cls(f, inputs, recovery, argnums=argnums, chunk_size=chunk_size, verify=verify)
+
+    def __call__(self, *args: Any, dense: bool = False, create_graph: bool | None = None) -> Any:
+        """The Jacobians at ``args``.
+
+        Parameters
+        ----------
+        *args
+            As those that the plan was made for, with new values.
+        dense : bool
+            Give dense matrices instead of ``torch.sparse_csr`` ones.
+        create_graph : bool, optional
+            As for :func:`gradient`.
+
+        Returns
+        -------
+        tuple or Grads
+            As :func:`jacobian` gives.
+
+        Raises
+        ------
+        ValueError
+            An argument has another shape, kind of dtype or device, or ``f`` returns another number of
+            elements.
+        """
+        if not dense:
+            _compressed.refuse_nested(type(self).__name__)
+        prepared, values, right = self._checked(args, create_graph)
+        if not right:
+            self._warn()
+            found = jacobian(self._f, *args, argnums=self._argnums, create_graph=create_graph)
+            return found if dense else _all_as_csr(found)
+        prepared = self._prepare(args) if prepared is None else prepared
+        build = _compressed.dense if dense else _compressed.csr
+        matrices = [
+            build(pattern, v, x.device)
+            if x.dim() > 0
+            else _compressed.dense(pattern, v, x.device).reshape(-1)
+            for pattern, v, x in zip(self.patterns, values, prepared.inputs, strict=True)
+        ]
+        params = implicit(args)
+        return prepared.results(matrices) if params is None else Grads(params, matrices)
+
+    def values(self, *args: Any, create_graph: bool | None = None) -> tuple[Tensor, ...]:
+        """The values of each matrix's entries, row by row, as in ``.sparsity``.
+
+        The part of a call that ``torch.compile`` and ``torch.func`` transforms can follow; where the check
+        fails in there, the values are NaN.
+
+        Raises
+        ------
+        RuntimeError
+            The check fails: the structure isn't that of ``f`` at these arguments.
+        """
+        _, values, right = self._checked(args, create_graph)
+        if not right:
+            raise no_values(self)
+        return tuple(values)
+
+    def _prepare(self, args: tuple[Any, ...]) -> Prepared:
+        params = implicit(args)
+        if params is not None:
+            prepared = prepare_implicit(type(self).__name__, params, self._argnums)
+        else:
+            prepared = prepare(args, self._argnums, arrays_only=True)
+        check_inputs(type(self).__name__, self._inputs, prepared.inputs)
+        return prepared
+
+    @_engine.entry_point
+    def _run(
+        self, args: tuple[Any, ...], create_graph: bool | None
+    ) -> tuple[Prepared, list[Tensor], list[Tensor]]:
+        prepared = self._prepare(args)
+        inputs = prepared.inputs
+        constants = self._constants_for(
+            self._recovery, common_dtype([x.dtype for x in inputs]), inputs[0].device
+        )
+        keep = _engine.keeps_graph(create_graph) or _engine.in_functorch()
+        options = Options(self._chunk_size, keep, False)
+        random = None if _engine.compiling() else RandomState()
+        with held(args, prepared), _state.differentiation():
+            position = _state.mark()
+            lin = _engine.linearize(self._f, prepared, keep=keep)
+            y = output_tensor(type(self).__name__, lin.y_leaves[0] if lin.y_spec is None else lin.y)
+            if y.numel() != self._recovery.rows:
+                raise ValueError(
+                    f"{type(self).__name__}: expected f to return {self._recovery.rows} elements as when the "
+                    f"plan was made, got {y.numel()} (shape {tuple(y.shape)})"
+                )
+            if not lin.roots:
+                return prepared, _zeros(self.patterns, prepared), []
+            hooked = _state.mark() > position
+            values, fine = _evaluation.jacobian_values(
+                self._f, prepared, lin, y, constants, options, random, hooked
+            )
+            if self.mode == "forward":
+                _state.forget_since(position)  # nothing is pulled back: what hooks wait for never comes
+        return prepared, values, fine
+
+
+def _zeros(patterns: Sequence[Pattern], prepared: Prepared) -> list[Tensor]:
+    """The values of a constant's derivative."""
+    return [
+        torch.zeros(pattern.nnz, dtype=x.dtype, device=x.device)
+        for pattern, x in zip(patterns, prepared.inputs, strict=True)
+    ]
+
+
+def _all_as_csr(found: Any) -> Any:
+    """Dense results as CSR that list every entry; vectors and ``None`` as they are."""
+    if isinstance(found, Grads):
+        return Grads(found.params, [_as_csr(found[x]) for x in found.params])
+    return tuple(_as_csr(J) for J in found)
+
+
+def _as_csr(J: Tensor | None) -> Tensor | None:
+    return J if J is None or J.dim() < 2 else _compressed.full_csr(J)

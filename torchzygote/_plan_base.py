@@ -1,0 +1,205 @@
+"""What plans of Jacobians and of Hessians have in common.
+
+Holds index structure and the function; it must not know how structure is detected or colored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _engine, _evaluation, _plan, _plan_files
+from ._arguments import Prepared
+from ._certificate import warn_mismatch
+from ._signature import InputSpec
+from .coloring.recovery import Recovery
+from .gradients import implicit
+from .pictures import draw
+from .sparsity.pattern import Pattern
+
+__all__ = ["Plan", "common_dtype", "held", "is_nested", "no_values"]
+
+
+class Plan:
+    """What both kinds of plan have in common."""
+
+    def __init__(
+        self,
+        f: Callable[..., Any],
+        inputs: Sequence[InputSpec],
+        recovery: Recovery,
+        *,
+        argnums: int | Sequence[int] | None = None,
+        mode: str = "auto",
+        chunk_size: int | None = None,
+        verify: bool = True,
+    ) -> None:
+        self._f = f
+        self._inputs = tuple(inputs)
+        self._recovery = recovery
+        self._argnums = argnums
+        self._mode = mode
+        self._chunk_size = _plan.check_chunk_size(chunk_size)
+        self._verify = verify
+        self._constants: dict[tuple[str, torch.dtype, torch.device], _evaluation.Constants] = {}
+        self._compiled: Callable[..., Any] | None = None
+        devices = {spec.device for spec in inputs}
+        if len(devices) != 1:
+            raise ValueError(f"plan: expected all arguments on one device, got {sorted(devices)}")
+        dtypes = [getattr(torch, spec.dtype) for spec in inputs]
+        if devices == {"cpu"} or torch.cuda.is_available():  # made now: a compiler can't make them
+            self._constants_for(
+                self._recovery, common_dtype(dtypes), torch.empty(0, device=devices.pop()).device
+            )
+
+    @property
+    def colors(self) -> Tensor:
+        """The color of each column or row, from 0 on; columns of several arguments one after the other."""
+        return self._recovery.coloring.colors
+
+    @property
+    def ncolors(self) -> int:
+        """Products that an evaluation takes."""
+        return self._recovery.ncolors
+
+    @property
+    def mode(self) -> str:
+        """``"forward"`` (columns are colored), ``"reverse"`` (rows) or ``"symmetric"``."""
+        return self._recovery.mode
+
+    @property
+    def patterns(self) -> tuple[Pattern, ...]:
+        """The structure of each matrix."""
+        return self._recovery.patterns
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan, without its function, to an ``.npz`` file.
+
+        Parameters
+        ----------
+        path : path
+            ``.npz`` is appended where it is missing. The file holds arrays only.
+        """
+        _plan_files.write(path, type(self).__name__, self._inputs, self._recovery)
+
+    def spy(self, path: str | os.PathLike[str] | None = None) -> Any:
+        """A picture of pattern and colors.
+
+        Parameters
+        ----------
+        path : path, optional
+            Where to write it; the ending says in which format.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            Needs matplotlib: ``pip install "torchzygote[plot]"``.
+        """
+        return draw(self._recovery, repr(self).split("\n")[0], path)
+
+    def compile(self, **options: Any) -> Any:
+        """Evaluate by ``torch.compile(..., fullgraph=True, **options)`` from now on.
+
+        Parameters
+        ----------
+        **options
+            For :func:`torch.compile`.
+
+        Returns
+        -------
+        The plan itself. Its next call compiles, and so does the first one with another dtype.
+        """
+        options = {"fullgraph": True, "dynamic": False, **options}
+        self._compiled = torch.compile(self._values_and_verdict, **options)
+        return self
+
+    def _values_and_verdict(self, *args: Any) -> tuple[list[Tensor], Tensor | None]:
+        """Values, and whether the check holds, as tensors alone."""
+        _, values, fine = self._run(args, None)
+        return values, (torch.stack([one.all() for one in fine]).all() if fine else None)
+
+    def _run(
+        self, args: tuple[Any, ...], create_graph: bool | None
+    ) -> tuple[Prepared, list[Tensor], list[Tensor]]:
+        """Values of each matrix, and whether the check holds, element by element."""
+        raise NotImplementedError
+
+    def _checked(
+        self, args: tuple[Any, ...], create_graph: bool | None
+    ) -> tuple[Prepared | None, list[Tensor], bool]:
+        """Values, and whether they are right; what a compiler or a transform can't branch on becomes NaN."""
+        if self._compiled is not None and not create_graph and not is_nested():
+            values, verdict = self._compiled(*args)
+            return None, list(values), verdict is None or bool(verdict)
+        prepared, values, fine = self._run(args, create_graph)
+        if is_nested():
+            return prepared, _evaluation.or_nan(values, fine), True
+        return prepared, values, all(bool(one.all()) for one in fine)
+
+    def _warn(self) -> None:
+        warn_mismatch(type(self).__name__, self._recovery)
+
+    def _constants_for(
+        self, recovery: Recovery, dtype: torch.dtype, device: torch.device
+    ) -> _evaluation.Constants:
+        """Seeds, check and positions as tensors of this dtype, made once."""
+        key = (recovery.mode, dtype, device)
+        found = self._constants.get(key)
+        if found is None:
+            if _engine.compiling():
+                raise RuntimeError(
+                    f"{type(self).__name__}: was made for another dtype than {dtype} on {device}; call it "
+                    "once with such arguments before it is compiled"
+                )
+            found = _evaluation.Constants(recovery, dtype, device, self._verify)
+            self._constants[key] = found
+        return found
+
+    def __repr__(self) -> str:
+        shape = f"{self._recovery.rows}×{'|'.join(map(str, self._recovery.widths))}"
+        entries = sum(pattern.nnz for pattern in self.patterns)
+        cells = self._recovery.rows * sum(self._recovery.widths)
+        head = (
+            f"{type(self).__name__}: {shape}, {entries} nonzeros ({entries / max(1, cells):.2g}), "
+            f"{self.ncolors} colors, mode {self.mode!r}"
+        )
+        pictures = [line for pattern in self.patterns for line in pattern.picture()]
+        return "\n".join([head, *pictures])
+
+
+def is_nested() -> bool:
+    return _engine.compiling() or _engine.in_functorch()
+
+
+def common_dtype(dtypes: Sequence[torch.dtype]) -> torch.dtype:
+    """The real dtype that seeds for arguments of these dtypes have."""
+    common = dtypes[0]
+    for dtype in dtypes[1:]:
+        common = torch.promote_types(common, dtype)
+    return common.to_real()
+
+
+@contextlib.contextmanager
+def held(args: tuple[Any, ...], prepared: Prepared) -> Iterator[None]:
+    """While it is entered, the tensors of ``Params`` require grad."""
+    if implicit(args) is None or is_nested():
+        yield
+        return
+    release = _engine.held_flags(prepared.inputs)
+    try:
+        yield
+    finally:
+        release()
+
+
+def no_values(plan: Plan) -> RuntimeError:
+    return RuntimeError(
+        f"{type(plan).__name__}: a product with a random vector contradicts the values, so that the "
+        "structure isn't that of f at these arguments; call the plan itself for the dense answer, or make a "
+        "new plan"
+    )

@@ -1,0 +1,197 @@
+"""Plans: structure found and colored once, evaluated for new values as often as one likes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from . import _engine, _plan
+from ._arguments import prepare
+from ._hessian_plan import HessianPlan
+from ._jacobian_plan import JacobianPlan
+from ._plan_base import held
+from ._signature import specs_of
+from .coloring.recovery import jacobian_recovery, symmetric_recovery, symmetrized
+from .gradients import implicit, prepare_implicit, scalar_root
+from .hessians import prepare_one
+from .jacobians import output_tensor
+from .sparsity.detect import DEFAULT_BUDGET, hessian_patterns, jacobian_patterns, refuse_transforms
+from .sparsity.pattern import Pattern
+
+__all__ = ["HessianPlan", "JacobianPlan", "plan_hessian", "plan_jacobian"]
+
+
+def plan_jacobian(
+    f: Callable[..., Any],
+    *example_args: Any,
+    argnums: int | Sequence[int] | None = None,
+    mode: str = "auto",
+    sparsity: Any = None,
+    chunk_size: int | None = None,
+    verify: bool = True,
+) -> JacobianPlan:
+    """Structure of a Jacobian, found and colored once, for evaluations at many points.
+
+    Parameters
+    ----------
+    f : callable
+        As for :func:`jacobian`. Run once, unless ``sparsity`` is given.
+    *example_args
+        Arguments of the shapes, kinds of dtype and devices that the plan will be called with.
+    argnums : int or sequence of int, optional
+        Differentiate these arguments only.
+    mode : {"auto", "reverse", "forward"}
+        Color rows or columns, or whichever takes fewer products.
+    sparsity : optional
+        The structure where you know it: a tensor (dense or sparse), an array or a SciPy matrix whose nonzero
+        entries are listed; a sequence of them for several arguments.
+    chunk_size : int, optional
+        Products at a time.
+    verify : bool
+        Check each evaluation against one product with a random vector; where it fails, the plan gives the
+        dense way's answer and a warning.
+
+    Returns
+    -------
+    JacobianPlan
+        Call it with new arguments.
+
+    Raises
+    ------
+    ValueError
+        ``f`` returns neither an array nor a number, or complex values; ``mode`` is none; ``sparsity`` has
+        another shape.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torchzygote import plan_jacobian
+    >>> plan = plan_jacobian(lambda x: x[1:] * x[:-1], torch.rand(1000))
+    >>> plan.ncolors
+    2
+    >>> J = plan(torch.ones(1000))[0]
+    >>> J.values().sum()
+    tensor(1998.)
+
+    References
+    ----------
+    Gebremedhin, Manne and Pothen, "What color is your Jacobian?", SIAM Review 47 (2005).
+    """
+    caller = "plan_jacobian"
+    refuse_transforms(caller)
+    _plan.check_mode(mode, _plan.JACOBIAN_MODES)
+    params = implicit(example_args)
+    if params is None:
+        prepared = prepare(example_args, argnums, arrays_only=True)
+    else:
+        prepared = prepare_implicit(caller, params, argnums)
+    inputs = prepared.inputs
+    if not inputs:
+        raise ValueError(f"{caller}: expected an array or a number to differentiate by, got none")
+    if any(x.dtype.is_complex for x in inputs):
+        if mode == "forward":
+            raise ValueError(
+                f"{caller}: mode 'forward' gives no Jacobian by a complex argument; use 'reverse'"
+            )
+        mode = "reverse"
+    if sparsity is not None:
+        patterns = _given_patterns(caller, sparsity, [x.numel() for x in inputs])
+    else:
+        flat = lambda *xs: _engine.call(f, prepared, xs)
+        with held(example_args, prepared):
+            y, patterns = jacobian_patterns(flat, inputs, prepared.owned, DEFAULT_BUDGET)
+        output_tensor(caller, y)
+    recovery = jacobian_recovery(patterns, mode, forward_cost=1.0)
+    assert recovery is not None
+    return JacobianPlan(
+        f, specs_of(prepared), recovery, argnums=argnums, chunk_size=chunk_size, verify=verify
+    )
+
+
+def plan_hessian(
+    f: Callable[..., Any],
+    x: Any,
+    *,
+    mode: str = "auto",
+    sparsity: Any = None,
+    chunk_size: int | None = None,
+    verify: bool = True,
+) -> HessianPlan:
+    """Structure of a Hessian, found and colored once, for evaluations at many points.
+
+    Parameters
+    ----------
+    f : callable
+        As for :func:`hessian`. Run once, unless ``sparsity`` is given.
+    x : number or array
+        Of the shape, kind of dtype and device that the plan will be called with.
+    mode : {"auto", "forward_over_reverse", "reverse_over_reverse"}
+        As for :func:`hessian`.
+    sparsity : optional
+        The structure where you know it, as for :func:`plan_jacobian`; half of a symmetric one is completed.
+    chunk_size, verify
+        As for :func:`plan_jacobian`.
+
+    Returns
+    -------
+    HessianPlan
+        Call it with a new ``x``; ``plan.diagonal(x)`` gives the diagonal alone.
+
+    Raises
+    ------
+    ValueError
+        ``x`` or ``f(x)`` is complex, ``f(x)`` is no scalar, ``mode`` is none, or ``sparsity`` has another
+        shape.
+    TypeError
+        ``x`` is a structure, a module or opaque.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torchzygote import plan_hessian
+    >>> plan = plan_hessian(lambda x: ((x[1:] - x[:-1]) ** 2).sum(), torch.rand(1000))
+    >>> plan.ncolors
+    3
+    >>> plan(torch.zeros(1000)).values().sum()
+    tensor(0.)
+    >>> plan.diagonal(torch.zeros(1000))[:3]
+    tensor([2., 4., 4.])
+
+    References
+    ----------
+    Gebremedhin, Tarafdar, Pothen and Walther, "Efficient computation of sparse Hessians using coloring and
+    automatic differentiation", INFORMS Journal on Computing 21 (2009).
+    """
+    caller = "plan_hessian"
+    refuse_transforms(caller)
+    _plan.check_mode(mode, _plan.HESSIAN_MODES)
+    prepared = prepare_one(caller, x)
+    n = prepared.inputs[0].numel()
+    if sparsity is not None:
+        pattern = _given_patterns(caller, [sparsity], [n])[0]
+        if pattern.shape[0] != n:
+            raise ValueError(f"{caller}: sparsity: expected the shape {(n, n)}, got {pattern.shape}")
+    else:
+        flat = lambda *xs: _engine.call(f, prepared, xs)
+        y, (pattern,) = hessian_patterns(flat, prepared.inputs, None, prepared.owned, DEFAULT_BUDGET)
+        scalar_root(caller, y)
+    recovery = symmetric_recovery(symmetrized(pattern))
+    return HessianPlan(f, specs_of(prepared), recovery, mode=mode, chunk_size=chunk_size, verify=verify)
+
+
+def _given_patterns(caller: str, sparsity: Any, widths: Sequence[int]) -> list[Pattern]:
+    """The patterns that the caller gave, one per array, as wide as the arguments are."""
+    given = list(sparsity) if isinstance(sparsity, (tuple, list)) else [sparsity]
+    if len(given) != len(widths):
+        raise ValueError(
+            f"{caller}: sparsity: expected a pattern for each of the {len(widths)} differentiated arguments, "
+            f"got {len(given)}"
+        )
+    patterns = [Pattern.of(one) for one in given]
+    for i, (pattern, width) in enumerate(zip(patterns, widths, strict=True)):
+        if pattern.shape != (patterns[0].shape[0], width):
+            raise ValueError(
+                f"{caller}: sparsity of argument {i}: expected {patterns[0].shape[0]} rows and {width} "
+                f"columns, got the shape {tuple(pattern.shape)}"
+            )
+    return patterns
