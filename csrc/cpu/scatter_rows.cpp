@@ -13,54 +13,86 @@
 namespace torchzygote {
 namespace {
 
-constexpr int64_t kTile = 1 << 14;    // elements that one tile moves, about
-constexpr int64_t kTransposed = 32;   // rows of a tile whose source is contiguous across rows
-
-// Moves count elements; strides in elements of each side.
-using Move = void (*)(char* to, int64_t to_stride, const char* from, int64_t from_stride, int64_t count);
-
-template <typename T>
-void move_bits(char* to, int64_t to_stride, const char* from, int64_t from_stride, int64_t count) {
-  if (to_stride == 1 && from_stride == 1) {
-    std::memcpy(to, from, count * sizeof(T));
-    return;
-  }
-  T* out = reinterpret_cast<T*>(to);
-  const T* in = reinterpret_cast<const T*>(from);
-  if (to_stride == 1) {
-    for (int64_t i = 0; i < count; ++i) {
-      out[i] = in[i * from_stride];
-    }
-  } else {
-    for (int64_t i = 0; i < count; ++i) {
-      out[i * to_stride] = in[i * from_stride];
-    }
-  }
-}
+constexpr int64_t kTile = 1 << 14;   // elements that one tile moves, about
+constexpr int64_t kSquare = 32;      // rows and columns that are transposed at a time
 
 template <typename To, typename From>
 To convert(From value) {
-  if constexpr (std::is_constructible_v<To, From>) {
+  if constexpr (std::is_same_v<To, From>) {
+    return value;
+  } else if constexpr (std::is_constructible_v<To, From>) {
     return static_cast<To>(value);
   } else {  // complex from a 16-bit float
     return To(static_cast<float>(value));
   }
 }
 
+// How elements of one type go to another; strides in elements of each side.
+struct Mover {
+  // a run of one row
+  void (*run)(char* to, int64_t to_stride, const char* from, int64_t from_stride, int64_t count);
+  // rows that lie next to one another, elements of each apart: kSquare of both at most
+  void (*square)(
+      char* to, int64_t to_row, int64_t to_column, const char* from, int64_t from_stride, int64_t rows,
+      int64_t columns);
+};
+
 template <typename To, typename From>
-void move_converted(char* to, int64_t to_stride, const char* from, int64_t from_stride, int64_t count) {
+void move_run(char* to, int64_t to_stride, const char* from, int64_t from_stride, int64_t count) {
   To* out = reinterpret_cast<To*>(to);
   const From* in = reinterpret_cast<const From*>(from);
-  if (to_stride == 1 && from_stride == 1) {
-    for (int64_t i = 0; i < count; ++i) {
-      out[i] = convert<To>(in[i]);
-    }
-  } else {
+  if (to_stride != 1) {
     for (int64_t i = 0; i < count; ++i) {
       out[i * to_stride] = convert<To>(in[i * from_stride]);
     }
+  } else if (from_stride != 1) {
+    for (int64_t i = 0; i < count; ++i) {
+      out[i] = convert<To>(in[i * from_stride]);
+    }
+  } else if constexpr (std::is_same_v<To, From>) {
+    std::memcpy(to, from, count * sizeof(To));
+  } else {
+    for (int64_t i = 0; i < count; ++i) {
+      out[i] = convert<To>(in[i]);
+    }
   }
 }
+
+// By way of a buffer: memory is read and written in runs, whatever the strides.
+template <typename To, typename From>
+void move_square(
+    char* to, int64_t to_row, int64_t to_column, const char* from, int64_t from_stride, int64_t rows,
+    int64_t columns) {
+  To* out = reinterpret_cast<To*>(to);
+  const From* in = reinterpret_cast<const From*>(from);
+  To buffer[kSquare][kSquare + 1];
+  if (rows == kSquare && columns == kSquare) {
+    for (int64_t c = 0; c < kSquare; ++c) {
+      for (int64_t r = 0; r < kSquare; ++r) {
+        buffer[r][c] = convert<To>(in[c * from_stride + r]);
+      }
+    }
+  } else {
+    for (int64_t c = 0; c < columns; ++c) {
+      for (int64_t r = 0; r < rows; ++r) {
+        buffer[r][c] = convert<To>(in[c * from_stride + r]);
+      }
+    }
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    To* row = out + r * to_row;
+    if (to_column == 1) {
+      std::copy(buffer[r], buffer[r] + columns, row);
+    } else {
+      for (int64_t c = 0; c < columns; ++c) {
+        row[c * to_column] = buffer[r][c];
+      }
+    }
+  }
+}
+
+template <typename To, typename From>
+constexpr Mover kMover{&move_run<To, From>, &move_square<To, From>};
 
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
@@ -68,25 +100,25 @@ using ComplexFloat = torch::headeronly::complex<float>;
 using ComplexDouble = torch::headeronly::complex<double>;
 
 template <typename To>
-Move conversion_to(ScalarType from) {
+const Mover* conversion_to(ScalarType from) {
   constexpr bool complex_result = std::is_same_v<To, ComplexFloat> || std::is_same_v<To, ComplexDouble>;
   switch (from) {
     case ScalarType::Half:
-      return &move_converted<To, Half>;
+      return &kMover<To, Half>;
     case ScalarType::BFloat16:
-      return &move_converted<To, BFloat16>;
+      return &kMover<To, BFloat16>;
     case ScalarType::Float:
-      return &move_converted<To, float>;
+      return &kMover<To, float>;
     case ScalarType::Double:
-      return &move_converted<To, double>;
+      return &kMover<To, double>;
     case ScalarType::ComplexFloat:
       if constexpr (complex_result) {
-        return &move_converted<To, ComplexFloat>;
+        return &kMover<To, ComplexFloat>;
       }
       return nullptr;
     case ScalarType::ComplexDouble:
       if constexpr (complex_result) {
-        return &move_converted<To, ComplexDouble>;
+        return &kMover<To, ComplexDouble>;
       }
       return nullptr;
     default:
@@ -94,7 +126,7 @@ Move conversion_to(ScalarType from) {
   }
 }
 
-Move conversion(ScalarType to, ScalarType from) {
+const Mover* conversion(ScalarType to, ScalarType from) {
   switch (to) {
     case ScalarType::Half:
       return conversion_to<Half>(from);
@@ -121,12 +153,12 @@ struct Argument {
   int64_t to_size, from_size;
   int64_t rows, columns;
   RowShape shape;
-  Move move;
+  const Mover* mover;
   int64_t tile_rows, tile_columns, tiles_across, first_tile;
   Tensor keep;  // a copy made where the memory lies in too many pieces
 
   void choose_tiles() {
-    tile_rows = transposed() ? std::min(rows, kTransposed) : std::max<int64_t>(1, std::min(rows, kTile / columns));
+    tile_rows = transposed() ? std::min(rows, kSquare) : std::max<int64_t>(1, std::min(rows, kTile / columns));
     tile_columns = std::min(columns, std::max<int64_t>(1, kTile / tile_rows));
     tiles_across = (columns + tile_columns - 1) / tile_columns;
   }
@@ -142,54 +174,48 @@ struct Argument {
     const int64_t column1 = std::min(columns, column0 + tile_columns);
     const bool whole = column0 == 0 && column1 == columns && to_column == 1 && to_row == columns;
     if (whole && shape.dims == 1 && shape.stride[0] == 1 && from_row == columns) {
-      move(to_at(row0, 0), 1, from + row0 * from_row * from_size, 1, (row1 - row0) * columns);
-    } else if (transposed()) {
-      transpose(row0, row1, column0, column1);
-    } else {
-      for (int64_t r = row0; r < row1; ++r) {
-        move_row(r, column0, column1);
+      mover->run(to_at(row0, 0), 1, from + row0 * from_row * from_size, 1, (row1 - row0) * columns);
+      return;
+    }
+    const int inner = shape.dims - 1;
+    const int64_t length = shape.size[inner];
+    for (int64_t column = column0; column < column1;) {
+      int64_t rest = column / length;
+      const int64_t within = column - rest * length;
+      int64_t offset = within * shape.stride[inner];
+      for (int d = inner - 1; d >= 0; --d) {
+        offset += rest % shape.size[d] * shape.stride[d];
+        rest /= shape.size[d];
       }
+      const int64_t count = std::min(length - within, column1 - column);
+      move(row0, row1, column, count, from + offset * from_size);
+      column += count;
     }
   }
 
  private:
   // Rows lie next to each other in memory, not the elements of a row.
   bool transposed() const {
-    return shape.dims == 1 && from_row == 1 && shape.stride[0] != 1;
+    return from_row == 1 && rows > 1 && shape.stride[shape.dims - 1] != 1;
   }
 
   char* to_at(int64_t row, int64_t column) const {
     return to + (row * to_row + column * to_column) * to_size;
   }
 
-  // A few columns at a time, so that what was read stays in the cache.
-  void transpose(int64_t row0, int64_t row1, int64_t column0, int64_t column1) const {
-    constexpr int64_t kColumns = 32;
-    const int64_t stride = shape.stride[0];
-    for (int64_t c = column0; c < column1; c += kColumns) {
-      const int64_t count = std::min(kColumns, column1 - c);
-      for (int64_t r = row0; r < row1; ++r) {
-        move(to_at(r, c), to_column, from + (r + c * stride) * from_size, stride, count);
+  // Columns that are one run of the innermost dimension; source: where the first one of row 0 is.
+  void move(int64_t row0, int64_t row1, int64_t column, int64_t count, const char* source) const {
+    const int64_t stride = shape.stride[shape.dims - 1];
+    if (transposed()) {
+      for (int64_t c = 0; c < count; c += kSquare) {
+        mover->square(
+            to_at(row0, column + c), to_row, to_column, source + (row0 + c * stride) * from_size, stride, row1 - row0,
+            std::min(kSquare, count - c));
       }
+      return;
     }
-  }
-
-  // A run of the innermost dimension at a time.
-  void move_row(int64_t row, int64_t column0, int64_t column1) const {
-    const int inner = shape.dims - 1;
-    const int64_t length = shape.size[inner];
-    int64_t column = column0;
-    while (column < column1) {
-      int64_t run = column / length;
-      const int64_t within = column - run * length;
-      int64_t offset = row * from_row + within * shape.stride[inner];
-      for (int d = inner - 1; d >= 0; --d) {
-        offset += run % shape.size[d] * shape.stride[d];
-        run /= shape.size[d];
-      }
-      const int64_t count = std::min(length - within, column1 - column);
-      move(to_at(row, column), to_column, from + offset * from_size, shape.stride[inner], count);
-      column += count;
+    for (int64_t r = row0; r < row1; ++r) {
+      mover->run(to_at(r, column), to_column, source + r * from_row * from_size, stride, count);
     }
   }
 };
@@ -211,9 +237,9 @@ Argument prepare(const Tensor& block, const Tensor& product, int64_t lo) {
   argument.from_row = argument.keep.stride(0);
   argument.from_size = static_cast<int64_t>(argument.keep.element_size());
   if (product.scalar_type() == block.scalar_type()) {
-    with_bits(argument.to_size, [&](auto bits) { argument.move = &move_bits<decltype(bits)>; });
+    with_bits(argument.to_size, [&](auto bits) { argument.mover = &kMover<decltype(bits), decltype(bits)>; });
   } else {
-    argument.move = conversion(block.scalar_type(), product.scalar_type());
+    argument.mover = conversion(block.scalar_type(), product.scalar_type());
   }
   return argument;
 }

@@ -12,25 +12,38 @@ namespace {
 constexpr int64_t kGrain = 1 << 15;  // elements that are worth a thread
 
 template <typename T>
-struct Block {
+class Block {
+ public:
   T* data;
   int64_t row_stride, column_stride;
+
+  Block(T* data, int64_t row_stride, int64_t column_stride)
+      : data(data), row_stride(row_stride), column_stride(column_stride) {}
 
   void zero(int64_t row0, int64_t row1, int64_t column0, int64_t column1) const {
     const int64_t width = column1 - column0;
     if (column_stride == 1 && row_stride == width) {
-      std::memset(static_cast<void*>(data + row0 * row_stride), 0, (row1 - row0) * width * sizeof(T));
+      zero_run(data + row0 * row_stride, (row1 - row0) * width);
       return;
     }
     for (int64_t r = row0; r < row1; ++r) {
       T* row = data + r * row_stride + column0 * column_stride;
       if (column_stride == 1) {
-        std::memset(static_cast<void*>(row), 0, width * sizeof(T));
+        zero_run(row, width);
       } else {
         for (int64_t i = 0; i < width; ++i) {
           row[i * column_stride] = T{};
         }
       }
+    }
+  }
+
+ private:
+  // In pieces: a large memset writes past the caches, and the seeds are read next.
+  static void zero_run(T* from, int64_t count) {
+    constexpr int64_t kPiece = (1 << 16) / sizeof(T);
+    for (int64_t i = 0; i < count; i += kPiece) {
+      std::memset(static_cast<void*>(from + i), 0, std::min(kPiece, count - i) * sizeof(T));
     }
   }
 };
@@ -85,7 +98,7 @@ void seed_rows_cpu(const Tensor& out, int64_t lo, const std::optional<Tensor>& c
   }
   with_bits(out.element_size(), [&](auto zero) {
     using T = decltype(zero);
-    const Block<T> block{static_cast<T*>(out.mutable_data_ptr()), out.stride(0), out.stride(1)};
+    const Block<T> block(static_cast<T*>(out.mutable_data_ptr()), out.stride(0), out.stride(1));
     if (!colors.has_value()) {
       seed_diagonal(block, out.size(0), out.size(1), lo, narrowed<T>(one));
       return;
