@@ -223,21 +223,8 @@ class Linearization:
                 return self._grad(roots, checked, True, True)
         return self._grad(roots, seeds, retain, create_graph)
 
-    def pull_scalar(
-        self, root: Tensor, *, retain: bool = True, create_graph: bool = False
-    ) -> list[Tensor | None]:
-        """The pullback of 1 from the only root, which is 0-dim.
-
-        PyTorch makes that seed itself, and then skips a check of shapes that costs as much as a small backward.
-        """
-        if self._pull is not None or in_functorch() or create_graph:
-            return self.pull([torch.ones_like(root)], retain=retain, create_graph=create_graph)
-        if not root.requires_grad or not self.inputs:
-            return [None] * len(self.inputs)
-        return self._grad([root], None, retain, create_graph)
-
     def _grad(
-        self, roots: list[Tensor], seeds: list[Tensor] | None, retain: bool, create_graph: bool
+        self, roots: list[Tensor], seeds: list[Tensor], retain: bool, create_graph: bool
     ) -> list[Tensor | None]:
         return list(
             torch.autograd.grad(

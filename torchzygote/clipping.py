@@ -6,6 +6,7 @@ so that the results agree bit for bit; half precision is normed in float32. Know
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -52,6 +53,8 @@ def _order(norm_type: Any) -> float:
 
 def _elements(x: Tensor, norm_type: float = 2.0) -> Tensor:
     """What a norm of ``x`` is taken over: of a sparse tensor the elements it holds, where that is all."""
+    if norm_type == 0 and x.is_complex():
+        return x.to_dense().abs()  # PyTorch counts by a cast that drops the imaginary part
     if x.layout is torch.strided:
         return x
     if x.layout is torch.sparse_coo and norm_type >= 0:
@@ -133,10 +136,10 @@ def value_bounds(lo: float, hi: float | None) -> tuple[float, float]:
 
 
 def _bound(name: str, value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}: expected a number, got {value!r}") from None
+    if not isinstance(value, str):
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):
+            return float(value)
+    raise TypeError(f"{name}: expected a number, got {value!r}")
 
 
 def _clamp(xs: list[Tensor], bounds: Any) -> Sequence[Tensor]:

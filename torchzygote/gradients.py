@@ -97,7 +97,7 @@ def _value_and_results(
             if root is None:
                 flat: list[Tensor | None] = [None] * len(prepared.inputs)
             else:
-                flat = lin.pull_scalar(root, retain=keep, create_graph=keep)
+                flat = lin.pull([torch.ones_like(root)], retain=keep, create_graph=keep)
             if not _engine.in_functorch() and not _engine.compiling():
                 flat = own(flat)
             value = lin.y

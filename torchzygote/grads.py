@@ -140,7 +140,8 @@ class Grads(GradDict):
         Parameters
         ----------
         norm_type : float
-            The exponent; ``inf`` for the largest modulus.
+            The exponent; ``inf`` for the largest modulus. As in ``torch.nn.utils.clip_grad_norm_`` it is the
+            norm of the tensors' norms.
 
         Returns
         -------
