@@ -19,5 +19,8 @@ STABLE_TORCH_LIBRARY(torchzygote, m) {
   m.def(
       "unite_pairs(Tensor set_ptr, Tensor set_members, Tensor first, Tensor second, int most) "
       "-> (Tensor, Tensor, Tensor)");
+  m.def(
+      "expand_pairs(Tensor set_ptr, Tensor set_members, Tensor first, Tensor second, Tensor bounds, int most) "
+      "-> (Tensor, Tensor)");
   m.def("color_graph(Tensor indptr, Tensor indices, int ncols, str kind, str order) -> Tensor");
 }

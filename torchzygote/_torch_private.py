@@ -23,7 +23,7 @@ from torch._functorch import vmap as _vmap
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad as _forward_ad
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
-from torch.multiprocessing.reductions import StorageWeakRef as WeakStorage  # type: ignore[attr-defined]
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _foreach_utils
 from torch.utils import _pytree as pytree  # the registry that torch.func itself flattens with
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -43,7 +43,6 @@ def load_decompositions() -> None:
 
 __all__ = [
     "DispatchMode",
-    "WeakStorage",
     "backward_bytes",
     "batched_everywhere",
     "concrete",
@@ -84,6 +83,7 @@ __all__ = [
     "traced_value_of",
     "transform_stack",
     "vmap_flat",
+    "weak_storage",
 ]
 
 _TRANSFORM_NAMES = {
@@ -458,7 +458,7 @@ def backward_bytes(roots: list[Tensor], most_nodes: int = 20_000) -> int:
     return total
 
 
-class DispatchMode(TorchDispatchMode):
+class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A mode that sees every operator below autograd, whoever calls it.
 
     PyTorch keeps Dynamo out of modes by default, which imports all of Dynamo, more than a second, at the first
@@ -472,12 +472,20 @@ class DispatchMode(TorchDispatchMode):
         return cls.skipped_by_dynamo
 
 
+def weak_storage(x: Tensor) -> Any:
+    """A reference that keeps the address of the memory of ``x`` from being given to other memory, not the memory.
+
+    Nothing public does that; without it a tensor that is freed and one that is made later look the same.
+    """
+    return StorageWeakRef(x.untyped_storage())  # type: ignore[no-untyped-call]
+
+
 def storage_key(x: Tensor) -> int:
     """A number that names the memory of ``x`` as long as somebody holds it; 0 where there is none.
 
     No public name tells whether two tensors share memory when one of them has no elements, or has been freed.
     """
     try:
-        return x.untyped_storage()._cdata
+        return int(x.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):  # sparse and opaque layouts, wrappers
         return 0

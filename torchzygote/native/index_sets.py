@@ -17,6 +17,7 @@ _compiled = "cpu" in _loading.loaded_devices
 if _compiled:
     _unite_sets = _loading.operator("unite_sets")
     _unite_pairs = _loading.operator("unite_pairs")
+    _expand_pairs = _loading.operator("expand_pairs")
 
 
 def unite_pairs(ptr: Tensor, members: Tensor, a: Tensor, b: Tensor, most: int) -> _Sets:
@@ -43,4 +44,15 @@ def unite_groups(ptr: Tensor, members: Tensor, group_ptr: Tensor, group_ids: Ten
     return ids, sizes, new
 
 
-expand_pairs = reference_sets.expand_pairs
+def expand_pairs(
+    ptr: Tensor, members: Tensor, a: Tensor, b: Tensor, bounds: Tensor, most: int
+) -> tuple[Tensor, Tensor]:
+    """The symmetric pattern with the entries (i, j) and (j, i) for all i in set ``a[k]``, j in set ``b[k]``.
+
+    Only entries within one of the diagonal blocks ``bounds[c]`` to ``bounds[c + 1]`` count. Row pointers and
+    ascending columns, int64; both empty if that takes more than ``most`` entries on the way.
+    """
+    if not _compiled:
+        return reference_sets.expand_pairs(ptr, members, a, b, bounds, most)
+    indptr, indices = _expand_pairs(ptr, members, a.contiguous(), b.contiguous(), bounds, most)
+    return indptr, indices

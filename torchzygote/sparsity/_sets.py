@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..native import index_sets
 
-__all__ = ["ID", "IndexSets", "OverBudget", "collapsed"]
+__all__ = ["ID", "IndexSets", "OverBudget", "broadcast_shapes", "collapsed"]
 
 # Ids and members are int32: half the memory traffic. More than 2**31 sets would take 100 GB anyway.
 ID = torch.int32
@@ -44,10 +45,11 @@ class IndexSets:
         self.budget = budget
         self.count = size + 1
         self.used = size
-        self._ptr = torch.empty(2 * size + 66, dtype=torch.int64)
+        # Memory that isn't touched costs nothing.
+        self._ptr = torch.empty(4 * size + 66, dtype=torch.int64)
         self._ptr[0] = 0
         torch.arange(size + 1, out=self._ptr[1 : size + 2])
-        self._members = torch.empty(2 * size + 64, dtype=ID)
+        self._members = torch.empty(8 * size + 64, dtype=ID)
         torch.arange(size, out=self._members[:size])
 
     @property
@@ -92,9 +94,9 @@ class IndexSets:
 
     def _unite_two(self, a: Tensor, b: Tensor) -> Tensor:
         if _is_zero(b):
-            return a.expand(torch.broadcast_shapes(a.shape, b.shape))
+            return a.expand(broadcast_shapes(a.shape, b.shape))
         if _is_zero(a):
-            return b.expand(torch.broadcast_shapes(a.shape, b.shape))
+            return b.expand(broadcast_shapes(a.shape, b.shape))
         (a, b), whole = collapsed(a, b)
         if a.data_ptr() == b.data_ptr() and a.stride() == b.stride():
             return a.expand(whole)
@@ -155,13 +157,10 @@ class IndexSets:
         torch.cumsum(torch.bincount(places, minlength=size), 0, out=pointers[1:])
         return self.unite_groups(pointers, ids).view(base.shape)
 
-    def distinct(self, ids: Tensor) -> Tensor:
-        """The ids that occur, each once, without the empty set."""
-        (small,), _ = collapsed(ids)
-        found = torch.zeros(self.count, dtype=torch.bool)
-        found[small.reshape(-1).long()] = True
-        found[0] = False
-        return found.nonzero().squeeze(1)
+
+def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
+    """The shape that these broadcast to (PyTorch's own is slow to load, and slow)."""
+    return torch.Size(np.broadcast_shapes(*map(tuple, shapes)))
 
 
 def _grown(buffer: Tensor, used: int, capacity: int) -> Tensor:
@@ -184,7 +183,7 @@ def collapsed(*ids: Tensor) -> tuple[list[Tensor], torch.Size]:
 
     What is repeated along a dimension (all hidden units of a layer) is then worked out once.
     """
-    whole = torch.broadcast_shapes(*(x.shape for x in ids))
+    whole = broadcast_shapes(*(x.shape for x in ids))
     wide = [x.expand(whole) for x in ids]
     for d, n in enumerate(whole):
         if n > 1 and all(x.stride(d) == 0 for x in wide):

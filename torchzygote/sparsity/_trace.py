@@ -7,15 +7,16 @@ replays it keeps a shadow of each piece of memory. Knows nothing of index sets o
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._torch_private import DispatchMode, WeakStorage, pytree, storage_key
+from .._torch_private import DispatchMode, pytree, storage_key, weak_storage
 
-__all__ = ["Const", "Op", "Place", "Program", "Recorder", "Ref"]
+__all__ = ["Const", "Op", "Place", "Program", "Recorder", "Ref", "recorder"]
 
 
 class Place:
@@ -146,7 +147,7 @@ def carries_derivative(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point or dtype.is_complex
 
 
-class Recorder(DispatchMode):
+class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
     """While it is entered, writes down every operator that meets memory which depends on ``inputs``.
 
     Memory that was there before and is written into (running statistics) is put back by :meth:`undo`.
@@ -162,7 +163,7 @@ class Recorder(DispatchMode):
     def __init__(
         self, inputs: Sequence[Tensor], probes: dict[str, Callable[[tuple[Any, ...], Any], Any]]
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._ops: list[Op] = []
         self._places: list[Place] = []
         self._dependent: dict[int, Place] = {}
@@ -222,7 +223,7 @@ class Recorder(DispatchMode):
     def _keep(self, x: Tensor) -> int:
         key = storage_key(x)
         if key not in self._alive:
-            self._alive[key] = WeakStorage(x.untyped_storage())
+            self._alive[key] = weak_storage(x)
         return key
 
     def _written(self, facts: About, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
@@ -241,7 +242,7 @@ class Recorder(DispatchMode):
             key = storage_key(tensor)
             if key and key not in self._made and key not in self._saved:
                 whole = torch.empty(0, dtype=torch.uint8, device=tensor.device)
-                self._saved[key] = (tensor, whole.set_(tensor.untyped_storage().clone()))
+                self._saved[key] = (tensor, whole.set_(_storage_copy(tensor)))
 
     def _record(self, facts: About, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         given = [*tensors_in(args), *tensors_in(tuple(kwargs.values()))]
@@ -315,5 +316,25 @@ class Recorder(DispatchMode):
         return value
 
 
+class _SkippedByDynamo(Recorder):  # type: ignore[no-untyped-call]
+    """For when compiled functions may run inside: Dynamo must not trace the recorder."""
+
+    skipped_by_dynamo = True
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def recorder(inputs: Sequence[Tensor], probes: dict[str, Callable[[tuple[Any, ...], Any], Any]]) -> Recorder:
+    """A :class:`Recorder` of the kind that this process needs."""
+    return (_SkippedByDynamo if "torch._dynamo" in sys.modules else Recorder)(inputs, probes)
+
+
+def _storage_copy(x: Tensor) -> Any:
+    return x.untyped_storage().clone()  # type: ignore[no-untyped-call]
+
+
 def _ref(x: Tensor, place: Place) -> Ref:
-    return Ref(place, tuple(x.shape), x.stride(), x.storage_offset(), x.dtype)
+    return Ref(place, tuple(x.shape), x.stride(), int(x.storage_offset()), x.dtype)

@@ -20,7 +20,7 @@ from .._torch_private import custom_nodes, in_functorch
 from ..native.index_sets import expand_pairs, expand_sets
 from ._replay import Replay
 from ._sets import OverBudget
-from ._trace import Program, Recorder, Ref
+from ._trace import Program, Ref, recorder
 from .pattern import Pattern, indptr_of
 from .rules import PROBES
 
@@ -56,23 +56,23 @@ def _run(f: Callable[..., Any], inputs: Sequence[Tensor], owned: Sequence[bool] 
     position = _state.mark()
     with torch.inference_mode(False), torch.enable_grad(), unfused_attention(), _state.differentiation():
         twins = [_twin(x, mark) for x, mark in zip(inputs, marks, strict=True)]
-        recorder = Recorder(twins, PROBES)
-        refs = [recorder.depends(x) for x in twins]
+        written = recorder(twins, PROBES)
+        refs = [written.depends(x) for x in twins]
         try:
-            with recorder:
+            with written:
                 value = f(*twins)
-            reason = recorder.unsupported
+            reason = written.unsupported
         except Exception as error:
-            recorder.undo()
+            written.undo()
             random.restore()
             value = f(*twins)  # raises what f raises, if it is f that does
             reason = f"f can't be recorded: {type(error).__name__}: {error}"
         finally:
-            recorder.undo()
+            written.undo()
             random.restore()
             _state.forget_since(position)
-    output = recorder.reference(value) if isinstance(value, Tensor) else None
-    return _Run(value, recorder.program(), refs, output, reason or _unseen(value, output))
+    output = written.reference(value) if isinstance(value, Tensor) else None
+    return _Run(value, written.program(), refs, output, reason or _unseen(value, output))
 
 
 def _unseen(value: Any, output: Ref | None) -> str | None:
@@ -230,14 +230,10 @@ def hessian_patterns(
 
 def _blocks(replay: Replay, about: dict[str, Any]) -> list[Pattern]:
     """The couplings expanded to one symmetric pattern for each input."""
-    sets, pairs = replay.sets, replay.context.pairs
+    sets = replay.sets
+    first, second = replay.context.pairs()
     bounds = torch.tensor(replay.bounds)
-    a = torch.cat([first for first, _ in pairs]) if pairs else torch.empty(0, dtype=torch.int64)
-    b = torch.cat([second for _, second in pairs]) if pairs else a
-    keys = torch.unique((torch.minimum(a, b) << 32) | torch.maximum(a, b))
-    indptr, indices = expand_pairs(
-        sets.ptr, sets.members, keys >> 32, keys & 0xFFFFFFFF, bounds, sets.budget - sets.used
-    )
+    indptr, indices = expand_pairs(sets.ptr, sets.members, first, second, bounds, sets.budget - sets.used)
     if indptr.numel() != sets.size + 1:
         raise OverBudget
     patterns = []

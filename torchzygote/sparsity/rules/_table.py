@@ -96,14 +96,16 @@ class Context:
     ``second``: couplings are wanted. ``wanted``: so are the index sets of this operator's results.
     """
 
-    __slots__ = ("local", "pairs", "second", "sets", "wanted")
+    __slots__ = ("_due", "_pairs", "_with_itself", "local", "second", "sets", "wanted")
 
     def __init__(self, sets: IndexSets, second: bool) -> None:
         self.sets = sets
         self.second = second
         self.wanted = True
         self.local = False
-        self.pairs: list[tuple[Tensor, Tensor]] = []
+        self._pairs: list[Tensor] = []
+        self._with_itself = torch.zeros(sets.count if second else 0, dtype=torch.bool)
+        self._due = _MANY
 
     def ids(self, value: Any) -> Tensor:
         """The sets of an argument, empty ones for what is constant."""
@@ -131,8 +133,12 @@ class Context:
         if not self.second:
             return
         if b is None:
-            found = self.sets.distinct(a)
-            self.pairs.append((found, found))
+            missing = self.sets.count - self._with_itself.numel()
+            if missing > 0:
+                longer = torch.zeros(missing + self.sets.count // 2, dtype=torch.bool)
+                self._with_itself = torch.cat([self._with_itself, longer])
+            (small,), _ = collapsed(a)
+            self._with_itself[small.reshape(-1).long()] = True
             return
         (a, b), _ = collapsed(a, b)
         if a.data_ptr() == b.data_ptr() and a.stride() == b.stride():
@@ -140,8 +146,23 @@ class Context:
             return
         first, second = a.reshape(-1).long(), b.reshape(-1).long()
         there = (first > 0) & (second > 0)
-        keys = torch.unique((first[there] << 32) | second[there])
-        self.pairs.append((keys >> 32, keys & 0xFFFFFFFF))
+        if not bool(there.all()):
+            first, second = first[there], second[there]
+        self._remember((torch.minimum(first, second) << 32) | torch.maximum(first, second))
+
+    def _remember(self, pairs: Tensor) -> None:
+        self._pairs.append(pairs)
+        if sum(part.numel() for part in self._pairs) > self._due:
+            self._pairs = [torch.unique(torch.cat(self._pairs))]
+            self._due = max(_MANY, 2 * self._pairs[0].numel())
+
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """All pairs of sets that were coupled; some may be there twice."""
+        alone = self._with_itself.nonzero().squeeze(1)
+        if not self._pairs:
+            return alone, alone
+        keys = torch.unique(torch.cat(self._pairs))
+        return torch.cat([alone, keys >> 32]), torch.cat([alone, keys & 0xFFFFFFFF])
 
     def by_values(self, *values: Any) -> None:
         """Say that the structure hangs on these arguments: it is local if they come from the inputs."""
@@ -149,6 +170,9 @@ class Context:
             if isinstance(value, Dep) or (isinstance(value, Const) and value.seen):
                 self.local = True
 
+
+# Pairs of sets that are kept before those that repeat are merged.
+_MANY = 1 << 22
 
 Handler = Callable[[Context, Call], Any]
 

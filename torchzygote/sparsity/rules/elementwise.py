@@ -147,8 +147,8 @@ def active_couplings(name: str, operands: list[Any]) -> list[tuple[Any, Any]]:
         return []
     pairs = "ab" if name == "mul" else _COUPLINGS.get(name, "aa" if name in _CURVED_NAMES else "")
     found = []
-    for first, second in pairs.split():
-        positions = (ord(first) - ord("a"), ord(second) - ord("a"))
+    for pair in pairs.split():
+        positions = tuple(ord(letter) - ord("a") for letter in pair)
         if max(positions) < len(operands):
             a, b = (operands[p] for p in positions)
             if _is_dependent(a) and _is_dependent(b):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._sets import broadcast_shapes
 from .._trace import Const
 from ._table import CURVED, LINEAR, PRODUCT, Call, Context, Dep, rule, zero_ids
 
@@ -19,7 +20,7 @@ def _nonzero(value: Any) -> Tensor | None:
         return None
     matrix = value.tensor.detach()
     if matrix.layout != torch.strided:
-        matrix = matrix.to_sparse_coo().cpu().coalesce()
+        matrix = matrix.to_sparse().cpu().coalesce()
         return torch.sparse_coo_tensor(
             matrix.indices(), matrix.values() != 0, matrix.shape, is_coalesced=True, check_invariants=False
         )
@@ -46,7 +47,7 @@ def matmul(ctx: Context, a: Any, b: Any) -> Tensor:
     """Sets of the product of two matrices, or batches of them; couplings where both are dependent."""
     left, right = ctx.ids(a), ctx.ids(b)
     rows, columns = left.shape[-2], right.shape[-1]
-    batch = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    batch = broadcast_shapes(left.shape[:-2], right.shape[:-2])
     shape = (*batch, rows, columns)
     if isinstance(a, Dep) and isinstance(b, Dep):
         # Pairs of column k of the left with row k of the right, each united first: the same couplings.

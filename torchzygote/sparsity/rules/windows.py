@@ -59,8 +59,8 @@ def _united(ctx: Context, taps: Tensor) -> Tensor:
 
 
 def _each(value: Any, depth: int) -> list[int]:
-    value = list(value) if isinstance(value, (list, tuple)) else [value]
-    return value * depth if len(value) == 1 else value
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    return values * depth if len(values) == 1 else values
 
 
 @rule("convolution", "_convolution", "convolution_overrideable", curvature=PRODUCT)
@@ -252,7 +252,8 @@ def _weights_along(call: Call, d: int, depth: int, size: int, out: int) -> Tenso
     del given["self"]
     given["output_size"] = [out if k == d else 1 for k in range(depth)]
     given.pop("scale_factors", None)
-    return getattr(aten, call.name)(identity, **given).reshape(size, out).t()
+    weights: Tensor = getattr(aten, call.name)(identity, **given)
+    return weights.reshape(size, out).t()
 
 
 @rule("grid_sampler_2d", "grid_sampler_3d", curvature="curved")
