@@ -28,7 +28,6 @@ from torchzygote import (
     pullback,
     pushforward,
 )
-from torchzygote._checkpoint_transforms import checkpoint_in_transforms
 from torchzygote.checkpointing import checkpointed
 
 Function = Callable[[Tensor], Tensor]
@@ -39,7 +38,7 @@ def plainly(f: Callable[..., Any], *xs: Any, **kwargs: Any) -> Any:
     return f(*xs, **kwargs)
 
 
-# ---- functions: each takes a checkpoint (or none), a tensor to close over, and gives a function of x ------------
+# ---- functions: each takes a checkpoint (or none), a tensor to close over, and gives a function of x -------
 
 
 class Cube(torch.autograd.Function):
@@ -128,7 +127,7 @@ def the_same_argument_twice(checkpoint: Checkpoint, w: Tensor) -> Function:
 
 
 def what_depends_on_what_is_closed_over(checkpoint: Checkpoint, w: Tensor) -> Function:
-    """The argument depends on w, and f uses w: a gradient must not count the way through the argument twice."""
+    """The argument depends on w, and f uses w: the way through the argument must not be counted twice."""
 
     def f(x: Tensor) -> Tensor:
         h = x * w
@@ -249,7 +248,7 @@ BODIES = [
 ]
 
 
-# ---- modes: each takes F(x, w), a vector-valued function, and gives derivatives ---------------------------------
+# ---- modes: each takes F(x, w), a vector-valued function, and gives derivatives ----------------------------
 
 
 def of_one(f: Any) -> Function:
@@ -380,3 +379,382 @@ def test_all_is_as_without_it(body: Any, mode: str, x: Tensor, w: Tensor) -> Non
     torch.testing.assert_close(found, expected)
     assert not x.requires_grad
     assert not w.requires_grad
+
+
+# ---- how often f runs --------------------------------------------------------------------------------------
+
+
+class Counted:
+    """A layer that counts its runs."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.runs += 1
+        return (x.sin() * x).exp()
+
+
+@pytest.mark.parametrize(
+    ("derivative", "runs"),
+    [
+        (lambda f, x: f(x), 1),
+        (lambda f, x: gradient(scalar(f), x), 2),
+        (lambda f, x: jacobian(f, x, mode="reverse"), 2),
+        (lambda f, x: jacobian(f, x, mode="reverse", chunk_size=1), 1 + 3),
+        (lambda f, x: jacobian(f, x, mode="reverse", chunk_size=2), 1 + 2),
+        (lambda f, x: pushforward(f, x)(x), 1),
+        (lambda f, x: hessian_reverse(scalar(f), x), 1 + 2),
+        (lambda f, x: grad(scalar(f))(x), 2),
+        (lambda f, x: jacrev(f)(x), 2),
+        (lambda f, x: jacrev(f, chunk_size=2)(x), 1 + 2),
+        (lambda f, x: jacfwd(f)(x), 1),
+        (lambda f, x: torch.func.hessian(scalar(f))(x), 2),
+        (lambda f, x: vmap(grad(scalar(f)))(torch.stack([x, x])), 2),
+    ],
+)
+def test_f_runs_once_more_per_backward_pass_never_once_per_row(derivative: Any, runs: int, x: Tensor) -> None:
+    f = Counted()
+    derivative(lambda x: checkpointed(f, x), x)
+    assert f.runs == runs
+
+
+def test_each_pullback_runs_f_once_more(x: Tensor) -> None:
+    f = Counted()
+    _, back = pullback(lambda x: checkpointed(f, x), x)
+    first = back(x)
+    assert f.runs == 2
+    torch.testing.assert_close(back(x), first)
+    assert f.runs == 3
+
+
+def test_nothing_runs_again_without_a_backward_pass(x: Tensor) -> None:
+    f = Counted()
+    with torch.no_grad():
+        checkpointed(f, x.requires_grad_())
+    checkpointed(f, x.detach())
+    assert f.runs == 2
+
+
+# ---- what is stored ----------------------------------------------------------------------------------------
+
+
+def differentiate(looked: Function, where: str, x: Tensor) -> None:
+    if where == "tape":
+        looked(x.requires_grad_()).backward()
+    elif where == "vmap on the tape":
+        vmap(looked)(torch.stack([x, x])).sum().backward()
+    elif where == "grad on the tape":
+        grad(looked)(x).sum().backward()
+    elif where == "grad":
+        grad(looked)(x)
+    elif where == "vjp":
+        vjp(looked, x)[1](torch.ones((), dtype=x.dtype))
+    else:
+        jacrev(jacrev(looked))(x)
+
+
+@pytest.mark.parametrize(
+    "where", ["tape", "grad", "vjp", "vmap on the tape", "grad on the tape", "jacrev of jacrev"]
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_inside_is_gone_when_f_returns(where: str, nested: bool, x: Tensor, w: Tensor) -> None:
+    inside: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+    w.requires_grad_("tape" in where)
+
+    def f(x: Tensor) -> Tensor:
+        for _ in range(5):
+            x = (x * w).sin()
+            inside.append(weakref.ref(x))
+        return x * x
+
+    def looked(checkpoint: Checkpoint, x: Tensor) -> Tensor:
+        y = checkpoint(functools.partial(checkpoint, f), x) if nested else checkpoint(f, x)
+        gc.collect()
+        alive.append(sum(ref() is not None for ref in inside))
+        return (y**2).sum()
+
+    for checkpoint in (checkpointed, plainly):
+        inside.clear()
+        differentiate(functools.partial(looked, checkpoint), where, x)
+    assert alive[0] == 0
+    if "vmap" not in where:  # where what is saved is not what f sees
+        assert alive[-1] > 0
+
+
+def test_a_backward_pass_through_a_chain_holds_one_link_at_a_time() -> None:
+    """The most that is alive at once, where each of 20 links makes ten tensors."""
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    most = 0
+
+    def link(x: Tensor) -> Tensor:
+        nonlocal most
+        for _ in range(10):
+            x = x.sin()
+            alive.add(x)
+            most = max(most, len(alive))
+        return x
+
+    def chain(checkpoint: Checkpoint, x: Tensor) -> Tensor:
+        for _ in range(20):
+            x = checkpoint(link, x)
+        return x.sum()
+
+    x = torch.randn(4)
+    expected = grad(functools.partial(chain, plainly))(x)
+    assert most >= 200
+    for derivative in (lambda f: gradient(f, x)[0], lambda f: grad(f)(x)):
+        most = 0
+        torch.testing.assert_close(derivative(functools.partial(chain, checkpointed)), expected)
+        assert most <= 20 + 2 * 10
+
+
+# ---- the same in every run ---------------------------------------------------------------------------------
+
+
+def noisy(x: Tensor) -> Tensor:
+    return F.dropout(x, 0.5, training=True) * torch.rand(3, dtype=x.dtype) * x
+
+
+RANDOM: dict[str, Callable[[Function, Tensor], Any]] = {
+    "gradient": lambda f, x: gradient(scalar(f), x),
+    "jacobian": lambda f, x: jacobian(f, x, mode="reverse", chunk_size=2),
+    "hessian": lambda f, x: hessian(scalar(f), x),
+    "grad": lambda f, x: grad(scalar(f))(x),
+    "jacrev": lambda f, x: vjp(f, x)[1](x),
+    "vmap, same": lambda f, x: vmap(grad(scalar(f)), randomness="same")(torch.stack([x, x])),
+    "vmap, different": lambda f, x: vmap(grad(scalar(f)), randomness="different")(torch.stack([x, x])),
+    "grad of vmap": lambda f, x: grad(lambda x: vmap(f, randomness="different")(x).pow(2).sum())(
+        torch.stack([x, x])
+    ),
+    "grad of vmap of nothing batched": lambda f, x: grad(
+        lambda x: vmap(lambda i: f(x), randomness="different")(torch.arange(4)).pow(2).sum()
+    )(x),
+}
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("derivative", RANDOM)
+def test_random_numbers_are_drawn_once(derivative: str, nested: bool, x: Tensor) -> None:
+    torch.manual_seed(3)
+    expected = RANDOM[derivative](noisy, x)
+    after = torch.rand(())
+    torch.manual_seed(3)
+    f = functools.partial(checkpointed, functools.partial(checkpointed, noisy)) if nested else noisy
+    found = RANDOM[derivative](lambda x: checkpointed(f, x), x)
+    assert torch.equal(torch.rand(()), after)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("derivative", [lambda f, x: gradient(f, x)[0], lambda f, x: grad(f)(x)])
+def test_autocast_and_default_device_are_as_they_were(derivative: Any) -> None:
+    seen: list[Any] = []
+    layer = nn.Linear(4, 4)
+
+    def f(x: Tensor) -> Tensor:
+        seen.append((torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")))
+        return layer(x).float()
+
+    def autocast_inside(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return checkpointed(f, x).sum()
+
+    x = torch.randn(4)
+    found = derivative(autocast_inside, x)
+    assert seen == [(True, torch.bfloat16)] * 2
+    torch.testing.assert_close(found, layer.weight.detach().bfloat16().float().sum(0), atol=1e-2, rtol=1e-2)
+
+    seen.clear()
+
+    def outside(x: Tensor) -> Tensor:
+        with torch.device("meta"):
+            return checkpointed(lambda x: (seen.append(torch.rand(1).device.type), x.sin())[1], x).sum()
+
+    torch.testing.assert_close(derivative(outside, x), x.cos())
+    assert seen == ["meta"] * 2
+
+
+@pytest.mark.parametrize("tape", [True, False])
+def test_gradients_inside_are_differentiable_whenever_it_runs(tape: bool, x: Tensor, w: Tensor) -> None:
+    """f takes a derivative; whether that is differentiable depends on what surrounds the first run."""
+
+    def f(x: Tensor) -> Tensor:
+        return gradient(lambda y: (y**3 * w).sum(), x)[0]
+
+    outer: Any = gradient if tape else lambda f, x: (grad(f)(x),)
+    found = outer(lambda x: (checkpointed(f, x) ** 2).sum(), x)[0]
+    torch.testing.assert_close(found, 36 * x**3 * w**2)
+    w.requires_grad_()
+    expected = torch.autograd.grad(grad(lambda x: (f(x) ** 2).sum())(x).sum(), w)
+    found = torch.autograd.grad(grad(lambda x: (checkpointed(f, x) ** 2).sum())(x).sum(), w)
+    torch.testing.assert_close(found, expected)
+
+
+# ---- what f may and may not do -----------------------------------------------------------------------------
+
+DERIVATIVES = {
+    "gradient": lambda f, x: gradient(scalar(f), x)[0],
+    "jacobian": lambda f, x: jacobian(f, x, mode="reverse")[0],
+    "grad": lambda f, x: grad(scalar(f))(x),
+    "jacrev": lambda f, x: jacrev(f)(x),
+}
+
+
+@pytest.mark.filterwarnings("ignore:rows are computed one at a time")
+@pytest.mark.parametrize("derivative", DERIVATIVES)
+def test_a_function_that_changes_is_refused(derivative: str, x: Tensor) -> None:
+    sizes = iter(range(3, 100))
+
+    def impure(x: Tensor) -> Tensor:
+        return (x[0] * torch.ones(next(sizes), dtype=x.dtype) * x[1]).sin()
+
+    with pytest.raises(
+        RuntimeError, match=r"checkpointed: expected .*impure to do the same when it ran again"
+    ):
+        DERIVATIVES[derivative](lambda x: checkpointed(impure, x), x)
+    again = iter([True, False, False, False, False])
+
+    def shorter(x: Tensor) -> Tensor:
+        return x.sin().cos().exp() if next(again) else torch.ones_like(x)
+
+    with pytest.raises(RuntimeError):
+        DERIVATIVES["gradient"](lambda x: checkpointed(shorter, x), x)
+
+
+@pytest.mark.filterwarnings("ignore:rows are computed one at a time")
+@pytest.mark.parametrize("derivative", DERIVATIVES)
+def test_writing_into_what_the_backward_pass_needs_is_refused(derivative: str, x: Tensor) -> None:
+    """PyTorch refuses it without a checkpoint, and gives wrong gradients with one."""
+
+    def f(x: Tensor) -> Tensor:
+        y = x.exp()
+        z = y * y
+        y.mul_(3)
+        return y.sin() + z
+
+    with pytest.raises(RuntimeError, match=r"in place|inplace"):
+        DERIVATIVES[derivative](lambda x: checkpointed(f, x), x)
+
+
+def test_an_error_of_f_comes_through_and_changes_nothing(x: Tensor) -> None:
+    class Boom(Exception):
+        pass
+
+    def bad(x: Tensor) -> Tensor:
+        torch.rand(3)
+        raise Boom
+
+    for derivative in DERIVATIVES.values():
+        with pytest.raises(Boom):
+            derivative(lambda x: checkpointed(bad, x), x)
+    assert not x.requires_grad
+    torch.testing.assert_close(gradient(lambda x: checkpointed(torch.sin, x).sum(), x)[0], x.cos())
+
+
+def test_a_tensor_that_cannot_be_found_is_no_gradient_lost(x: Tensor, w: Tensor) -> None:
+    """A scripted function hides what it holds; its inside is stored then, and the gradient is right."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+
+        class Hidden(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.w = nn.Parameter(w.clone())
+
+            def forward(self, x: Tensor) -> Tensor:
+                return x * self.w
+
+        scripted = torch.jit.script(Hidden())
+
+        def f(x: Tensor) -> Tensor:
+            return grad(lambda x: (checkpointed(lambda x: scripted(x).sin(), x) ** 2).sum())(x)
+
+        with pytest.warns(UserWarning, match="can't be found from outside"):
+            y = f(x)
+        (found,) = torch.autograd.grad(y.sum(), list(scripted.parameters()))
+        v = w.clone().requires_grad_()
+        (expected,) = torch.autograd.grad(grad(lambda x: ((x * v).sin() ** 2).sum())(x).sum(), v)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "attention", "norm", "convolution"])
+def test_modules_get_their_gradients(kind: str) -> None:
+    modules: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+        "lstm": (nn.LSTM(4, 4), (3, 2, 4)),
+        "attention": (nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0), (3, 2, 4)),
+        "norm": (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.GELU()), (5, 4)),
+        "convolution": (nn.Conv1d(2, 3, 2), (2, 2, 5)),
+    }
+    module, shape = modules[kind]
+    module.double()
+    x = torch.randn(shape, dtype=torch.float64)
+
+    def loss(checkpoint: Checkpoint, module: Any, x: Tensor) -> Tensor:
+        y = checkpoint(module, x)
+        return ((y[0] if isinstance(y, tuple) else y) ** 2).sum()
+
+    expected = gradient(functools.partial(loss, plainly), module, x)
+    found = gradient(functools.partial(loss, checkpointed), module, x)
+    torch.testing.assert_close(found, expected)
+    if kind != "norm":  # which writes into its statistics, and vmap and grad refuse that in themselves
+        torch.testing.assert_close(
+            grad(functools.partial(loss, checkpointed, module))(x),
+            grad(functools.partial(loss, plainly, module))(x),
+        )
+
+
+def test_threads_share_what_they_close_over() -> None:
+    layer = nn.Linear(3, 3).double()
+    X = torch.randn(4, 3, dtype=torch.float64)
+
+    def f(x: Tensor) -> Tensor:
+        return (checkpointed(lambda x: layer(x).tanh() * x, x) ** 2).sum()
+
+    def work(x: Tensor) -> Any:
+        return gradient(f, x)[0], hessian_dual(f, x), jacrev(jacrev(f))(x)
+
+    expected = [work(x) for x in X]
+    wrong: list[Any] = []
+
+    def often(i: int) -> None:
+        for _ in range(10):
+            try:
+                torch.testing.assert_close(work(X[i]), expected[i])
+            except BaseException as error:
+                wrong.append(error)
+
+    threads = [threading.Thread(target=often, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+# ---- inside torch.compile ----------------------------------------------------------------------------------
+
+
+def compiled(f: Any) -> Any:
+    return torch.compile(f, fullgraph=True, backend="aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_under_compile(x: Tensor, w: Tensor) -> None:
+    def f(x: Tensor) -> Tensor:
+        return checkpointed(lambda x, *, debug: {"y": (x * debug).sin() * x}, x, debug=w)["y"].exp()
+
+    y = compiled(f)(x.clone().requires_grad_())
+    torch.testing.assert_close(y.detach(), f(x))
+    leaf = x.clone().requires_grad_()
+    found = torch.autograd.grad(compiled(f)(leaf).sum(), leaf)
+    torch.testing.assert_close(found, torch.autograd.grad(f(leaf).sum(), leaf))
+    for derivative in (
+        lambda x: gradient(scalar(f), x)[0],
+        lambda x: hessian(scalar(f), x),
+        lambda x: vmap(grad(scalar(f)))(torch.stack([x, w])),
+    ):
+        torch._dynamo.reset()
+        torch.testing.assert_close(compiled(derivative)(x), derivative(x))
+    torch._dynamo.reset()

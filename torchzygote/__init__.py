@@ -8,6 +8,8 @@ from __future__ import annotations
 from ._plan import set_memory_budget
 from ._version import __version__
 from .buffer import Buffer
+from .checkpointing import checkpointed
+from .forward_mode import forwarddiff
 from .graddict import GradDict
 from .gradients import WithGradient, gradient, pullback, pushforward, withgradient
 from .grads import Grads
@@ -27,8 +29,10 @@ __all__ = [
     "WithHessian",
     "WithJacobian",
     "__version__",
+    "checkpointed",
     "copy_",
     "diaghessian",
+    "forwarddiff",
     "gradient",
     "hessian",
     "hessian_dual",

@@ -83,7 +83,7 @@ class Recorder(TorchFunctionMode):
 
 
 def _reaches_only(roots: Sequence[Tensor], named: Sequence[Tensor], start: int) -> bool:
-    """Whether the graphs behind ``roots``, at every level, end in ``named`` before they reach back beyond ``start``."""
+    """Whether the graphs behind ``roots``, at every level, end in ``named`` and nothing else from before."""
     edges: dict[int, set[tuple[Any, int]]] = {}
     leaves: dict[int, list[Tensor]] = {}
     for x in named:

@@ -12,6 +12,7 @@ import torch
 
 from . import _state
 from ._random import RandomState
+from ._torch_private import outside_functorch
 
 __all__ = ["Surroundings"]
 
@@ -31,6 +32,11 @@ def _autocast() -> list[_Autocast]:
     ]
 
 
+def _default_device() -> torch.device:
+    with outside_functorch():  # PyTorch makes a tensor to find out, in a way that torch.func refuses
+        return torch.get_default_device()
+
+
 class Surroundings:
     """The state at the time this was made; :meth:`restored` puts it back for one more run."""
 
@@ -39,7 +45,7 @@ class Surroundings:
     def __init__(self) -> None:
         self._random = RandomState()
         self._autocast = _autocast()
-        self._device = torch.get_default_device()
+        self._device = _default_device()
         self._depth = _state.depth()
 
     def rewind(self) -> None:
@@ -57,7 +63,7 @@ class Surroundings:
                 stack.enter_context(
                     torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=cached)
                 )
-        if torch.get_default_device() != self._device:
+        if _default_device() != self._device:
             stack.enter_context(self._device)
         stack.enter_context(_state.at_depth(self._depth))
         return stack

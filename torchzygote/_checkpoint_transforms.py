@@ -147,8 +147,8 @@ class _Again(Rerun):
         if got != self._expected:
             raise RuntimeError(
                 f"checkpointed: expected {name_of(self._f)} to do the same when it ran again for the "
-                f"backward pass, but it returned {got} instead of {self._expected}; make it depend on nothing "
-                "but its arguments and tensors that stay as they are"
+                f"backward pass, but it returned {got} instead of {self._expected}; make it depend on "
+                "nothing but its arguments and tensors that stay as they are"
             )
         return tuple(results)
 

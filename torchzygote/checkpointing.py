@@ -17,7 +17,13 @@ from torch.utils.checkpoint import CheckpointError, checkpoint
 from . import _state
 from ._checkpoint_surroundings import Surroundings
 from ._checkpoint_transforms import checkpoint_in_transforms, name_of
-from ._torch_private import in_forward_ad, in_functorch, is_tracing, outside_functorch
+from ._torch_private import (
+    in_forward_ad,
+    in_functorch,
+    in_functorch_compiled,
+    is_tracing,
+    outside_functorch,
+)
 from ._torch_private import saved_tensors_hooks as hooks_in_force
 
 __all__ = ["checkpointed"]
@@ -52,7 +58,8 @@ def checkpointed(f: Callable[..., Any], *xs: Any, **kwargs: Any) -> Any:
     Notes
     -----
     Calls may be nested, and differentiated in any mode and to any order. In forward mode nothing is stored in
-    any case, and ``f`` just runs. Under ``torch.compile`` the region is marked for recomputation.
+    any case, and ``f`` just runs. Under ``torch.compile`` the call is marked for recomputation; inside a
+    derivative that is compiled with it, ``f`` just runs, and what to store is left to the compiler.
 
     Examples
     --------
@@ -78,7 +85,7 @@ def checkpointed(f: Callable[..., Any], *xs: Any, **kwargs: Any) -> Any:
     Walther, *Evaluating Derivatives*, chapter 12.
     """
     if torch.compiler.is_compiling():
-        return _compiled(f, xs, kwargs)
+        return f(*xs, **kwargs) if in_functorch_compiled() else _compiled(f, xs, kwargs)
     if in_functorch():
         return checkpoint_in_transforms(f, xs, kwargs)
     if not torch.is_grad_enabled() or in_forward_ad() or is_tracing():
