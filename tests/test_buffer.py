@@ -530,7 +530,7 @@ def test_asking_for_a_method_says_no() -> None:
     buf = Buffer(torch.zeros(2))
     assert not hasattr(buf, "sum")
     assert not hasattr(buf, "nonsense")
-    assert buf == buf  # noqa: PLR0124
+    assert buf == buf
     assert len({buf, buf}) == 1
 
 

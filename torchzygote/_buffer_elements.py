@@ -154,8 +154,8 @@ class ElementLog:
 
     def read(self, key: Key) -> Tensor:
         """A fresh tensor of what ``key`` selects."""
-        wanted = np.asarray(key.select(self.owner))
-        return self._fetch(np.ascontiguousarray(wanted).reshape(-1), wanted.shape)
+        wanted = key.select(self.owner)
+        return self._fetch(wanted.ravel(), wanted.shape)
 
     def assemble(self) -> Tensor:
         """The whole, fresh."""
@@ -166,7 +166,8 @@ class ElementLog:
         if count == 0:
             return torch.zeros(shape, dtype=self.dtype, device=self.device)
         first = int(wanted[0])
-        if int(wanted[-1]) - first == count - 1 and (count < 3 or bool((np.diff(wanted) == 1).all())):
+        ascending = count < 3 or bool((wanted[1:] > wanted[:-1]).all())
+        if ascending and int(wanted[-1]) - first == count - 1:
             pieces = self._run(first, first + count, shape)
             found = pieces.joined()
             if len(pieces.tensors) == 1:

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from ._arguments import number_to_tensor, numpy_to_tensor, type_name
-from ._buffer_values import refuse_value
+from ._buffer_values import not_a_value
 
 __all__ = ["ListStore"]
 
@@ -24,7 +24,7 @@ def _as_element(value: Any) -> Tensor:
         return numpy_to_tensor(value).clone()
     if isinstance(value, (int, float, complex, np.number)) and not isinstance(value, bool):
         return number_to_tensor(value)
-    refuse_value(value)
+    raise not_a_value(value)
 
 
 class ListStore:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ._arguments import numpy_to_tensor, type_name
 from ._buffer_refusal import NotATensor
-from ._torch_private import batched_everywhere, in_functorch, in_plain_eager
+from ._torch_private import batched_everywhere, in_plain_eager, innermost_level
 
 __all__ = ["TEMPORARY", "DoesNotBroadcast", "as_value", "fit", "is_plain", "snapshot", "value_read"]
 
@@ -59,10 +59,11 @@ def as_value(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     Raises ``TypeError`` where a conversion would lose the fraction or the imaginary part.
     """
     if isinstance(value, Tensor):
-        _check_kind(value, value.dtype, dtype)
+        if value.dtype is not dtype:
+            _check_kind(value, value.dtype, dtype)
         if value.layout is not torch.strided:
             raise TypeError(f"value: expected a dense tensor, got layout {value.layout}; use to_dense()")
-        if value.dtype == dtype and value.device == device:
+        if value.dtype is dtype and value.device == device:
             return value
         return value.to(dtype=dtype, device=device)
     if isinstance(value, (bool, int, float, complex)):
@@ -75,13 +76,13 @@ def as_value(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
         if value.dtype.kind in "biu":
             return torch.tensor(value.tolist(), dtype=dtype, device=device)
         return as_value(numpy_to_tensor(value).clone(), dtype, device)
-    refuse_value(value)
+    raise not_a_value(value)
 
 
-def refuse_value(value: Any) -> NoReturn:
-    """Say that ``value`` is no tensor, array or number."""
+def not_a_value(value: Any) -> TypeError:
+    """The error that says that ``value`` is no tensor, array or number."""
     advice = ", which is no tensor; copy it first" if isinstance(value, NotATensor) else ""
-    raise TypeError(f"value: expected a tensor, an array or a number, got {type_name(value)}{advice}")
+    return TypeError(f"value: expected a tensor, an array or a number, got {type_name(value)}{advice}")
 
 
 def _check_kind(value: Any, given: torch.dtype, dtype: torch.dtype) -> None:
@@ -166,6 +167,6 @@ class ReadValue(Tensor):
 
 def value_read(value: Tensor) -> Tensor:
     """``value``, fresh, such that ``+=`` works on it whatever is added."""
-    if not in_functorch() or type(value) is not Tensor or batched_everywhere(value):
+    if innermost_level() is None or type(value) is not Tensor or batched_everywhere(value):
         return value
     return value.as_subclass(ReadValue)

@@ -226,17 +226,15 @@ class Buffer(NotATensor):
         )
         rows = self._rows
         if (
-            ours
-            and rows is not None
+            rows is not None
             and type(index) is int
+            and type(value) is Tensor
             and value.dtype is self._dtype
             and value.shape == self._row_shape
             and (value.is_cpu if self._on_cpu else value.device == self._device)
+            and -len(rows) <= index < len(rows)
         ):
-            try:
-                rows[index] = value
-            except IndexError:
-                self._write(index, value, True)  # which says what is wrong
+            rows[index] = value if ours else value.clone()
             if not index % FOLD and index > 0:
                 self._store.fold(index)
             return
@@ -275,8 +273,6 @@ class Buffer(NotATensor):
                 value = fit(value, self._row_shape, self._shape)
                 value = value if ours else snapshot(value, given)
                 store.write(i, value if value.shape == self._row_shape else value.expand(self._row_shape))
-                if not i % FOLD and i and innermost_level() is None:
-                    store.fold(i)
                 return
             store = self._to_elements(store)
         if key.known:
