@@ -10,7 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Columns", "Rows", "result_dtype"]
+from . import native
+
+__all__ = ["Columns", "Rows", "add_rows", "result_dtype"]
 
 
 def result_dtype(x: Tensor, y: Tensor) -> torch.dtype:
@@ -52,9 +54,17 @@ class Rows:
         if self._keep or hi - lo == self.rows:
             self._parts.append((lo, hi, flat))
             return
+        self.block()[lo:hi].copy_(flat)
+
+    def block(self) -> Tensor:
+        """The memory that chunks are written to."""
         if self._block is None:
             self._block = self._zeros(self.rows)
-        self._block[lo:hi].copy_(flat)
+        return self._block
+
+    def is_written(self, rows: int) -> bool:
+        """Whether a chunk of so many rows is written into memory."""
+        return not self._keep and rows != self.rows
 
     def matrix(self) -> Tensor:
         """The whole matrix; rows that nothing was added for are zero."""
@@ -75,6 +85,28 @@ class Rows:
         if reached < self.rows:
             pieces.append(self._zeros(self.rows - reached))
         return torch.cat(pieces)
+
+
+# Fewer elements than this for fewer arguments than that are written as fast one by one: 3.4 microseconds for
+# a block of 10 x 10 where the operator takes 6; 13 for four of them where it takes 12.
+_FUSED_ELEMENTS = 1 << 14
+_FUSED_ARGUMENTS = 4
+
+
+def add_rows(blocks: Sequence[Rows], lo: int, hi: int, products: Sequence[Tensor | None]) -> None:
+    """Rows ``lo`` to ``hi`` of all matrices at once."""
+    present = [(block, x) for block, x in zip(blocks, products, strict=True) if x is not None]
+    if not present:
+        return
+    if present[0][0].is_written(hi - lo) and (
+        len(present) >= _FUSED_ARGUMENTS
+        or sum(x.numel() for _, x in present) >= _FUSED_ELEMENTS
+        or not present[0][1].is_cpu
+    ):
+        native.scatter_rows_([block.block() for block, _ in present], [x for _, x in present], lo)
+        return
+    for block, x in present:
+        block.add(lo, hi, x)
 
 
 class Columns:

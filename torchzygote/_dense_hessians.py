@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _engine, _plan, _products, _separable
-from ._assembly import Columns, Rows
+from . import _engine, _plan, _products, _separable, native
+from ._assembly import Columns, Rows, add_rows
 from ._engine import Linearization
 from ._random import RandomState
 from ._second_order import Options, SecondOrder, run
@@ -74,7 +74,7 @@ def _by_rows(second: SecondOrder, lin: Linearization, options: Options, size: in
     for lo, hi, (product,) in _products.vjps(
         lin, 0, seeds, n, chunk, create_graph=options.keep, progress=options.progress
     ):
-        block.add(lo, hi, product)
+        add_rows([block], lo, hi, [product])
     return block.matrix()
 
 
@@ -143,7 +143,8 @@ def diagonal(second: SecondOrder, i: int, options: Options) -> Tensor:
     ):
         if product is None:
             parts.append(torch.zeros(hi - lo, dtype=x.dtype, device=x.device))
-        else:
-            diagonal = product.reshape(hi - lo, n).diagonal(lo)
-            parts.append(diagonal if hi - lo == n else diagonal.clone())  # a view would keep the chunk alive
+        elif hi - lo == n:
+            parts.append(product.reshape(n, n).diagonal())
+        else:  # a view would keep the chunk alive
+            parts.append(native.gather_diagonal(product.reshape(hi - lo, n), lo))
     return torch.cat(parts).reshape(x.shape)

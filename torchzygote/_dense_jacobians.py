@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import _engine, _plan, _products, _separable
 from ._arguments import Prepared
-from ._assembly import Columns, Rows, result_dtype
+from ._assembly import Columns, Rows, add_rows, result_dtype
 from ._engine import Linearization
 from ._random import RandomState
 from ._second_order import Options
@@ -35,8 +35,7 @@ def by_rows(prepared: Prepared, lin: Linearization, y: Tensor, options: Options)
     for lo, hi, products in _products.vjps(
         lin, 0, seeds, rows, chunk, create_graph=options.keep, progress=options.progress
     ):
-        for block, product in zip(blocks, products, strict=True):
-            block.add(lo, hi, product)
+        add_rows(blocks, lo, hi, products)
     return [block.matrix() for block in blocks]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _engine
+from . import _engine, native
 from ._engine import Linearization
 from ._random import RandomState
 from ._torch_private import backward_bytes, custom_nodes, vmap_flat
@@ -30,9 +30,7 @@ def identity_seeds(numel: int, dtype: torch.dtype, device: torch.device) -> Seed
     """Rows of the identity, made for one chunk at a time: a whole one would cost ``numel`` squared."""
 
     def seeds(lo: int, hi: int) -> Tensor:
-        block = torch.zeros(hi - lo, numel, dtype=dtype, device=device)
-        block.diagonal(lo).fill_(1)
-        return block
+        return native.seed_rows(lo, hi, numel, dtype=dtype, device=device)
 
     return seeds
 

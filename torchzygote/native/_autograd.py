@@ -24,7 +24,7 @@ _WRITING = (
     "decompress_dense_",
     "compress_",
 )
-OPERATORS = (*_WRITING, "unite_sets", "unite_pairs", "color_graph")
+OPERATORS = (*_WRITING, "unite_sets", "unite_pairs", "expand_pairs", "color_graph")
 
 
 def _tensors(args: tuple[Any, ...]) -> Iterator[Tensor]:
@@ -65,6 +65,13 @@ def _united_pairs(set_ptr: Tensor, set_members: Tensor, first: Tensor, second: T
     return _united(set_members, first.numel())
 
 
+def _expanded(
+    set_ptr: Tensor, set_members: Tensor, first: Tensor, second: Tensor, bounds: Tensor, most: int
+) -> list[Tensor]:
+    size = torch.library.get_ctx().new_dynamic_size
+    return [set_ptr.new_empty(size()), set_ptr.new_empty(size())]
+
+
 def _colors(indptr: Tensor, indices: Tensor, ncols: int, kind: str, order: str) -> Tensor:
     return indptr.new_empty(ncols if kind == "distance2_columns" else indptr.numel() - 1)
 
@@ -76,4 +83,5 @@ def finish_registration() -> None:
         register_autograd_kernel("torchzygote", name, _refuse_derivatives)
     torch.library.register_fake("torchzygote::unite_sets", _united_groups)
     torch.library.register_fake("torchzygote::unite_pairs", _united_pairs)
+    torch.library.register_fake("torchzygote::expand_pairs", _expanded)
     torch.library.register_fake("torchzygote::color_graph", _colors)
