@@ -13,7 +13,14 @@ from executing import Source
 __all__ = ["argument_text"]
 
 _OPENING, _CLOSING = ("(", "[", "{", "."), (")", "]", "}", ",", ".", ":")
-_LAYOUT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+_LAYOUT = (
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENDMARKER,
+)
 
 
 def argument_text(frame: FrameType | None, function: Any, position: int, keyword: str) -> str | None:

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from . import _state
 from ._arguments import STRUCTURE, kind_of, type_name
+from ._sight import out_of_sight
 from ._torch_private import (
     functorch_depth,
     innermost_level,
@@ -93,7 +94,9 @@ class Bend:
         self.fn = fn
         self.arrived = False
         self.session = _state.session()
-        self.spec: Any = None  # of a structure; where its tensors are among the leaves, and what those are like
+        self.spec: Any = (
+            None  # of a structure; where its tensors are among the leaves, and what those are like
+        )
         self.slots: list[int] = []
         self.like: list[Form] = []
 
@@ -265,6 +268,7 @@ def _copy(x: Tensor) -> Tensor:
 
 def attach(fn: Callable[..., Any], x: Any) -> Any:
     """A copy of ``x`` (the memory is shared) whose gradient goes through ``fn``."""
+    out_of_sight("hook")
     if isinstance(x, Tensor):
         bend = Bend(fn)
         if innermost_level() is None:
@@ -297,9 +301,7 @@ def is_differentiable(x: Tensor) -> bool:
 
 def _attach_all(bend: Bend, tensors: list[Tensor]) -> Sequence[Tensor]:
     bend.waits(tensors)
-    if innermost_level() is None and not (
-        torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    ):
+    if innermost_level() is None and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
         return tensors
     if not all(is_differentiable(x) for x in tensors):
         return tensors

@@ -33,9 +33,15 @@ forward_mode_lock = threading.RLock()
 
 
 class Session(list[Callback]):
-    """What is to be done as one outermost differentiation ends; ``forward``: see :func:`pushing`."""
+    """What is to be done as one outermost differentiation ends.
 
-    forward = False
+    ``forward``: see :func:`pushing`. ``warned``: what has been warned of, and need not be again.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward = False
+        self.warned: list[object] = []
 
 
 class _State(threading.local):

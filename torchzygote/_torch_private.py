@@ -74,6 +74,7 @@ __all__ = [
     "plain_value",
     "put_rows_back",
     "pytree",
+    "reaches",
     "saved_tensors_hooks",
     "sequence_number",
     "source_of",
@@ -308,6 +309,16 @@ def has_tangent(x: Tensor) -> bool:
     return torch._VF._unpack_dual(x, level=0)[1] is not None
 
 
+def primal(x: Tensor) -> Tensor:
+    """``x`` without its tangent of the innermost forward mode; as in :func:`has_tangent`."""
+    value: Tensor = torch._VF._unpack_dual(x, level=0)[0]
+    return value
+
+
+# Around the ``jvp`` of a custom function, which PyTorch runs with forward mode off, at all levels.
+forward_mode_enabled = functools.partial(_forward_ad._set_fwd_grad_enabled, True)
+
+
 # Around calling an operator whose arguments are known not to be differentiated: it skips the kernels of
 # autograd. Operators from outside PyTorch have no public way past them.
 below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -470,6 +481,25 @@ class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return cls.skipped_by_dynamo
+
+
+def reaches(roots: list[Tensor], leaves: Sequence[Tensor]) -> bool:
+    """Whether the recorded graph leads from ``roots`` to one of these leaves.
+
+    ``torch.autograd.grad`` would tell by computing gradients.
+    """
+    wanted = {id(leaf) for leaf in leaves}
+    seen: set[Any] = set()
+    stack: list[Any] = [root.grad_fn for root in roots if root.grad_fn is not None]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if id(getattr(node, "variable", None)) in wanted:
+            return True
+        stack.extend([following for following, _ in node.next_functions if following is not None])
+    return False
 
 
 def weak_storage(x: Tensor) -> Any:

@@ -1,0 +1,271 @@
+"""Forward mode inside a reverse pass: ``forwarddiff``."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _engine, _plan, _products, _state
+from ._arguments import MODULE, OPAQUE, kind_of, type_name
+from ._checkpoint_surroundings import Surroundings
+from ._linear_node import known_derivative, recomputed_derivative
+from ._random import RandomState
+from ._torch_private import (
+    has_tangent,
+    in_forward_ad,
+    in_functorch,
+    is_tracing,
+    layers,
+    pytree,
+    transform_stack,
+)
+
+__all__ = ["DroppedGradientWarning", "forwarddiff"]
+
+
+class DroppedGradientWarning(UserWarning):
+    """A function given to :func:`forwarddiff` depends on more than its argument."""
+
+
+def forwarddiff(f: Callable[[Any], Any], x: Any, *, chunk_threshold: int | None = None) -> Any:
+    """The value of ``f(x)``, differentiated in forward mode inside a reverse pass.
+
+    Instead of what the inside of ``f`` needs for its backward pass, the Jacobian of ``f`` is stored: for few
+    inputs and a long computation that is much less.
+
+    Parameters
+    ----------
+    f : callable
+        Called as ``f(x)``: once for the value, and once for each chunk of directions. Random numbers are the
+        same in all these calls. It returns a number, an array or a structure of them.
+    x : number, array or structure
+        All tensors in it are differentiated by.
+    chunk_threshold : int, optional
+        Directions that are pushed forward at a time; by default as many as fit the memory budget
+        (:func:`set_memory_budget`).
+
+    Returns
+    -------
+    object
+        What ``f`` returns. Outside of a differentiation, ``f(x)`` is all that is computed.
+
+    Raises
+    ------
+    TypeError
+        ``x`` is a module or opaque.
+    ValueError
+        ``chunk_threshold`` is below 1.
+
+    Warns
+    -----
+    DroppedGradientWarning
+        ``f`` closes over tensors that are being differentiated by. It is a function of ``x`` alone here:
+        gradients to what it closes over are dropped.
+
+    Notes
+    -----
+    Differentiable to any order, in every mode; a recorded backward pass runs ``f`` again. Inside ``torch.func``
+    transforms and ``torch.compile`` the Jacobian is recorded instead, with what its derivative needs.
+
+    Examples
+    --------
+    >>> from torchzygote import forwarddiff, gradient
+    >>> gradient(lambda a, b: forwarddiff(lambda ab: ab[0] * ab[1], [a, b]), 2, 3)
+    (tensor(3.), tensor(2.))
+
+    What ``f`` closes over is a constant, and a warning says so:
+
+    >>> gradient(lambda a, b: forwarddiff(lambda a: a * b, a), 2, 3)
+    (tensor(3.), None)
+
+    References
+    ----------
+    ``forwarddiff`` in Zygote.jl, https://fluxml.ai/Zygote.jl/stable/adjoints/
+    """
+    kind = kind_of(x)
+    if kind is MODULE or kind is OPAQUE:
+        raise TypeError(
+            f"forwarddiff: x: expected a number, an array or a structure of them, got {type_name(x)}; pass the "
+            "parameters of a module as a dict, and call it with torch.func.functional_call"
+        )
+    chunk = _check_chunk(chunk_threshold)
+    leaves, spec = pytree.tree_flatten(x)
+    slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and _is_followed(leaf)]
+    run = _Run(f, leaves, spec, slots, chunk)
+    return run.value_only(x) if not slots else run.differentiable()
+
+
+def _check_chunk(chunk_threshold: object) -> int | None:
+    try:
+        return _plan.check_chunk_size(chunk_threshold)
+    except (TypeError, ValueError) as error:
+        raise type(error)(str(error).replace("chunk_size", "forwarddiff: chunk_threshold")) from None
+
+
+def _is_real_or_complex(x: object) -> bool:
+    return isinstance(x, Tensor) and (x.dtype.is_floating_point or x.dtype.is_complex)
+
+
+def _is_followed(x: Tensor) -> bool:
+    """Whether some differentiation may ask for a derivative by ``x``."""
+    if not _is_real_or_complex(x):
+        return False
+    if _engine.compiling():
+        return True
+    if in_functorch():
+        return "jvp" in transform_stack() or any(layer.requires_grad for _, layer in layers(x))
+    return (x.requires_grad and torch.is_grad_enabled()) or (in_forward_ad() and has_tangent(x))
+
+
+def _is_recorded(x: Tensor) -> bool:
+    return any(layer.requires_grad for _, layer in layers(x))
+
+
+def _real(dtype: torch.dtype) -> torch.dtype:
+    return dtype.to_real() if dtype.is_complex else dtype
+
+
+class _Packing:
+    """Tensors as one flat real vector, and back."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self.forms = [(tensor.shape, tensor.dtype) for tensor in tensors]
+        dtype = tensors[0].dtype
+        for tensor in tensors[1:]:
+            dtype = torch.promote_types(dtype, tensor.dtype)
+        self.dtype = _real(dtype)
+        self.sizes = [math.prod(shape) * (2 if dtype.is_complex else 1) for shape, dtype in self.forms]
+
+    def pack(self, tensors: list[Tensor]) -> Tensor:
+        parts = [
+            (torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor)
+            .reshape(-1)
+            .to(self.dtype)
+            for tensor in tensors
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def unpack(self, flat: Tensor) -> list[Tensor]:
+        tensors = []
+        for part, (shape, dtype) in zip(flat.split(self.sizes), self.forms, strict=True):
+            if dtype.is_complex:
+                tensors.append(torch.view_as_complex(part.to(_real(dtype)).reshape(*shape, 2)))
+            else:
+                tensors.append(part.to(dtype).reshape(shape))
+        return tensors
+
+
+class _Run:
+    """``f`` as a function of the tensors in ``x``."""
+
+    def __init__(
+        self, f: Callable[[Any], Any], leaves: list[Any], spec: Any, slots: list[int], chunk: int | None
+    ) -> None:
+        self.f = f
+        self.leaves = [leaf.detach() if i in slots else leaf for i, leaf in enumerate(leaves)]
+        self.inputs = [leaves[i] for i in slots]
+        self.spec = spec
+        self.slots = slots
+        self.chunk = chunk
+
+    def call(self, tensors: list[Tensor]) -> Any:
+        leaves = list(self.leaves)
+        for i, tensor in zip(self.slots, tensors, strict=True):
+            leaves[i] = tensor
+        position = _state.mark()
+        try:
+            return self.f(pytree.tree_unflatten(leaves, self.spec))
+        finally:
+            _state.forget_since(position)  # hooks are the identity in forward mode
+
+    def value_only(self, x: Any) -> Any:
+        """``f(x)`` where ``x`` is followed by nobody; what ``f`` closes over may be."""
+        y = self.f(x)
+        if _engine.compiling():
+            return pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, y)
+        leaves, spec = pytree.tree_flatten(y)
+        recorded = [isinstance(leaf, Tensor) and _is_recorded(leaf) for leaf in leaves]
+        if not any(recorded):
+            return y
+        self.warn()
+        return pytree.tree_unflatten(
+            [leaf.detach() if cut else leaf for leaf, cut in zip(leaves, recorded, strict=True)], spec
+        )
+
+    def differentiable(self) -> Any:
+        """``f(x)`` with its derivative by ``x``."""
+        plain = not (_engine.compiling() or in_functorch() or in_forward_ad() or is_tracing())
+        surroundings = None if _engine.compiling() else Surroundings()
+        y = self.call([tensor.detach() for tensor in self.inputs])
+        outputs, y_spec = pytree.tree_flatten(y)
+        places = [i for i, leaf in enumerate(outputs) if _is_real_or_complex(leaf)]
+        if not places:
+            return y
+        if not _engine.compiling() and any(_is_recorded(outputs[i]) for i in places):
+            self.warn()
+        values = [outputs[i] for i in places]
+        x_packing, y_packing = _Packing(self.inputs), _Packing(values)
+        x_flat, y_flat = x_packing.pack(self.inputs), y_packing.pack(values).detach()
+
+        def flat(packed: Tensor) -> tuple[Tensor]:
+            found = pytree.tree_leaves(self.call(x_packing.unpack(packed)))
+            return (y_packing.pack([found[i] for i in places]),)
+
+        def columns(at: Tensor) -> Tensor:
+            if surroundings is None:
+                return self.jacobian(flat, at, y_flat)
+            with surroundings.restored():
+                return self.jacobian(flat, at, y_flat)
+
+        if plain:
+            with torch.no_grad():
+                known = columns(x_flat.detach())
+            result = recomputed_derivative(x_flat, y_flat, known, columns)
+        elif _engine.compiling():
+            from ._linear_node_traced import known_derivative_in_graph
+
+            result = known_derivative_in_graph(x_flat, y_flat, columns(x_flat))
+        else:
+            result = known_derivative(x_flat, y_flat, columns(x_flat))
+        for i, tensor in zip(places, y_packing.unpack(result), strict=True):
+            outputs[i] = tensor
+        return pytree.tree_unflatten(outputs, y_spec)
+
+    def jacobian(self, flat: Callable[[Tensor], tuple[Tensor]], at: Tensor, y: Tensor) -> Tensor:
+        """The derivative of ``flat`` by each element of ``at``, (at.numel(), y.numel())."""
+        n = at.numel()
+        if n == 0:
+            return at.new_zeros(0, y.numel())
+        random = None if _engine.compiling() else RandomState()
+        # A direction needs what f makes inside, which isn't known: a few times its input and output.
+        size = 8 * (n + y.numel()) * y.element_size()
+        chunk = n if _engine.compiling() else _plan.choose_chunk(self.chunk, n, size, at.device)
+        seeds = _products.identity_seeds(n, at.dtype, at.device)
+        blocks = [
+            products.reshape(hi - lo, -1)
+            for lo, hi, products in _products.jvps(
+                flat, [_engine.separate(at)], 0, seeds, n, chunk, random=random, what="direction"
+            )
+        ]
+        return torch.cat(blocks).to(y.dtype)
+
+    def warn(self) -> None:
+        """Say once per differentiation, for each ``f``, that gradients are dropped."""
+        session = _state.session()
+        key = getattr(self.f, "__code__", self.f)
+        if session is not None:
+            if key in session.warned:
+                return
+            session.warned.append(key)
+        name = getattr(self.f, "__qualname__", None) or type(self.f).__name__
+        warnings.warn(
+            f"forwarddiff: {name} depends on tensors besides its argument; their gradients are dropped. "
+            "Make them part of x to differentiate by them.",
+            DroppedGradientWarning,
+            stacklevel=4,
+        )
