@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchzygote.coloring import color
+from torchzygote.coloring.choice import refined
 from torchzygote.coloring.greedy import KINDS, ORDERS, color_graph
 from torchzygote.coloring.recovery import jacobian_recovery, symmetric_recovery, symmetrized
 from torchzygote.sparsity.pattern import Pattern
@@ -252,3 +253,26 @@ def test_half_a_symmetric_pattern_is_completed() -> None:
     full = pattern_of(banded(6, 1, 1))
     assert symmetrized(pattern_of(banded(6, 0, 1))) == full
     assert symmetrized(full) is full
+
+
+@pytest.mark.parametrize("kind", ["distance2_rows", "distance2_columns"])
+@given(drawn=matrices)
+def test_refining_keeps_a_coloring_valid_and_never_adds_colors(
+    kind: str, drawn: tuple[int, int, float, int]
+) -> None:
+    matrix = random_matrix(drawn, symmetric=False)
+    pattern = pattern_of(matrix)
+    first = color(pattern, kind)
+    better = refined(pattern, first)
+    assert better.ncolors <= first.ncolors
+    assert VALID[kind](matrix, better.colors.tolist())
+    assert better.ncolors == len(set(better.colors.tolist()))
+
+
+def test_refining_saves_colors_on_a_periodic_stencil() -> None:
+    matrix = np.kron(np.ones((2, 2), dtype=int), stencil(16, 16, True))
+    pattern = pattern_of(matrix)
+    first = color(pattern, "distance2_columns")
+    better = refined(pattern, first)
+    assert VALID["distance2_columns"](matrix, better.colors.tolist())
+    assert better.ncolors < first.ncolors

@@ -176,12 +176,19 @@ def is_nested() -> bool:
     return _engine.compiling() or _engine.in_functorch()
 
 
+_REAL = {
+    torch.complex32: torch.float16,
+    torch.complex64: torch.float32,
+    torch.complex128: torch.float64,
+}
+
+
 def common_dtype(dtypes: Sequence[torch.dtype]) -> torch.dtype:
     """The real dtype that seeds for arguments of these dtypes have."""
     common = dtypes[0]
     for dtype in dtypes[1:]:
         common = torch.promote_types(common, dtype)
-    return common.to_real()
+    return _REAL.get(common, common)
 
 
 @contextlib.contextmanager

@@ -101,7 +101,7 @@ def plan_jacobian(
         with held(example_args, prepared):
             y, patterns = jacobian_patterns(flat, inputs, prepared.owned, DEFAULT_BUDGET)
         output_tensor(caller, y)
-    recovery = jacobian_recovery(patterns, mode, forward_cost=1.0)
+    recovery = jacobian_recovery(patterns, mode, forward_cost=1.0, refine=True)
     assert recovery is not None
     return JacobianPlan(
         f, specs_of(prepared), recovery, argnums=argnums, chunk_size=chunk_size, verify=verify

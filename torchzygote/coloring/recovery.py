@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..sparsity.pattern import Pattern, indptr_of
-from .choice import Coloring, color, least_colors
+from .choice import Coloring, color, least_colors, refined
 
 __all__ = ["Recovery", "jacobian_recovery", "joined", "symmetric_recovery"]
 
@@ -191,11 +191,12 @@ def jacobian_recovery(
     mode: str = "auto",
     most: float = math.inf,
     forward_cost: float = FORWARD_COST,
+    refine: bool = False,
 ) -> Recovery | None:
     """Forward with column colors or reverse with row colors, whichever costs less.
 
     ``mode`` other than ``"auto"`` decides beforehand. ``None`` where the cost is above that of ``most``
-    pullbacks in any case; ``forward_cost`` is that of a pushforward.
+    pullbacks in any case; ``forward_cost`` is that of a pushforward. ``refine``: spend more on few colors.
     """
     whole = joined(patterns)
     bounds = {}
@@ -208,6 +209,8 @@ def jacobian_recovery(
         if bounds[way] > most or (best is not None and bounds[way] >= best[0]):
             continue
         coloring = color(whole, "distance2_columns" if way == "forward" else "distance2_rows")
+        if refine:
+            coloring = refined(whole, coloring)
         cost = coloring.ncolors * (forward_cost if way == "forward" else 1.0)
         if best is None or cost < best[0]:
             best = (cost, way, coloring)
