@@ -54,6 +54,8 @@ def _apply(function: Any, *operands: Any) -> tuple[Tensor, ...]:
 class _Cut(torch.autograd.Function):
     """The identity, without the graphs of reverse mode at any level, with the tangents of forward mode."""
 
+    derivative_of_forward = True
+
     @staticmethod
     def forward(*ys: Tensor) -> tuple[Tensor, ...]:
         return ys
@@ -82,6 +84,8 @@ class _Attached(torch.autograd.Function):
 
     Backward runs ``ys = again(*inputs)`` once more. In forward mode the ``ys`` bring their own tangents.
     """
+
+    derivative_of_forward = True
 
     @staticmethod
     def forward(again: Rerun, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:

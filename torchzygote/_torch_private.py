@@ -472,8 +472,8 @@ def backward_bytes(roots: list[Tensor], most_nodes: int = 20_000) -> int:
 class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A mode that sees every operator below autograd, whoever calls it.
 
-    PyTorch keeps Dynamo out of modes by default, which imports all of Dynamo, more than a second, at the first
-    operator; ``skipped_by_dynamo`` is for when it is there anyway.
+    PyTorch keeps Dynamo out of modes by default, which imports all of Dynamo at the first operator and takes
+    more than a second; ``skipped_by_dynamo`` is for when it is there anyway.
     """
 
     skipped_by_dynamo = False
@@ -503,7 +503,7 @@ def reaches(roots: list[Tensor], leaves: Sequence[Tensor]) -> bool:
 
 
 def weak_storage(x: Tensor) -> Any:
-    """A reference that keeps the address of the memory of ``x`` from being given to other memory, not the memory.
+    """A reference to the memory of ``x`` that keeps its address, but not its contents, from being reused.
 
     Nothing public does that; without it a tensor that is freed and one that is made later look the same.
     """

@@ -255,6 +255,8 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
         for x in given:
             if x.requires_grad and storage_key(x):
                 self._volatile.add(self._keep(x))
+            if x._backward_hooks:
+                self.unsupported = "a hook on a tensor in f"
         volatile = seen or facts.random or not keys.isdisjoint(self._volatile)
         if facts.reveals_values and seen:
             self._local = True

@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import CheckpointFunction
 
 from .. import _state
 from .._arguments import kind_of, prepare, type_name
 from .._attention import unfused_attention
 from .._random import RandomState
-from .._torch_private import custom_nodes, in_functorch
+from .._sight import watching
+from .._torch_private import custom_nodes, in_functorch, reaches
 from ..native.index_sets import expand_pairs, expand_sets
 from ._replay import Replay
 from ._sets import OverBudget
@@ -54,14 +56,20 @@ def _run(f: Callable[..., Any], inputs: Sequence[Tensor], owned: Sequence[bool] 
     marks = owned if owned is not None else [True] * len(inputs)
     random = RandomState()
     position = _state.mark()
-    with torch.inference_mode(False), torch.enable_grad(), unfused_attention(), _state.differentiation():
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        unfused_attention(),
+        _state.differentiation(),
+        watching() as hidden,
+    ):
         twins = [_twin(x, mark) for x, mark in zip(inputs, marks, strict=True)]
         written = recorder(twins, PROBES)
         refs = [written.depends(x) for x in twins]
         try:
             with written:
                 value = f(*twins)
-            reason = written.unsupported
+            reason = written.unsupported or (f"{hidden[0]} in f" if hidden else None)
         except Exception as error:
             written.undo()
             random.restore()
@@ -72,23 +80,19 @@ def _run(f: Callable[..., Any], inputs: Sequence[Tensor], owned: Sequence[bool] 
             random.restore()
             _state.forget_since(position)
     output = written.reference(value) if isinstance(value, Tensor) else None
-    return _Run(value, written.program(), refs, output, reason or _unseen(value, output))
+    return _Run(value, written.program(), refs, output, reason or _unseen(value, output, twins))
 
 
-def _unseen(value: Any, output: Ref | None) -> str | None:
+def _unseen(value: Any, output: Ref | None, twins: Sequence[Tensor]) -> str | None:
     """Why the recorded operators may not be all there is to the derivative, if so."""
     if not isinstance(value, Tensor) or not value.requires_grad:
         return None
     for node in custom_nodes([value]):
         forward = getattr(node, "_forward_cls", None)
-        if forward is None or not getattr(forward, "derivative_of_forward", False):
+        if forward is not CheckpointFunction and not getattr(forward, "derivative_of_forward", False):
             # Its backward may be that of another function (a straight-through estimator).
             return f"the custom autograd function {node.name().removesuffix('Backward')}"
-    return "an operation out of sight" if output is None and _reaches_input(value) else None
-
-
-def _reaches_input(value: Tensor) -> bool:
-    return value.grad_fn is not None
+    return "an operation out of sight" if output is None and reaches([value], twins) else None
 
 
 def _give_up(why: str) -> None:

@@ -137,6 +137,21 @@ def _addmm(ctx: Context, call: Call) -> Any:
     return ctx.unite(product, ctx.ids(offset))
 
 
+@rule("_trilinear", curvature=PRODUCT)
+def _trilinear(ctx: Context, call: Call) -> Any:
+    """Products of three, summed."""
+    parts = []
+    for name in ("1", "2", "3"):
+        ids = ctx.ids(call["i" + name])
+        for dim in call["expand" + name]:
+            ids = ids.unsqueeze(dim)
+        parts.append((call["i" + name], ids))
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        if isinstance(parts[first][0], Dep) and isinstance(parts[second][0], Dep):
+            ctx.couple(parts[first][1], parts[second][1])
+    return ctx.unite_dims(ctx.unite(*(ids for _, ids in parts)), call["sumdim"])
+
+
 @rule("linalg_cross", curvature=PRODUCT)
 def _cross(ctx: Context, call: Call) -> Any:
     """Each component from the two others of both vectors."""
