@@ -166,7 +166,9 @@ class ElementLog:
         if count == 0:
             return torch.zeros(shape, dtype=self.dtype, device=self.device)
         first = int(wanted[0])
-        ascending = count < 3 or bool((wanted[1:] > wanted[:-1]).all())
+        if count == 1:
+            return self._one(first, shape)
+        ascending = bool((wanted[1:] > wanted[:-1]).all())
         if ascending and int(wanted[-1]) - first == count - 1:
             pieces = self._run(first, first + count, shape)
             found = pieces.joined()
@@ -177,6 +179,16 @@ class ElementLog:
             index = torch.as_tensor(pieces.locate(wanted), device=self.device)
             found = pieces.joined().index_select(0, index)
         return found if found.shape == shape else found.reshape(shape)
+
+    def _one(self, position: int, shape: tuple[int, ...]) -> Tensor:
+        """A fresh tensor of one element."""
+        n = bisect_right(self._ends, position)
+        node = self._nodes[n]
+        if self._ends[n] - self._start_of(n) != 1:
+            pieces = self._run(position, position + 1, shape)
+            node = pieces.tensors[0]
+        found: Tensor = node if node.shape == shape else node.reshape(shape)
+        return found.clone()
 
     def _node_at(self, position: int) -> int:
         return bisect_right(self._ends, position)

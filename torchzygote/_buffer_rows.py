@@ -48,7 +48,7 @@ class RowLog:
         """Stack the rows before ``end``, if all of them have been written."""
         start = end - FOLD
         part = self.rows[start:end]
-        if not self.folding or any(type(row) is not Tensor for row in part):
+        if not self.folding or set(map(type, part)) != {Tensor}:
             return
         with torch.enable_grad():
             block = Block(start, torch.stack(part))

@@ -118,7 +118,7 @@ class Buffer(NotATensor):
     def __init__(self, like: Any = None, *shape: Any, dtype: torch.dtype | None = None) -> None:
         self._frozen = False
         self._traced = torch.compiler.is_compiling()
-        self._rows: list[Any] | None = None  # those of a RowLog that may be written
+        self._rows: Any = None  # what rows may be written into: the list of a RowLog, or plain memory
         self._store: Any = None
         if like is None or (isinstance(like, list) and not like):
             if shape or dtype is not None:
@@ -232,12 +232,19 @@ class Buffer(NotATensor):
             and value.dtype is self._dtype
             and value.shape == self._row_shape
             and (value.is_cpu if self._on_cpu else value.device == self._device)
-            and -len(rows) <= index < len(rows)
+            and value.layout is torch.strided
         ):
-            rows[index] = value if ours else value.clone()
-            if not index % FOLD and index > 0:
-                self._store.fold(index)
-            return
+            try:
+                if type(rows) is list:
+                    rows[index] = value if ours else value.clone()
+                    if not index % FOLD and index > 0:
+                        self._store.fold(index)
+                    return
+                if is_plain(value):
+                    rows[index] = value
+                    return
+            except IndexError:
+                pass  # the long way says what is wrong
         self._write(index, value, ours)
 
     def _refuse_frozen(self, what: str) -> None:
@@ -264,6 +271,7 @@ class Buffer(NotATensor):
         if isinstance(store, MemoryStore):
             if key.known and is_plain(value):
                 store.write(key, value)
+                self._rows = store.tensor if self._shape else None
                 return
             store = self._start_log(store, key)
         if isinstance(store, RowLog):
@@ -299,8 +307,7 @@ class Buffer(NotATensor):
         by_rows = len(self._shape) > 0 and type(row_of(key)) is int
         kind = RowLog if by_rows else ElementLog
         log = kind(self._shape, self._dtype, self._device, store.tensor)
-        if isinstance(log, RowLog):
-            self._rows = log.rows
+        self._rows = log.rows if isinstance(log, RowLog) else None
         self._store = log
         return log
 
