@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import sys
+from pathlib import Path
 
 sys.path.insert(0, os.path.abspath(".."))
 
@@ -51,3 +53,32 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 pygments_style = "friendly"
 pygments_dark_style = "monokai"
+
+
+def _module_table() -> str:
+    """Each module with the first sentences of its docstring, up to what it must not know."""
+    package = Path(__file__).parent.parent / "torchzygote"
+    lines = ["| module | what it is |", "| --- | --- |"]
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package).with_suffix("").parts
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        first, _, rest = text.partition("\n\n")
+        last = rest.rstrip().rpartition("\n\n")[2]
+        shown = first
+        for sentence in " ".join(last.split()).replace("; it", ". It").split(". "):
+            if sentence.startswith(("Knows", "It must not", "It knows")):
+                shown += f" {sentence.rstrip('.')}."
+        name = "/".join(part for part in parts if part != "__init__") or "torchzygote"
+        shown = " ".join(shown.replace("``", "`").replace(":mod:", "").replace("|", "\\|").split())
+        lines.append(f"| `{name}` | {shown} |")
+    return "\n".join(lines)
+
+
+def _fill_in(app: object, docname: str, source: list[str]) -> None:
+    if docname == "architecture":
+        source[0] = source[0].replace("%MODULES%", _module_table())
+
+
+def setup(app: object) -> None:
+    """Called by Sphinx."""
+    app.connect("source-read", _fill_in)  # type: ignore[attr-defined]

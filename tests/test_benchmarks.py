@@ -1,0 +1,185 @@
+"""The benchmark harness: its arithmetic, its table, its processes, and a tiny run of everything."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import __main__ as command
+from benchmarks import _harness as harness
+from benchmarks import _table as table
+from benchmarks import peers
+
+
+def busy(seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
+class Pretended:
+    """A contender with a time of its own, in another process as it were."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.calls = 0
+
+    def time(self, loops: int) -> float:
+        self.calls += loops
+        return self.seconds * loops
+
+
+def test_the_fastest_peer_is_the_one_compared_with() -> None:
+    row = harness.compare(
+        "work",
+        Pretended(3e-3),
+        {"slow": Pretended(9e-3), "fast": Pretended(2e-3), "absent": None},
+        target=1.0,
+        seconds=0.01,
+    )
+    assert row["peer"] == "fast"
+    assert row["ratio"] == pytest.approx(1.5)
+    assert row["ours_ms"] == pytest.approx(3.0)
+    assert row["others"] == pytest.approx({"slow": 9.0})
+    assert "absent: peer not installed" in row["note"]
+    assert harness.met(row) is False
+
+
+def test_a_peer_that_fails_is_left_out_and_said_so() -> None:
+    def broken() -> None:
+        raise RuntimeError("not for this function")
+
+    row = harness.compare("work", Pretended(1e-3), {"broken": broken}, target=1.0, seconds=0.01)
+    assert row["ratio"] is None
+    assert harness.met(row) is None
+    assert "broken fails: RuntimeError: not for this function" in row["note"]
+
+
+def test_time_is_what_a_call_takes() -> None:
+    samples = harness.interleave({"a": lambda: busy(2e-3), "b": lambda: busy(4e-3)}, seconds=0.01, rounds=5)
+    assert len(samples["a"]) == len(samples["b"]) >= 5
+    assert min(samples["a"]) == pytest.approx(2.0, rel=0.2)
+    assert min(samples["b"]) == pytest.approx(4.0, rel=0.2)
+
+
+def test_slow_contenders_get_fewer_rounds() -> None:
+    slow = Pretended(6.0)
+    samples = harness.interleave({"slow": slow}, seconds=0, rounds=9, most_s=15)
+    assert len(samples["slow"]) == 2
+    assert slow.calls == 3
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_the_exponent_of_a_power_law(power: float) -> None:
+    assert harness.exponent({n: 3.0 * n**power for n in (10, 100, 1000)}) == pytest.approx(power)
+
+
+def test_growth_is_a_row_with_its_exponent() -> None:
+    row = harness.growth("work", {n: Pretended(1e-5 * n) for n in (10, 100, 1000)}, target=1.1, seconds=0.01)
+    assert row["ratio"] == pytest.approx(1.0)
+    assert harness.met(row) is True
+
+
+def test_spread_of_equal_samples_is_zero() -> None:
+    assert harness.spread([2.0] * 8) == 0
+    assert harness.spread([1.0]) == 0
+    assert harness.spread([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(1.0)
+
+
+def build_block(megabytes: int) -> object:
+    def run() -> torch.Tensor:
+        return torch.ones(megabytes << 18) * 1  # two blocks at a time
+
+    return run
+
+
+def test_peak_memory_is_what_the_callable_needs() -> None:
+    peak = harness.peak_memory("tests.test_benchmarks:build_block", {"megabytes": 32})
+    assert peak == pytest.approx(64, rel=0.15)
+
+
+def test_a_process_that_fails_says_why() -> None:
+    with pytest.raises(RuntimeError, match="unexpected keyword argument"):
+        harness.peak_memory("tests.test_benchmarks:build_block", {"wrong": 1})
+
+
+def test_the_table_shows_what_is_missed() -> None:
+    row = harness.make_row("work", 2.0, "peer", 1.0, target=1.5, note="because")
+    shown = table.text(row)
+    assert "MISSED" in shown
+    assert "2.00" in shown
+    assert shown.endswith("because")
+    assert "ok" in table.text(harness.make_row("work", 1.0, "peer", 1.0, target=1.5))
+    assert "peer not installed" in table.text(harness.missing("work", "JAX"))
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "shown"),
+    [
+        (0.0123, "", "12.3 µs"),
+        (12.34, "", "12.3 ms"),
+        (23900.0, "", "23.9 s"),
+        (40.2, "MB", "40.2 MB"),
+        (None, "", "-"),
+    ],
+)
+def test_amounts_have_three_digits(value: float | None, unit: str, shown: str) -> None:
+    assert table.amount(value, unit) == shown
+
+
+def test_a_run_prints_saves_and_merges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Module:
+        @staticmethod
+        def rows(full: bool = False) -> list[harness.Row]:
+            return [harness.make_row("a work", 1.0, "peer", 2.0, target=1.0)]
+
+    monkeypatch.setattr(command.importlib, "import_module", lambda name: Module)
+    out = tmp_path / "results.json"
+    assert command.main(["--only", "buffer", "--out", str(out)]) == 0
+    assert command.main(["--only", "sparse", "--out", str(out)]) == 0
+    assert "a work" in capsys.readouterr().out
+    saved = json.loads(out.read_text())
+    assert set(saved["parts"]) == {"buffer", "sparse"}
+    assert saved["parts"]["buffer"]["rows"][0]["ratio"] == 0.5
+    assert saved["parts"]["buffer"]["machine"]["torch"] == torch.__version__
+
+
+def test_a_part_that_fails_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Module:
+        @staticmethod
+        def rows(full: bool = False) -> list[harness.Row]:
+            raise ValueError("no such thing")
+
+    monkeypatch.setattr(command.importlib, "import_module", lambda name: Module)
+    assert command.main(["--only", "buffer", "sparse", "--out", str(tmp_path / "r.json")]) == 1
+    assert "ValueError: no such thing" in capsys.readouterr().out
+
+
+def test_absent_peers_are_none() -> None:
+    assert peers.torch_peer("no_such_library_anywhere") is None
+
+
+def test_a_small_comparison_of_the_real_thing() -> None:
+    from benchmarks.first_order import by_hand, three_small_ops
+    from torchzygote import gradient
+
+    x = torch.randn(10)
+    torch.testing.assert_close(gradient(three_small_ops, x)[0], by_hand(three_small_ops, x)())
+    row = harness.compare(
+        "gradient",
+        lambda: gradient(three_small_ops, x),
+        {"by hand": by_hand(three_small_ops, x)},
+        seconds=0.01,
+    )
+    ratio = row["ratio"]
+    assert ratio is not None
+    assert math.isfinite(ratio)

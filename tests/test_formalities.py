@@ -1,0 +1,269 @@
+"""What every file keeps: documented public names, imports that follow the data flow, private APIs at home."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import torchzygote
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "torchzygote"
+DOCS = ROOT / "docs"
+
+NAMES = sorted(set(torchzygote.__all__) - {"__version__"})
+RESULTS = ("WithGradient", "WithJacobian", "WithHessian")  # named tuples: the functions have the examples
+
+# The way of a call. From a module here, no later one may be reached by imports, directly or not.
+FLOW = (
+    "_torch_private",
+    "_state",
+    "_arguments",
+    "_engine",
+    "_products",
+    "gradients",
+    "_second_order",
+    "_dense_jacobians",
+    "_dense_hessians",
+    "_compressed",
+    "jacobians",
+    "hessians",
+    "plans",
+)
+# What a stage must not know, as its own docstring says.
+MUST_NOT_REACH = {
+    "_plan": ("*",),
+    "_arguments": ("_engine",),
+    "_engine": ("_plan", "_products", "_assembly", "coloring", "sparsity", "native"),
+    "_products": ("_assembly", "_plan", "coloring", "sparsity", "gradients"),
+    "_assembly": ("_engine", "_products", "_plan", "gradients"),
+    "coloring": ("_engine", "_products", "gradients"),
+    "sparsity": ("_engine", "_products", "gradients", "coloring"),
+    "native": ("_engine", "_state", "_arguments", "gradients", "coloring", "sparsity"),
+    "graddict": ("gradients", "params"),
+}
+
+
+def modules() -> dict[str, Path]:
+    """Name, without the package's own, to file."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(part for part in parts if part != "__init__")] = path
+    return found
+
+
+def imported(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
+    """Modules of the package that ``name`` imports, wherever in the file that happens."""
+    within = [part for part in name.split(".") if part]
+    base = within if path.name == "__init__.py" else within[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            start = base[: len(base) - node.level + 1]
+            module = [*start, *(node.module.split(".") if node.module else [])]
+            for alias in node.names:
+                deeper = ".".join([*module, alias.name])
+                yield deeper if deeper in known else ".".join(module)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torchzygote":
+            yield ".".join((node.module or "").split(".")[1:])
+
+
+@cache
+def graph() -> dict[str, frozenset[str]]:
+    known = modules()
+    return {name: frozenset(imported(name, path, known)) - {name} for name, path in known.items()}
+
+
+def reached_from(name: str) -> set[str]:
+    seen: set[str] = set()
+    waiting = [name]
+    while waiting:
+        for following in graph().get(waiting.pop(), ()):
+            if following not in seen:
+                seen.add(following)
+                waiting.append(following)
+    return seen
+
+
+def within(package: str) -> list[str]:
+    return [name for name in graph() if name == package or name.startswith(package + ".")]
+
+
+# ---- imports -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", [stage for stage in FLOW if stage in modules()])
+def test_no_stage_imports_a_later_one(stage: str) -> None:
+    later = FLOW[FLOW.index(stage) + 1 :]
+    assert not reached_from(stage) & set(later)
+
+
+def test_the_stages_of_the_flow_exist() -> None:
+    assert set(FLOW) <= set(modules())
+
+
+@pytest.mark.parametrize("stage", sorted(MUST_NOT_REACH))
+def test_a_stage_does_not_know_what_it_must_not_know(stage: str) -> None:
+    assert within(stage), f"{stage} is gone: change this table and docs/architecture.md"
+    for name in within(stage):
+        reached = reached_from(name)
+        if MUST_NOT_REACH[stage] == ("*",):
+            assert not reached
+            continue
+        for forbidden in MUST_NOT_REACH[stage]:
+            assert not reached & set(within(forbidden)), f"{name} reaches {forbidden}"
+
+
+def test_imports_have_no_cycle() -> None:
+    for name in graph():
+        assert name not in reached_from(name), f"{name} is imported by what it imports"
+
+
+def private_uses(path: Path) -> list[str]:
+    """``torch._something`` in a file: attributes and imports; ``torch._foreach_*`` is meant to be used."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        text = ""
+        if isinstance(node, ast.Attribute):
+            text = ast.unparse(node)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            text = f"{node.module}."
+        elif isinstance(node, ast.Import):
+            text = " ".join(alias.name for alias in node.names)
+        match = re.match(r"torch(\.\w+)*?\.(_(?!_)\w+)", text)
+        if match and not match.group(2).startswith("_foreach_"):
+            found.append(f"{path.name}:{node.lineno} {match.group(0)}")
+    return found
+
+
+def test_private_pytorch_apis_are_used_in_one_place() -> None:
+    found = []
+    for name, path in modules().items():
+        if name.split(".")[0] != "_torch_private":
+            found += private_uses(path)
+    assert not found
+
+
+def test_the_check_for_private_apis_finds_them(tmp_path: Path) -> None:
+    file = tmp_path / "f.py"
+    file.write_text(
+        "import torch\nfrom torch._C import _functorch\ntorch.autograd._functions\ntorch._foreach_add(1, 2)\n"
+    )
+    assert [found.split(" ")[0] for found in private_uses(file)] == ["f.py:2", "f.py:3"]
+
+
+# ---- files -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_a_module_is_short_and_says_what_it_is_for(name: str) -> None:
+    text = modules()[name].read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 400, "split it by what its parts do"
+    assert ast.get_docstring(ast.parse(text))
+
+
+# ---- public names ------------------------------------------------------------------------------------------
+
+
+def test_all_is_sorted_and_nothing_else_is_public() -> None:
+    assert torchzygote.__all__ == sorted(torchzygote.__all__)
+    loose = {
+        name
+        for name, value in vars(torchzygote).items()
+        if not name.startswith("_") and not inspect.ismodule(value) and name != "annotations"
+    }
+    assert loose == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_public_name_has_a_docstring_with_an_example(name: str) -> None:
+    text = inspect.getdoc(getattr(torchzygote, name)) or ""
+    assert text.split("\n")[0].endswith("."), "the first line is a sentence that says what it is"
+    if name not in RESULTS:
+        assert "Examples\n--------" in text
+        assert ">>>" in text
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if inspect.isclass(getattr(torchzygote, name))])
+def test_public_methods_have_docstrings(name: str) -> None:
+    for attribute, value in vars(getattr(torchzygote, name)).items():
+        if not attribute.startswith("_") and (callable(value) or isinstance(value, property)):
+            assert inspect.getdoc(value), f"{name}.{attribute}"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if inspect.isfunction(getattr(torchzygote, name))])
+def test_public_functions_are_annotated_and_say_their_parameters(name: str) -> None:
+    function = getattr(torchzygote, name)
+    signature = inspect.signature(function)
+    assert signature.return_annotation is not inspect.Signature.empty
+    text = inspect.getdoc(function) or ""
+    refers = re.search(r"[Pp]arameters,?( result)? and errors are those of", text)
+    for parameter in signature.parameters.values():
+        assert parameter.annotation is not inspect.Parameter.empty, parameter.name
+        assert refers or re.search(rf"\b{parameter.name}\b", text), f"{parameter.name} isn't described"
+
+
+@cache
+def api_pages() -> str:
+    return "\n".join(page.read_text(encoding="utf-8") for page in sorted((DOCS / "api").glob("*.md")))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_public_name_is_in_the_api_reference(name: str) -> None:
+    directive = "autoclass" if inspect.isclass(getattr(torchzygote, name)) else "autofunction"
+    assert re.search(rf"^\.\. {directive}:: {name}$", api_pages(), re.MULTILINE)
+
+
+def test_the_api_reference_names_nothing_that_is_gone() -> None:
+    listed = re.findall(r"^\.\. auto(?:class|function):: (\w+)$", api_pages(), re.MULTILINE)
+    assert set(listed) - {"info"} == set(NAMES)
+
+
+# ---- pages -------------------------------------------------------------------------------------------------
+
+
+def test_the_code_of_every_page_is_executed() -> None:
+    """Every page with Python in it is collected, block by block, and hardly anything in it is skipped."""
+    listing = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "README.md", "docs"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    ).stdout
+    pages = [ROOT / "README.md", *(p for p in DOCS.rglob("*.md") if "_build" not in p.parts)]
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        blocks = len(re.findall(r"^```python$", text, re.MULTILINE))
+        collected = len(re.findall(rf"^{re.escape(str(page.relative_to(ROOT)))}::", listing, re.MULTILINE))
+        assert collected >= blocks, page.name
+        assert not re.search(r"<!--\s*skip", text), f"{page.name} skips code"
+        assert text.count("# doctest: +SKIP") <= 1, f"{page.name} skips more than what depends on the machine"
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")]:
+        if "_build" in page.parts:
+            continue
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_version_is_written_in_one_place() -> None:
+    version = torchzygote.__version__
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(rf"^## \[{re.escape(version)}\]", changelog, re.MULTILINE)
+    holders = [
+        path.name
+        for path in [*PACKAGE.rglob("*.py"), ROOT / "pyproject.toml", DOCS / "conf.py"]
+        if re.search(rf"[\"']{re.escape(version)}[\"']", path.read_text(encoding="utf-8"))
+    ]
+    assert holders == ["_version.py"]
