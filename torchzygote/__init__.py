@@ -9,6 +9,7 @@ from ._plan import set_memory_budget
 from ._version import __version__
 from .buffer import Buffer
 from .checkpointing import checkpointed
+from .eager import EagerUpdate, eager_update
 from .forward_mode import forwarddiff
 from .graddict import GradDict
 from .gradients import WithGradient, gradient, pullback, pushforward, withgradient
@@ -18,10 +19,12 @@ from .hooks import hook, showgrad
 from .jacobians import WithJacobian, jacobian, withjacobian
 from .nondifferentiable import ignore_derivatives, isderiving
 from .params import Params
+from .sparsity.detect import hessian_sparsity, jacobian_sparsity
 from .vectors import copy_
 
 __all__ = [
     "Buffer",
+    "EagerUpdate",
     "GradDict",
     "Grads",
     "Params",
@@ -32,15 +35,18 @@ __all__ = [
     "checkpointed",
     "copy_",
     "diaghessian",
+    "eager_update",
     "forwarddiff",
     "gradient",
     "hessian",
     "hessian_dual",
     "hessian_reverse",
+    "hessian_sparsity",
     "hook",
     "ignore_derivatives",
     "isderiving",
     "jacobian",
+    "jacobian_sparsity",
     "pullback",
     "pushforward",
     "set_memory_budget",

@@ -5,6 +5,7 @@ Knows nothing of what the function is for.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -103,10 +104,8 @@ class Bend:
     def report(self) -> None:
         """Called as the outermost differentiation ends."""
         if not self.arrived:
-            try:
+            with contextlib.suppress(TypeError, AttributeError):  # fn expects a gradient, and there was none
                 self.fn(None)
-            except (TypeError, AttributeError):
-                pass  # fn expects a gradient, and there was none
 
     def __call__(self, gradients: tuple[Tensor | None]) -> tuple[Tensor | None, ...] | None:
         g = gradients[0]
@@ -162,7 +161,8 @@ class Bend:
         if spec != self.spec:
             got, expected = " ".join(str(spec).split()), " ".join(str(self.spec).split())
             raise ValueError(
-                f"hook: expected {name_of(self.fn)} to return the structure that it got, {expected}, got {got}"
+                f"hook: expected {name_of(self.fn)} to return the structure that it got, {expected}, "
+                f"got {got}"
             )
         bent: list[Tensor | None] = []
         for slot, g, like in zip(self.slots, gradients, self.like, strict=True):
@@ -187,7 +187,7 @@ def _is_recorded(x: Tensor) -> bool:
 
 
 class _OfExample(Bend):
-    """What stands for a :class:`Bend` outside a ``vmap`` that it was in: ``fn`` gets one example at a time."""
+    """Stands for a :class:`Bend` outside a ``vmap`` that it was in: ``fn`` gets one example at a time."""
 
     __slots__ = ("inner", "randomness")
 
@@ -220,7 +220,7 @@ class _OfExample(Bend):
             return None
         with _PlainText():
             outputs = torch.func.vmap(of_one, in_dims=axis, out_dims=axis, randomness=self.randomness)(
-                *[gradients[i] for i in present]
+                *[g for g in gradients if g is not None]
             )
         found: list[Tensor | None] = [None] * len(gradients)
         for i, output in zip(kept, outputs, strict=True):
@@ -259,7 +259,8 @@ class _Bent(torch.autograd.Function):
             for x, dim in zip(tensors, in_dims[1:], strict=True)
         ]
         outside = _OfExample(bend, info.randomness)
-        return _Bent.apply(outside, *examples), (0,) * len(tensors)
+        copies = _Bent.apply(outside, *examples)  # type: ignore[no-untyped-call]
+        return copies, (0,) * len(tensors)
 
 
 def _copy(x: Tensor) -> Tensor:
@@ -306,5 +307,5 @@ def _attach_all(bend: Bend, tensors: list[Tensor]) -> Sequence[Tensor]:
     if not all(is_differentiable(x) for x in tensors):
         return tensors
     bend.like = [Form(x.shape, x.dtype, x.device) for x in tensors]
-    copies: Sequence[Tensor] = _Bent.apply(bend, *tensors)
+    copies: Sequence[Tensor] = _Bent.apply(bend, *tensors)  # type: ignore[no-untyped-call]
     return copies

@@ -1,8 +1,8 @@
 """The identity whose backward pass calls a function, as ``torch.compile`` can follow it.
 
 Dynamo forgets the backward of a custom autograd function inside ``torch.func`` transforms, silently (PyTorch
-2.13). What it records faithfully are hooks of tensors, so here each level of ``torch.func`` gets a hook of its
-own: what a level sees of a tensor is a tensor with a graph of that level. Imported only while tracing.
+2.13). What it records faithfully are hooks of tensors, so here each level of ``torch.func`` gets a hook of
+its own: what a level sees of a tensor is a tensor with a graph of that level. Imported only while tracing.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ def _note(context: Any) -> None:
     _noted.axis = maybe_batch_axis(layer)
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _facts() -> tuple[bool, int | None]:
     return _noted.recorded, _noted.axis
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _levels() -> tuple[str, ...]:
     return tuple(reversed(transform_stack()))
 
 
-_below = torch.compiler.allow_in_graph(layer_below)
+_below = torch.compiler.allow_in_graph(layer_below)  # type: ignore[no-untyped-call]
 
 
 def _attach_to_tensor(fn: Callable[..., Any], x: Tensor) -> Tensor:
@@ -62,23 +62,23 @@ def _attach_to_tensor(fn: Callable[..., Any], x: Tensor) -> Tensor:
         elif recorded:
             if batched:
                 raise RuntimeError(_IN_VMAP)
-            layer.register_hook(fn)
+            layer.register_hook(fn)  # type: ignore[no-untyped-call]
         layer = _below(layer)
     if layer.requires_grad:
         if batched:
             raise RuntimeError(_IN_VMAP)
-        layer.register_hook(fn)
+        layer.register_hook(fn)  # type: ignore[no-untyped-call]
     return y
 
 
 _IN_VMAP = (
-    "hook: inside torch.compile, a hook in a function that vmap maps can't be differentiated outside of vmap; "
-    "differentiate inside of vmap, or compile the parts"
+    "hook: inside torch.compile, a hook in a function that vmap maps can't be differentiated from outside of "
+    "vmap; differentiate inside of vmap, or compile the parts"
 )
 
 
 def attach_traced(fn: Callable[..., Any], x: Any) -> Any:
-    """A copy of ``x`` whose gradient goes through ``fn``; a leaf that gets no gradient counts as zeros here."""
+    """A copy of ``x`` whose gradient goes through ``fn``; a leaf without a gradient counts as zeros here."""
     if isinstance(x, Tensor):
         return _attach_to_tensor(fn, x) if _is_differentiable(x) else x
     leaves, spec = pytree.tree_flatten(x)
@@ -92,7 +92,7 @@ def attach_traced(fn: Callable[..., Any], x: Any) -> Any:
 
     def of_flat(g: Tensor) -> Tensor | None:
         whole: list[Any] = [None] * len(leaves)
-        for i, tensor, part in zip(slots, tensors, g.split(sizes), strict=True):
+        for i, tensor, part in zip(slots, tensors, torch.split(g, sizes), strict=True):
             whole[i] = _as_like(part, tensor)
         bent = fn(pytree.tree_unflatten(whole, spec))
         if bent is None:
@@ -102,7 +102,7 @@ def attach_traced(fn: Callable[..., Any], x: Any) -> Any:
         return torch.cat([part.reshape(-1).to(dtype) for part in parts])
 
     flat = _attach_to_tensor(of_flat, torch.cat([tensor.reshape(-1).to(dtype) for tensor in tensors]))
-    for i, tensor, part in zip(slots, tensors, flat.split(sizes), strict=True):
+    for i, tensor, part in zip(slots, tensors, torch.split(flat, sizes), strict=True):
         leaves[i] = _as_like(part, tensor)
     return pytree.tree_unflatten(leaves, spec)
 

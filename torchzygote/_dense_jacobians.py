@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _engine, _plan, _products, _separable
+from . import _engine, _plan, _products, _separable, _state
 from ._arguments import Prepared
 from ._assembly import Columns, Rows, add_rows, result_dtype
 from ._engine import Linearization
@@ -137,7 +137,8 @@ def _by_columns_on_tape(prepared: Prepared, lin: Linearization, y: Tensor, optio
             f"be right for custom autograd functions, found {names}; use mode 'reverse'"
         )
     u = torch.zeros_like(lin.roots[0]).requires_grad_()
-    pulled = lin.pull([u], retain=True, create_graph=True)
+    with _state.pushing():
+        pulled = lin.pull([u], retain=True, create_graph=True)
     matrices = []
     for x, g in zip(prepared.inputs, pulled, strict=True):
         block = Columns(y.numel(), x, result_dtype(x, y), options.keep)

@@ -20,17 +20,17 @@ class _Hidden:
 _hidden = _Hidden()
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _depth() -> int:
     return functorch_depth()
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _derivative_beyond(level: int) -> bool:
     return any(name in ("grad", "jvp") for name in transform_stack()[level:])
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _in_eager_differentiation() -> bool:
     return _state.differentiated()
 
@@ -49,5 +49,5 @@ class ignored:
 def is_deriving() -> bool:
     """Whether a derivative is being traced, or the compiled call is part of one."""
     if _hidden.levels >= 0:
-        return _derivative_beyond(_hidden.levels)
-    return _in_eager_differentiation()
+        return bool(_derivative_beyond(_hidden.levels))
+    return bool(_in_eager_differentiation())

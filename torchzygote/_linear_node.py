@@ -53,7 +53,7 @@ class _Known(torch.autograd.Function):
             tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
             for tensor, dim in zip(tensors, in_dims, strict=True)
         )
-        return _Known.apply(x, y, columns), 0
+        return _Known.apply(x, y, columns), 0  # type: ignore[no-untyped-call]
 
 
 def pulled(columns: Tensor, ybar: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ def pulled(columns: Tensor, ybar: Tensor) -> Tensor:
 
 def known_derivative(x: Tensor, y: Tensor, columns: Tensor) -> Tensor:
     """``y`` with the derivative ``columns`` by ``x``; what else ``y`` depends on is forgotten."""
-    result: Tensor = _Known.apply(x, y, columns)
+    result: Tensor = _Known.apply(x, y, columns)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -12,4 +12,4 @@ from ._linear_node import known_derivative
 
 __all__ = ["known_derivative_in_graph"]
 
-known_derivative_in_graph = torch.compiler.allow_in_graph(known_derivative)
+known_derivative_in_graph = torch.compiler.allow_in_graph(known_derivative)  # type: ignore[no-untyped-call]

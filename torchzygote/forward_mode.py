@@ -69,8 +69,9 @@ def forwarddiff(f: Callable[[Any], Any], x: Any, *, chunk_threshold: int | None 
 
     Notes
     -----
-    Differentiable to any order, in every mode; a recorded backward pass runs ``f`` again. Inside ``torch.func``
-    transforms and ``torch.compile`` the Jacobian is recorded instead, with what its derivative needs.
+    Differentiable to any order, in every mode; a recorded backward pass runs ``f`` again. Inside
+    ``torch.func`` transforms and ``torch.compile`` the Jacobian is recorded instead, with what its derivative
+    needs. Second derivatives that mix ``x`` with what ``f`` closes over are not dropped.
 
     Examples
     --------
@@ -90,8 +91,8 @@ def forwarddiff(f: Callable[[Any], Any], x: Any, *, chunk_threshold: int | None 
     kind = kind_of(x)
     if kind is MODULE or kind is OPAQUE:
         raise TypeError(
-            f"forwarddiff: x: expected a number, an array or a structure of them, got {type_name(x)}; pass the "
-            "parameters of a module as a dict, and call it with torch.func.functional_call"
+            f"forwarddiff: x: expected a number, an array or a structure of them, got {type_name(x)}; pass "
+            "the parameters of a module as a dict, and call it with torch.func.functional_call"
         )
     chunk = _check_chunk(chunk_threshold)
     leaves, spec = pytree.tree_flatten(x)
@@ -152,7 +153,7 @@ class _Packing:
 
     def unpack(self, flat: Tensor) -> list[Tensor]:
         tensors = []
-        for part, (shape, dtype) in zip(flat.split(self.sizes), self.forms, strict=True):
+        for part, (shape, dtype) in zip(torch.split(flat, self.sizes), self.forms, strict=True):
             if dtype.is_complex:
                 tensors.append(torch.view_as_complex(part.to(_real(dtype)).reshape(*shape, 2)))
             else:

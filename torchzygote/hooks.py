@@ -48,7 +48,7 @@ def hook(fn: Callable[[Any], Any], x: Any) -> Any:
     this package ends; what it returns is ignored, and so is a ``TypeError`` or ``AttributeError``.
 
     Where rows are batched (a Jacobian in reverse mode), ``fn`` sees ordinary tensors with one more axis in
-    front, the rows; inside a function that ``vmap`` maps, it is called for one example, like everything there.
+    front, the rows. Inside a function that ``vmap`` maps, it works on one example, like everything there.
 
     In forward mode it is the identity. What ``fn`` does is differentiated in second derivatives, and each
     backward pass through the copy calls it: reverse over reverse mode bends twice, forward over reverse once.

@@ -45,8 +45,8 @@ def ignore_derivatives(x_or_fn: Any) -> Any:
 
     References
     ----------
-    ``ignore_derivatives`` in ChainRulesCore.jl, https://juliadiff.org/ChainRulesCore.jl/stable/; ``dropgrad`` and
-    ``ignore`` in Zygote.jl.
+    ``ignore_derivatives`` in ChainRulesCore.jl, https://juliadiff.org/ChainRulesCore.jl/stable/; ``dropgrad``
+    and ``ignore`` in Zygote.jl.
     """
     if not callable(x_or_fn):
         return _detached(x_or_fn)

@@ -1,0 +1,78 @@
+"""Parameters that are updated as soon as their gradient is complete, in pullbacks by this package.
+
+Knows nothing of how they were chosen, nor of ``backward()``, for which PyTorch has hooks.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Update", "enroll", "pull", "registry", "withdraw"]
+
+Update = Callable[[Tensor, Tensor], Any]
+
+# By identity of the parameter; the reference tells whether it is still the same one.
+registry: dict[int, tuple[weakref.ref[Tensor], Update]] = {}
+
+
+def enroll(p: Tensor, update: Update) -> None:
+    """Have ``p`` updated in pullbacks."""
+    key = id(p)
+    registry[key] = (weakref.ref(p, lambda _: registry.pop(key, None) and None), update)
+
+
+def withdraw(p: Tensor) -> None:
+    """Have ``p`` no longer updated."""
+    registry.pop(id(p), None)
+
+
+def is_enrolled(p: Tensor) -> bool:
+    """Whether ``p`` is updated in pullbacks."""
+    found = registry.get(id(p))
+    return found is not None and found[0]() is p
+
+
+def pull(
+    params: Sequence[Tensor], pullback: Callable[[], list[Tensor | None]], differentiable: bool
+) -> list[Tensor | None]:
+    """What ``pullback()`` gives, one gradient for each of ``params``; ``None`` where it went into an update.
+
+    No more gradients are alive at a time than the backward pass needs: what is kept of one that was used is a
+    zero of its shape, without memory.
+    """
+    enrolled = [(i, p) for i, p in enumerate(params) if is_enrolled(p)]
+    if not enrolled:
+        return pullback()
+    if differentiable:
+        raise RuntimeError(
+            "eager_update: a gradient that is differentiated itself can't be used up on the way; call "
+            "remove() on the handle, or differentiate by parameters that have no eager update"
+        )
+    used: list[int] = []
+
+    def used_up(i: int, p: Tensor) -> Callable[[Tensor], Tensor]:
+        update = registry[id(p)][1]
+
+        def hook(gradient: Tensor) -> Tensor:
+            with torch.no_grad():
+                update(p, gradient)
+            used.append(i)
+            nothing = torch.zeros((), dtype=gradient.dtype, device=gradient.device)
+            return nothing.expand(gradient.shape)
+
+        return hook
+
+    handles = [p.register_hook(used_up(i, p)) for i, p in enrolled]  # type: ignore[no-untyped-call]
+    try:
+        gradients = pullback()
+    finally:
+        for handle in handles:
+            handle.remove()
+    for i in used:
+        gradients[i] = None
+    return gradients

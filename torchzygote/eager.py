@@ -1,0 +1,191 @@
+"""Updates inside the backward pass: ``eager_update``."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import _updates
+from ._arguments import type_name
+from .params import Params
+
+__all__ = ["EagerUpdate", "eager_update"]
+
+
+class EagerUpdate:
+    """The handle that :func:`eager_update` returns; as a context manager it is removed at the end."""
+
+    def __init__(self, update: Callable[[Tensor, Tensor], Any], params: list[Tensor]) -> None:
+        self._params = params
+        self._handles: list[Any] = []
+        for p in params:
+            _updates.enroll(p, update)
+            if p.requires_grad:  # without it, backward() brings it nothing
+                hook = _after_backward(update)
+                self._handles.append(p.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
+
+    def remove(self) -> None:
+        """Stop updating; a second call does nothing."""
+        for handle in self._handles:
+            handle.remove()
+        for p in self._params:
+            _updates.withdraw(p)
+        self._handles, self._params = [], []
+
+    def __enter__(self) -> EagerUpdate:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        return f"<eager update of {len(self._params)} parameters>"
+
+
+def _after_backward(update: Callable[[Tensor, Tensor], Any]) -> Callable[[Tensor], None]:
+    def hook(p: Tensor) -> None:
+        gradient, p.grad = p.grad, None
+        if gradient is not None:
+            with torch.no_grad():
+                update(p, gradient)
+
+    return hook
+
+
+def eager_update(
+    update: Callable[[Tensor, Tensor], Any], model_or_params: nn.Module | Params | Iterable[Any]
+) -> EagerUpdate:
+    """Updates of parameters inside the backward pass, each as soon as its gradient is complete.
+
+    The gradient is freed right after its update, so that the gradients of a model are never in memory
+    together: for models whose gradients don't fit beside their parameters.
+
+    Parameters
+    ----------
+    update : callable
+        Called as ``update(param, grad)`` without recording, once per backward pass for each parameter that
+        the pass reaches, when all contributions to its gradient are summed. It writes into ``param``.
+    model_or_params : Module, Params or iterable of tensors
+        A module stands for its trainable parameters. Leaf tensors only.
+
+    Returns
+    -------
+    EagerUpdate
+        A handle with ``remove()``, which also is a context manager.
+
+    Raises
+    ------
+    TypeError
+        ``update`` is not callable, or ``model_or_params`` holds no tensors.
+    ValueError
+        A parameter is shared (a module has it under two names, or two parameters share memory), is no leaf,
+        or has an eager update already.
+    RuntimeError
+        By :func:`gradient` and the like: the gradient must be differentiable itself (``create_graph=True``,
+        or a call inside another differentiation).
+
+    Notes
+    -----
+    It takes part in ``backward()``, where a gradient that was in ``.grad`` before is part of ``grad``, and in
+    :func:`gradient`, :func:`withgradient` and :func:`pullback` with :class:`Params`: the :class:`Grads` then
+    hold ``None`` for what was updated. Jacobians and second derivatives are no gradients, and update nothing.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torchzygote import Params, eager_update, gradient
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> _ = torch.nn.init.ones_(model.weight)
+    >>> def sgd(param, grad):
+    ...     param -= 0.1 * grad
+    >>> with eager_update(sgd, model):
+    ...     model(torch.tensor([1., 2.])).sum().backward()
+    >>> model.weight, model.weight.grad
+    (Parameter containing:
+    tensor([[0.9000, 0.8000]], requires_grad=True), None)
+    >>> with eager_update(sgd, model):
+    ...     grads = gradient(lambda: model(torch.tensor([1., 2.])).sum(), Params(model))
+    >>> grads[model.weight] is None, model.weight.detach()
+    (True, tensor([[0.8000, 0.6000]]))
+    """
+    if not callable(update):
+        raise TypeError(
+            f"eager_update: update: expected a function update(param, grad), got {type_name(update)}; the "
+            "function comes first"
+        )
+    names = _named(model_or_params)
+    _check(names)
+    return EagerUpdate(update, [p for _, p in names])
+
+
+def _named(source: nn.Module | Params | Iterable[Any]) -> list[tuple[str, Tensor]]:
+    if isinstance(source, nn.Module):
+        return [(n, p) for n, p in source.named_parameters(remove_duplicate=False) if p.requires_grad]
+    if isinstance(source, Params):
+        return [(f"parameter {i}", p) for i, p in enumerate(source)]
+    given = [(f"parameter {i}", p) for i, p in enumerate(_flat(source))]
+    Params([p for _, p in given])  # refuses what can't be a parameter
+    return given
+
+
+def _flat(source: Any) -> list[Any]:
+    if isinstance(source, Tensor):
+        raise TypeError(
+            "eager_update: expected a module, Params or an iterable of tensors, got a bare tensor; "
+            "write [tensor]"
+        )
+    try:
+        members = list(source)
+    except TypeError:
+        raise TypeError(
+            f"eager_update: expected a module, Params or an iterable of tensors, got {type_name(source)}"
+        ) from None
+    found: list[Any] = []
+    for member in members:
+        if isinstance(member, nn.Module):
+            found.extend(p for _, p in _named(member))
+        elif isinstance(member, (list, tuple, Params)):
+            found.extend(_flat(member))
+        else:
+            found.append(member)
+    return found
+
+
+def _check(named: list[tuple[str, Tensor]]) -> None:
+    first: dict[int, str] = {}
+    for name, p in named:
+        if id(p) in first:
+            raise ValueError(
+                f"eager_update: {first[id(p)]} and {name} are the same tensor; a shared parameter can't be "
+                "updated eagerly, leave it out"
+            )
+        first[id(p)] = name
+        if not p.is_leaf:
+            raise ValueError(
+                f"eager_update: {name}: expected a leaf tensor, got the result of an operation, which "
+                "can't be updated in place"
+            )
+        if _updates.is_enrolled(p):
+            raise ValueError(
+                f"eager_update: {name} has an eager update already; call remove() on its handle first"
+            )
+    _check_memory(named)
+
+
+def _check_memory(named: list[tuple[str, Tensor]]) -> None:
+    spans = []
+    for name, p in named:
+        if p.layout is torch.strided and p.numel() > 0:
+            reach = sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True)) + 1
+            spans.append((str(p.device), p.data_ptr(), p.data_ptr() + reach * p.element_size(), name))
+    spans.sort()
+    for (device, _, end, name), (other_device, start, _, other) in itertools.pairwise(spans):
+        if device == other_device and start < end and device != "meta":
+            raise ValueError(
+                f"eager_update: {name} and {other} share memory; a shared parameter can't be updated "
+                "eagerly, leave both out"
+            )
