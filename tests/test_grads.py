@@ -23,6 +23,7 @@ from torchzygote import (
     copy_,
     diaghessian,
     gradient,
+    hessian,
     jacobian,
     pullback,
     withgradient,
@@ -117,6 +118,17 @@ def test_lookups_never_compare_tensors_with_each_other(monkeypatch: pytest.Monke
     g + h
     assert w in g
     g.merge_(plain)
+
+
+def test_grads_need_a_value_per_parameter() -> None:
+    w, b = torch.ones(2), torch.ones(())
+    assert list(Grads(Params([w, b]), {b: 1.0, w: None}).values()) == [None, 1.0]
+    with pytest.raises(ValueError, match="a value for each of 2 parameters, got 1"):
+        Grads(Params([w, b]), [None])
+    with pytest.raises(ValueError, match="the right lacks 1"):
+        Grads(Params([w, b]), {w: None})
+    with pytest.raises(TypeError, match="expected a Params"):
+        Grads([w], [None])  # type: ignore[arg-type]
 
 
 def test_from_pairs_and_mappings() -> None:
@@ -368,6 +380,18 @@ def test_failing_in_place_changes_nothing() -> None:
     assert g == before
 
 
+def test_integer_values_are_not_divided_in_place() -> None:
+    a, b = torch.ones(2), torch.ones(2)
+    g = GradDict({a: torch.ones(2), b: torch.ones(2, dtype=torch.int64)})
+    before = g.copy()
+    for op, operand in [(div_, 2), (div_, g.copy()), (add_, 0.5), (mul_, {a: 2.0, b: torch.ones(2)})]:
+        with pytest.raises(TypeError, match="fits the dtype torch.int64"):
+            op(g, operand)
+    assert g == before
+    close(g / 2, {a: torch.full((2,), 0.5), b: torch.full((2,), 0.5)})
+    close(g + 1, {a: torch.full((2,), 2.0), b: torch.full((2,), 2)})
+
+
 @pytest.mark.parametrize("operand", ["text", None, True, [1.0], object()])
 def test_what_is_no_operand_is_refused(operand: Any) -> None:
     _, _, g, _ = two()
@@ -502,8 +526,25 @@ def test_arithmetic_on_grads_is_differentiable(symbol: str) -> None:
     assert not w.requires_grad
 
 
-@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacfwd, torch.func.hessian])
-def test_arithmetic_works_inside_torch_func(transform: Callable[..., Any]) -> None:
+def second(mode: str) -> Callable[..., Any]:
+    return lambda f: lambda x: hessian(f, x, mode=mode)
+
+
+@pytest.mark.parametrize(
+    ("transform", "reference"),
+    [
+        (torch.func.grad, torch.func.grad),
+        (torch.func.jacfwd, torch.func.grad),
+        (torch.func.hessian, torch.func.hessian),
+        (lambda f: lambda x: gradient(f, x)[0], torch.func.grad),
+        (second("reverse_over_reverse"), torch.func.hessian),
+        (second("forward_over_reverse"), torch.func.hessian),
+        (lambda f: lambda x: diaghessian(f, x)[0], torch.func.hessian),
+    ],
+)
+def test_arithmetic_is_differentiated_in_every_mode(
+    transform: Callable[..., Any], reference: Callable[..., Any]
+) -> None:
     w, b = torch.rand(3, dtype=torch.float64), torch.tensor(1.5, dtype=torch.float64)
     x = torch.tensor(0.7, dtype=torch.float64)
     keys = Params([w, b])
@@ -524,7 +565,7 @@ def test_arithmetic_works_inside_torch_func(transform: Callable[..., Any]) -> No
         g = [y.clamp(-1, 4) for y in g]
         return (2 - g[0]).sum() + x / g[1] + x ** g[1] + clipped.sum() + g[0].sum() + g[1]
 
-    torch.testing.assert_close(transform(mine)(x), transform(formula)(x))
+    torch.testing.assert_close(transform(mine)(x), reference(formula)(x))
 
 
 def test_arithmetic_works_under_vmap() -> None:

@@ -161,6 +161,8 @@ def _alike(xs: list[Tensor], right: Operand) -> bool:
     if not xs or in_functorch() or in_forward_ad() or isinstance(right, complex):
         return False
     dtype, device, tape = xs[0].dtype, xs[0].device, torch.is_grad_enabled()
+    if not (dtype.is_floating_point or dtype.is_complex):
+        return False
     if isinstance(right, Tensor) and (right.is_complex() or (tape and right.requires_grad)):
         return False
     for x in xs + right if isinstance(right, list) else xs:
@@ -307,11 +309,18 @@ def writable(xs: list[Tensor]) -> tuple[list[int], list[int]]:
 
 def _check(op: Operator, xs: list[Tensor], right: Operand, label: Label, in_place: bool) -> None:
     """Refuse operands that don't go together."""
-    if not isinstance(right, list):
-        complex_ = right.is_complex() if isinstance(right, Tensor) else isinstance(right, complex)
+    if in_place and not isinstance(right, tuple):
+        seen: set[Any] = set()
         for i, x in enumerate(xs):
-            if in_place and complex_ and not x.is_complex():
-                raise _unfit_dtype(op, x, right, label(i))
+            y = _nth(right, i)
+            kind = (x.dtype, x.dim() > 0, y.dtype, y.dim() > 0) if isinstance(y, Tensor) else x.dtype
+            if kind in seen:
+                continue
+            seen.add(kind)
+            whole = not (x.dtype.is_floating_point or x.dtype.is_complex)
+            if (whole and op.symbol == "/") or not torch.can_cast(torch.result_type(x, y), x.dtype):
+                raise _unfit_dtype(op, x, y, label(i))
+    if not isinstance(right, list):
         return
     for i, (x, y) in enumerate(zip(xs, right, strict=True)):
         if x.dtype is y.dtype and x.shape == y.shape and x.device == y.device:
@@ -330,8 +339,6 @@ def _check(op: Operator, xs: list[Tensor], right: Operand, label: Label, in_plac
                 f"{op.symbol}: expected values of shapes that fit for {label(i)}, got {tuple(x.shape)} and "
                 f"{tuple(y.shape)}"
             )
-        if in_place and not torch.can_cast(torch.result_type(x, y), x.dtype):
-            raise _unfit_dtype(op, x, y, label(i))
 
 
 def _unfit_dtype(op: Operator, x: Tensor, y: Any, label: str) -> TypeError:

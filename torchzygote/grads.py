@@ -77,6 +77,11 @@ class Grads(GradDict):
         if isinstance(values, Mapping):
             theirs = self._matching(values, "Grads")
             values = [theirs[key] for key in self._keys]
+        values = list(values)
+        if len(values) != len(self._keys):
+            raise ValueError(
+                f"Grads: expected a value for each of {len(self._keys)} parameters, got {len(values)}"
+            )
         self._values = dict(zip(self._keys, values, strict=True))
 
     @property
