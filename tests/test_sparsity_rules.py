@@ -419,6 +419,30 @@ def test_second_order(row: Row) -> None:
         assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("row", TWICE, ids=[row.name for row in TWICE])
+def test_backward_formulas(row: Row) -> None:
+    """A function that is itself a gradient: its Jacobian is the Hessian, its operators are backward formulas."""
+    x = draw(row)
+
+    def weighted(x: Tensor) -> Tensor:
+        y = row.f(x)
+        return (
+            y * torch.linspace(0.7, 1.9, max(y.numel(), 1), dtype=y.dtype)[: y.numel()].reshape(y.shape)
+        ).sum()
+
+    def gradient(x: Tensor) -> Tensor:
+        y = weighted(x)
+        if not y.requires_grad:
+            return torch.zeros_like(x)
+        (found,) = torch.autograd.grad(y, x, create_graph=True)
+        return found
+
+    (pattern,) = detect_jacobian(gradient, [x])
+    expected = torch.autograd.functional.hessian(weighted, x).reshape(pattern.shape).abs() > 1e-9
+    assert not (expected & ~pattern.to_dense()).any(), "a nonzero is missing"
+    assert set(pattern.unknown) <= {"aten.grid_sampler_2d_backward.default"}
+
+
 def draw(row: Row) -> Tensor:
     return row.low + (row.high - row.low) * torch.rand(row.shape, dtype=torch.float64)
 

@@ -91,7 +91,7 @@ class Replay:
 
     def _step(self, op: Op) -> None:
         args = {name: self._load(value) for name, value in _bound(op).items()}
-        shapes = [_shape(out) for out in op.outs if _shape(out) is not None]
+        shapes = [_shape(out) for out in op.outs]
         call = Call(op.about.name, args, op.outs, shapes, op.extra)
         results = self._apply(op, call)
         covered = set()

@@ -66,19 +66,20 @@ def _run(f: Callable[..., Any], inputs: Sequence[Tensor], owned: Sequence[bool] 
         twins = [_twin(x, mark) for x, mark in zip(inputs, marks, strict=True)]
         written = recorder(twins, PROBES)
         refs = [written.depends(x) for x in twins]
+        reason = None
         try:
             with written:
                 value = f(*twins)
-            reason = written.unsupported or (f"{hidden[0]} in f" if hidden else None)
         except Exception as error:
-            written.undo()
-            random.restore()
-            value = f(*twins)  # raises what f raises, if it is f that does
             reason = f"f can't be recorded: {type(error).__name__}: {error}"
         finally:
             written.undo()
             random.restore()
             _state.forget_since(position)
+        if reason is not None:
+            value = f(*twins)  # raises what f raises, if it is f that does
+            random.restore()
+    reason = reason or written.unsupported or (f"{hidden[0]} in f" if hidden else None)
     output = written.reference(value) if isinstance(value, Tensor) else None
     return _Run(value, written.program(), refs, output, reason or _unseen(value, output, twins))
 

@@ -48,7 +48,7 @@ class Call:
         name: str,
         args: dict[str, Any],
         outs: Sequence[Any],
-        out_shapes: Sequence[tuple[int, ...]],
+        out_shapes: Sequence[tuple[int, ...] | None],
         extra: Any,
     ) -> None:
         self.name = name
@@ -73,8 +73,12 @@ class Call:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the first dependent result."""
-        return self.out_shapes[0]
+        """Shape of the first result that is a tensor."""
+        return next(shape for shape in self.out_shapes if shape is not None)
+
+    def spread(self, ids: Tensor) -> list[Tensor | None]:
+        """The same set of ids, repeated, for every result."""
+        return [None if shape is None else ids.expand(shape) for shape in self.out_shapes]
 
 
 def _flat(values: Any) -> Any:

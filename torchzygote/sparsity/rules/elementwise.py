@@ -20,6 +20,8 @@ _LINEAR = """
     hardsigmoid conj_physical _conj_physical resolve_conj resolve_neg _to_copy clone alias_copy detach_copy
     frac nan_to_num deg2rad rad2deg rrelu_with_noise native_dropout _fused_dropout
     add sub rsub maximum minimum fmax fmin fmod remainder copysign complex copy fill
+    threshold_backward hardtanh_backward leaky_relu_backward hardsigmoid_backward hardshrink_backward
+    softshrink_backward rrelu_with_noise_backward native_dropout_backward _masked_scale
 """
 
 _CURVED = """
@@ -64,15 +66,6 @@ _COUPLINGS = {
     "igammac": "aa ab bb",
     "tanh_backward": "ab bb",
     "sigmoid_backward": "ab bb",
-    "threshold_backward": "",
-    "hardtanh_backward": "",
-    "leaky_relu_backward": "",
-    "hardsigmoid_backward": "",
-    "hardshrink_backward": "",
-    "softshrink_backward": "",
-    "rrelu_with_noise_backward": "",
-    "native_dropout_backward": "",
-    "_masked_scale": "",
     "hardswish_backward": "ab",
     "gelu_backward": "ab bb",
     "silu_backward": "ab bb",
@@ -81,7 +74,23 @@ _COUPLINGS = {
     "softplus_backward": "ab bb",
     "log_sigmoid_backward": "ab bb",
     "logit_backward": "ab bb",
+    "binary_cross_entropy_backward": "ab ac bb bc",
     "_prelu_kernel_backward": "ab ac",
+}
+
+
+# Only these operands carry a derivative; the others choose a branch or a sign.
+_FLOWS = {
+    "copysign": "a",
+    "threshold_backward": "a",
+    "hardtanh_backward": "a",
+    "leaky_relu_backward": "a",
+    "hardsigmoid_backward": "a",
+    "hardshrink_backward": "a",
+    "softshrink_backward": "a",
+    "rrelu_with_noise_backward": "a",
+    "native_dropout_backward": "a",
+    "_masked_scale": "a",
 }
 
 
@@ -92,7 +101,11 @@ def _elementwise(ctx: Context, call: Call) -> Any:
         return None
     if call.args.get("rounding_mode") is not None or (call.name == "pow" and call["exponent"] == 0):
         return zero_ids(call.shape)
-    return ctx.unite(zero_ids(call.shape), *[ctx.ids(value) for value in call.tensors()])
+    values = list(call.args.values())
+    if call.name in _FLOWS:
+        values = [values[ord(letter) - ord("a")] for letter in _FLOWS[call.name]]
+    ids = ctx.unite(zero_ids(call.shape), *[ctx.ids(value) for value in values if _is_tensor(value)])
+    return [ids] * max(1, len(call.outs))
 
 
 def _sgn(ctx: Context, call: Call) -> Any:
@@ -154,6 +167,10 @@ def active_couplings(name: str, operands: list[Any]) -> list[tuple[Any, Any]]:
             if _is_dependent(a) and _is_dependent(b):
                 found.append((a, b))
     return found
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, (Dep, Const))
 
 
 def _is_dependent(value: Any) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._sets import broadcast_shapes
-from .._trace import Const
+from .._trace import Const, Ref
 from ._table import CURVED, LINEAR, PRODUCT, Call, Context, Dep, rule, zero_ids
 
 __all__: list[str] = []
@@ -220,7 +220,8 @@ def _factorisation(ctx: Context, call: Call) -> Any:
     ctx.couple(united)
     depth = united.dim()
     return [
-        united.reshape(united.shape + (1,) * (len(shape) - depth)).expand(shape) for shape in call.out_shapes
+        None if shape is None else united.reshape(united.shape + (1,) * (len(shape) - depth)).expand(shape)
+        for shape in call.out_shapes
     ]
 
 
@@ -232,7 +233,7 @@ def _batch(operands: list[Any], out_shapes: Any) -> tuple[int, ...] | None:
         shape = tuple(_shape(value))
         if shape[: len(batch)] != batch or len(shape) > len(batch) + 2:
             return None
-    if any(tuple(shape[: len(batch)]) != batch for shape in out_shapes):
+    if any(shape is not None and tuple(shape[: len(batch)]) != batch for shape in out_shapes):
         return None
     return batch
 
@@ -268,5 +269,6 @@ def _attention(ctx: Context, call: Call) -> Any:
         parts.append(ctx.everything(call))
     united = ctx.unite(*parts)
     ctx.couple(united)
-    shape = call.out_shapes[0]
-    return [united.expand(shape), *(united.squeeze(-1).expand(s) for s in call.out_shapes[1:])]
+    # The second result is the logarithm of each query's denominator; the others carry no derivative.
+    lse = united.squeeze(-1) if isinstance(call.outs[1], Ref) else None
+    return [united.expand(call.shape), lse, *([None] * (len(call.outs) - 2))]

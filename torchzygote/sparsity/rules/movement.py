@@ -290,3 +290,13 @@ def _embedding_dense_backward(ctx: Context, call: Call) -> Any:
     ctx.by_values(call["indices"])
     where = positions(call.shape)[call["indices"].tensor.cpu()]
     return _added(ctx, zero_ids(call.shape), where, ctx.ids(call["grad_output"]))
+
+
+@rule("masked_scatter_backward")
+def _masked_scatter_backward(ctx: Context, call: Call) -> Any:
+    ctx.by_values(call["mask"])
+    grad = ctx.ids(call["grad_output"])
+    taken = grad[call["mask"].tensor.cpu().expand(grad.shape)]
+    found = torch.zeros(math.prod(call.shape), dtype=ID)
+    found[: taken.numel()] = taken
+    return found.view(call.shape)

@@ -14,4 +14,4 @@ def _recurrent(ctx: Context, call: Call) -> Any:
     """Each sequence of the batch as a whole; the weights, if dependent, reach all of them."""
     united = ctx.everything(call)
     ctx.couple(united)
-    return [united.expand(shape) for shape in call.out_shapes]
+    return call.spread(united)

@@ -180,12 +180,32 @@ def _batch_norm(ctx: Context, call: Call) -> Any:
     return [out, *([each] * (len(call.outs) - 1))]
 
 
+@rule("native_batch_norm_backward", "cudnn_batch_norm_backward", curvature=CURVED)
+def _batch_norm_backward(ctx: Context, call: Call) -> Any:
+    grad, source, scale = (
+        ctx.ids(call.first("grad_out", "grad_output")),
+        ctx.ids(call["input"]),
+        call["weight"],
+    )
+    rest = [d for d in range(source.dim()) if d != 1]
+    channels = [1, -1] + [1] * (source.dim() - 2)
+    united = ctx.unite_dims(ctx.unite(grad, source), rest, True)
+    if isinstance(scale, Dep):
+        united = ctx.unite(united, scale.ids.reshape(channels))
+    ctx.couple(united)
+    by_weight = united.reshape(-1)
+    if call.args.get("train", True):
+        return [united.expand(source.shape), by_weight, by_weight]
+    out = ctx.unite(grad, ctx.ids(scale).reshape(channels) if isinstance(scale, Dep) else zero_ids())
+    return [out, by_weight, ctx.unite_dims(grad, rest)]
+
+
 @rule("native_layer_norm_backward", curvature=CURVED)
 def _layer_norm_backward(ctx: Context, call: Call) -> Any:
     ids = ctx.unite(ctx.ids(call["grad_out"]), ctx.ids(call["input"]))
-    if isinstance(call["weight"], Dep) or isinstance(call["mean"], Const):
-        raise NotImplementedError("layer norm backward by its weight")
     shape = call["normalized_shape"]
+    if isinstance(call["weight"], Dep):
+        ids = ctx.unite(ids, call["weight"].ids.reshape(shape))
     outer = range(ids.dim() - len(shape))
     united = ctx.unite_dims(ids, range(ids.dim() - len(shape), ids.dim()), True)
     ctx.couple(united)
@@ -238,3 +258,15 @@ def _nll_loss(ctx: Context, call: Call) -> Any:
     taken = taken.masked_fill(ignored, 0)
     out = taken if call["reduction"] == 0 else ctx.unite_dims(taken, None)
     return [out, zero_ids()]
+
+
+@rule("nll_loss_backward", "nll_loss2d_backward")
+def _nll_loss_backward(ctx: Context, call: Call) -> Any:
+    target = call["target"]
+    if not isinstance(target, Const) or isinstance(call["weight"], Dep):
+        raise NotImplementedError("nll_loss by dependent targets or weights")
+    ctx.by_values(target)
+    index = target.tensor.cpu().long()
+    dim = 0 if len(call.shape) == 1 else 1
+    grad = ctx.ids(call["grad_output"]).expand(index.shape).masked_fill(index == call["ignore_index"], 0)
+    return zero_ids(call.shape).clone().scatter(dim, index.clamp(min=0).unsqueeze(dim), grad.unsqueeze(dim))

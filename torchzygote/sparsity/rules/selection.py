@@ -75,7 +75,12 @@ PROBES: dict[str, Callable[[tuple[Any, ...], Any], Any]] = {
 }
 
 
-@rule("max_pool2d_with_indices_backward", "max_pool3d_with_indices_backward")
+@rule(
+    "max_pool2d_with_indices_backward",
+    "max_pool3d_with_indices_backward",
+    "adaptive_max_pool2d_backward",
+    "adaptive_max_pool3d_backward",
+)
 def _max_pool_backward(ctx: Context, call: Call) -> Any:
     ctx.by_values(call["indices"])
     index = call["indices"].tensor.cpu()

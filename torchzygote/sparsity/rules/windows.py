@@ -141,35 +141,36 @@ def _by_weight(ctx: Context, taps: Tensor, there: Tensor) -> Tensor:
 
 @rule("convolution_backward", curvature=PRODUCT)
 def _convolution_backward(ctx: Context, call: Call) -> Any:
-    """The gradient by the input is a convolution transposed; by the weights, everything."""
-    grad, source, weight = call["grad_output"], call["input"], call["weight"]
-    united = ctx.everything(call)
-    if isinstance(source, Dep) or isinstance(weight, Dep) or call["transposed"]:
-        ctx.couple(united)
-        return [None if out is None else united.expand(s) for out, s in _outs(call)]
-    depth = len(_shape(source)) - 2
+    """By the input the adjoint convolution of the incoming gradient; by the weights, everything."""
+    source, weight = call["input"], call["weight"]
+    grad = ctx.ids(call["grad_output"])
+    everything = ctx.everything(call)
+    if isinstance(weight, Dep) or (isinstance(source, Dep) and call["output_mask"][1]):
+        ctx.couple(everything)
+    found = [
+        everything if isinstance(weight, Dep) else _adjoint(ctx, call, grad),
+        everything,
+        ctx.unite_dims(grad, [0, *range(2, grad.dim())]),
+    ]
+    return [
+        None if shape is None else ids if ids.dim() else ids.expand(shape)
+        for ids, shape in zip(found, call.out_shapes, strict=True)
+    ]
+
+
+def _adjoint(ctx: Context, call: Call, grad: Tensor) -> Tensor:
+    shape, size, groups = _shape(call["input"]), _shape(call["weight"]), call["groups"]
+    depth = len(shape) - 2
     stride, padding, dilation = (_each(call[n], depth) for n in ("stride", "padding", "dilation"))
-    shape, size = _shape(source), _shape(weight)
-    ids = grad.ids
+    make = _table if call["transposed"] else _transposed_table
     tables = [
-        _transposed_table(ids.shape[2 + d], shape[2 + d], size[2 + d], stride[d], padding[d], dilation[d])
+        make(grad.shape[2 + d], shape[2 + d], size[2 + d], stride[d], padding[d], dilation[d])
         for d in range(depth)
     ]
-    channels = ctx.unite_dims(ids.reshape(ids.shape[0], call["groups"], -1, *ids.shape[2:]), [2])
-    per_group = _united(ctx, _taps(channels, tables))
-    by_input = per_group.unsqueeze(2).expand(
-        *per_group.shape[:2], shape[1] // call["groups"], *per_group.shape[2:]
-    )
-    found: list[Any] = [by_input.reshape(shape), united, ctx.unite_dims(ids, [0, *range(2, ids.dim())])]
-    return [f if f is None or f.dim() else f.expand(s) for f, (_, s) in zip(found, _outs(call), strict=True)]
-
-
-def _outs(call: Call) -> list[tuple[Any, Any]]:
-    return list(zip(call.outs, call.out_shapes, strict=True))
-
-
-def _pool_table(size: int, out: int, kernel: int, stride: int, padding: int, dilation: int) -> Tensor:
-    return _table(size, out, kernel, stride, padding, dilation)
+    channels = ctx.unite_dims(grad.reshape(grad.shape[0], groups, -1, *grad.shape[2:]), [2])
+    per_group = _united(ctx, _taps(channels, tables)).unsqueeze(2)
+    spread = per_group.expand(*per_group.shape[:2], shape[1] // groups, *per_group.shape[3:])
+    return spread.reshape(shape)
 
 
 @rule("max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool1d", "avg_pool2d", "avg_pool3d")
@@ -189,21 +190,46 @@ def _pool(ctx: Context, call: Call) -> Any:
     return [united, *([None] * (len(call.outs) - 1))]
 
 
-@rule("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d")
-def _adaptive_pool(ctx: Context, call: Call) -> Any:
-    ids = call["self"].ids
-    depth = 3 if "3d" in call.name else 2
-    offset = ids.dim() - depth
+def _adaptive_tables(sizes: Sequence[int], outs: Sequence[int]) -> list[Tensor]:
     tables = []
-    for d in range(depth):
-        size, out = ids.shape[offset + d], call.shape[offset + d]
+    for size, out in zip(sizes, outs, strict=True):
         begin = torch.arange(out) * size // out
         end = -((-(torch.arange(out) + 1) * size) // out)
         width = int((end - begin).max()) if out else 0
         reads = begin[:, None] + torch.arange(width)[None, :]
         tables.append(torch.where(reads < end[:, None], reads, -1))
-    united = _united(ctx, _taps(ids, tables))
-    return [united, *([None] * (len(call.outs) - 1))]
+    return tables
+
+
+@rule("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d")
+def _adaptive_pool(ctx: Context, call: Call) -> Any:
+    ids = call["self"].ids
+    depth = 3 if "3d" in call.name else 2
+    tables = _adaptive_tables(ids.shape[ids.dim() - depth :], call.shape[len(call.shape) - depth :])
+    return [_united(ctx, _taps(ids, tables)), *([None] * (len(call.outs) - 1))]
+
+
+@rule("_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward")
+def _adaptive_pool_backward(ctx: Context, call: Call) -> Any:
+    ids = call["grad_output"].ids
+    depth = 3 if "3d" in call.name else 2
+    sizes, outs = call.shape[len(call.shape) - depth :], ids.shape[ids.dim() - depth :]
+    tables = [_reversed(t, n) for t, n in zip(_adaptive_tables(sizes, outs), sizes, strict=True)]
+    return _united(ctx, _taps(ids, tables))
+
+
+def _reversed(table: Tensor, size: int) -> Tensor:
+    """For each input the outputs that read it."""
+    there = torch.zeros(table.shape[0], size + 1, dtype=torch.bool)
+    there[torch.arange(table.shape[0])[:, None], table] = True  # -1 marks the last column
+    return _table_of(there[:, :size].t())
+
+
+def _table_of(there: Tensor) -> Tensor:
+    """Which columns are marked in each row; -1 where there are fewer than elsewhere."""
+    width = int(there.sum(1).max()) if there.shape[0] else 0
+    order = torch.sort(there.to(torch.int8), dim=1, descending=True, stable=True)
+    return torch.where(order.values[:, :width] > 0, order.indices[:, :width], -1)
 
 
 @rule("avg_pool2d_backward", "avg_pool3d_backward")
@@ -220,7 +246,7 @@ def _avg_pool_backward(ctx: Context, call: Call) -> Any:
     return _united(ctx, _taps(ids, tables))
 
 
-@rule(
+_INTERPOLATIONS = (
     "upsample_linear1d",
     "upsample_bilinear2d",
     "upsample_trilinear3d",
@@ -228,31 +254,33 @@ def _avg_pool_backward(ctx: Context, call: Call) -> Any:
     "_upsample_bilinear2d_aa",
     "_upsample_bicubic2d_aa",
 )
+_NEAREST = tuple(f"{name}{d}d" for d in (1, 2, 3) for name in ("upsample_nearest", "_upsample_nearest_exact"))
+
+
+@rule(*_INTERPOLATIONS)
 def _interpolate(ctx: Context, call: Call) -> Any:
-    """Each dimension apart: its weights are read off the same operator, applied to an identity."""
     ids = call["self"].ids
-    depth = ids.dim() - 2
-    tables = []
-    for d in range(depth):
-        size, out = ids.shape[2 + d], call.shape[2 + d]
-        weights = _weights_along(call, d, depth, size, out)
-        width = int((weights != 0).sum(1).max()) if out else 0
-        order = torch.sort((weights != 0).to(torch.int8), dim=1, descending=True, stable=True)
-        reads = order.indices[:, :width]
-        tables.append(torch.where(order.values[:, :width] > 0, reads, -1))
-    return _united(ctx, _taps(ids, tables))
+    weights = [_weights_along(call, d, ids.shape[2 + d], call.shape[2 + d]) for d in range(ids.dim() - 2)]
+    return _united(ctx, _taps(ids, [_table_of(w != 0) for w in weights]))
 
 
-def _weights_along(call: Call, d: int, depth: int, size: int, out: int) -> Tensor:
-    """Shape (out, size): the weights of one dimension, the others having size 1."""
-    identity = torch.eye(size, dtype=torch.float64).view(
-        size, 1, *[size if k == d else 1 for k in range(depth)]
-    )
-    given = dict(call.args)
-    del given["self"]
+@rule(*(f"{name}_backward" for name in (*_INTERPOLATIONS, *_NEAREST)))
+def _interpolate_backward(ctx: Context, call: Call) -> Any:
+    ids = call["grad_output"].ids
+    weights = [_weights_along(call, d, call.shape[2 + d], ids.shape[2 + d]) for d in range(ids.dim() - 2)]
+    return _united(ctx, _taps(ids, [_table_of(w.t() != 0) for w in weights]))
+
+
+def _weights_along(call: Call, d: int, size: int, out: int) -> Tensor:
+    """Shape (out, size): the weights of one dimension, read off the operator, applied to an identity."""
+    depth = len(call.shape) - 2
+    shape = [size if k == d else 1 for k in range(depth)]
+    identity = torch.eye(size, dtype=torch.float64).view(size, 1, *shape)
+    given = {
+        name: v for name, v in call.args.items() if name in ("align_corners",) or name.startswith("scales")
+    }
     given["output_size"] = [out if k == d else 1 for k in range(depth)]
-    given.pop("scale_factors", None)
-    weights: Tensor = getattr(aten, call.name)(identity, **given)
+    weights: Tensor = getattr(aten, call.name.removesuffix("_backward"))(identity, **given)
     return weights.reshape(size, out).t()
 
 
