@@ -17,7 +17,16 @@ from ._arguments import numpy_to_tensor, type_name
 from ._buffer_refusal import NotATensor
 from ._torch_private import batched_everywhere, in_plain_eager, innermost_level
 
-__all__ = ["TEMPORARY", "DoesNotBroadcast", "as_value", "fit", "is_plain", "snapshot", "value_read"]
+__all__ = [
+    "TEMPORARY",
+    "DoesNotBroadcast",
+    "as_value",
+    "fit",
+    "is_plain",
+    "is_unshared_result",
+    "snapshot",
+    "value_read",
+]
 
 
 class DoesNotBroadcast(ValueError, RuntimeError):
@@ -123,6 +132,24 @@ def _refuse_shape(shape: Sequence[int], target: Sequence[int], whole: Sequence[i
 def is_plain(value: Tensor) -> bool:
     """Whether nothing follows ``value``: it may be written into plain memory."""
     return in_plain_eager() and not (value.requires_grad and torch.is_grad_enabled())
+
+
+_recording = torch.is_grad_enabled
+
+
+def is_unshared_result(value: Tensor) -> bool:
+    """Whether a ``value`` that no variable holds is the result of an operation, with memory of its own.
+
+    A leaf may share memory with a NumPy array, a view with its base, and ``p.grad`` belongs to ``p``. Inside
+    ``torch.func`` a wrapper doesn't show what it shares, and without recording a graph must not be kept.
+    """
+    return (
+        not value.is_leaf
+        and not value._is_view()
+        and value._use_count() == 1  # type: ignore[attr-defined]
+        and innermost_level() is None
+        and _recording()
+    )
 
 
 def snapshot(value: Tensor, given: object) -> Tensor:

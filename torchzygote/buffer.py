@@ -28,12 +28,13 @@ from ._buffer_memory import MemoryStore
 from ._buffer_refusal import NotATensor, NotTensorError
 from ._buffer_rows import FOLD, RowLog
 from ._buffer_traced import TracedStore, out_of_place, selected
-from ._buffer_values import TEMPORARY, as_value, fit, is_plain, snapshot, value_read
+from ._buffer_values import TEMPORARY, as_value, fit, is_plain, is_unshared_result, snapshot, value_read
 from ._torch_private import innermost_level
 
 __all__ = ["Buffer"]
 
 _references = sys.getrefcount
+_FOLD_MASK = FOLD - 1  # FOLD is a power of two
 
 
 class Buffer(NotATensor):
@@ -211,19 +212,6 @@ class Buffer(NotATensor):
     # writing
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        if self._traced:
-            self._write(index, value, False)
-            return
-        # A result that nobody else holds or shares memory with needs no copy.
-        ours = (
-            type(value) is Tensor
-            and _references(value) == TEMPORARY
-            and not value.is_leaf
-            and not value._is_view()
-            and value._use_count() == 1  # type: ignore[attr-defined]
-            and innermost_level() is None
-            and torch.is_grad_enabled()
-        )
         rows = self._rows
         if (
             rows is not None
@@ -232,12 +220,13 @@ class Buffer(NotATensor):
             and value.dtype is self._dtype
             and value.shape == self._row_shape
             and (value.is_cpu if self._on_cpu else value.device == self._device)
-            and value.layout is torch.strided
         ):
             try:
                 if type(rows) is list:
-                    rows[index] = value if ours else value.clone()
-                    if not index % FOLD and index > 0:
+                    # A result that nobody else holds or shares memory with needs no copy.
+                    owned = _references(value) == TEMPORARY and is_unshared_result(value)
+                    rows[index] = value if owned else value.clone()
+                    if not index & _FOLD_MASK and index > 0:
                         self._store.fold(index)
                     return
                 if is_plain(value):
@@ -245,7 +234,10 @@ class Buffer(NotATensor):
                     return
             except IndexError:
                 pass  # the long way says what is wrong
-        self._write(index, value, ours)
+        if self._traced or type(value) is not Tensor:
+            self._write(index, value, False)
+        else:
+            self._write(index, value, _references(value) == TEMPORARY and is_unshared_result(value))
 
     def _refuse_frozen(self, what: str) -> None:
         if self._frozen:
@@ -254,19 +246,19 @@ class Buffer(NotATensor):
                 "write before copying, or into a new Buffer"
             )
 
-    def _write(self, index: Any, given: Any, ours: bool) -> None:
-        """Any write; ``ours``: the value needs no copy."""
+    def _write(self, index: Any, given: Any, owned: bool) -> None:
+        """Any write; ``owned``: the value needs no copy."""
         self._refuse_frozen("buf[i] = v")
         if isinstance(self._store, (ListStore, TracedStore)):
             self._store.write(index, given)
         else:
             value = as_value(given, self._dtype, self._device)
             try:
-                self._write_at(parse(index, self._shape), value, given, ours)
+                self._write_at(parse(index, self._shape), value, given, owned)
             except IndexError as error:
                 self._explain(index, error)
 
-    def _write_at(self, key: Key, value: Tensor, given: Any, ours: bool) -> None:
+    def _write_at(self, key: Key, value: Tensor, given: Any, owned: bool) -> None:
         store = self._store
         if isinstance(store, MemoryStore):
             if key.known and is_plain(value):
@@ -279,12 +271,12 @@ class Buffer(NotATensor):
             if type(row) is int:
                 i = self._row_in_range(row)
                 value = fit(value, self._row_shape, self._shape)
-                value = value if ours else snapshot(value, given)
+                value = value if owned else snapshot(value, given)
                 store.write(i, value if value.shape == self._row_shape else value.expand(self._row_shape))
                 return
             store = self._to_elements(store)
         if key.known:
-            store.write(key, value if ours else snapshot(value, given))
+            store.write(key, value if owned else snapshot(value, given))
         else:
             store.replace(out_of_place(store.assemble(), key.given, value))
 
