@@ -44,6 +44,7 @@ def load_decompositions() -> None:
 __all__ = [
     "DispatchMode",
     "backward_bytes",
+    "backward_pass",
     "batched_everywhere",
     "concrete",
     "create_grad_input",
@@ -240,6 +241,11 @@ def outside_functorch() -> Iterator[None]:
         finally:
             if refused is not None:
                 torch._C._autograd._saved_tensors_hooks_disable(refused, False)
+
+
+def backward_pass() -> int:
+    """A number for the backward pass that this thread is in; -1 outside of one."""
+    return int(torch._C._current_graph_task_id())
 
 
 def saved_tensors_hooks() -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]:

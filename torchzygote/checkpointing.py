@@ -6,6 +6,7 @@ function of our own (:mod:`._checkpoint_transforms`). Which of them is decided h
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from . import _state
 from ._checkpoint_surroundings import Surroundings
 from ._checkpoint_transforms import checkpoint_in_transforms, name_of
 from ._torch_private import (
+    backward_pass,
     in_forward_ad,
     in_functorch,
     in_functorch_compiled,
@@ -170,18 +172,23 @@ class _Watched(saved_tensors_hooks):
     def __enter__(self) -> None:
         pack, unpack = hooks_in_force()
         runs = self._runs
-        count = 0
+        numbers = itertools.count()
+        recomputed_in = -1
 
         def numbered(x: Tensor) -> tuple[int, Any]:
-            nonlocal count
-            count += 1
-            return count - 1, pack(x)
+            return next(numbers), pack(x)
 
         def recomputed(packed: tuple[int, Any]) -> Tensor:
+            nonlocal recomputed_in
             number, holder = packed
             try:
-                with outside_functorch():
+                now = backward_pass()
+                if now == recomputed_in >= 0:  # nothing runs any more, it is only looked up
                     x = unpack(holder)
+                else:
+                    with outside_functorch():
+                        x = unpack(holder)
+                    recomputed_in = now
             except CheckpointError as error:
                 raise RuntimeError(
                     f"checkpointed: expected {runs.name} to do the same when it ran again for the backward "
