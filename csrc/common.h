@@ -26,7 +26,12 @@ template <typename... Args>
   throw std::invalid_argument(message.str());
 }
 
+// Aligned as its halves are on the CPU, where memory that torch did not allocate may lie anywhere.
+#ifdef __CUDACC__
 struct alignas(16) Bits128 {
+#else
+struct Bits128 {
+#endif
   uint64_t low, high;
 };
 

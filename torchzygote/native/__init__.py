@@ -59,6 +59,11 @@ def _compiled(*tensors: Tensor | None) -> bool:
     return True
 
 
+def _mark_written(tensors: Sequence[Tensor]) -> None:
+    """Let autograd know, which the call went past, in case one of them was saved for a backward pass."""
+    torch.autograd.graph.increment_version([x for x in tensors if not x.is_inference()])
+
+
 def seed_rows(
     lo: int,
     hi: int,
@@ -150,15 +155,18 @@ def scatter_rows_(
     """
     if not _compiled(*blocks, *products) or any(block.device != blocks[0].device for block in blocks[1:]):
         reference.scatter_rows_(blocks, products, lo, hi)
-    elif hi is None and all(x is not None for x in products):
+    elif hi is None and products and all(x is not None for x in products):
         with below_autograd():
             _scatter_rows_(blocks, products, lo)
+        _mark_written(blocks)
     else:
         rows = scattered_rows(products, lo, hi)
         check_scatter(blocks, products, lo, rows)
         present = [(block, x) for block, x in zip(blocks, products, strict=True) if x is not None]
-        with below_autograd():
-            _scatter_rows_([block for block, _ in present], [x for _, x in present], lo)
+        if present:
+            with below_autograd():
+                _scatter_rows_([block for block, _ in present], [x for _, x in present], lo)
+            _mark_written([block for block, _ in present])
         for block, x in zip(blocks, products, strict=True):
             if x is None:
                 block[lo : lo + rows].zero_()
@@ -202,11 +210,12 @@ def gather_diagonal(
     """
     if not _compiled(products, out, colors) or (colors is not None and out is None):
         return reference.gather_diagonal(products, lo, out=out, colors=colors)
-    if out is None:
-        out = products.new_empty(products.shape[0] if products.dim() > 0 else 0)
+    found = products.new_empty(products.shape[0] if products.dim() > 0 else 0) if out is None else out
     with below_autograd():
-        _gather_diagonal_(out, products, lo, colors)
-    return out
+        _gather_diagonal_(found, products, lo, colors)
+    if out is not None:
+        _mark_written([out])
+    return found
 
 
 def decompress(products: Tensor, lo: int, slot_row: Tensor, slot_column: Tensor, out: Tensor) -> None:
@@ -241,6 +250,7 @@ def decompress(products: Tensor, lo: int, slot_row: Tensor, slot_column: Tensor,
     if _compiled(products, slot_row, slot_column, out):
         with below_autograd():
             _decompress_(out, products, lo, slot_row, slot_column)
+        _mark_written([out])
     else:
         reference.decompress(products, lo, slot_row, slot_column, out)
 
@@ -287,6 +297,7 @@ def decompress_dense(
     if _compiled(products, slot_row, slot_column, rows, columns, out):
         with below_autograd():
             _decompress_dense_(out, products, lo, slot_row, slot_column, rows, columns)
+        _mark_written([out])
     else:
         reference.decompress_dense(products, lo, slot_row, slot_column, rows, columns, out)
 

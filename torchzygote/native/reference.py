@@ -136,6 +136,8 @@ def compress(matrix: Tensor, colors: Tensor, ncolors: int, *, by: str = "columns
     summed, kept = (width, height) if by == "columns" else (height, width)
     check_colors(colors, summed, below=ncolors)
     colors = colors.to(torch.int64)
+    if ncolors == 0:
+        return torch.zeros(0, kept, dtype=matrix.dtype, device=matrix.device)
     used = colors >= 0
     colors = colors.clamp(min=0)
     if matrix.layout == torch.strided:

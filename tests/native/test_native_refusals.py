@@ -1,0 +1,185 @@
+"""What operators refuse, compiled and plain, in the same words, with nothing written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from native_samples import needs_library
+
+from torchzygote import native
+from torchzygote.native import reference
+
+SEEDS = {"dtype": torch.float32, "device": "cpu"}
+INDEX = torch.tensor([0, 1, 2])
+
+
+def changed(sample: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {**sample, **changes}
+
+
+def seeds(**changes: Any) -> dict[str, Any]:
+    return changed({"lo": 0, "hi": 2, "numel": 3, **SEEDS}, **changes)
+
+
+def rows(**changes: Any) -> dict[str, Any]:
+    blocks, products = [torch.ones(4, 3), torch.ones(4, 2)], [torch.ones(2, 3), torch.ones(2, 1, 2)]
+    return changed({"blocks": blocks, "products": products, "lo": 1}, **changes)
+
+
+def gathered(**changes: Any) -> dict[str, Any]:
+    return changed({"products": torch.ones(2, 3), "lo": 0}, **changes)
+
+
+def slots(**changes: Any) -> dict[str, Any]:
+    sample = {
+        "products": torch.ones(2, 3),
+        "lo": 0,
+        "slot_row": INDEX,
+        "slot_column": INDEX,
+        "out": torch.ones(3),
+    }
+    return changed(sample, **changes)
+
+
+def places(**changes: Any) -> dict[str, Any]:
+    sample = slots(rows=INDEX, columns=INDEX, out=torch.ones(3, 3))
+    return changed(sample, **changes)
+
+
+CASES: list[tuple[str, dict[str, Any], str]] = [
+    ("seed_rows", seeds(lo=-1), "lo: expected at least 0, got -1"),
+    ("seed_rows", seeds(lo=2, hi=1), "hi: expected at least lo = 2, got 1"),
+    ("seed_rows", seeds(hi=4), "hi: expected at most the number of columns, 3, got 4"),
+    ("seed_rows", seeds(colors=torch.tensor([0, -2, 1])), "colors: expected at least -1, got -2"),
+    ("seed_rows", seeds(colors=INDEX[:2]), r"colors: expected shape \(3\), got \(2\)"),
+    ("seed_rows", seeds(colors=INDEX.double()), "colors: expected int64 or int32, got"),
+    ("scatter_rows_", rows(lo=3), r"blocks\[0\]: expected at least 5 rows, got 4"),
+    ("scatter_rows_", rows(lo=-1), "lo: expected at least 0, got -1"),
+    ("scatter_rows_", rows(products=[torch.ones(2, 3)]), "products: expected 2, one for each block, got 1"),
+    (
+        "scatter_rows_",
+        rows(products=[torch.ones(2, 3), torch.ones(2, 3)]),
+        r"products\[1\]: expected 2 rows of 2 elements, got shape \(2, 3\)",
+    ),
+    (
+        "scatter_rows_",
+        rows(products=[torch.ones(2, 3), torch.ones(2, 2, dtype=torch.complex64)]),
+        r"products\[1\]: expected a real dtype for a block of",
+    ),
+    (
+        "scatter_rows_",
+        rows(products=[torch.ones(2, 3), torch.ones(2, 2, device="meta")]),
+        r"products\[1\]: expected the device",
+    ),
+    ("scatter_rows_", rows(blocks=[torch.ones(3), torch.ones(4, 2)]), r"blocks\[0\]: expected a matrix"),
+    ("scatter_rows_", rows(products=[None, None]), "hi: expected the end of the rows"),
+    ("gather_diagonal", gathered(lo=2), "hi: expected at most the number of columns, 3, got 4"),
+    ("gather_diagonal", gathered(lo=-1), "lo: expected at least 0, got -1"),
+    ("gather_diagonal", gathered(products=torch.ones(2)), r"products: expected a matrix, got shape \(2\)"),
+    ("gather_diagonal", gathered(out=torch.ones(3)), r"out: expected shape \(2\), got \(3\)"),
+    ("gather_diagonal", gathered(out=torch.ones(2).double()), "out: expected the dtype of products"),
+    ("gather_diagonal", gathered(colors=INDEX), "out: expected a tensor to write to where colors are given"),
+    (
+        "gather_diagonal",
+        gathered(out=torch.ones(3), colors=torch.tensor([0, 1, -3])),
+        "colors: expected at least -1, got -3",
+    ),
+    ("decompress", slots(slot_column=torch.tensor([0, 1, 3])), "slot_column: expected less than 3, got 3"),
+    ("decompress", slots(slot_column=torch.tensor([0, -1, 2])), "slot_column: expected at least 0, got -1"),
+    ("decompress", slots(slot_row=torch.tensor([0, -1, 2])), "slot_row: expected at least 0, got -1"),
+    ("decompress", slots(slot_column=INDEX[:2]), r"slot_column: expected shape \(3\), got \(2\)"),
+    ("decompress", slots(slot_row=INDEX.to(torch.int16)), "slot_row: expected int64 or int32, got"),
+    ("decompress", slots(out=torch.ones(2)), r"out: expected shape \(3\), got \(2\)"),
+    ("decompress", slots(out=torch.ones(3).half()), "out: expected the dtype of products"),
+    ("decompress", slots(lo=-1), "lo: expected at least 0, got -1"),
+    ("decompress_dense", places(rows=torch.tensor([0, 1, 3])), "rows: expected less than 3, got 3"),
+    ("decompress_dense", places(columns=torch.tensor([0, 1, -1])), "columns: expected at least 0, got -1"),
+    ("decompress_dense", places(out=torch.ones(9)), r"out: expected a matrix, got shape \(9\)"),
+    (
+        "compress",
+        {"matrix": torch.ones(2, 3), "colors": INDEX, "ncolors": 2},
+        "colors: expected less than 2, got 2",
+    ),
+    (
+        "compress",
+        {"matrix": torch.ones(2, 3), "colors": INDEX, "ncolors": 3, "by": "diagonals"},
+        "by: expected 'columns' or 'rows', got 'diagonals'",
+    ),
+]
+
+
+def tensors(arguments: dict[str, Any]) -> list[torch.Tensor]:
+    found = [x for x in arguments.values() if isinstance(x, torch.Tensor)]
+    found += [
+        x for xs in arguments.values() if isinstance(xs, list) for x in xs if isinstance(x, torch.Tensor)
+    ]
+    return [x for x in found if x.device.type == "cpu"]
+
+
+@pytest.mark.parametrize(
+    "module", [pytest.param(native, marks=needs_library), reference], ids=["native", "reference"]
+)
+@pytest.mark.parametrize(("name", "arguments", "message"), CASES)
+def test_bad_input_is_refused_before_anything_is_written(
+    module: Any, name: str, arguments: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "_SMALL", 0)
+    before = [x.clone() for x in tensors(arguments)]
+    with pytest.raises(ValueError, match=f"^{message}"):
+        getattr(module, name)(**arguments)
+    for x, kept in zip(tensors(arguments), before, strict=True):
+        assert torch.equal(x, kept)
+
+
+def operators() -> list[tuple[str, Callable[[], tuple], str]]:
+    products = torch.ones(2, 3)
+    csr = (torch.tensor([0, 1, 2]), torch.tensor([0, 2]), torch.ones(2))
+    return [
+        (
+            "seed_rows_",
+            lambda: (torch.ones(1, 3).expand(2, 3), 0, None),
+            "out: expected elements with memory",
+        ),
+        ("seed_rows_", lambda: (torch.ones(3), 0, None), "out: expected a matrix"),
+        (
+            "seed_rows_",
+            lambda: (torch.ones(2, 3).to(torch.float8_e4m3fn), 0, None),
+            "out: expected a floating",
+        ),
+        (
+            "scatter_rows_",
+            lambda: ([torch.ones(1, 3).expand(2, 3)], [products], 0),
+            r"blocks\[0\]: expected elem",
+        ),
+        (
+            "scatter_rows_",
+            lambda: ([torch.ones(2, 3)], [products.long()], 0),
+            r"products\[0\]: expected a dtype",
+        ),
+        (
+            "gather_diagonal_",
+            lambda: (torch.ones(1).expand(2), products, 0, None),
+            "out: expected elements with",
+        ),
+        ("compress_", lambda: (torch.ones(2, 3), *csr, INDEX - 1), r"row_ptr: expected shape \(4\)"),
+        ("compress_", lambda: (torch.ones(2, 2), *csr, INDEX), "colors: expected less than 2, got 2"),
+        ("compress_", lambda: (torch.ones(2, 2), *csr, INDEX[:2]), "columns: expected less than 2, got 2"),
+        ("compress_", lambda: (torch.ones(2, 2).half(), *csr, INDEX), "out: expected float32"),
+        (
+            "compress_",
+            lambda: (torch.ones(2, 2).double(), *csr, INDEX - 1),
+            "values: expected the dtype of out",
+        ),
+    ]
+
+
+@needs_library
+@pytest.mark.parametrize(("name", "arguments", "message"), operators())
+def test_operators_refuse_what_the_functions_never_pass(
+    name: str, arguments: Callable[[], tuple], message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        getattr(torch.ops.torchzygote, name)(*arguments())
