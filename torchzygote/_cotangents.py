@@ -18,6 +18,9 @@ from ._torch_private import pytree
 __all__ = ["own", "unfold_cotangent"]
 
 
+_PLAIN = {Tensor, torch.nn.Parameter}  # subclasses needn't have memory of their own
+
+
 def own(results: list[Tensor | None], given: Sequence[Tensor | None] = ()) -> list[Tensor | None]:
     """``results`` such that the caller may write into each: no stride-0 axes, no memory shared among them.
 
@@ -27,25 +30,19 @@ def own(results: list[Tensor | None], given: Sequence[Tensor | None] = ()) -> li
         only = results[0]
         if only is None or only.layout is not torch.strided or only.is_contiguous():
             return results
-    taken = {x.data_ptr() for x in given if x is not None and _has_memory(x)}
+    taken = {x.data_ptr() for x in given if type(x) in _PLAIN and x.layout is torch.strided}  # type: ignore[union-attr]
     for i, x in enumerate(results):
-        if x is None or not _has_memory(x):
+        if x is None or type(x) not in _PLAIN or x.layout is not torch.strided:
             continue
         pointer = x.data_ptr()
+        if pointer == 0:
+            continue  # no elements
         if pointer in taken:
             results[i] = x.clone(memory_format=torch.contiguous_format)
         elif not x.is_contiguous() and 0 in x.stride():
             results[i] = x.contiguous()
         taken.add(pointer)
     return results
-
-
-def _has_memory(x: Tensor) -> bool:
-    return x.layout is torch.strided and x.numel() > 0 and not _is_subclass(x)
-
-
-def _is_subclass(x: Tensor) -> bool:
-    return type(x) is not Tensor and type(x) is not torch.nn.Parameter
 
 
 def fit_cotangent(leaf: Any, ybar: Any) -> Tensor | None:

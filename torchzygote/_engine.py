@@ -135,7 +135,7 @@ def _nothing() -> None:
 
 def held_flags(tensors: Sequence[Tensor]) -> Callable[[], None]:
     """Make ``tensors`` require grad until the function returned is called."""
-    if all(tensor.requires_grad for tensor in tensors) and not _flags._held:
+    if not _flags._held and False not in [tensor.requires_grad for tensor in tensors]:
         return _nothing
     return _flags.hold(tensors)
 

@@ -74,15 +74,17 @@ class Grads(GradDict):
         self._names = params._names
         self._keys = params._members
         self._keys_shared = True
-        if isinstance(values, Mapping):
-            theirs = self._matching(values, "Grads")
-            values = [theirs[key] for key in self._keys]
-        values = list(values)
+        if type(values) is not list:
+            if isinstance(values, Mapping):
+                theirs = self._matching(values, "Grads")
+                values = [theirs[key] for key in self._keys]
+            else:
+                values = list(values)
         if len(values) != len(self._keys):
             raise ValueError(
                 f"Grads: expected a value for each of {len(self._keys)} parameters, got {len(values)}"
             )
-        self._values = dict(zip(self._keys, values, strict=True))
+        self._values = dict(zip(self._keys, values))  # noqa: B905 - the lengths are equal
 
     @property
     def params(self) -> Params:
@@ -134,7 +136,7 @@ class Grads(GradDict):
     def _present(self) -> dict[int, Tensor]:
         """What isn't ``None``, as tensors."""
         return {
-            key: as_tensor(value, self._keys[key], "Grads")
+            key: value if type(value) is Tensor else as_tensor(value, self._keys[key], "Grads")
             for key, value in self._values.items()
             if value is not None
         }
@@ -302,6 +304,13 @@ class Grads(GradDict):
     def _fitting(self, caller: str) -> tuple[list[Tensor], list[Tensor]]:
         """The parameters that have a value, and the values in their dtypes."""
         present = self._present()
+        params, values = [self._keys[key] for key in present], list(present.values())
+        if (
+            [v.shape for v in values] == [p.shape for p in params]
+            and [v.dtype for v in values] == [p.dtype for p in params]
+            and [v.device for v in values] == [p.device for p in params]
+        ):
+            return params, values
         for key, value in present.items():
             p = self._keys[key]
             if value.shape != p.shape or value.device != p.device:
@@ -314,8 +323,6 @@ class Grads(GradDict):
                     f"{caller}: expected a real value for {self._label(key)}, got {describe(value)}; take "
                     "its real part, as in g.map(torch.real)"
                 )
-        params = [self._keys[key] for key in present]
-        values = list(present.values())
         return params, [
             v if v.dtype is p.dtype else v.to(p.dtype) for p, v in zip(params, values, strict=True)
         ]
