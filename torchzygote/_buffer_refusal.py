@@ -17,8 +17,8 @@ class NotTensorError(TypeError, AttributeError):
     """A ``TypeError``; also an ``AttributeError``, so that ``hasattr`` says no."""
 
 
-def _refuse(what: str) -> NoReturn:
-    raise NotTensorError(
+def _refuse(what: str, error: type[Exception] = TypeError) -> NoReturn:
+    raise error(
         f"{what}: expected a tensor, got a Buffer, which is not one; copy it first, with copy.copy(buf) or "
         "buf.copy()"
     )
@@ -69,7 +69,7 @@ class NotATensor:
 
     def __getattr__(self, name: str) -> NoReturn:
         if not name.startswith("_") and hasattr(torch.Tensor, name):
-            _refuse(name)
+            _refuse(name, NotTensorError)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __eq__(self, other: object) -> bool:

@@ -16,6 +16,12 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 TABLE = [
     ("quickstart", [], r"tensor\(\[\[-2\., *1\., *0\.\]", []),
     (
+        "lattice_buffer",
+        ["--quick", "--output", "{out}/lattice.png"],
+        r"gradient against forward-backward algorithm: \d\.\de-1\d at most",
+        ["lattice.png"],
+    ),
+    (
         "train_digits",
         ["--quick", "--output", "{out}/digits.png"],
         r"test accuracy: \d+\.\d+%",
