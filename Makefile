@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo install native test lint format types docs gallery bench bench-full bench-peers wheel clean
+.PHONY: help demo install native test lint format types docs gallery bench bench-full bench-peers sanitize gpu-check wheel wheel-check clean
 
 help:
 	@echo "make demo        install into $(VENV) and run the examples"
@@ -15,7 +15,10 @@ help:
 	@echo "make bench       the comparison with other libraries, about ten minutes; bench-full: more of it"
 	@echo "make bench-peers install what the benchmarks compare with beside PyTorch (BackPACK, curvlinops, JAX, asdex)"
 	@echo "make native      compile the native library in place again"
+	@echo "make sanitize    the CPU kernels under ASan and UBSan"
+	@echo "make gpu-check   everything on this machine's GPU against the CPU, with timings"
 	@echo "make wheel       build dist/*.whl and the sdist"
+	@echo "make wheel-check install the wheel beside the newest torch (TORCH=2.14.1: that one) and test it there"
 
 $(VENV)/installed: pyproject.toml requirements/build.txt requirements/constraints.txt $(wildcard setup.py)
 	$(PYTHON) -m venv $(VENV)
@@ -64,8 +67,18 @@ bench-peers: install
 	$(PYTHON) -m venv .venv-jax
 	.venv-jax/bin/python -m pip install --quiet -r requirements/bench-jax.txt
 
+sanitize: install
+	PYTHON=$(CURDIR)/$(BIN)/python tests/native/sanitizers.sh
+
+gpu-check: install
+	$(BIN)/python -m benchmarks.gpu_check
+
 wheel: install
+	rm -rf build/lib* build/bdist*
 	$(BIN)/python -m build --no-isolation
+
+wheel-check: install
+	PYTHON=$(CURDIR)/$(BIN)/python tests/native/wheel_check.sh $(TORCH)
 
 clean:
 	rm -rf build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -115,7 +115,7 @@ class Toolchain:
         self.torch = torch_folder()
         self.cuda = cuda
         includes = ["-isystem", str(self.torch / "include"), "-I", str(ROOT / "csrc")]
-        common = ["-std=c++20", "-O3", TARGET, *includes]
+        common = ["-std=c++20", "-O1" if SANITIZE else "-O3", TARGET, *includes]
         host = ["-fPIC", "-fvisibility=hidden"]
         host_compiler = cxx()
         if cuda:
