@@ -44,11 +44,15 @@ def out_of_place(whole: Tensor, index: tuple[Any, ...], value: Tensor) -> Tensor
     masks = [item for item in index if isinstance(item, Tensor) and item.dtype is torch.bool]
     if masks:
         return _masked(whole, index, masks[0], value)
-    numbers = torch.arange(math.prod(whole.shape), device=whole.device).reshape(whole.shape)
+    # Not index_put of the values: compiled by Inductor (PyTorch 2.13), torch.func.grad through it gives wrong
+    # numbers where the whole came from a recurrence.
+    count = math.prod(whole.shape)
+    numbers = torch.arange(count, device=whole.device).reshape(whole.shape)
     where = selected(numbers, index)
-    value = fit(value, where.shape, whole.shape).expand(where.shape)
-    flat = whole.reshape(-1).index_put((where.reshape(-1),), value.reshape(-1))
-    return flat.reshape(whole.shape)
+    value = fit(value, where.shape, whole.shape)
+    offsets = torch.arange(count, count + math.prod(value.shape), device=whole.device).reshape(value.shape)
+    owner = numbers.reshape(-1).index_put((where.reshape(-1),), offsets.expand(where.shape).reshape(-1))
+    return torch.cat([whole.reshape(-1), value.reshape(-1)]).index_select(0, owner).reshape(whole.shape)
 
 
 def _masked(whole: Tensor, index: tuple[Any, ...], mask: Tensor, value: Tensor) -> Tensor:

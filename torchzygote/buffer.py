@@ -322,6 +322,8 @@ class Buffer(NotATensor):
             return store.read(index)
         if isinstance(store, ListStore):
             found = store.read(index)
+            if self._traced:
+                return found
             return [value_read(item) for item in found] if isinstance(found, list) else value_read(found)
         try:
             return value_read(self._read(parse(index, self._shape)))
@@ -380,7 +382,7 @@ class Buffer(NotATensor):
         """Remove an element of a growing list, by default the last, and return it."""
         store = self._list("pop")
         self._refuse_frozen("pop")
-        return value_read(store.pop(index))
+        return store.pop(index) if self._traced else value_read(store.pop(index))
 
     def __delitem__(self, index: int | slice) -> None:
         store = self._list("del buf[i]")
