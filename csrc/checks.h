@@ -7,8 +7,9 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <limits>
-#include <mutex>
+#include <type_traits>
 #include <string>
 
 namespace torchzygote {
@@ -97,31 +98,47 @@ inline void check_integers(const std::string& name, const Tensor& x, int64_t siz
   }
 }
 
+// Whether all of x lies between the bounds: a difference below zero leaves its sign in the sum of bits. Without
+// comparisons, so that compilers vectorize it for any processor.
 template <typename Index>
-std::pair<int64_t, int64_t> extremes(const Tensor& x) {
+bool all_within(const Index* data, int64_t stride, int64_t begin, int64_t end, int64_t least, int64_t most) {
+  using Bits = std::make_unsigned_t<Index>;
+  const auto low = static_cast<Bits>(least);
+  const auto high = static_cast<Bits>(std::min<int64_t>(most, std::numeric_limits<Index>::max()));
+  Bits signs = 0;
+  if (stride == 1) {
+    for (int64_t i = begin; i < end; ++i) {
+      const auto x = static_cast<Bits>(data[i]);
+      signs |= (x - low) | (high - x);
+    }
+  } else {
+    for (int64_t i = begin; i < end; ++i) {
+      const auto x = static_cast<Bits>(data[i * stride]);
+      signs |= (x - low) | (high - x);
+    }
+  }
+  return signs >> (sizeof(Index) * 8 - 1) == 0;
+}
+
+template <typename Index>
+std::pair<int64_t, int64_t> extremes(const Tensor& x, int64_t least, int64_t below) {
   const Index* data = static_cast<const Index*>(x.const_data_ptr());
   const int64_t stride = x.stride(0);
+  std::atomic<bool> within{true};
+  torch::stable::parallel_for(0, x.size(0), 1 << 16, [&](int64_t begin, int64_t end) {
+    if (!all_within(data, stride, begin, end, least, below - 1)) {
+      within = false;
+    }
+  });
+  if (within) {
+    return {least, below - 1};
+  }
   int64_t smallest = std::numeric_limits<int64_t>::max();
   int64_t largest = std::numeric_limits<int64_t>::min();
-  std::mutex mutex;
-  torch::stable::parallel_for(0, x.size(0), 1 << 16, [&](int64_t begin, int64_t end) {
-    Index low = std::numeric_limits<Index>::max();
-    Index high = std::numeric_limits<Index>::min();
-    if (stride == 1) {
-      for (int64_t i = begin; i < end; ++i) {
-        low = std::min(low, data[i]);
-        high = std::max(high, data[i]);
-      }
-    } else {
-      for (int64_t i = begin; i < end; ++i) {
-        low = std::min(low, data[i * stride]);
-        high = std::max(high, data[i * stride]);
-      }
-    }
-    const std::lock_guard<std::mutex> lock(mutex);
-    smallest = std::min(smallest, static_cast<int64_t>(low));
-    largest = std::max(largest, static_cast<int64_t>(high));
-  });
+  for (int64_t i = 0; i < x.size(0); ++i) {
+    smallest = std::min(smallest, static_cast<int64_t>(data[i * stride]));
+    largest = std::max(largest, static_cast<int64_t>(data[i * stride]));
+  }
   return {smallest, largest};
 }
 
@@ -157,9 +174,9 @@ inline void check_values(
   if (!x.is_cpu()) {
     found = extremes_on_device(x);
   } else if (x.scalar_type() == ScalarType::Int) {
-    found = extremes<int32_t>(x);
+    found = extremes<int32_t>(x, least, below);
   } else {
-    found = extremes<int64_t>(x);
+    found = extremes<int64_t>(x, least, below);
   }
   if (found.first < least) {
     refuse(name, ": expected at least ", least, ", got ", found.first);

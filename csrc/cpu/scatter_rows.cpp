@@ -10,6 +10,10 @@
 
 #include <cstring>
 
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#endif
+
 namespace torchzygote {
 namespace {
 
@@ -37,6 +41,44 @@ struct Mover {
       int64_t columns);
 };
 
+#if defined(__x86_64__) && defined(__GNUC__)
+// 16-bit floats by the processor's own conversion, eight at a time, where it has one. Returns how many were moved.
+__attribute__((target("avx,f16c"))) int64_t widen(float* out, const uint16_t* in, int64_t count) {
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i))));
+  }
+  return i;
+}
+
+__attribute__((target("avx,f16c"))) int64_t narrow(uint16_t* out, const float* in, int64_t count) {
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    _mm_storeu_si128(
+        reinterpret_cast<__m128i*>(out + i),
+        _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  return i;
+}
+
+template <typename To, typename From>
+int64_t move_by_processor([[maybe_unused]] To* out, [[maybe_unused]] const From* in, [[maybe_unused]] int64_t count) {
+  [[maybe_unused]] static const bool able = __builtin_cpu_supports("avx") && __builtin_cpu_supports("f16c");
+  if constexpr (std::is_same_v<To, float> && std::is_same_v<From, torch::headeronly::Half>) {
+    return able ? widen(out, reinterpret_cast<const uint16_t*>(in), count) : 0;
+  } else if constexpr (std::is_same_v<To, torch::headeronly::Half> && std::is_same_v<From, float>) {
+    return able ? narrow(reinterpret_cast<uint16_t*>(out), in, count) : 0;
+  } else {
+    return 0;
+  }
+}
+#else
+template <typename To, typename From>
+int64_t move_by_processor(To*, const From*, int64_t) {
+  return 0;
+}
+#endif
+
 template <typename To, typename From>
 void move_run(char* to, int64_t to_stride, const char* from, int64_t from_stride, int64_t count) {
   To* out = reinterpret_cast<To*>(to);
@@ -52,7 +94,7 @@ void move_run(char* to, int64_t to_stride, const char* from, int64_t from_stride
   } else if constexpr (std::is_same_v<To, From>) {
     std::memcpy(to, from, count * sizeof(To));
   } else {
-    for (int64_t i = 0; i < count; ++i) {
+    for (int64_t i = move_by_processor(out, in, count); i < count; ++i) {
       out[i] = convert<To>(in[i]);
     }
   }

@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 _on_cpu = "cpu" in loaded_devices
+_on_cuda = "cuda" in loaded_devices
 if _on_cpu:
     _seed_rows_ = _loading.operator("seed_rows_")
     _scatter_rows_ = _loading.operator("scatter_rows_")
@@ -54,7 +55,9 @@ def _compiled(*tensors: Tensor | None) -> bool:
     for x in tensors:
         if x is None:
             continue
-        if type(x) not in _PLAIN or x.device.type not in loaded_devices or (recording and x.requires_grad):
+        if type(x) not in _PLAIN or not (x.is_cpu or (_on_cuda and x.is_cuda)):
+            return False
+        if recording and x.requires_grad:
             return False
     return True
 
@@ -153,7 +156,8 @@ def scatter_rows_(
             [1., 2.],
             [3., 4.]])
     """
-    if not _compiled(*blocks, *products) or any(block.device != blocks[0].device for block in blocks[1:]):
+    apart = _on_cuda and any(block.device != blocks[0].device for block in blocks)
+    if apart or not _compiled(*blocks, *products):
         reference.scatter_rows_(blocks, products, lo, hi)
     elif hi is None and products and all(x is not None for x in products):
         with below_autograd():
