@@ -164,7 +164,7 @@ def _by_block(layout: Layout, products: Tensor) -> Tensor:
 def _random_vector(like: Tensor) -> Tensor:
     """Numbers between 1/2 and 3/2 with random signs; the global random state is left alone."""
     generator = torch.Generator().manual_seed(0x5EED)
-    sizes, signs = torch.rand(2, like.numel(), generator=generator)
+    sizes, signs = torch.rand(2, like.numel(), generator=generator).unbind()
     return ((sizes + 0.5) * torch.where(signs < 0.5, -1.0, 1.0)).to(dtype=like.dtype, device=like.device)
 
 
