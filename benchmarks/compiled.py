@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,14 +17,28 @@ from .peers import jax_contender
 from .second_order import logistic, rosenbrock
 
 
-def compiled(f: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
-    """One graph, or an error."""
-    torch.compiler.reset()
-    return torch.compile(f, fullgraph=True)
+def compiled(f: Callable[[Tensor], Any], x: Tensor, **options: Any) -> Callable[[], Any]:
+    """A call of ``f`` compiled to one graph, warm; it raises where that can't be done."""
+    found = torch.compile(f, fullgraph=True, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch's own, about itself
+        found(x)
+    return lambda: found(x)
+
+
+def floor(x: Tensor) -> Iterator[Row]:
+    """What calling a compiled function costs, whatever it computes, and how much of that are guards."""
+    work = "compiled x + 1: what a call costs"
+    yield compare(work, compiled(lambda x: x + 1, x), {"JAX, jit": jax_contender("add_one")}, rounds=15)
+    free = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+    jax = {"JAX, jit": jax_contender("ode_jacobian")}
+    work = "compiled jacobian 10→10, guards switched off"
+    yield compare(work, compiled(lambda x: jacobian(ode, x)[0], x, options=free), jax, rounds=15)
 
 
 def rows(full: bool = False) -> Iterator[Row]:
     """The table of the compiled functions."""
+    torch.compiler.reset()
     torch.manual_seed(0)
     x10, x100 = torch.randn(10), torch.randn(100)
     cases: list[tuple[str, Callable[[Tensor], Any], Callable[[Tensor], Any], Tensor, str, float | None]] = [
@@ -65,12 +80,12 @@ def rows(full: bool = False) -> Iterator[Row]:
             )
         )
     for work, ours, theirs, x, jax_work, target in cases:
-        mine, func = compiled(ours), torch.compile(theirs, fullgraph=True)
-        torch.testing.assert_close(mine(x), ours(x))
+        mine = compiled(ours, x)
+        torch.testing.assert_close(mine(), ours(x))
         jax = jax_contender(jax_work)
-        yield compare(work, lambda mine=mine, x=x: mine(x), {"JAX, jit": jax}, target=target, rounds=15)
-        compiled_peer = {"torch.func, compiled": lambda func=func, x=x: func(x)}
-        yield compare(work, lambda mine=mine, x=x: mine(x), compiled_peer, rounds=15)
-    diagonal = compiled(lambda x: diaghessian(rosenbrock, x)[0])
+        yield compare(work, mine, {"JAX, jit": jax}, target=target, rounds=15)
+        yield compare(work, mine, {"torch.func, compiled": compiled(theirs, x)}, rounds=15)
+    diagonal = compiled(lambda x: diaghessian(rosenbrock, x)[0], x100)
     eager = lambda: diaghessian(rosenbrock, x100)
-    yield compare("compiled diaghessian, Rosenbrock n = 100", lambda: diagonal(x100), {"eager": eager})
+    yield compare("compiled diaghessian, Rosenbrock n = 100", diagonal, {"eager": eager})
+    yield from floor(x10)

@@ -57,6 +57,11 @@ def brusselator(u: jax.Array, side: int) -> jax.Array:
     return jnp.stack([da, db]).reshape(-1)
 
 
+def add_one(n: int = 10) -> Work:
+    """What a call costs."""
+    return jitted(lambda x: x + 1, normal(n))
+
+
 def gradient_small(n: int = 10) -> Work:
     return jitted(jax.grad(lambda x: jnp.sum(jnp.sin(x) * x)), normal(n))
 
@@ -115,6 +120,7 @@ def sparse_rosenbrock_coloring(n: int = 100_000) -> Work:
 WORKS: dict[str, Callable[..., Work]] = {
     work.__name__: work
     for work in (
+        add_one,
         gradient_small,
         ode_jacobian,
         rosenbrock_hessian,
