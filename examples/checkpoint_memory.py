@@ -3,8 +3,8 @@
 For each depth a fresh process trains for a few steps, and reports the time of the fastest and the most memory
 that they needed beyond what was there before them: the peak of the resident memory as the operating system
 counts it (VmHWM in /proc/self/status, set back before the steps; elsewhere the peak of the whole process).
-Dropout is in use, and both ways must come to the same loss: a checkpoint draws the same random numbers when it
-runs again.
+Dropout is in use, and both ways must come to the same loss: a checkpoint draws the same random numbers when
+it runs again.
 
     python examples/checkpoint_memory.py --depths 4 8 16 32
 """

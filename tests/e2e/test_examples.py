@@ -22,6 +22,24 @@ TABLE = [
         ["lattice.png"],
     ),
     (
+        "checkpoint_memory",
+        ["--quick", "--output", "{out}/memory.png"],
+        r"difference of the losses 0\.0e\+00\n.*peak memory with checkpoints: [1-8]\d% of that without",
+        ["memory.png"],
+    ),
+    (
+        "newton_logistic",
+        ["--quick", "--output", "{out}/newton.png"],
+        r"order of convergence of Newton's method: (1\.9|2\.0)",
+        ["newton.png"],
+    ),
+    (
+        "pinn_poisson",
+        ["--quick", "--output", "{out}/poisson.png"],
+        r"relative error: 1\.\de\+00 to [1-9]\.\de-0[23]",
+        ["poisson.png"],
+    ),
+    (
         "train_digits",
         ["--quick", "--output", "{out}/digits.png"],
         r"test accuracy: \d+\.\d+%",
