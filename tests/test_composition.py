@@ -34,7 +34,7 @@ from torchzygote import (
 
 Function = Callable[[Tensor], Tensor]
 
-# ---- rows: a function of a vector that uses the utility, and the same without it -----------------------------
+# ---- rows: a function of a vector that uses the utility, and the same without it -------------------------
 
 
 def body(x: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ ROWS: dict[str, tuple[Function, Function]] = {
     ),
 }
 
-# ---- columns: ways to differentiate a function of a vector, and the order of what they give -------------------
+# ---- columns: ways to differentiate a function of a vector, and the order of what they give --------------
 
 
 def total(f: Function) -> Function:
@@ -245,8 +245,8 @@ COMPILED_EXPECTED: list[Column] = [
     lambda f, x: func.grad(total(f))(x),
 ]
 
-# (row, column) -> what PyTorch can't do, as the message says it. None is known; a pair gets its line here and in
-# docs/limitations.md.
+# (row, column) -> what PyTorch can't do, as the message says it. None is known; a pair gets its line here and
+# in docs/limitations.md.
 LIMITS: dict[tuple[str, str], str] = {}
 
 CASES = [(row, column, i) for row in ROWS for column, ways in COLUMNS.items() for i in range(len(ways))]
@@ -309,7 +309,7 @@ def test_each_utility_compiled_to_machine_code(row: str, x: Tensor) -> None:
     torch.testing.assert_close(compiled(x), func.grad(total(without))(x), rtol=1e-9, atol=1e-9)
 
 
-# ---- the table in the documentation --------------------------------------------------------------------------
+# ---- the table in the documentation ----------------------------------------------------------------------
 
 PAGE = Path(__file__).parent.parent / "docs" / "composition.md"
 START, END = "<!-- written by tests/test_composition.py -->", "<!-- end -->"

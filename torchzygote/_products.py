@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _engine, native
+from . import _engine, native, _state
 from ._engine import Linearization
 from ._random import RandomState
 from ._torch_private import backward_bytes, custom_nodes, vmap_flat
@@ -181,6 +181,7 @@ def jvps(
     for lo, hi in _chunks(total, chunk, progress, what):
         rows = seeds(lo, hi)
         products: Tensor | None = None
+        position = _state.mark()
         with _engine.forward_mode():
             if hi - lo > 1 and not by_row:
                 if random is not None:
@@ -195,5 +196,6 @@ def jvps(
                     _warn_not_batched([], error)
             else:
                 (products,) = _row_by_row(one, rows, random)
+        _state.forget_since(position)  # hooks report from the first run of f, which was before
         assert products is not None
         yield lo, hi, products

@@ -1,0 +1,515 @@
+"""hook and showgrad: what fn sees, what it may return, what is printed, and when."""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from torchzygote import (
+    Params,
+    diaghessian,
+    gradient,
+    hessian_dual,
+    hessian_reverse,
+    hook,
+    ignore_derivatives,
+    jacobian,
+    pullback,
+    pushforward,
+    showgrad,
+)
+from torchzygote._argument_text import on_one_line
+
+func = torch.func
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
+
+
+def cube_sum(x: Tensor) -> Tensor:
+    return (hook(torch.neg, x) ** 3).sum()
+
+
+# ---- what a hook does to gradients -----------------------------------------------------------------------
+
+
+def test_what_fn_returns_replaces_the_gradient(x: Tensor) -> None:
+    torch.testing.assert_close(gradient(cube_sum, x)[0], -3 * x**2)
+    torch.testing.assert_close(func.grad(cube_sum)(x), -3 * x**2)
+    y = x.clone().requires_grad_()
+    cube_sum(y).backward()
+    torch.testing.assert_close(y.grad, -3 * x**2)
+
+
+def test_the_value_is_the_same_tensor_values_without_a_copy_of_memory(x: Tensor) -> None:
+    y = x.clone().requires_grad_()
+    copied = hook(torch.neg, y)
+    assert torch.equal(copied, y)
+    assert copied.data_ptr() == y.data_ptr()
+
+
+def test_only_gradients_through_the_copy_are_meant(x: Tensor) -> None:
+    found = gradient(lambda x: (hook(lambda g: 10 * g, x) * 2 + x * 3).sum(), x)[0]
+    torch.testing.assert_close(found, torch.full_like(x, 23))
+
+
+def test_none_leaves_the_gradient(x: Tensor) -> None:
+    seen: list[Tensor] = []
+    found = gradient(lambda x: (hook(seen.append, x) ** 2).sum(), x)[0]
+    torch.testing.assert_close(found, 2 * x)
+    torch.testing.assert_close(seen, [2 * x])
+
+
+def test_forward_mode_is_the_identity(x: Tensor) -> None:
+    seen: list[object] = []
+
+    def f(x: Tensor) -> Tensor:
+        return hook(lambda g: seen.append(g) or -g, x) ** 3
+
+    torch.testing.assert_close(jacobian(f, x, mode="forward")[0], torch.diag(3 * x**2))
+    torch.testing.assert_close(func.jacfwd(f)(x), torch.diag(3 * x**2))
+    torch.testing.assert_close(func.jacfwd(func.jacfwd(f))(x).sum((0, 2)), 6 * x)
+    torch.testing.assert_close(pushforward(f, x)(torch.ones_like(x)), 3 * x**2)
+    assert not seen
+
+
+def test_forward_mode_by_params_is_the_identity(x: Tensor) -> None:
+    grads = jacobian(lambda: hook(torch.neg, x) ** 3, Params([x]), mode="forward")
+    torch.testing.assert_close(grads[x], torch.diag(3 * x**2))
+    reverse = jacobian(lambda: hook(torch.neg, x) ** 3, Params([x]), mode="reverse")
+    torch.testing.assert_close(reverse[x], -torch.diag(3 * x**2))
+
+
+def test_second_derivatives_bend_once_per_reverse_pass(x: Tensor) -> None:
+    torch.testing.assert_close(hessian_dual(cube_sum, x), torch.diag(-6 * x))
+    torch.testing.assert_close(hessian_reverse(cube_sum, x), torch.diag(6 * x))
+    torch.testing.assert_close(diaghessian(cube_sum, x)[0], 6 * x)
+    torch.testing.assert_close(func.hessian(cube_sum)(x), torch.diag(-6 * x))
+    torch.testing.assert_close(func.jacrev(func.jacrev(cube_sum))(x), torch.diag(6 * x))
+    plain = x.clone().requires_grad_()
+    (first,) = torch.autograd.grad(cube_sum(plain), plain, create_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(first.sum(), plain)[0], 6 * x)
+
+
+def test_what_fn_does_is_differentiated_with_what_it_closes_over(x: Tensor) -> None:
+    """The gradient is 3 x² g(x) with g = sin x; its derivative by the closed-over x must not get lost."""
+
+    def bent(x: Tensor) -> Tensor:
+        return gradient(lambda y: (hook(lambda g: g * x.sin(), y) ** 3).sum(), x)[0]
+
+    # by x in the cube, seen through the hook of the outer pass as well, and by x in the sine
+    expected = torch.diag(6 * x * x.sin() + 3 * x**2 * x.cos())
+    torch.testing.assert_close(jacobian(bent, x, mode="forward")[0], expected)
+    torch.testing.assert_close(func.jacfwd(bent)(x), expected)
+    outer = torch.diag(6 * x * x.sin() * x.sin() + 3 * x**2 * x.cos())
+    torch.testing.assert_close(jacobian(bent, x, mode="reverse")[0], outer)
+    torch.testing.assert_close(func.jacrev(bent)(x), outer)
+
+
+def test_a_pullback_calls_the_hook_each_time(x: Tensor) -> None:
+    seen: list[Tensor] = []
+    _, back = pullback(lambda x: hook(seen.append, x) * 2, x)
+    for k in (1.0, 2.0):
+        torch.testing.assert_close(back(torch.full_like(x, k))[0], torch.full_like(x, 2 * k))
+    assert len(seen) == 2
+
+
+def test_complex_gradients_go_through() -> None:
+    z = torch.tensor([1 + 2j, -1j], dtype=torch.complex128)
+    found = gradient(lambda z: hook(lambda g: g * 1j, z).abs().pow(2).sum(), z)[0]
+    torch.testing.assert_close(found, 2j * z)
+
+
+# ---- rows and examples -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "differentiate",
+    [
+        lambda f, x: jacobian(f, x, mode="reverse")[0],
+        lambda f, x: func.jacrev(f)(x),
+        lambda f, x: jacobian(lambda x: gradient(lambda x: (f(x) ** 2).sum(), x)[0], x, mode="reverse")[0],
+    ],
+)
+def test_batched_rows_are_ordinary_tensors_with_the_rows_first(differentiate: Any, x: Tensor) -> None:
+    seen: list[Tensor] = []
+    differentiate(lambda x: hook(seen.append, x) ** 2, x)
+    rows = [g for g in seen if g.dim() == 2]
+    assert rows
+    for g in rows:
+        assert g.shape == (3, 3)
+        assert type(g) is Tensor
+        assert not torch._C._functorch.is_batchedtensor(g)
+
+
+def test_rows_can_be_changed(x: Tensor) -> None:
+    def clipped(x: Tensor) -> Tensor:
+        return hook(lambda g: g / g.norm(dim=-1, keepdim=True), x) ** 2
+
+    expected = torch.diag(x.sign())
+    torch.testing.assert_close(jacobian(clipped, x, mode="reverse")[0], expected)
+    torch.testing.assert_close(jacobian(clipped, x, mode="reverse", chunk_size=1)[0], expected)
+    torch.testing.assert_close(func.jacrev(clipped)(x), expected)
+
+
+def test_inside_vmap_fn_works_on_one_example() -> None:
+    X = torch.randn(4, 3, dtype=torch.float64)
+
+    def f(x: Tensor) -> Tensor:
+        return (hook(lambda g: g / g.norm(), x) ** 3).sum()
+
+    expected = torch.stack([gradient(f, x)[0] for x in X])
+    torch.testing.assert_close(func.vmap(func.grad(f))(X), expected)
+    torch.testing.assert_close(func.vmap(lambda x: gradient(f, x)[0])(X), expected)
+    torch.testing.assert_close(gradient(lambda X: func.vmap(f)(X).sum(), X)[0], expected)
+    torch.testing.assert_close(func.grad(lambda X: func.vmap(f, in_dims=1)(X.T).sum())(X), expected)
+    rows = func.jacrev(func.vmap(f))(X)
+    torch.testing.assert_close(rows[[0, 1, 2, 3], [0, 1, 2, 3]], expected)
+    XX = X.reshape(2, 2, 3)
+    nested = gradient(lambda X: func.vmap(func.vmap(f))(X).sum(), XX)[0]
+    torch.testing.assert_close(nested, expected.reshape(2, 2, 3))
+
+
+def test_what_fn_prints_inside_transforms_is_plain(x: Tensor, capsys: pytest.CaptureFixture[str]) -> None:
+    def f(x: Tensor) -> Tensor:
+        return hook(lambda g: print(g, f"{g}", [g]), x).sum()
+
+    func.vmap(func.grad(f))(x[None])
+    func.grad(func.grad(lambda x: f(x) * 1.0))
+    func.vmap(lambda x: gradient(lambda x: hook(print, x).sum(), x)[0])(x[None])
+    out = capsys.readouterr().out
+    assert "tensor([[1., 1., 1.]], dtype=torch.float64)" in out
+    assert "lvl" not in out
+    assert "BatchedTensor" not in out
+
+
+# ---- structures ------------------------------------------------------------------------------------------
+
+
+def test_a_structure_reaches_fn_whole(x: Tensor) -> None:
+    seen: list[Any] = []
+
+    def f(x: Tensor) -> Tensor:
+        parts = hook(seen.append, {"a": x, "b": (x.sin(), "text"), "n": 3})
+        return (parts["a"] * parts["b"][0]).sum() * parts["n"]
+
+    found = gradient(f, x)[0]
+    torch.testing.assert_close(found, 3 * (x.sin() + x * x.cos()))
+    (g,) = seen
+    torch.testing.assert_close(g["a"], 3 * x.sin())
+    torch.testing.assert_close(g["b"][0], 3 * x)
+    assert g["b"][1] is None
+    assert g["n"] is None
+
+
+def test_leaves_without_gradient_are_none_and_none_leaves_a_leaf(x: Tensor) -> None:
+    seen: list[Any] = []
+
+    def bend(g: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        seen.append(g)
+        return (-g[0], None, None)
+
+    def f(x: Tensor) -> Tensor:
+        a, b, _ = hook(bend, (x, x * 2, x * 5))
+        return (a + b).sum()
+
+    for g in (gradient(f, x)[0], func.grad(f)(x)):
+        torch.testing.assert_close(g, torch.full_like(x, -1 + 2))
+    assert seen[0][2] is None
+    assert seen[1][2] is None
+
+
+def test_a_joint_norm_of_several_gradients(x: Tensor) -> None:
+    def joint(gs: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        norm = torch.cat(gs).norm()
+        return tuple(g / norm for g in gs)
+
+    a, b = gradient(lambda a, b: sum((t**2).sum() for t in hook(joint, (a, b))), x, 2 * x)
+    torch.testing.assert_close(torch.cat([a, b]).norm(), torch.tensor(1.0, dtype=torch.float64))
+
+
+# ---- where nothing arrives -------------------------------------------------------------------------------
+
+
+def test_where_nothing_arrives_fn_is_called_once_with_none_at_the_end(x: Tensor) -> None:
+    seen: list[object] = []
+
+    def f(x: Tensor) -> Tensor:
+        hook(lambda g: seen.append(("unused", g)), x * 2)
+        hook(lambda g: seen.append(("constant", g)), torch.ones(2))
+        hook(lambda g: seen.append(("number", g)), 3.0)
+        return (hook(lambda g: seen.append("used"), x) * 2).sum()
+
+    gradient(f, x)
+    assert seen == ["used", ("unused", None), ("constant", None), ("number", None)]
+
+
+def test_it_is_the_outermost_differentiation_that_reports(x: Tensor) -> None:
+    seen: list[object] = []
+
+    def inner(x: Tensor) -> Tensor:
+        def f(y: Tensor) -> Tensor:
+            hook(seen.append, y)
+            return (y**2).sum()
+
+        g = gradient(f, x)[0]
+        assert not seen
+        return g.sum()
+
+    gradient(inner, x)
+    assert seen == [None]
+
+
+def test_a_pullback_reports_after_the_first_pull(x: Tensor) -> None:
+    seen: list[object] = []
+    _, back = pullback(lambda x: (hook(seen.append, x), x * 2)[1], x)
+    assert not seen
+    back(torch.ones_like(x))
+    back(torch.ones_like(x))
+    assert seen == [None]
+
+
+@pytest.mark.parametrize("fn", [torch.neg, lambda g: g.norm(), lambda g: -g])
+def test_an_error_for_the_none_is_ignored(fn: Any, x: Tensor) -> None:
+    torch.testing.assert_close(gradient(lambda x: (hook(fn, x), (x**2).sum())[1], x)[0], 2 * x)
+
+
+def test_other_errors_for_the_none_are_not() -> None:
+    def fn(g: Tensor | None) -> None:
+        if g is None:
+            raise LookupError("nothing arrived")
+
+    with pytest.raises(LookupError, match="nothing arrived"):
+        gradient(lambda x: (hook(fn, x), 2 * x)[1], 1.0)
+
+
+def test_forward_mode_and_plain_calls_report_nothing(x: Tensor) -> None:
+    seen: list[object] = []
+
+    def f(x: Tensor) -> Tensor:
+        hook(seen.append, x)
+        return x**2
+
+    f(x)
+    pushforward(f, x)(x)
+    jacobian(f, x, mode="forward")
+    func.jacfwd(f)(x)
+    ignore_derivatives(lambda: f(x))
+    gradient(lambda x: (x * ignore_derivatives(lambda: f(x))).sum(), x)
+    assert not seen
+
+
+def test_a_hessian_in_chunks_reports_once(x: Tensor) -> None:
+    for hessian_way in (hessian_dual, hessian_reverse):
+        seen: list[object] = []
+
+        def f(x: Tensor, seen: list[object] = seen) -> Tensor:
+            hook(seen.append, x)
+            return (x**3).sum()
+
+        hessian_way(f, x, chunk_size=1)
+        assert seen == [None]
+
+
+# ---- bad input -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "differentiate",
+    [lambda f, x: gradient(f, x), lambda f, x: jacobian(f, x), lambda f, x: func.grad(f)(x)],
+)
+@pytest.mark.parametrize(
+    ("fn", "error", "message"),
+    [
+        (lambda g: g[..., :1], ValueError, r"expected <lambda> to return a gradient of the shape .*3"),
+        (lambda g: 2.0, TypeError, "expected <lambda> to return a tensor, or None.*got float"),
+        (lambda g: (g,), TypeError, "expected <lambda> to return a tensor, or None.*got tuple"),
+        (lambda g: g * 1j, ValueError, "expected <lambda> to return a real gradient"),
+        (
+            lambda g: g.to("meta"),
+            ValueError,
+            "expected <lambda> to return a gradient on cpu, got one on meta",
+        ),
+    ],
+)
+def test_what_cannot_be_a_gradient_is_refused(
+    fn: Any, error: type[Exception], message: str, differentiate: Any, x: Tensor
+) -> None:
+    fn.__qualname__ = "<lambda>"
+    with pytest.raises(error, match=message):
+        differentiate(lambda x: hook(fn, x).sum(), x)
+
+
+def test_another_structure_is_refused(x: Tensor) -> None:
+    with pytest.raises(ValueError, match="expected .* to return the structure that it got"):
+        gradient(lambda x: sum(t.sum() for t in hook(lambda g: g[:1], (x, x))), x)
+    with pytest.raises(ValueError, match="gradient of the shape"):
+        gradient(lambda x: sum(t.sum() for t in hook(lambda g: (g[0][:1], g[1]), (x, x))), x)
+
+
+def test_the_function_comes_first(x: Tensor) -> None:
+    with pytest.raises(TypeError, match=r"fn: expected a function .* write hook\(fn, x\)"):
+        hook(x, torch.neg)
+
+
+@pytest.mark.parametrize("x", ["text", None, True, 3.0, torch.arange(3), nn.Linear(1, 1), object()])
+def test_what_has_no_gradient_passes_untouched(x: object) -> None:
+    assert hook(torch.neg, x) is x
+
+
+# ---- showgrad --------------------------------------------------------------------------------------------
+
+
+class Holder:
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def shown(f: Any, capsys: pytest.CaptureFixture[str], *args: Any) -> list[str]:
+    gradient(f, *args)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_showgrad_prints_the_source_of_its_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    # fmt: off
+    def f(a: Tensor, b: Tensor) -> Tensor:
+        holder, items = Holder(a), [a, {"key": b}]
+        return (
+            showgrad(a)
+            + showgrad(holder.value)
+            + showgrad(items[0])
+            + showgrad(items[1]["key"])
+            + showgrad(a*b + 1)
+            + showgrad(x=b)
+            + showgrad(torch.sin(a).cos())
+            + showgrad(a, name="mine")
+            + showgrad(a, "second")
+        )
+
+    # fmt: on
+    lines = shown(f, capsys, 2.0, 3.0)
+    names = {re.match(r"∂\((.*)\) = tensor\(1\.\)", line).group(1) for line in lines}
+    expected = "a; holder.value; items[0]; items[1]['key']; a*b + 1; b; torch.sin(a).cos(); mine; second"
+    assert names == set(expected.replace("'", '"').split("; "))
+
+
+def test_showgrad_over_several_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    def f(a: Tensor) -> Tensor:
+        return showgrad(
+            torch.stack(
+                [
+                    a,  # a comment, (with brackets
+                    2   *   a,
+                ]
+            )
+            .sum(),
+        ) + showgrad(
+            a
+        )  # fmt: skip
+
+    assert set(shown(f, capsys, 1.0)) == {
+        "∂(torch.stack([a, 2 * a,]).sum()) = tensor(1.)",
+        "∂(a) = tensor(1.)",
+    }
+
+
+def test_showgrad_without_source_or_call_says_x(capsys: pytest.CaptureFixture[str]) -> None:
+    scope: dict[str, Any] = {"showgrad": showgrad}
+    exec("f = lambda a: showgrad(a) * 2", scope)
+    assert shown(scope["f"], capsys, 1.0) == ["∂(x) = tensor(2.)"]
+    assert shown(lambda a: sum(map(showgrad, [a])), capsys, 1.0) == ["∂(x) = tensor(1.)"]
+    assert shown(lambda a: functools.partial(showgrad, a)(), capsys, 1.0) == ["∂(x) = tensor(1.)"]
+    assert shown(lambda a: showgrad(*[a]), capsys, 1.0) == ["∂(x) = tensor(1.)"]
+    other = showgrad
+    assert shown(lambda a: other(a), capsys, 1.0) == ["∂(a) = tensor(1.)"]
+
+
+def test_showgrad_under_another_differentiation_prints_plain_values(
+    x: Tensor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def f(a: Tensor) -> Tensor:
+        return (showgrad(a) ** 2).sum()
+
+    jacobian(lambda a: showgrad(a) * 2, x[:2], mode="reverse")
+    func.vmap(lambda a: gradient(f, a)[0])(x[None])
+    gradient(lambda x: gradient(f, x)[0].sum(), x[:1])
+    func.grad(func.grad(lambda a: f(a)))(x[0])
+    assert capsys.readouterr().out.splitlines() == [
+        "∂(a) = tensor([[2., 0.],",
+        "        [0., 2.]], dtype=torch.float64)",
+        "∂(a) = tensor([[ 1., -2.,  4.]], dtype=torch.float64)",
+        "∂(a) = tensor([1.], dtype=torch.float64)",
+        "∂(a) = tensor([2.], dtype=torch.float64)",
+        "∂(a) = tensor(1., dtype=torch.float64)",
+        "∂(a) = tensor(2., dtype=torch.float64)",
+    ]
+
+
+def test_showgrad_prints_none_where_nothing_arrives(capsys: pytest.CaptureFixture[str]) -> None:
+    def f(a: Tensor, b: Tensor) -> Tensor:
+        showgrad(b)
+        return showgrad(a) * 2
+
+    assert shown(f, capsys, 1.0, 2.0) == ["∂(a) = tensor(2.)", "∂(b) = None"]
+
+
+def test_showgrad_prints_nothing_in_forward_mode(x: Tensor, capsys: pytest.CaptureFixture[str]) -> None:
+    jacobian(lambda a: showgrad(a) * 2, x, mode="forward")
+    pushforward(lambda a: showgrad(a) * 2, x)(x)
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a", "a"),
+        ("a  +  b", "a + b"),
+        ("f(\n  a,\n  b\n)", "f(a, b)"),
+        ("a  # comment\n+ b", "a + b"),
+        ("x\n  .y", "x.y"),
+        ("'two  spaces'", "'two  spaces'"),
+        ("a if b\nelse c", "a if b else c"),
+    ],
+)
+def test_source_on_one_line(text: str, line: str) -> None:
+    assert on_one_line(text) == line
+
+
+# ---- torch.compile ---------------------------------------------------------------------------------------
+
+
+def test_compiled_hooks_bend_as_they_do_uncompiled(x: Tensor) -> None:
+    def joint(x: Tensor) -> Tensor:
+        a, b = hook(lambda g: (g[1], g[0]), (x, x.sin()))
+        return (a * 2 + b**3).sum()
+
+    def all_of_them(x: Tensor) -> list[Tensor]:
+        return [
+            gradient(cube_sum, x)[0],
+            func.vmap(func.grad(cube_sum))(x[None]),
+            gradient(joint, x)[0],
+            func.hessian(cube_sum)(x),
+            func.jacrev(func.jacrev(cube_sum))(x),
+            func.jacfwd(func.jacfwd(cube_sum))(x),
+            gradient(lambda x: (hook(print, showgrad(x)) ** 2).sum(), x)[0],
+        ]
+
+    torch._dynamo.reset()
+    found = torch.compile(all_of_them, fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(found, all_of_them(x))
+
+
+def test_compiled_a_hook_inside_vmap_inside_grad_is_refused() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda X: func.grad(lambda X: func.vmap(cube_sum)(X).sum())(X), fullgraph=True, backend="aot_eager"
+    )
+    with pytest.raises(Exception, match="a hook in a function that vmap maps"):
+        compiled(torch.ones(2, 3))
