@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _engine, native, _state
+from . import _engine, _state, native
 from ._engine import Linearization
 from ._random import RandomState
 from ._torch_private import backward_bytes, custom_nodes, vmap_flat
