@@ -380,6 +380,41 @@ def test_changing_in_place_what_was_written_changes_nothing() -> None:
         assert torch.autograd.grad(out.sum(), x)[0].tolist() == [6, 6, 6]
 
 
+@pytest.mark.filterwarnings("ignore:Using backward")
+def test_memory_shared_with_others_is_copied() -> None:
+    x = torch.ones(3, requires_grad=True)
+    array = np.ones(3, dtype=np.float32)
+    base = x * 2
+    leaf = torch.ones(3, requires_grad=True)
+    (leaf * leaf * x).sum().backward(create_graph=True)
+    assert leaf.grad is not None
+    buf = Buffer(x, 4, 3)
+    buf[3] = x * 0
+    buf[0] = torch.from_numpy(array)
+    buf[1] = base[:]
+    buf[2] = leaf.grad
+    kept = buf[...].detach()
+    array[:] = 100
+    with torch.no_grad():
+        base.zero_()
+        leaf.grad.zero_()
+    assert torch.equal(buf.copy(), kept)
+    leaf.grad = None  # breaks the cycle that create_graph made
+
+
+def test_an_interpreter_that_hides_who_holds_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then every value is copied."""
+    monkeypatch.setattr("torchzygote.buffer.TEMPORARY", -1)
+    x = torch.ones(3, requires_grad=True)
+    buf = Buffer(x, 200, 3)
+    for i in range(200):
+        buf[i] = x * i
+    buf[:, 0] = x[0] * 1
+    out = buf.copy()
+    assert torch.equal(out[:, 1], torch.arange(200.0))
+    assert torch.autograd.grad(out.sum(), x)[0].tolist() == [200, 19900, 19900]
+
+
 def test_writing_under_no_grad_writes_a_constant() -> None:
     x = torch.ones(3, requires_grad=True)
     held = [x * 2 for _ in range(130)]
