@@ -16,7 +16,6 @@ from ._checkpoint_surroundings import Surroundings
 from ._linear_node import known_derivative, recomputed_derivative
 from ._random import RandomState
 from ._torch_private import (
-    has_tangent,
     in_forward_ad,
     in_functorch,
     is_tracing,
@@ -95,6 +94,8 @@ def forwarddiff(f: Callable[[Any], Any], x: Any, *, chunk_threshold: int | None 
             "the parameters of a module as a dict, and call it with torch.func.functional_call"
         )
     chunk = _check_chunk(chunk_threshold)
+    if not _engine.compiling() and in_forward_ad() and not in_functorch():
+        return f(x)  # plain torch.autograd.forward_ad: it runs forward, and allows no level within another
     leaves, spec = pytree.tree_flatten(x)
     slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and _is_followed(leaf)]
     run = _Run(f, leaves, spec, slots, chunk)
@@ -120,7 +121,7 @@ def _is_followed(x: Tensor) -> bool:
         return True
     if in_functorch():
         return "jvp" in transform_stack() or any(layer.requires_grad for _, layer in layers(x))
-    return (x.requires_grad and torch.is_grad_enabled()) or (in_forward_ad() and has_tangent(x))
+    return x.requires_grad and torch.is_grad_enabled()
 
 
 def _is_recorded(x: Tensor) -> bool:
@@ -155,7 +156,8 @@ class _Packing:
         tensors = []
         for part, (shape, dtype) in zip(torch.split(flat, self.sizes), self.forms, strict=True):
             if dtype.is_complex:
-                tensors.append(torch.view_as_complex(part.to(_real(dtype)).reshape(*shape, 2)))
+                pairs = part.to(_real(dtype)).reshape(*shape, 2)
+                tensors.append(torch.complex(pairs[..., 0], pairs[..., 1]))
             else:
                 tensors.append(part.to(dtype).reshape(shape))
         return tensors
@@ -200,7 +202,7 @@ class _Run:
 
     def differentiable(self) -> Any:
         """``f(x)`` with its derivative by ``x``."""
-        plain = not (_engine.compiling() or in_functorch() or in_forward_ad() or is_tracing())
+        plain = not (_engine.compiling() or in_functorch() or is_tracing())
         surroundings = None if _engine.compiling() else Surroundings()
         y = self.call([tensor.detach() for tensor in self.inputs])
         outputs, y_spec = pytree.tree_flatten(y)
