@@ -22,6 +22,7 @@ OUTPUT = EXAMPLES / "output"
 PICTURES = ROOT / "docs" / "_static" / "gallery"
 PAGE = ROOT / "docs" / "gallery.md"
 LIMIT = 100_000
+FIRST = ("quickstart.py", "train_digits.py")
 
 HEAD = """# Gallery
 
@@ -47,7 +48,7 @@ def run(script: Path) -> tuple[str, list[Path], float]:
     if done.returncode != 0:
         raise RuntimeError(f"{script.name} failed:\n{done.stderr[-2000:]}")
     pictures = [p for p in sorted(OUTPUT.rglob("*.png")) if p.stat().st_mtime >= start - 1]
-    return done.stdout, pictures, time.time() - start
+    return done.stdout.replace(f"{ROOT}{os.sep}", ""), pictures, time.time() - start
 
 
 def shrink(picture: Path, target: Path) -> None:
@@ -77,7 +78,7 @@ def section(script: Path) -> str:
     printed, pictures, seconds = run(script)
     lines = [f"## {title.strip().rstrip('.')}", "", f"`examples/{script.name}`", ""]
     if rest.strip():
-        lines += [rest.strip().replace("``", "`"), ""]
+        lines += [rest.strip("\n").replace("``", "`"), ""]
     for picture in pictures:
         name = f"{script.stem}-{picture.stem}.png" if picture.stem != script.stem else picture.name
         shrink(picture, PICTURES / name)
@@ -98,7 +99,7 @@ def main() -> int:
     PICTURES.mkdir(parents=True, exist_ok=True)
     kept = existing_sections()
     sections = {}
-    for script in sorted(EXAMPLES.glob("*.py")):
+    for script in sorted(EXAMPLES.glob("*.py"), key=lambda script: (script.name not in FIRST, script.name)):
         if names and script.stem not in names and script.name in kept:
             sections[script.name] = kept[script.name]
         else:
