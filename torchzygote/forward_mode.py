@@ -132,6 +132,11 @@ def _real(dtype: torch.dtype) -> torch.dtype:
     return dtype.to_real() if dtype.is_complex else dtype
 
 
+def _as_real(x: Tensor) -> Tensor:
+    # No view_as_real: the way back would be view_as_complex, which refuses odd offsets into the flat vector.
+    return torch.stack([x.real, x.imag], dim=-1) if x.is_complex() else x
+
+
 class _Packing:
     """Tensors as one flat real vector, and back."""
 
@@ -144,12 +149,7 @@ class _Packing:
         self.sizes = [math.prod(shape) * (2 if dtype.is_complex else 1) for shape, dtype in self.forms]
 
     def pack(self, tensors: list[Tensor]) -> Tensor:
-        parts = [
-            (torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor)
-            .reshape(-1)
-            .to(self.dtype)
-            for tensor in tensors
-        ]
+        parts = [_as_real(tensor).reshape(-1).to(self.dtype) for tensor in tensors]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def unpack(self, flat: Tensor) -> list[Tensor]:
