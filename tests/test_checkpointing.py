@@ -24,6 +24,8 @@ from torchzygote import (
     hessian,
     hessian_dual,
     hessian_reverse,
+    hook,
+    isderiving,
     jacobian,
     pullback,
     pushforward,
@@ -589,6 +591,33 @@ def test_gradients_inside_are_differentiable_whenever_it_runs(tape: bool, x: Ten
     expected = torch.autograd.grad(grad(lambda x: (f(x) ** 2).sum())(x).sum(), w)
     found = torch.autograd.grad(grad(lambda x: (checkpointed(f, x) ** 2).sum())(x).sum(), w)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("transform", [False, True])
+def test_hooks_inside_report_once_and_what_gets_nothing_reports_none(transform: bool, x: Tensor) -> None:
+    def counted(seen: list[Any], derivative: Any, checkpoint: Checkpoint) -> Any:
+        def note(g: Tensor | None) -> None:
+            seen.append(None if g is None else tuple(g.shape))
+
+        def f(x: Tensor) -> Tensor:
+            assert isderiving()
+            hook(note, x * 5)
+            return hook(note, x * 2).sin()
+
+        return derivative(lambda x: checkpoint(f, x).sum(), x)
+
+    def in_transform(f: Function, x: Tensor) -> Any:
+        return gradient(lambda y: grad(f)(x).sum() + y, torch.tensor(1.0))
+
+    def unused(f: Function, x: Tensor) -> Any:
+        return gradient(lambda y: grad(lambda x: (f(x), x.sum())[1])(x).sum() + y, torch.tensor(1.0))
+
+    for derivative in (in_transform, unused) if transform else (gradient, lambda f, x: hessian(f, x)):
+        expected: list[Any] = []
+        found: list[Any] = []
+        value = counted(expected, derivative, plainly)
+        torch.testing.assert_close(counted(found, derivative, checkpointed), value)
+        assert sorted(found, key=str) == sorted(expected, key=str)
 
 
 # ---- what f may and may not do -----------------------------------------------------------------------------

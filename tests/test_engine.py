@@ -79,6 +79,13 @@ def test_plain_autograd_outside_counts_only_when_asked(x: Tensor) -> None:
     torch.testing.assert_close(found, 2 * torch.func.hessian(f)(2 * x).sum(0))
 
 
+def test_create_graph_is_kept_under_vmap(x: Tensor) -> None:
+    w = x.clone().requires_grad_()
+    inside = torch.func.vmap(lambda s: gradient(lambda y: (s * y**3).sum(), w, create_graph=True)[0])(x)
+    (found,) = torch.autograd.grad(inside.sum(), w)
+    torch.testing.assert_close(found, 6 * x * x.sum())
+
+
 def test_pullback_is_differentiable_by_its_cotangent(x: Tensor) -> None:
     _, back = pullback(torch.sin, x)
     found = gradient(lambda v: (back(v)[0] ** 2).sum(), x)[0]
