@@ -569,6 +569,33 @@ def test_a_long_sum_costs_no_set() -> None:
     assert pattern.nnz == 20000
 
 
+def test_couplings_within_larger_ones_cost_nothing() -> None:
+    """Every step couples what the next one couples again: only the last couplings are written out."""
+
+    def heat(x: Tensor) -> Tensor:
+        for _ in range(20):
+            x = x + 0.1 * (x.roll(1) - 2 * x + x.roll(-1)) + 0.01 * x**3
+        return x.square().sum()
+
+    x = torch.rand(100)
+    (pattern,) = detect_hessian(heat, [x], budget=100 * 81**2)
+    assert pattern.nnz == 100 * 81
+
+
+def test_equal_sets_do_not_take_each_other_for_larger_ones() -> None:
+    sets = IndexSets(3, 1000, nested=True)
+    ids = torch.tensor([[1, 2], [2, 3], [1, 3]], dtype=ID)
+    a = sets.unite(sets.unite(ids[:1, 0], ids[:1, 1]), ids[1:2, 1])
+    b = sets.unite(sets.unite(ids[1:2, 0], ids[1:2, 1]), ids[:1, 0])
+    sets.unite(a, b)
+    sets.unite(b, a)
+    coupled = torch.zeros(sets.count, dtype=torch.bool)
+    coupled[[int(a), int(b), 1, 2]] = True
+    outermost = sets.outermost(coupled)
+    assert members(sets, outermost[[int(a)]]) == [frozenset({0, 1, 2})]
+    assert members(sets, outermost[[1, 2]]) == [frozenset({0, 1, 2})] * 2
+
+
 def test_cost_grows_in_proportion() -> None:
     def seconds(n: int) -> float:
         x = torch.rand(2 * n * n)

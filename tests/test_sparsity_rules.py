@@ -421,7 +421,7 @@ def test_second_order(row: Row) -> None:
 
 @pytest.mark.parametrize("row", TWICE, ids=[row.name for row in TWICE])
 def test_backward_formulas(row: Row) -> None:
-    """A function that is itself a gradient: its Jacobian is the Hessian, its operators are backward formulas."""
+    """A function that is a gradient: its Jacobian is the Hessian, its operators are backward formulas."""
     x = draw(row)
 
     def weighted(x: Tensor) -> Tensor:

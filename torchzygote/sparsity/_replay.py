@@ -44,7 +44,7 @@ class Replay:
         self.bounds = [0]
         for ref in inputs:
             self.bounds.append(self.bounds[-1] + _numel(ref))
-        self.sets = IndexSets(self.bounds[-1], budget)
+        self.sets = IndexSets(self.bounds[-1], budget, nested=second)
         self.context = Context(self.sets, second)
         self.unknown: dict[str, None] = {}
         self._shadows: dict[int, Shadow] = {}

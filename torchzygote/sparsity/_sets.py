@@ -34,11 +34,13 @@ class IndexSets:
         Indices go from 0 to ``size - 1``.
     budget : int
         How many members may be stored in all sets together.
+    nested : bool
+        Remember for each set the last union that it went into.
     """
 
-    __slots__ = ("_members", "_ptr", "budget", "count", "size", "used")
+    __slots__ = ("_members", "_ptr", "_supersets", "budget", "count", "size", "used")
 
-    def __init__(self, size: int, budget: int) -> None:
+    def __init__(self, size: int, budget: int, *, nested: bool = False) -> None:
         if size >= _LIMIT:
             raise OverBudget
         self.size = size
@@ -49,6 +51,7 @@ class IndexSets:
         self._ptr = torch.empty(4 * size + 66, dtype=torch.int64)
         self._ptr[0] = 0
         torch.arange(size + 1, out=self._ptr[1 : size + 2])
+        self._supersets = torch.zeros(size + 1, dtype=ID) if nested else None
         self._members = torch.empty(8 * size + 64, dtype=ID)
         torch.arange(size, out=self._members[:size])
 
@@ -108,7 +111,38 @@ class IndexSets:
             raise OverBudget
         if sizes.numel():
             self._append(sizes, members)
+        if self._supersets is not None:
+            self._enclose(first, ids)
+            self._enclose(second, ids)
         return ids.view(a.shape).expand(whole)
+
+    def _enclose(self, sets: Tensor, unions: Tensor) -> None:
+        """Remember that each of these sets is part of that union."""
+        assert self._supersets is not None
+        if self._supersets.numel() < self.count:
+            longer = torch.zeros(2 * self.count, dtype=ID)
+            longer[: self._supersets.numel()] = self._supersets
+            self._supersets = longer
+        self._supersets[sets.long()] = unions
+
+    def outermost(self, among: Tensor) -> Tensor:
+        """For each set the last of it and its known supersets that is ``among`` (a mask); 0 if none is."""
+        assert self._supersets is not None
+        among = among[: self.count]
+        every = torch.arange(self.count)
+        best = torch.where(among, every, 0)
+        up = torch.zeros(self.count, dtype=torch.int64)
+        known = min(self.count, self._supersets.numel())
+        up[:known] = self._supersets[:known].long()
+        sizes = self.ptr.diff()
+        up[sizes[up] <= sizes] = 0  # two equal sets may have gone into each other
+        up[0] = 0  # stands for none
+        up[0] = 0  # the empty set ends every chain
+        while bool(up.any()):  # each round looks twice as far
+            above = best[up]
+            best = torch.where(above > 0, above, best)
+            up = up[up]
+        return best
 
     def unite_groups(self, group_ptr: Tensor, group_ids: Tensor) -> Tensor:
         """The union of each group ``group_ids[group_ptr[g]:group_ptr[g + 1]]``."""
@@ -119,6 +153,8 @@ class IndexSets:
             raise OverBudget
         if sizes.numel():
             self._append(sizes, members)
+        if self._supersets is not None:
+            self._enclose(group_ids, torch.repeat_interleave(ids, group_ptr.diff()))
         return ids
 
     def unite_dims(self, ids: Tensor, dims: Sequence[int] | None, keepdim: bool = False) -> Tensor:

@@ -161,12 +161,18 @@ class Context:
             self._due = max(_MANY, 2 * self._pairs[0].numel())
 
     def pairs(self) -> tuple[Tensor, Tensor]:
-        """All pairs of sets that were coupled; some may be there twice."""
-        alone = self._with_itself.nonzero().squeeze(1)
-        if not self._pairs:
-            return alone, alone
-        keys = torch.unique(torch.cat(self._pairs))
-        return torch.cat([alone, keys >> 32]), torch.cat([alone, keys & 0xFFFFFFFF])
+        """All pairs of sets that were coupled, without most of those that are part of another."""
+        alone = torch.zeros(self.sets.count, dtype=torch.bool)
+        marked = min(self.sets.count, self._with_itself.numel())
+        alone[:marked] = self._with_itself[:marked]
+        alone[0] = False
+        keys = torch.unique(torch.cat(self._pairs)) if self._pairs else torch.empty(0, dtype=torch.int64)
+        first, second = keys >> 32, keys & 0xFFFFFFFF
+        outermost = self.sets.outermost(alone)
+        part = outermost[first]
+        there = (part == 0) | (part != outermost[second])
+        alone = (alone & (outermost == torch.arange(self.sets.count))).nonzero().squeeze(1)
+        return torch.cat([alone, first[there]]), torch.cat([alone, second[there]])
 
     def by_values(self, *values: Any) -> None:
         """Say that the structure hangs on these arguments: it is local if they come from the inputs."""
