@@ -9,7 +9,7 @@ from ._plan import set_memory_budget
 from ._version import __version__
 from .buffer import Buffer
 from .checkpointing import checkpointed
-from .eager import EagerUpdate, eager_update
+from .eager import eager_update
 from .forward_mode import forwarddiff
 from .graddict import GradDict
 from .gradients import WithGradient, gradient, pullback, pushforward, withgradient
@@ -24,7 +24,6 @@ from .vectors import copy_
 
 __all__ = [
     "Buffer",
-    "EagerUpdate",
     "GradDict",
     "Grads",
     "Params",
