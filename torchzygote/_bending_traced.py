@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo.comptime import comptime
 
 from ._torch_private import (
     layer_below,
     maybe_batch_axis,
     pytree,
+    trace_time,
     traced_value_of,
     transform_stack,
 )
@@ -27,6 +27,7 @@ from ._torch_private import (
 __all__ = ["attach_traced"]
 
 _noted = threading.local()
+_call_while_tracing = trace_time()
 
 
 def _note(context: Any) -> None:
@@ -53,7 +54,7 @@ def _attach_to_tensor(fn: Callable[..., Any], x: Tensor) -> Tensor:
     layer = y
     batched = False
     for level in _levels():
-        comptime(_note)
+        _call_while_tracing(_note)
         recorded, axis = _facts()
         if level == "vmap":
             if axis is None:

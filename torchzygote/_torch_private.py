@@ -82,6 +82,7 @@ __all__ = [
     "storage_key",
     "swap_tensors",
     "take_rows_off",
+    "trace_time",
     "traced_value_of",
     "transform_stack",
     "vmap_flat",
@@ -172,6 +173,13 @@ def maybe_batch_axis(x: Tensor) -> int | None:
     return _C_functorch.maybe_get_bdim(x) if _C_functorch.is_batchedtensor(x) else None
 
 
+def trace_time() -> Any:
+    """Dynamo's ``comptime``: calls a function while it traces. Imports Dynamo, which takes seconds."""
+    from torch._dynamo.comptime import comptime
+
+    return comptime
+
+
 def traced_value_of(context: Any, name: str) -> Any:
     """The fake tensor that stands for a local variable, in a function called by Dynamo's ``comptime``.
 
@@ -181,7 +189,7 @@ def traced_value_of(context: Any, name: str) -> Any:
 
 
 def plain_value(x: Tensor) -> Tensor:
-    """The values of ``x`` without graphs and wrappers, to be shown; batch axes come first, outermost first."""
+    """The values of ``x`` without graphs and wrappers, to be shown; batch axes first, outermost first."""
     x = _C_functorch.unwrap_if_dead(x)
     while _C_functorch.is_functorch_wrapped_tensor(x):
         inner = _C_functorch.get_unwrapped(x)

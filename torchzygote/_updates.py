@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._engine import Linearization
+from ._torch_private import in_functorch
+
 __all__ = ["Update", "enroll", "pull", "registry", "withdraw"]
 
 Update = Callable[[Tensor, Tensor], Any]
@@ -38,12 +41,27 @@ def is_enrolled(p: Tensor) -> bool:
 
 
 def pull(
+    lin: Linearization, cotangents: Sequence[Tensor | None], implicit: bool, *, retain: bool, keep: bool
+) -> list[Tensor | None]:
+    """The pullback of ``lin``; ``None`` where a gradient went into an update (in ``implicit`` calls).
+
+    ``keep``: the gradients must be differentiable, which refuses updates.
+    """
+    if not implicit or not registry:
+        return lin.pull(cotangents, retain=retain, create_graph=keep)
+    return _with_updates(
+        lin.prepared.inputs,
+        lambda: lin.pull(cotangents, retain=retain, create_graph=keep),
+        keep or in_functorch(),
+    )
+
+
+def _with_updates(
     params: Sequence[Tensor], pullback: Callable[[], list[Tensor | None]], differentiable: bool
 ) -> list[Tensor | None]:
-    """What ``pullback()`` gives, one gradient for each of ``params``; ``None`` where it went into an update.
+    """No more gradients are alive at a time than the backward pass needs.
 
-    No more gradients are alive at a time than the backward pass needs: what is kept of one that was used is a
-    zero of its shape, without memory.
+    What is kept of one that was used is a zero of its shape, without memory.
     """
     enrolled = [(i, p) for i, p in enumerate(params) if is_enrolled(p)]
     if not enrolled:

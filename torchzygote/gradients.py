@@ -97,7 +97,7 @@ def _value_and_results(
             if root is None:
                 flat: list[Tensor | None] = [None] * len(prepared.inputs)
             else:
-                flat = _pull(lin, [torch.ones_like(root)], params, retain=keep, keep=keep)
+                flat = _updates.pull(lin, [torch.ones_like(root)], params is not None, retain=keep, keep=keep)
             if not _engine.in_functorch() and not _engine.compiling():
                 flat = own(flat)
             value = lin.y
@@ -105,18 +105,6 @@ def _value_and_results(
         if release is not None:
             release()
     return value, prepared.results(flat) if params is None else Grads(params, flat)
-
-
-def _pull(
-    lin: _engine.Linearization, cotangents: list[Any], params: Params | None, *, retain: bool, keep: bool
-) -> list[Tensor | None]:
-    if params is None or not _updates.registry:
-        return lin.pull(cotangents, retain=retain, create_graph=keep)
-    return _updates.pull(
-        lin.prepared.inputs,
-        lambda: lin.pull(cotangents, retain=retain, create_graph=keep),
-        keep or _engine.in_functorch(),
-    )
 
 
 def _refuse_structure(caller: str, lin: _engine.Linearization, aux: bool) -> Any:
@@ -234,7 +222,7 @@ class _Back:
             cotangents = unfold_cotangent(lin, ybar)
             keep = self._keep or _engine.keeps_graph(None)
             with _state.differentiation(lin.waiting):
-                flat = _pull(lin, cotangents, self._params, retain=True, keep=keep)
+                flat = _updates.pull(lin, cotangents, self._params is not None, retain=True, keep=keep)
             if not _engine.in_functorch() and not _engine.compiling():
                 flat = own(flat, cotangents)
         return lin.prepared.results(flat) if self._params is None else Grads(self._params, flat)
