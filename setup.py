@@ -34,7 +34,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent
 OLDEST_TORCH = (2, 10)
 ARCHITECTURES = "8.0;8.9;9.0"
 TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
@@ -123,7 +123,8 @@ class Toolchain:
             self.compiler = [nvcc(), *common, *gencode(), "-DUSE_CUDA", *strict]
             self.compiler += [f"-Xcompiler={','.join(host)}", "-ccbin", host_compiler[-1], "-x", "cu"]
             self.linker = [nvcc(), "-shared", "-cudart", "static", "-ccbin", host_compiler[-1]]
-            libraries = ["-Xlinker", "--no-as-needed", "-ltorch"]
+            # libtorch brings in the libraries of the torch that loads this, with CUDA or without
+            libraries = ["-Xlinker", "--no-as-needed,--exclude-libs,ALL,-s", "-ltorch"]
         else:
             warnings = ["-Wall", "-Wextra"]
             warnings += ["-Werror"] if os.environ.get("TORCHZYGOTE_WERROR") == "1" else []

@@ -13,16 +13,16 @@ OTHER_PYTHON=${OTHER_PYTHON:-$PYTHON}
 WANTED=torch${1:+==$1}
 WHEELS=build/wheels
 ENVIRONMENT=$PWD/build/wheel-check
+PIP=(-m pip --quiet --disable-pip-version-check)
 
 rm -rf "$WHEELS" "$ENVIRONMENT" build/lib* build/bdist*  # a wheel takes whatever an earlier build left
-TORCHZYGOTE_NATIVE=require "$PYTHON" -m pip wheel --quiet --no-build-isolation --no-deps -w "$WHEELS" .
+TORCHZYGOTE_NATIVE=require "$PYTHON" "${PIP[@]}" wheel --no-build-isolation --no-deps -w "$WHEELS" .
 ls "$WHEELS"
 "$PYTHON" -c "import torch; print('built with torch', torch.__version__)"
 
 "$OTHER_PYTHON" -m venv "$ENVIRONMENT"
 trap '[ "${KEEP:-0}" = 1 ] || rm -rf "$ENVIRONMENT"' EXIT
-"$ENVIRONMENT/bin/python" -m pip install --quiet --disable-pip-version-check \
-    "$WANTED" "$(echo "$WHEELS"/*.whl)" pytest hypothesis
+"$ENVIRONMENT/bin/python" "${PIP[@]}" install "$WANTED" "$(echo "$WHEELS"/*.whl)" pytest hypothesis
 
 # Only the tests are copied: the package comes from the wheel.
 cp -r tests/native "$ENVIRONMENT/native-tests"
@@ -34,6 +34,6 @@ from torchzygote import native
 print('runs with torch', torch.__version__, 'python', sys.version.split()[0])
 print(native.info())
 "
-bin/python -m pytest -q -p no:cacheprovider native-tests -W error \
+bin/python -m pytest -q -p no:cacheprovider -c /dev/null --rootdir . --confcutdir native-tests native-tests -W error \
     -W 'ignore:.torch.jit.script. is deprecated:DeprecationWarning' \
     --deselect native-tests/test_native_loading.py::test_every_operator_has_its_files_and_its_kernels
