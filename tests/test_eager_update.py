@@ -141,6 +141,16 @@ def test_what_the_loss_does_not_use_is_not_updated() -> None:
     assert [p is w for p in seen] == [True]
 
 
+@pytest.mark.parametrize("route", ROUTES)
+def test_sparse_gradients(route: Any) -> None:
+    embedding = nn.Embedding(4, 2, sparse=True)
+    before = embedding.weight.detach().clone()
+    with eager_update(sgd, embedding):
+        route(lambda: embedding(torch.tensor([1, 1, 3])).sum(), Params(embedding))
+    expected = torch.tensor([[0.0], [0.2], [0.0], [0.1]]).expand(4, 2)
+    torch.testing.assert_close(before - embedding.weight.detach(), expected)
+
+
 def test_remove_ends_it_and_may_be_called_again() -> None:
     model = nn.Linear(2, 1)
     handle = eager_update(sgd, model)

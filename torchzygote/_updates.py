@@ -80,8 +80,9 @@ def _with_updates(
             with torch.no_grad():
                 update(p, gradient)
             used.append(i)
-            nothing = torch.zeros((), dtype=gradient.dtype, device=gradient.device)
-            return nothing.expand(gradient.shape)
+            if gradient.layout is not torch.strided:
+                return torch.zeros_like(gradient)
+            return torch.zeros((), dtype=gradient.dtype, device=gradient.device).expand(gradient.shape)
 
         return hook
 
