@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ._arguments import numpy_to_tensor, type_name
 from ._buffer_refusal import NotATensor
-from ._torch_private import batched_everywhere, in_plain_eager, innermost_level
+from ._torch_private import batched_everywhere, in_plain_eager, innermost_level, no_torch_function
 
 __all__ = [
     "TEMPORARY",
@@ -169,7 +169,7 @@ class ReadValue(Tensor):
     these operators are out of place. Everything computed from it is a plain tensor.
     """
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__ = no_torch_function
 
     def __iadd__(self, other: Any) -> Tensor:  # type: ignore[misc]
         result: Tensor = self + other

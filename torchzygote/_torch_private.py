@@ -67,6 +67,7 @@ __all__ = [
     "leave_grad_level",
     "load_decompositions",
     "maybe_batch_axis",
+    "no_torch_function",
     "node_attribute",
     "node_names",
     "node_shape",
@@ -97,6 +98,8 @@ _TRANSFORM_NAMES = {
 }
 
 
+# A subclass with this as its ``__torch_function__`` is a plain tensor to everything that is computed from it.
+no_torch_function: Callable[..., Any] = torch._C._disabled_torch_function_impl
 # ``None`` if no ``torch.func`` transform is running: :func:`in_functorch` where each nanosecond is felt.
 innermost_level: Callable[[], Any] = _C_functorch.peek_interpreter_stack
 

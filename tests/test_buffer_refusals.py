@@ -1,0 +1,146 @@
+"""What a Buffer refuses: being taken for a tensor, and bad indices, values and shapes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from torchzygote import Buffer
+
+close = torch.testing.assert_close
+
+
+# ---------------------------------------------------------------------------------------------------------
+# not a tensor
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda b, x: torch.matmul(b, x),
+        lambda b, x: torch.matmul(x, b),
+        lambda b, x: torch.stack([b, b]),
+        lambda b, x: torch.sin(b),
+        lambda b, x: torch.tensor(b),
+        lambda b, x: torch.as_tensor(b),
+        lambda b, x: torch.asarray(b),
+        lambda b, x: torch.nn.functional.linear(b, x),
+        lambda b, x: b + x,
+        lambda b, x: x + b,
+        lambda b, x: 2 * b,
+        lambda b, x: b / 2,
+        lambda b, x: x @ b,
+        lambda b, x: b @ x,
+        lambda b, x: b**2,
+        lambda b, x: -b,
+        lambda b, x: abs(b),
+        lambda b, x: b < 1,
+        lambda b, x: x < b,
+        lambda b, x: b == x,
+        lambda b, x: x == b,
+        lambda b, x: b != 0,
+        lambda b, x: operator_iadd(b, x),
+        lambda b, x: operator_iadd(x.clone(), b),
+        lambda b, x: np.asarray(b),
+        lambda b, x: np.sin(b),
+        lambda b, x: np.ones(3) + b,
+        lambda b, x: np.stack([b, b]),
+        lambda b, x: b.sum(),
+        lambda b, x: b.T,
+        lambda b, x: x in b,
+        lambda b, x: x.__setitem__(slice(None), b),
+        lambda b, x: b.append(Buffer(x)) if len(b) == 0 else b.__setitem__(0, Buffer(x)),
+        lambda b, x: float(b),
+    ],
+)
+@pytest.mark.parametrize("form", ["array", "list"])
+def test_it_is_not_a_tensor(use: Any, form: str) -> None:
+    x = torch.ones(3)
+    buf = Buffer(x) if form == "array" else Buffer()
+    with pytest.raises(TypeError, match="copy it first"):
+        use(buf, x)
+
+
+def operator_iadd(a: Any, b: Any) -> Any:
+    a += b
+    return a
+
+
+def test_asking_for_a_method_says_no() -> None:
+    buf = Buffer(torch.zeros(2))
+    assert not hasattr(buf, "sum")
+    assert not hasattr(buf, "nonsense")
+    assert buf == buf
+    assert len({buf, buf}) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------
+# bad input
+
+
+@pytest.mark.parametrize("tracked", [False, True])
+@pytest.mark.parametrize(
+    ("index", "error"),
+    [
+        (3, IndexError),
+        (-4, IndexError),
+        ((0, 4), IndexError),
+        ((0, 0, 0), IndexError),
+        ([0, 3], IndexError),
+        (torch.tensor([0, -4]), IndexError),
+        ((slice(None), torch.tensor([0, 9])), IndexError),
+        (torch.ones(2, dtype=torch.bool), IndexError),
+        (torch.ones(3, 3, dtype=torch.bool), IndexError),
+        (torch.tensor([0.0, 1.0]), IndexError),
+        (slice(None, None, -1), ValueError),
+        ("x", TypeError),
+        (1.5, TypeError),
+    ],
+)
+@pytest.mark.parametrize("before", [None, 0, (slice(None), 0)])
+def test_a_bad_index_is_refused_and_nothing_is_written(
+    index: Any, error: type[Exception], tracked: bool, before: Any
+) -> None:
+    x = torch.ones(4, requires_grad=tracked)
+    buf = Buffer(x, 3, 4)
+    if before is not None:
+        buf[before] = x[0] * 2
+    expected = buf[...]
+    with pytest.raises(error, match="index"):
+        buf[index] = x[0] * 5
+    with pytest.raises(error, match="index"):
+        buf[index]
+    assert torch.equal(buf.copy(), expected)
+
+
+@pytest.mark.parametrize("tracked", [False, True])
+@pytest.mark.parametrize("index", [0, (0, slice(None)), slice(1, 3), ([0, 1],), (slice(None), 1), ...])
+def test_a_value_that_does_not_broadcast_is_refused(index: Any, tracked: bool) -> None:
+    x = torch.ones(5, requires_grad=tracked)
+    for error in (ValueError, RuntimeError):
+        buf = Buffer(x, 3, 4)
+        with pytest.raises(error, match="value: expected a shape that broadcasts"):
+            buf[index] = x * 2
+        assert not buf.copy().any()
+
+
+@pytest.mark.parametrize("value", ["x", None, [1.0, 2.0], object()])
+def test_a_value_of_another_kind_is_refused(value: Any) -> None:
+    with pytest.raises(TypeError, match="value: expected a tensor"):
+        Buffer(torch.zeros(2))[0] = value
+
+
+def test_bad_shapes_are_refused() -> None:
+    x = torch.zeros(2)
+    with pytest.raises(ValueError, match="shape: expected nonnegative"):
+        Buffer(x, -1)
+    for shape in ((1.5,), ("3",), (True,)):
+        with pytest.raises(TypeError, match="shape: expected ints"):
+            Buffer(x, *shape)
+    with pytest.raises(TypeError, match="like"):
+        Buffer("x", 3)
+    with pytest.raises(TypeError, match="dtype"):
+        Buffer(x, 3, dtype="float32")  # type: ignore[arg-type]
