@@ -506,10 +506,23 @@ def test_compiled_hooks_bend_as_they_do_uncompiled(x: Tensor) -> None:
     torch.testing.assert_close(found, all_of_them(x))
 
 
-def test_compiled_a_hook_inside_vmap_inside_grad_is_refused() -> None:
+def test_compiled_inside_vmap_it_works_on_one_example(x: Tensor) -> None:
+    X = torch.randn(4, 3, dtype=torch.float64)
+
+    def f(x: Tensor) -> Tensor:
+        return (hook(lambda g: g / g.norm(), hook(lambda g: None, x)) ** 3).sum()
+
+    def all_of_them(X: Tensor) -> list[Tensor]:
+        return [
+            func.grad(lambda X: func.vmap(f, in_dims=1)(X.T).sum())(X),
+            gradient(lambda X: func.vmap(func.vmap(f))(X.reshape(2, 2, 3)).sum(), X)[0],
+            func.vmap(func.grad(f))(X),
+        ]
+
     torch._dynamo.reset()
-    compiled = torch.compile(
-        lambda X: func.grad(lambda X: func.vmap(cube_sum)(X).sum())(X), fullgraph=True, backend="aot_eager"
-    )
-    with pytest.raises(Exception, match="a hook in a function that vmap maps"):
-        compiled(torch.ones(2, 3))
+    found = torch.compile(all_of_them, fullgraph=True, backend="aot_eager")(X)
+    torch.testing.assert_close(found, all_of_them(X))
+    torch.compile(lambda X: func.vmap(f)(X).sum(), fullgraph=True, backend="aot_eager")(
+        X.requires_grad_()
+    ).backward()
+    torch.testing.assert_close(X.grad, found[2])

@@ -49,33 +49,37 @@ def _levels() -> tuple[str, ...]:
 _below = torch.compiler.allow_in_graph(layer_below)  # type: ignore[no-untyped-call]
 
 
+def _for_each_example(fn: Callable[..., Any], axis: int) -> Callable[..., Any]:
+    """What does to a batch of gradients what ``fn`` does to each.
+
+    By a loop: the number that a level of ``vmap`` has while tracing is not the one when the hook runs.
+    """
+
+    def of_batch(g: Tensor) -> Tensor | None:
+        bent = [fn(example) for example in g.unbind(axis)]
+        if not bent or bent[0] is None:
+            return None
+        return torch.stack(bent, dim=axis)
+
+    return of_batch
+
+
 def _attach_to_tensor(fn: Callable[..., Any], x: Tensor) -> Tensor:
     y = x.view_as(x)
     layer = y
-    batched = False
     for level in _levels():
         _call_while_tracing(_note)
         recorded, axis = _facts()
         if level == "vmap":
             if axis is None:
                 continue
-            batched = True
+            fn = _for_each_example(fn, axis)
         elif recorded:
-            if batched:
-                raise RuntimeError(_IN_VMAP)
             layer.register_hook(fn)  # type: ignore[no-untyped-call]
         layer = _below(layer)
     if layer.requires_grad:
-        if batched:
-            raise RuntimeError(_IN_VMAP)
         layer.register_hook(fn)  # type: ignore[no-untyped-call]
     return y
-
-
-_IN_VMAP = (
-    "hook: inside torch.compile, a hook in a function that vmap maps can't be differentiated from outside of "
-    "vmap; differentiate inside of vmap, or compile the parts"
-)
 
 
 def attach_traced(fn: Callable[..., Any], x: Any) -> Any:
