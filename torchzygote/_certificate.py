@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .coloring.recovery import Recovery
 
-__all__ = ["agreement", "close", "precision", "probe_rows", "warn_mismatch"]
+__all__ = ["agreement", "close", "precision", "probe_rows", "warn_mismatch", "wide"]
 
 
 def probe_rows(recovery: Recovery) -> Tensor:
@@ -79,14 +79,15 @@ def agreement(
 
 def _summed(values: Tensor, factors: Tensor, into: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """Sums of values times factors by index, and of their sizes."""
-    wide = _wide(values)
-    terms = wide * factors.to(wide.real.dtype)
+    summed = wide(values)
+    terms = summed * factors.to(summed.real.dtype)
     zeros = torch.zeros(length, dtype=terms.dtype, device=terms.device)
     sizes = terms.abs()
     return zeros.scatter_add(0, into, terms), zeros.to(sizes.dtype).scatter_add(0, into, sizes)
 
 
-def _wide(values: Tensor) -> Tensor:
+def wide(values: Tensor) -> Tensor:
+    """``values`` in a dtype that can be summed in."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
@@ -96,7 +97,7 @@ def _diagonal_agreement(
     """Column i by itself and together with the others of its color, weighted: H[i, i] must be the same."""
     colors = recovery.coloring.colors.to(values.device)
     factors = probes.sum(0).to(values)  # each column is in one probe
-    got = _wide(values * factors)
+    got = wide(values * factors)
     expected = probed.gather(0, colors.unsqueeze(0))[0]
     return close(got, got.abs(), expected.to(got), eps)
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _engine, _products, native
+from . import _engine, _plan, _products, native
 from ._arguments import Prepared
 from ._engine import Linearization
 from ._products import Seeds
@@ -21,7 +21,19 @@ from ._second_order import Options, SecondOrder, run
 from ._torch_private import custom_nodes
 from .coloring.recovery import Recovery
 
-__all__ = ["Collected", "Products", "collect", "color_seeds", "hessian_products", "jacobian_products"]
+__all__ = [
+    "Collected",
+    "Products",
+    "chunk_of",
+    "collect",
+    "color_seeds",
+    "hessian_products",
+    "jacobian_products",
+]
+
+# Seeds of one operation that a core's caches hold: 4 rows of 32768 doubles are best together, and rows of a
+# million one at a time (6.6 gradients instead of 9 for three colors).
+_CACHED = 4 << 20
 
 # lo, hi, and the products of these colors, shape (hi - lo, length) each; None where nothing depends on them
 Products = Iterable["tuple[int, int, list[Tensor | None]]"]
@@ -187,18 +199,50 @@ class Collected(NamedTuple):
     products: list[Tensor] | None
 
 
+class _Blocks:
+    """All products of each kind, put together from chunks."""
+
+    def __init__(self, recovery: Recovery, keep: bool) -> None:
+        self._lengths = recovery.lengths()
+        self._ncolors = recovery.ncolors
+        self._keep = keep
+        self._parts: list[list[Tensor]] = [[] for _ in self._lengths]
+
+    def add(self, lo: int, hi: int, flats: Sequence[Tensor]) -> None:
+        """Take the products of these colors."""
+        for parts, flat in zip(self._parts, flats, strict=True):
+            if self._keep or flat.shape[0] == self._ncolors:
+                parts.append(flat)
+                continue
+            if not parts:
+                parts.append(flat.new_empty(self._ncolors, flat.shape[1]))
+            parts[0][lo:hi].copy_(flat)
+
+    def joined(self, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+        """The products of all colors, one after the other."""
+        found = []
+        for parts, length in zip(self._parts, self._lengths, strict=True):
+            if not parts:
+                found.append(torch.zeros(0, length, dtype=dtype, device=device))
+            else:
+                found.append(parts[0] if len(parts) == 1 else torch.cat(parts))
+        return found
+
+
 def collect(
     recovery: Recovery, products: Products, dtypes: Sequence[torch.dtype], device: torch.device, keep: bool
 ) -> Collected:
     """Read the entries, row by row, from chunks of products.
 
-    A chunk is read as it comes, unless results must be differentiable (``keep``) or it is the only one.
+    The products of several chunks are put together where results must be differentiable (``keep``), and where
+    they hold little else than entries; otherwise each chunk is read as it comes.
     """
     lengths, ncolors = recovery.lengths(), recovery.ncolors
-    parts: list[list[Tensor]] = [[] for _ in lengths]
     probed: list[list[Tensor]] = [[] for _ in lengths]
+    blocks = _Blocks(recovery, keep)
     values: list[Tensor] | None = None
     for lo, hi, chunk in products:
+        flats = []
         for i, (product, length) in enumerate(zip(chunk, lengths, strict=True)):
             if product is None:
                 flat = torch.zeros(hi - lo, length, dtype=dtypes[i], device=device)
@@ -206,19 +250,41 @@ def collect(
                 flat = product.reshape(hi - lo, length)
             if hi > ncolors:
                 probed[i].append(flat[max(0, ncolors - lo) :])
-            parts[i].append(flat[: max(0, ncolors - lo)])
-        if not keep and (lo > 0 or hi < ncolors):
-            if values is None:
-                values = [
-                    torch.zeros(slot.numel(), dtype=dtype, device=device)
-                    for (slot, _), dtype in zip(recovery.slots, dtypes, strict=True)
-                ]
-            _read_chunk(recovery, [part.pop() for part in parts], lo, values)
+            flats.append(flat[: max(0, ncolors - lo)])
+        if lo >= ncolors:
+            continue
+        if keep or (lo == 0 and hi >= ncolors) or recovery.is_compact():
+            blocks.add(lo, min(hi, ncolors), flats)
+            continue
+        if values is None:
+            values = [
+                torch.zeros(slot.numel(), dtype=dtype, device=device)
+                for (slot, _), dtype in zip(recovery.slots, dtypes, strict=True)
+            ]
+        _read_chunk(recovery, flats, lo, values)
     probes = [torch.cat(rows) if len(rows) != 1 else rows[0] for rows in probed if rows]
     if values is not None:
         return Collected(values, probes, None)
-    joined = [part[0] if len(part) == 1 else torch.cat(part) for part in parts]
+    joined = blocks.joined(dtypes[0], device)
     return Collected(read(recovery, joined, dtypes), probes, joined)
+
+
+def chunk_of(options: Options, size: int, recovery: Recovery, like: Tensor) -> Callable[[int], int]:
+    """How many of a number of products are computed at a time; ``size``: the bytes that one needs.
+
+    Fewer than the budget allows where they are so long that batching saves no time and leaves the caches.
+    """
+    row = recovery.coloring.colors.numel() * like.element_size()
+
+    def chunk(total: int) -> int:
+        if _engine.compiling():
+            return max(1, total)
+        affordable = _plan.choose_chunk(options.chunk_size, total, size, like.device)
+        if options.chunk_size is not None or like.device.type != "cpu":
+            return affordable
+        return max(1, min(affordable, _CACHED // max(1, row)))
+
+    return chunk
 
 
 def _read_chunk(recovery: Recovery, chunk: Sequence[Tensor], lo: int, values: Sequence[Tensor]) -> None:

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _engine, _plan, _products, _structure
+from . import _engine, _products, _structure
 from ._arguments import Prepared
 from ._assembly import result_dtype
 from ._certificate import agreement, precision, probe_rows, warn_mismatch
-from ._colored import collect, color_seeds, hessian_products, jacobian_products
+from ._colored import chunk_of, collect, color_seeds, hessian_products, jacobian_products
 from ._engine import Linearization
 from ._random import RandomState
 from ._second_order import Options, SecondOrder
@@ -158,9 +158,7 @@ def _jacobian_values(
     probes = probe_rows(recovery) if verify else None
     size = _products.row_bytes(lin)
 
-    def chunk(total: int) -> int:
-        return _plan.choose_chunk(options.chunk_size, total, size, y.device)
-
+    chunk = chunk_of(options, size, recovery, y)
     products = jacobian_products(
         f,
         prepared,
@@ -235,9 +233,7 @@ def _hessian_values(
     probes = probe_rows(recovery) if verify else None
     size = second.row_bytes()
 
-    def chunk(total: int) -> int:
-        return _plan.choose_chunk(options.chunk_size, total, size, x.device)
-
+    chunk = chunk_of(options, size, recovery, x)
     seeds = _make_seeds(recovery, recovery.coloring.colors, probes)
     failed: Exception | None = None
     for way in ("reverse_over_reverse", "forward_over_reverse") if mode == "auto" else (mode,):

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _engine, _plan, _products
+from . import _engine, _products
 from ._arguments import Prepared
 from ._assembly import result_dtype
-from ._certificate import agreement, close, precision, probe_rows
-from ._colored import Collected, collect, color_seeds, hessian_products, jacobian_products
+from ._certificate import agreement, close, precision, probe_rows, wide
+from ._colored import Collected, chunk_of, collect, color_seeds, hessian_products, jacobian_products
 from ._engine import Linearization
 from ._products import Seeds
 from ._random import RandomState
@@ -32,7 +32,7 @@ _MOST_KEPT = 64 << 20
 class Constants:
     """What an evaluation needs besides values: seeds of the colors and the probes, and the check's tables."""
 
-    __slots__ = ("_seeds", "_tables", "device", "dtype", "probes", "recovery", "total")
+    __slots__ = ("_padded", "_seeds", "_tables", "device", "dtype", "probes", "recovery", "total")
 
     def __init__(self, recovery: Recovery, dtype: torch.dtype, device: torch.device, verify: bool) -> None:
         self.recovery = recovery
@@ -47,6 +47,7 @@ class Constants:
         if self.total * numel * dtype.itemsize <= _MOST_KEPT and self.total > 0:
             self._seeds = seeds(0, self.total)
         self._tables = None if self.probes is None else self._make_tables()
+        self._padded = None if self.probes is None else self._make_padded()
         recovery.flat_slots(device)
         recovery.rows_on(device)
         recovery.columns_on(device)
@@ -73,8 +74,7 @@ class Constants:
             return None
         lengths = recovery.lengths()
         cells = recovery.ncolors * sum(lengths)
-        entries = sum(pattern.nnz for pattern in recovery.patterns)
-        if cells > 4 * entries + 65536 or cells * self.dtype.itemsize > _MOST_KEPT:
+        if not recovery.is_compact() or cells * self.dtype.itemsize > _MOST_KEPT:
             return None
         assert self.probes is not None
         probe = self.probes[0]
@@ -89,16 +89,41 @@ class Constants:
             offset += recovery.widths[i]
         return tables
 
+    def _make_padded(self) -> tuple[Tensor, Tensor] | None:
+        """For a symmetric matrix, the entries of each row in a table, and what the probe weighs them with.
+
+        Summed over, it gives the matrix times the probe without scattering, which compilers do badly.
+        """
+        recovery = self.recovery
+        pattern = recovery.patterns[0]
+        if recovery.mode != "symmetric" or pattern.nnz == 0:
+            return None
+        counts = pattern.indptr.diff()
+        most = int(counts.max())
+        if most * recovery.rows > 2 * pattern.nnz + 65536 or pattern.nnz * 16 > _MOST_KEPT:
+            return None
+        assert self.probes is not None
+        within = torch.arange(most).unsqueeze(1)
+        there = within < counts
+        entries = torch.where(there, pattern.indptr[:-1] + within, 0)
+        factors = self.probes[0][pattern.indices[entries].to(self.device)]
+        weights = torch.where(there.to(self.device), factors, 0)
+        return entries.to(self.device), weights
+
     def check(self, found: Collected, eps: float) -> list[Tensor]:
         """Whether each element of the plain products is explained; empty without a check."""
         if self.probes is None:
             return []
+        if self._padded is not None and (_engine.compiling() or _engine.in_functorch()):
+            entries, weights = self._padded
+            terms = wide(found.values[0])[entries] * weights
+            return [close(terms.sum(0), terms.abs().sum(0), found.probed[0][0].to(terms.dtype), eps)]
         if self._tables is None or found.products is None:
             return agreement(self.recovery, found.values, self.probes, found.probed, eps)
         fine = []
         branches = not (_engine.compiling() or _engine.in_functorch())
         for product, table, expected in zip(found.products, self._tables, found.probed, strict=True):
-            terms = product.to(torch.promote_types(product.dtype, torch.float32)) * table
+            terms = wide(product) * table
             got, wanted = terms.sum(0), expected[0].to(terms.dtype)
             if branches:  # |got| is at most the size of its terms, so that this suffices where it holds
                 near = close(got, got.abs(), wanted, eps)
@@ -115,15 +140,6 @@ def or_nan(values: Sequence[Tensor], fine: Sequence[Tensor]) -> list[Tensor]:
         return list(values)
     right = torch.stack([one.all() for one in fine]).all()
     return [torch.where(right, v, torch.nan) for v in values]
-
-
-def _chunk_of(options: Options, size: int, device: torch.device) -> Callable[[int], int]:
-    def chunk(total: int) -> int:
-        if _engine.compiling():
-            return max(1, total)
-        return _plan.choose_chunk(options.chunk_size, total, size, device)
-
-    return chunk
 
 
 def jacobian_values(
@@ -145,7 +161,7 @@ def jacobian_values(
         y,
         constants.recovery,
         constants.seeds,
-        _chunk_of(options, size, y.device),
+        chunk_of(options, size, constants.recovery, y),
         options,
         random,
         hooked,
@@ -174,7 +190,7 @@ def hessian_values(
             recovery = constants.recovery
             return torch.zeros(recovery.slots[0][0].numel(), dtype=x.dtype, device=x.device), []
     size = 0 if traced else second.row_bytes()
-    chunk = _chunk_of(options, size, x.device)
+    chunk = chunk_of(options, size, constants.recovery, x)
     products = hessian_products(f, second, 0, mode, constants.seeds, chunk, options, random)
     found = collect(constants.recovery, products, [x.dtype], x.device, options.keep)
     return found.values[0], constants.check(found, precision([x], x))

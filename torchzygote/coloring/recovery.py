@@ -65,6 +65,11 @@ class Recovery:
         """Elements of each of the products of one color."""
         return self.widths if self.mode == "reverse" else [self.rows]
 
+    def is_compact(self) -> bool:
+        """Whether the products hold little else than entries."""
+        entries = sum(slot.numel() for slot, _ in self.slots)
+        return self.ncolors * sum(self.lengths()) <= 4 * entries + 65536
+
     def product_of(self, matrix: int) -> int:
         """Which of the products of one color holds the entries of this matrix."""
         return matrix if self.mode == "reverse" else 0
