@@ -34,6 +34,16 @@ def cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
+def kept(quantity: str) -> str:
+    """A number and its unit, on one line whatever the width."""
+    return quantity.replace(" ", "\u00a0")
+
+
+def grouped_digits(n: int) -> str:
+    """10 000, on one line."""
+    return f"{n:,}".replace(",", "\u00a0")
+
+
 def table(rows: list[Row]) -> str:
     """Rows as a table in Markdown; what misses its target or is slower is said in words."""
     judged = any(row.get("target") is not None for row in rows)
@@ -47,9 +57,9 @@ def table(rows: list[Row]) -> str:
         ratio, target = row.get("ratio"), row.get("target")
         values = [
             cell(row["work"]),
-            amount(row.get("ours_ms"), unit),
+            kept(amount(row.get("ours_ms"), unit)),
             cell(row.get("peer", "") or ""),
-            amount(row.get("peer_ms"), unit),
+            kept(amount(row.get("peer_ms"), unit)),
             _ratio(ratio),
         ]
         if judged:
@@ -110,11 +120,11 @@ def sizes_table(rows: list[Row]) -> str:
         ratios = ", ".join(
             "–" if row.get("ratio") is None else f"{row['ratio']:.2f}" for row in sizes.values()
         )
-        times = ", ".join(amount(row.get("ours_ms")) for row in sizes.values())
+        times = ", ".join(kept(amount(row.get("ours_ms"))) for row in sizes.values())
         last = list(sizes.values())[-1]
         growth = re.search(r"exponent (-?[\d.]+)", last.get("note", ""))
         lines.append(
-            f"| {cell(name)} | {', '.join(f'{n:,}'.replace(',', ' ') for n in sizes)} | {times} "
+            f"| {cell(name)} | {', '.join(grouped_digits(n) for n in sizes)} | {times} "
             f"| {cell(last.get('peer', ''))} | {ratios} | {growth.group(1) if growth else ''} |"
         )
     return "\n".join(lines)
@@ -143,6 +153,7 @@ def draw(results: Results, folder: Path) -> None:
 
 def _draw_ratios(rows: list[Row], path: Path) -> None:
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     shown = [row for row in rows if row.get("ratio") is not None]
     if not shown:
@@ -158,8 +169,16 @@ def _draw_ratios(rows: list[Row], path: Path) -> None:
             axes.scatter([target], [position], marker="|", color="0.35", s=120, zorder=2)
     axes.axvline(1, color="0.35", lw=0.8)
     axes.set_xscale("log")
-    axes.set_yticks(range(len(shown)), [f"{row['work']}" for row in reversed(shown)], fontsize=8)
-    axes.set_xlabel("time or memory, over the best peer's (left of 1 is less; bar: target)", fontsize=8)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.margins(x=0.08)
+    names = [row["work"] for row in shown]
+    labels = [
+        f"{row['work']} ({row['peer']})" if names.count(row["work"]) > 1 else row["work"] for row in shown
+    ]
+    axes.set_yticks(range(len(shown)), labels[::-1], fontsize=8)
+    axes.set_xlabel("ratio to the best peer (left of 1 is less; bar: target)", fontsize=8)
     axes.tick_params(axis="x", labelsize=8)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import torchzygote as tz
+from torchzygote import plan_hessian, plan_jacobian
 
 from ._harness import Contender, Row, compare, exponent
 
@@ -85,9 +86,9 @@ def jacobians(n: int) -> Iterator[tuple[str, Case]]:
     peer: dict[str, Contender | None] = {"jacrev": lambda: banded(x)}
     yield "jacobian, three neighbours", (lambda: tz.jacobian(force, x), peer)
     yield "jacobian, three neighbours, sparse=True", (lambda: tz.jacobian(force, x, sparse=True), peer)
-    plan = tz.plan_jacobian(force, x)
+    plan = plan_jacobian(force, x)
     yield "a Jacobian plan, called", (lambda: plan(x), peer)
-    yield "plan_jacobian", (lambda: tz.plan_jacobian(force, x), peer)
+    yield "plan_jacobian", (lambda: plan_jacobian(force, x), peer)
 
 
 def hessians(n: int) -> Iterator[tuple[str, Case]]:
@@ -98,8 +99,10 @@ def hessians(n: int) -> Iterator[tuple[str, Case]]:
         "jacrev(jacrev)": lambda: reverse(x),
     }
     yield "hessian", (lambda: tz.hessian(energy, x), peers)
-    yield "hessian_dual", (lambda: tz.hessian_dual(energy, x), peers)
-    yield "hessian_reverse", (lambda: tz.hessian_reverse(energy, x), peers)
+    same_way: dict[str, Contender | None] = {"torch.func.hessian": lambda: mixed(x)}
+    yield "hessian_dual", (lambda: tz.hessian_dual(energy, x), same_way)
+    same_way = {"jacrev(jacrev)": lambda: reverse(x)}
+    yield "hessian_reverse", (lambda: tz.hessian_reverse(energy, x), same_way)
     three: dict[str, Contender | None] = {
         "value, grad and hessian apart": lambda: (energy(x), grad_by_hand(energy, x)(), reverse(x))
     }
@@ -107,7 +110,7 @@ def hessians(n: int) -> Iterator[tuple[str, Case]]:
     diagonal: dict[str, Contender | None] = {"diagonal of jacrev(jacrev)": lambda: reverse(x).diagonal()}
     yield "diaghessian", (lambda: tz.diaghessian(energy, x), diagonal)
     yield "hessian, sparse=True", (lambda: tz.hessian(energy, x, sparse=True), peers)
-    plan = tz.plan_hessian(energy, x)
+    plan = plan_hessian(energy, x)
     yield "a Hessian plan, called", (lambda: plan(x), peers)
 
 

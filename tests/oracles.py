@@ -65,7 +65,9 @@ def fd_hessian(f: Callable[[Tensor], Tensor], x: Tensor, step: float = 1e-4) -> 
     H = torch.zeros(n, n, dtype=torch.float64)
     for i in range(n):
         for j in range(n):
-            corners = at(i, step, j, step) - at(i, step, j, -step) - at(i, -step, j, step) + at(i, -step, j, -step)
+            corners = (
+                at(i, step, j, step) - at(i, step, j, -step) - at(i, -step, j, step) + at(i, -step, j, -step)
+            )
             H[i, j] = corners / (4 * step * step)
     return H
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from scenarios import SCALAR, SCENARIOS, Scenario
 from torch import Tensor
 
-from scenarios import SCALAR, SCENARIOS, Scenario
 from torchzygote.gradients import gradient, pullback, pushforward, withgradient
 from torchzygote.hessians import diaghessian, hessian, hessian_dual, hessian_reverse, withhessian
 from torchzygote.jacobians import jacobian, withjacobian

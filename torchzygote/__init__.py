@@ -19,6 +19,7 @@ from .hooks import hook, showgrad
 from .jacobians import WithJacobian, jacobian, withjacobian
 from .nondifferentiable import ignore_derivatives, isderiving
 from .params import Params
+from .plans import HessianPlan, JacobianPlan, plan_hessian, plan_jacobian
 from .sparsity.detect import hessian_sparsity, jacobian_sparsity
 from .vectors import copy_
 
@@ -26,6 +27,8 @@ __all__ = [
     "Buffer",
     "GradDict",
     "Grads",
+    "HessianPlan",
+    "JacobianPlan",
     "Params",
     "WithGradient",
     "WithHessian",
@@ -46,6 +49,8 @@ __all__ = [
     "isderiving",
     "jacobian",
     "jacobian_sparsity",
+    "plan_hessian",
+    "plan_jacobian",
     "pullback",
     "pushforward",
     "set_memory_budget",

@@ -99,6 +99,8 @@ class About(NamedTuple):
 
 # They change what a tensor object shows, not the memory.
 _METADATA = {"squeeze_", "unsqueeze_", "t_", "transpose_", "as_strided_", "swapaxes_", "swapdims_", "detach_"}
+# They exchange the memory itself.
+_REARRANGING = {"set", "resize", "resize_as"}
 # Batch statistics are updated in place without the schema's saying so.
 _HIDDEN_WRITES = {"native_batch_norm": (3, 4), "cudnn_batch_norm": (3, 4), "miopen_batch_norm": (3, 4)}
 # Their results show the values of a float input, in a number or in a shape.
@@ -182,7 +184,9 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
 
     def depends(self, x: Tensor) -> Ref:
         """Make the memory of ``x`` depend on the inputs, and say where ``x`` lies in it."""
-        key = self._keep(x)
+        return self._depends(x, self._keep(x, storage_key(x)))
+
+    def _depends(self, x: Tensor, key: int) -> Ref:
         place = self._dependent.get(key)
         if place is None:
             place = Place(len(self._places), x.untyped_storage().nbytes(), x.itemsize)
@@ -220,8 +224,7 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
         self._record(facts, args, kwargs, out)
         return out
 
-    def _keep(self, x: Tensor) -> int:
-        key = storage_key(x)
+    def _keep(self, x: Tensor, key: int) -> int:
         if key not in self._alive:
             self._alive[key] = weak_storage(x)
         return key
@@ -246,34 +249,41 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
 
     def _record(self, facts: About, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         given = [*tensors_in(args), *tensors_in(tuple(kwargs.values()))]
-        keys = {storage_key(x) for x in given}
         results = list(tensors_in(out if isinstance(out, (list, tuple)) else (out,)))
-        fresh = [x for x in results if storage_key(x) not in keys]
-        self._made.update(self._keep(x) for x in fresh if storage_key(x))
-        dependent = any(self.reference(x) is not None for x in given)
+        key_of = {id(x): storage_key(x) for x in given}
+        keys = set(key_of.values())
+        for x in results:
+            key_of.setdefault(id(x), storage_key(x))
+        # What has no memory to be known by (sparse layouts) is never taken for a view.
+        fresh = [x for x in results if not key_of[id(x)] or key_of[id(x)] not in keys]
+        dependent = any(carries_derivative(x.dtype) and key_of[id(x)] in self._dependent for x in given)
         seen = dependent or not keys.isdisjoint(self._seen) or not keys.isdisjoint(self._dependent)
-        for x in given:
-            if x.requires_grad and storage_key(x):
-                self._volatile.add(self._keep(x))
-            if x._backward_hooks:
-                self.unsupported = "a hook on a tensor in f"
-        volatile = seen or facts.random or not keys.isdisjoint(self._volatile)
+        self._look_at(given, key_of)
         if facts.reveals_values and seen:
             self._local = True
         written = self._written(facts, args, kwargs) if facts.mutable else []
         if not fresh and not written:
             return  # a view: its memory is known
+        for x in fresh:
+            if key_of[id(x)]:
+                self._made.add(self._keep(x, key_of[id(x)]))
         if dependent:
-            self._append(facts, args, kwargs, out, fresh, written)
+            self._append(facts, args, kwargs, out, fresh, written, key_of)
+        volatile = seen or facts.random or not keys.isdisjoint(self._volatile)
         for x in (*fresh, *written):
-            if not storage_key(x):
-                if dependent:
-                    self.unsupported = f"{facts.full_name} makes a tensor of layout {x.layout}"
-                continue
-            if volatile:
-                self._volatile.add(self._keep(x))
-            if seen:
-                self._seen.add(self._keep(x))
+            key = key_of[id(x)]
+            if key and volatile:
+                self._volatile.add(self._keep(x, key))
+                if seen:
+                    self._seen.add(key)
+
+    def _look_at(self, given: Sequence[Tensor], key_of: dict[int, int]) -> None:
+        """Flags and hooks of tensors that an operator was given."""
+        for x in given:
+            if x.requires_grad and key_of[id(x)]:
+                self._volatile.add(self._keep(x, key_of[id(x)]))
+            if x._backward_hooks:
+                self.unsupported = "a hook on a tensor in f"
 
     def _append(
         self,
@@ -283,38 +293,51 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
         out: Any,
         fresh: list[Tensor],
         written: list[Tensor],
+        key_of: dict[int, int],
     ) -> None:
+        if facts.name in _REARRANGING:
+            self.unsupported = f"{facts.full_name} in f"
         # Arguments first: what the operator makes of them must not depend on them yet.
         new = {id(x) for x in fresh}
         targets = {id(x) for x in written}
-        coded = self._code(args, targets)
-        coded_kwargs = {name: self._code(value, targets) for name, value in kwargs.items()}
+        coded = self._code(args, targets, key_of)
+        coded_kwargs = {name: self._code(value, targets, key_of) for name, value in kwargs.items()}
         outs: list[Any] = []
         for x in pytree.tree_leaves(out):
             if not isinstance(x, Tensor):
                 outs.append(x)
-            elif not storage_key(x) or not carries_derivative(x.dtype):
+                continue
+            key = key_of[id(x)]
+            if not carries_derivative(x.dtype):
                 outs.append(Const(x, True, False))
+            elif not key:
+                self.unsupported = f"{facts.full_name} makes a tensor of layout {x.layout}"
             elif id(x) in new or id(x) in targets:
-                outs.append(self.depends(x))
+                outs.append(self._depends(x, self._keep(x, key)))
             else:
                 outs.append(self.reference(x))
-        refs = tuple(self.depends(x) for x in written if storage_key(x) and carries_derivative(x.dtype))
+        refs = []
+        for x in written:
+            key = key_of[id(x)]
+            if key and carries_derivative(x.dtype):
+                refs.append(self._depends(x, self._keep(x, key)))
+            elif key in self._dependent or not key:
+                self.unsupported = f"{facts.full_name} writes into memory that depends on the input"
         probe = self._probes.get(facts.name)
         extra = None if probe is None else probe(args, out)
-        self._ops.append(Op(facts, tuple(coded), coded_kwargs, tuple(outs), refs, extra))
+        self._ops.append(Op(facts, tuple(coded), coded_kwargs, tuple(outs), tuple(refs), extra))
 
-    def _code(self, value: Any, overwritten: set[int]) -> Any:
+    def _code(self, value: Any, overwritten: set[int], key_of: dict[int, int]) -> Any:
         if isinstance(value, Tensor):
-            place = self._dependent.get(storage_key(value))
+            key = key_of[id(value)]
+            place = self._dependent.get(key)
             if place is not None and carries_derivative(value.dtype):
                 return _ref(value, place)
-            key = storage_key(value)
             seen = key in self._seen or place is not None
             fixed = not seen and key not in self._volatile
             return Const(value, seen, fixed, id(value) in overwritten)
         if isinstance(value, (list, tuple)):
-            return [self._code(part, overwritten) for part in value]
+            return [self._code(part, overwritten, key_of) for part in value]
         return value
 
 
