@@ -14,14 +14,14 @@ CPU = torch.device("cpu")
 
 @given(rows=st.integers(1, 10**6), row_bytes=st.integers(0, 10**8))
 def test_a_chunk_is_at_least_one_row_and_at_most_all(rows: int, row_bytes: int) -> None:
-    assert 1 <= _plan.choose_chunk(None, rows, row_bytes, CPU) <= rows
+    assert 1 <= _plan.choose_chunk(None, rows, _plan.RowCost(row_bytes, 1), CPU) <= rows
 
 
 @given(rows=st.integers(1, 10**6), row_bytes=st.integers(1, 10**8), budget=st.integers(1, 2**32))
 def test_a_chunk_fits_the_budget_or_is_one_row(rows: int, row_bytes: int, budget: int) -> None:
     set_memory_budget(budget)
     try:
-        chunk = _plan.choose_chunk(None, rows, row_bytes, CPU)
+        chunk = _plan.choose_chunk(None, rows, _plan.RowCost(row_bytes, 1), CPU)
     finally:
         set_memory_budget(None)
     assert chunk == 1 or chunk * row_bytes <= max(budget, _plan._SMALL)
@@ -29,14 +29,14 @@ def test_a_chunk_fits_the_budget_or_is_one_row(rows: int, row_bytes: int, budget
 
 @pytest.mark.parametrize(("rows", "row_bytes"), [(1000, 16_000), (5000, 12_345), (700, 40_000)])
 def test_chunks_that_are_not_the_whole_are_whole_registers(rows: int, row_bytes: int) -> None:
-    chunk = _plan.choose_chunk(None, rows, row_bytes, CPU)
+    chunk = _plan.choose_chunk(None, rows, _plan.RowCost(row_bytes, 1), CPU)
     assert chunk < rows
     assert chunk % 32 == 0
 
 
 def test_a_given_chunk_size_is_kept() -> None:
-    assert _plan.choose_chunk(7, 100, 10**12, CPU) == 7
-    assert _plan.choose_chunk(700, 100, 1, CPU) == 100
+    assert _plan.choose_chunk(7, 100, _plan.RowCost(10**12, 1), CPU) == 7
+    assert _plan.choose_chunk(700, 100, _plan.RowCost(1, 1), CPU) == 100
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchzygote import _separable
 from torchzygote._alignment import aligned_axes
+from torchzygote._plan import RowCost
 from torchzygote._separable import find_layout
 from torchzygote.gradients import gradient
 from torchzygote.hessians import diaghessian, hessian
@@ -226,7 +227,7 @@ def test_non_finite_values_pass_through(value: float) -> None:
 
 def test_small_problems_are_left_alone() -> None:
     x = torch.randn(10, requires_grad=True)
-    assert find_layout(x.sin(), x, 1 << 20) is None
+    assert find_layout(x.sin(), x, RowCost(1 << 20, 1)) is None
     y = torch.randn(100, requires_grad=True)
-    assert find_layout(y.sin(), y, 100) is None
-    assert find_layout(y.sin(), y, 1 << 20) is not None
+    assert find_layout(y.sin(), y, RowCost(100, 1)) is None
+    assert find_layout(y.sin(), y, RowCost(1 << 20, 1)) is not None

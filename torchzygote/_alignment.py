@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ._torch_private import node_attribute, node_shape, source_of
+from ._torch_private import node_attribute, node_names, node_shape, source_of
 
-__all__ = ["Alignment", "aligned_axes"]
+__all__ = ["Alignment", "aligned_axes", "keeps_elements_apart"]
 
 # For each axis of a value the axis of the input that it runs along with; FREE: may depend on any index there.
 Alignment = tuple[int, ...]
@@ -211,6 +211,26 @@ _RULES: dict[str, _Rule] = {
     "Convolution": _convolves,
     "NativeLayerNorm": _normalizes,
 }
+
+
+# They move elements, each to a place or two.
+_MOVES = """
+    AsStrided Cat ConstantPadNd Flip Gather Index IndexSelect Permute ReshapeAlias Roll Scatter Select
+    SelectBackward Slice SliceBackward Split SplitWithSizes Squeeze Stack T Transpose Unbind UnsafeView
+    Unsqueeze View
+""".split()  # noqa: SIM905
+_APART = frozenset([*_ELEMENTWISE, *_MOVES]) - {"Expand"}
+
+
+@functools.cache
+def _keeps_apart(name: str) -> bool:
+    found = _NAME.match(name)
+    return found[1] in _APART if found else name == "torch::autograd::AccumulateGrad"
+
+
+def keeps_elements_apart(roots: Sequence[Tensor]) -> bool:
+    """Whether every recorded operation works element by element or moves elements; none sums or mixes."""
+    return bool(roots) and all(_keeps_apart(name) for root in roots for name in node_names(root))
 
 
 @functools.cache

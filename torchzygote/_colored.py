@@ -15,6 +15,7 @@ from torch import Tensor
 from . import _engine, _plan, _products, native
 from ._arguments import Prepared
 from ._engine import Linearization
+from ._plan import RowCost
 from ._products import Seeds
 from ._random import RandomState
 from ._second_order import Options, SecondOrder, run
@@ -269,8 +270,8 @@ def collect(
     return Collected(read(recovery, joined, dtypes), probes, joined)
 
 
-def chunk_of(options: Options, size: int, recovery: Recovery, like: Tensor) -> Callable[[int], int]:
-    """How many of a number of products are computed at a time; ``size``: the bytes that one needs.
+def chunk_of(options: Options, cost: RowCost, recovery: Recovery, like: Tensor) -> Callable[[int], int]:
+    """How many of a number of products are computed at a time; ``cost``: what one takes.
 
     Fewer than the budget allows where they are so long that batching saves no time and leaves the caches.
     """
@@ -279,7 +280,7 @@ def chunk_of(options: Options, size: int, recovery: Recovery, like: Tensor) -> C
     def chunk(total: int) -> int:
         if _engine.compiling():
             return max(1, total)
-        affordable = _plan.choose_chunk(options.chunk_size, total, size, like.device)
+        affordable = _plan.choose_chunk(options.chunk_size, total, cost, like.device)
         if options.chunk_size is not None or like.device.type != "cpu":
             return affordable
         return max(1, min(affordable, _CACHED // max(1, row)))

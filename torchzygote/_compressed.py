@@ -6,6 +6,7 @@ means that the dense way is to be taken.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,11 +15,13 @@ import torch
 from torch import Tensor
 
 from . import _engine, _products, _structure
+from ._alignment import keeps_elements_apart
 from ._arguments import Prepared
 from ._assembly import result_dtype
 from ._certificate import agreement, precision, probe_rows, warn_mismatch
 from ._colored import chunk_of, collect, color_seeds, hessian_products, jacobian_products
 from ._engine import Linearization
+from ._plan import RowCost
 from ._random import RandomState
 from ._second_order import Options, SecondOrder
 from ._separable import find_layout
@@ -27,9 +30,12 @@ from .sparsity.pattern import Pattern
 
 __all__ = ["csr", "dense", "diagonals", "full_csr", "hessian", "jacobian", "refuse_nested"]
 
-# Bytes that the dense products must move before anybody looks for structure: detection of a small graph
-# takes about 30 ms, and a core moves some 4 GB in a second.
+# Bytes that the dense products must move before anybody looks for structure: a core moves some 4 GB a second,
+# and detection takes 2 ms and 0.1 ms for each recorded operation. Where every operation keeps elements apart,
+# the derivative is sparse nearly always, so that detection need be no more than three times faster.
 _WORTH_LOOKING = 1 << 29
+_WORTH_LOOKING_LOCAL = 24 << 20
+_WORTH_LOOKING_NODE = 5 << 18
 # Structure pays if it saves at least this factor of products.
 _GAIN = 2
 
@@ -43,14 +49,17 @@ def refuse_nested(caller: str) -> None:
         )
 
 
-def _is_worth_looking(products: int, row_bytes: int) -> bool:
-    return products * row_bytes >= _WORTH_LOOKING
+def _is_worth_looking(products: int, cost: RowCost, roots: Sequence[Tensor]) -> bool:
+    nbytes = products * cost.nbytes
+    if nbytes >= _WORTH_LOOKING or nbytes < _WORTH_LOOKING_LOCAL + cost.nodes * _WORTH_LOOKING_NODE:
+        return nbytes >= _WORTH_LOOKING
+    return keeps_elements_apart(roots)
 
 
-def _has_batch_axis(lin: Linearization, size: int, same_axes: bool = False) -> bool:
+def _has_batch_axis(lin: Linearization, cost: RowCost, same_axes: bool = False) -> bool:
     """Whether the graph alone shows a block-diagonal structure, which the dense way makes use of."""
     root = lin.roots[0]
-    return all(find_layout(root, x, size, same_axes=same_axes) is not None for x in lin.inputs)
+    return all(find_layout(root, x, cost, same_axes=same_axes) is not None for x in lin.inputs)
 
 
 def _make_seeds(recovery: Recovery, colors: Tensor, probes: Tensor | None) -> Callable[..., Any]:
@@ -112,11 +121,11 @@ def jacobian(
     if any(x.dtype.is_complex for x in prepared.inputs):
         mode = "reverse"
     products = {"reverse": rows, "forward": columns}.get(mode, min(rows, columns))
-    size = _products.row_bytes(lin)
-    if not sparse and (not _is_worth_looking(products, size) or _has_batch_axis(lin, size)):
+    cost = _products.row_cost(lin)
+    if not sparse and (not _is_worth_looking(products, cost, lin.roots) or _has_batch_axis(lin, cost)):
         return None
-    limit = None if sparse else products * size
-    patterns = _structure.jacobian_patterns(f, prepared, rows, limit)
+    limit = None if sparse else products * cost.nbytes
+    patterns = _structure.jacobian_patterns(caller, f, prepared, rows, limit)
     if patterns is None or all(pattern.dense for pattern in patterns):
         return None
     most = products if sparse else products / _GAIN
@@ -156,9 +165,9 @@ def _jacobian_values(
 ) -> list[Tensor] | None:
     """Values of each input's entries; ``None`` if the check fails."""
     probes = probe_rows(recovery) if verify else None
-    size = _products.row_bytes(lin)
+    cost = _products.row_cost(lin)
 
-    chunk = chunk_of(options, size, recovery, y)
+    chunk = chunk_of(options, cost, recovery, y)
     products = jacobian_products(
         f,
         prepared,
@@ -197,15 +206,19 @@ def hessian(
         return None
     x = second.prepared.inputs[0]
     n = x.numel()
-    size = second.row_bytes()
-    if x.dim() == 0 or n == 0 or (not sparse and not _is_worth_looking(n, size)):
+    if x.dim() == 0 or n == 0:
         return None
-    if not sparse and mode != "forward_over_reverse":
-        second.differentiate()
+    if mode != "forward_over_reverse":
+        with contextlib.suppress(Exception):  # an operation may lack a second backward; forward mode is next
+            second.differentiate()
+    cost = second.row_cost()
+    if not sparse:
         lin = second.by_input(0)
-        if lin is None or _has_batch_axis(lin, size, same_axes=True):
+        if not _is_worth_looking(n, cost, [] if lin is None else lin.roots):
             return None
-    patterns = _structure.hessian_patterns(f, second.prepared, None if sparse else n * size)
+        if mode != "forward_over_reverse" and (lin is None or _has_batch_axis(lin, cost, same_axes=True)):
+            return None
+    patterns = _structure.hessian_patterns(caller, f, second.prepared, None if sparse else n * cost.nbytes)
     if patterns is None or patterns[0].dense:
         return None
     pattern = symmetrized(patterns[0])
@@ -231,9 +244,9 @@ def _hessian_values(
 ) -> Tensor | None:
     x = second.prepared.inputs[which]
     probes = probe_rows(recovery) if verify else None
-    size = second.row_bytes()
+    cost = second.row_cost()
 
-    chunk = chunk_of(options, size, recovery, x)
+    chunk = chunk_of(options, cost, recovery, x)
     seeds = _make_seeds(recovery, recovery.coloring.colors, probes)
     failed: Exception | None = None
     for way in ("reverse_over_reverse", "forward_over_reverse") if mode == "auto" else (mode,):
@@ -264,16 +277,20 @@ def diagonals(
     found: list[Tensor | None] = [None] * len(inputs)
     if _engine.compiling() or _engine.in_functorch():
         return found
-    size = second.row_bytes()
+    cost = second.row_cost()
     worth = []
     for i, x in enumerate(inputs):
         lin = second.by_input(i)
-        if lin is not None and _is_worth_looking(x.numel(), size) and not _has_batch_axis(lin, size, True):
+        if (
+            lin is not None
+            and _is_worth_looking(x.numel(), cost, lin.roots)
+            and not _has_batch_axis(lin, cost, True)
+        ):
             worth.append(i)
     if not worth:
         return found
-    limit = sum(inputs[i].numel() for i in worth) * size
-    patterns = _structure.hessian_patterns(f, second.prepared, limit)
+    limit = sum(inputs[i].numel() for i in worth) * cost.nbytes
+    patterns = _structure.hessian_patterns(caller, f, second.prepared, limit)
     if patterns is None:
         return found
     for i in worth:
@@ -311,7 +328,8 @@ def dense(pattern: Pattern, values: Tensor, device: torch.device) -> Tensor:
     """The same entries in a dense matrix."""
     values = values.to(device)
     where = (pattern.rows().to(device), pattern.indices.to(device))
-    return torch.zeros(pattern.shape, dtype=values.dtype, device=device).index_put_(where, values)
+    # of values: under vmap, zeros made from nothing couldn't take batched ones
+    return values.new_zeros(pattern.shape).index_put_(where, values)
 
 
 def no_entries(zeros: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from . import _engine, _plan, _products, _separable, native
 from ._assembly import Columns, Rows, add_rows
 from ._engine import Linearization
+from ._plan import FREE, RowCost
 from ._random import RandomState
 from ._second_order import Options, SecondOrder, run
 
@@ -34,9 +35,9 @@ def matrix(
         lin = second.by_input(0)
         if lin is None:  # linear: the gradient depends on nothing
             return _zeros(second, options)
-        size = 0 if _engine.compiling() else second.row_bytes()
-        if mode == "reverse_over_reverse" or not _plan.exceeds_budget(size, lin.inputs[0].device):
-            return _by_rows(second, lin, options, size)
+        cost = FREE if _engine.compiling() else second.row_cost()
+        if mode == "reverse_over_reverse" or not _plan.exceeds_budget(cost.nbytes, lin.inputs[0].device):
+            return _by_rows(second, lin, options, cost)
     except Exception as error:  # an operation without a second backward may have a forward derivative
         if mode == "reverse_over_reverse":
             raise
@@ -55,22 +56,22 @@ def _zeros(second: SecondOrder, options: Options) -> Tensor:
     return Rows(x.numel(), x, x.dtype, options.keep).matrix()
 
 
-def _chunk(rows: int, options: Options, size: int, device: torch.device) -> int:
+def _chunk(rows: int, options: Options, cost: RowCost, device: torch.device) -> int:
     if options.chunk_size is not None or rows <= 1 or _engine.compiling():
         return options.chunk_size or max(rows, 1)
-    return _plan.choose_chunk(None, rows, size, device)
+    return _plan.choose_chunk(None, rows, cost, device)
 
 
-def _by_rows(second: SecondOrder, lin: Linearization, options: Options, size: int) -> Tensor:
+def _by_rows(second: SecondOrder, lin: Linearization, options: Options, cost: RowCost) -> Tensor:
     """Reverse over reverse: the recorded gradient is pulled back."""
     x = second.prepared.inputs[0]
     n = x.numel()
-    blocks = _blocks(lin, options, size)
+    blocks = _blocks(lin, options, cost)
     if blocks is not None:
         return blocks.dense(n, n, x.dtype)
     block = Rows(n, x, x.dtype, options.keep)
     seeds = _products.identity_seeds(n, lin.roots[0].dtype, x.device)
-    chunk = _chunk(n, options, size, x.device)
+    chunk = _chunk(n, options, cost, x.device)
     for lo, hi, (product,) in _products.vjps(
         lin, 0, seeds, n, chunk, create_graph=options.keep, progress=options.progress
     ):
@@ -78,15 +79,15 @@ def _by_rows(second: SecondOrder, lin: Linearization, options: Options, size: in
     return block.matrix()
 
 
-def _blocks(lin: Linearization, options: Options, size: int) -> _separable.Blocks | None:
+def _blocks(lin: Linearization, options: Options, cost: RowCost) -> _separable.Blocks | None:
     """The Hessian as blocks along a batch axis; ``None`` where it isn't known to be so."""
-    layout = _separable.find_layout(lin.roots[0], lin.inputs[0], size, same_axes=True)
+    layout = _separable.find_layout(lin.roots[0], lin.inputs[0], cost, same_axes=True)
     if layout is None:
         return None
     return _separable.block_products(
         lin,
         layout,
-        size,
+        cost,
         chunk_size=options.chunk_size,
         create_graph=options.keep,
         progress=options.progress,
@@ -110,8 +111,8 @@ def _by_columns(
 
     block = Columns(n, x, x.dtype, options.keep)
     after = None if random is None else RandomState()
-    size = 0 if _engine.compiling() else second.row_bytes()
-    chunk = _chunk(n, options, size, x.device)
+    cost = FREE if _engine.compiling() else second.row_cost()
+    chunk = _chunk(n, options, cost, x.device)
     seeds = _products.identity_seeds(n, x.dtype, x.device)
     try:
         for lo, hi, products in _products.jvps(
@@ -131,12 +132,12 @@ def diagonal(second: SecondOrder, i: int, options: Options) -> Tensor:
     n = x.numel()
     if lin is None or n == 0:
         return torch.zeros(x.shape, dtype=x.dtype, device=x.device)
-    size = 0 if _engine.compiling() else second.row_bytes()
-    blocks = _blocks(lin, options, size)
+    cost = FREE if _engine.compiling() else second.row_cost()
+    blocks = _blocks(lin, options, cost)
     if blocks is not None:
         return blocks.diagonal().to(x.dtype)
     parts = []
-    chunk = _chunk(n, options, size, x.device)
+    chunk = _chunk(n, options, cost, x.device)
     seeds = _products.identity_seeds(n, lin.roots[0].dtype, x.device)
     for lo, hi, (product,) in _products.vjps(
         lin, 0, seeds, n, chunk, create_graph=options.keep, progress=options.progress

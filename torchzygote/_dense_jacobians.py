@@ -15,6 +15,7 @@ from . import _engine, _plan, _products, _separable, _state
 from ._arguments import Prepared
 from ._assembly import Columns, Rows, add_rows, result_dtype
 from ._engine import Linearization
+from ._plan import FREE, RowCost
 from ._random import RandomState
 from ._second_order import Options
 from ._torch_private import custom_nodes
@@ -25,12 +26,12 @@ __all__ = ["by_rows", "forward"]
 def by_rows(prepared: Prepared, lin: Linearization, y: Tensor, options: Options) -> list[Tensor]:
     """Reverse mode: a pullback for each element of ``y``, or for each row of a block of the batch axis."""
     rows = y.numel()
-    size = _row_bytes(lin, rows)
-    found = [_by_blocks(lin.restricted(0, i), x, y, size, options) for i, x in enumerate(lin.inputs)]
+    cost = _row_cost(lin, rows)
+    found = [_by_blocks(lin.restricted(0, i), x, y, cost, options) for i, x in enumerate(lin.inputs)]
     if None not in found:
         return [J for J in found if J is not None]
     blocks = [Rows(rows, x, result_dtype(x, y), options.keep) for x in prepared.inputs]
-    chunk = _chunk(rows, size, options, y.device)
+    chunk = _chunk(rows, cost, options, y.device)
     seeds = _products.identity_seeds(rows, y.dtype, y.device)
     for lo, hi, products in _products.vjps(
         lin, 0, seeds, rows, chunk, create_graph=options.keep, progress=options.progress
@@ -40,29 +41,29 @@ def by_rows(prepared: Prepared, lin: Linearization, y: Tensor, options: Options)
 
 
 def _by_blocks(
-    lin: Linearization, x: Tensor, y: Tensor, size: int, options: Options, transposed: bool = False
+    lin: Linearization, x: Tensor, y: Tensor, cost: RowCost, options: Options, transposed: bool = False
 ) -> Tensor | None:
     """The Jacobian of ``lin``, block diagonal along a batch axis; ``None`` where it isn't known to be so."""
-    layout = _separable.find_layout(lin.roots[0], lin.inputs[0], size)
+    layout = _separable.find_layout(lin.roots[0], lin.inputs[0], cost)
     if layout is None:
         return None
     blocks = _separable.block_products(
-        lin, layout, size, chunk_size=options.chunk_size, create_graph=options.keep, progress=options.progress
+        lin, layout, cost, chunk_size=options.chunk_size, create_graph=options.keep, progress=options.progress
     )
     if blocks is None:
         return None
     return blocks.dense(lin.roots[0].numel(), lin.inputs[0].numel(), result_dtype(x, y), transposed)
 
 
-def _row_bytes(lin: Linearization, rows: int) -> int:
-    """Bytes that a row may need while it is pulled back; 0 where nobody will ask."""
-    return 0 if rows <= 1 or _engine.compiling() else _products.row_bytes(lin)
+def _row_cost(lin: Linearization, rows: int) -> RowCost:
+    """What a row takes while it is pulled back; nothing where nobody will ask."""
+    return FREE if rows <= 1 or _engine.compiling() else _products.row_cost(lin)
 
 
-def _chunk(rows: int, size: int, options: Options, device: torch.device) -> int:
+def _chunk(rows: int, cost: RowCost, options: Options, device: torch.device) -> int:
     if options.chunk_size is not None or rows <= 1 or _engine.compiling():
         return options.chunk_size or rows
-    return _plan.choose_chunk(None, rows, size, device)
+    return _plan.choose_chunk(None, rows, cost, device)
 
 
 def forward(
@@ -112,7 +113,7 @@ def _by_columns(
                 block = Columns(y.numel(), prepared.inputs[i], result_dtype(x, y), options.keep)
                 if x.numel() > 0:
                     seeds = _products.identity_seeds(x.numel(), x.dtype, x.device)
-                    chunk = _chunk(x.numel(), _row_bytes(lin, x.numel()), options, x.device)
+                    chunk = _chunk(x.numel(), _row_cost(lin, x.numel()), options, x.device)
                     for lo, hi, products in _products.jvps(
                         flat, inputs, i, seeds, x.numel(), chunk, random=random, progress=options.progress
                     ):
@@ -146,12 +147,12 @@ def _by_columns_on_tape(prepared: Prepared, lin: Linearization, y: Tensor, optio
             matrices.append(Rows(y.numel(), x, result_dtype(x, y), options.keep).matrix())
             continue
         linear = Linearization(prepared, [g], [u])
-        size = _row_bytes(linear, x.numel())
-        if (matrix := _by_blocks(linear, x, y, size, options, transposed=True)) is not None:
+        cost = _row_cost(linear, x.numel())
+        if (matrix := _by_blocks(linear, x, y, cost, options, transposed=True)) is not None:
             matrices.append(matrix)
             continue
         seeds = _products.identity_seeds(x.numel(), x.dtype, x.device)
-        chunk = _chunk(x.numel(), size, options, x.device)
+        chunk = _chunk(x.numel(), cost, options, x.device)
         for lo, hi, products in _products.vjps(
             linear, 0, seeds, x.numel(), chunk, create_graph=options.keep, progress=options.progress
         ):

@@ -18,6 +18,7 @@ from ._assembly import result_dtype
 from ._certificate import agreement, close, precision, probe_rows, wide
 from ._colored import Collected, chunk_of, collect, color_seeds, hessian_products, jacobian_products
 from ._engine import Linearization
+from ._plan import FREE
 from ._products import Seeds
 from ._random import RandomState
 from ._second_order import Options, run
@@ -153,7 +154,7 @@ def jacobian_values(
     hooked: bool,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The values of each matrix and whether the check holds, element by element."""
-    size = 0 if _engine.compiling() or _engine.in_functorch() else _products.row_bytes(lin)
+    cost = FREE if _engine.compiling() or _engine.in_functorch() else _products.row_cost(lin)
     products = jacobian_products(
         f,
         prepared,
@@ -161,7 +162,7 @@ def jacobian_values(
         y,
         constants.recovery,
         constants.seeds,
-        chunk_of(options, size, constants.recovery, y),
+        chunk_of(options, cost, constants.recovery, y),
         options,
         random,
         hooked,
@@ -189,8 +190,8 @@ def hessian_values(
         if second.by_input(0) is None:  # linear
             recovery = constants.recovery
             return torch.zeros(recovery.slots[0][0].numel(), dtype=x.dtype, device=x.device), []
-    size = 0 if traced else second.row_bytes()
-    chunk = chunk_of(options, size, constants.recovery, x)
+    cost = FREE if traced else second.row_cost()
+    chunk = chunk_of(options, cost, constants.recovery, x)
     products = hessian_products(f, second, 0, mode, constants.seeds, chunk, options, random)
     found = collect(constants.recovery, products, [x.dtype], x.device, options.keep)
     return found.values[0], constants.check(found, precision([x], x))

@@ -6,10 +6,13 @@ Runs nothing and allocates nothing; it must not know what a row is.
 from __future__ import annotations
 
 import os
+from typing import NamedTuple
 
 import torch
 
 __all__ = [
+    "FREE",
+    "RowCost",
     "check_chunk_size",
     "check_mode",
     "choose_chunk",
@@ -29,6 +32,9 @@ _SMALL = 8 << 20
 # Chunks beyond this fall out of a CPU's caches; more rows at a time no longer save dispatches that matter.
 # Measured with n = 500 to 2000: best from 4 to 8 MiB, a fifth slower at 64. A GPU wants to be filled.
 _COMFORTABLE = {"cpu": 8 << 20, "cuda": 512 << 20}
+# An operation costs some 25 microseconds whatever its size: in a long graph each gets that many bytes.
+# (Rosenbrock's Hessian, n = 1000, 35 nodes: 42 ms in chunks of 32, 32 of 64, 25 of 256, 32 of 1000.)
+_NODE_BYTES = 3 << 18
 _LEAST_ROWS = 64
 # A matrix product with 524 rows takes 1.4 times as long as one with 512 (667 and 672 likewise, on AVX2).
 _ALIGNED = 32
@@ -87,6 +93,11 @@ def exceeds_budget(nbytes: int, device: torch.device) -> bool:
     return nbytes > _SMALL and nbytes > memory_budget(device)
 
 
+def is_small(nbytes: int) -> bool:
+    """Whether so few bytes are never divided into chunks."""
+    return nbytes <= _SMALL
+
+
 def check_mode(mode: object, allowed: tuple[str, ...]) -> str:
     """``mode`` if it is one of the ``allowed`` words."""
     if not isinstance(mode, str) or mode not in allowed:
@@ -114,15 +125,26 @@ def choose_mode(mode: str, rows: int, columns: int, complex_input: bool) -> str:
     return "forward" if _FORWARD_COST * columns + 2 < rows else "reverse"
 
 
-def choose_chunk(chunk_size: int | None, rows: int, row_bytes: int, device: torch.device) -> int:
+class RowCost(NamedTuple):
+    """What one row takes while it is pulled back: bytes at most, and operations."""
+
+    nbytes: int
+    nodes: int
+
+
+FREE = RowCost(0, 0)
+
+
+def choose_chunk(chunk_size: int | None, rows: int, row: RowCost, device: torch.device) -> int:
     """Rows at a time, at least one: within the memory budget, and no more than is comfortable."""
     if chunk_size is not None:
         return max(1, min(chunk_size, rows))
-    if rows * row_bytes <= _SMALL:
+    if is_small(rows * row.nbytes):
         return max(1, rows)
-    row_bytes = max(1, row_bytes)
+    row_bytes = max(1, row.nbytes)
     affordable = memory_budget(device) // row_bytes
-    comfortable = max(_LEAST_ROWS, _COMFORTABLE.get(device.type, _SMALL) // row_bytes)
+    at_best = max(_COMFORTABLE.get(device.type, _SMALL), row.nodes * _NODE_BYTES)
+    comfortable = max(_LEAST_ROWS, at_best // row_bytes)
     chunk = min(affordable, comfortable)
     if chunk >= rows:
         return rows

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from . import _engine, _state, native
 from ._engine import Linearization
+from ._plan import RowCost
 from ._random import RandomState
 from ._torch_private import backward_bytes, custom_nodes, vmap_flat
 
-__all__ = ["Chunk", "Seeds", "identity_seeds", "jvps", "row_bytes", "vjps"]
+__all__ = ["Chunk", "Seeds", "identity_seeds", "jvps", "row_cost", "vjps"]
 
 # seeds(lo, hi): the flat seeds of rows lo to hi, shape (hi - lo, numel)
 Seeds = Callable[[int, int], Tensor]
@@ -35,9 +36,10 @@ def identity_seeds(numel: int, dtype: torch.dtype, device: torch.device) -> Seed
     return seeds
 
 
-def row_bytes(lin: Linearization) -> int:
-    """Upper bound of the bytes that one row needs while it is pulled back, read off the recorded graph."""
-    return backward_bytes(lin.roots) + sum(x.numel() * x.element_size() for x in lin.inputs)
+def row_cost(lin: Linearization) -> RowCost:
+    """Upper bound of what one row takes while it is pulled back, read off the recorded graph."""
+    nbytes, nodes = backward_bytes(lin.roots)
+    return RowCost(nbytes + sum(x.numel() * x.element_size() for x in lin.inputs), nodes)
 
 
 def progress_bar(enabled: bool, total: int, what: str) -> Any:

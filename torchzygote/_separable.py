@@ -17,6 +17,7 @@ from torch import Tensor
 from . import _engine, _plan, _products
 from ._alignment import aligned_axes
 from ._engine import Linearization
+from ._plan import RowCost
 from ._torch_private import node_names
 
 __all__ = ["Blocks", "Layout", "block_products", "find_layout"]
@@ -68,14 +69,14 @@ class Layout(NamedTuple):
         return numbers.permute(order).reshape(-1, self.block_columns)
 
 
-def find_layout(root: Tensor, x: Tensor, row_bytes: int, *, same_axes: bool = False) -> Layout | None:
+def find_layout(root: Tensor, x: Tensor, cost: RowCost, *, same_axes: bool = False) -> Layout | None:
     """The layout of the Jacobian of ``root`` by ``x`` where it pays, ``None`` elsewhere.
 
-    ``row_bytes``: what one row of the Jacobian needs while it is pulled back. ``same_axes``: only axes that
+    ``cost``: what one row of the Jacobian takes while it is pulled back. ``same_axes``: only axes that
     are paired with themselves count, as the diagonal of a Hessian needs it.
     """
     rows = root.numel()
-    if min(rows, x.numel()) < _LEAST_ROWS or rows * row_bytes < _LEAST_BYTES:
+    if min(rows, x.numel()) < _LEAST_ROWS or rows * cost.nbytes < _LEAST_BYTES:
         return None
     if _engine.compiling() or _engine.in_functorch():
         return None
@@ -125,7 +126,7 @@ def _seeds(layout: Layout, like: Tensor) -> Tensor:
 def block_products(
     lin: Linearization,
     layout: Layout,
-    row_bytes: int,
+    cost: RowCost,
     *,
     chunk_size: int | None = None,
     create_graph: bool = False,
@@ -134,7 +135,7 @@ def block_products(
     """The blocks of the Jacobian of ``lin.roots[0]`` by ``lin.inputs[0]``; ``None`` if the check fails."""
     root = lin.roots[0]
     seeds = _seeds(layout, root)
-    chunk = _plan.choose_chunk(chunk_size, seeds.shape[0], row_bytes, root.device)
+    chunk = _plan.choose_chunk(chunk_size, seeds.shape[0], cost, root.device)
     products: list[Tensor] = []
     for _, _, (product,) in _products.vjps(
         lin, 0, lambda lo, hi: seeds[lo:hi], len(seeds), chunk, create_graph=create_graph, progress=progress

@@ -466,8 +466,8 @@ def node_names(root: Tensor) -> list[str]:
     return sorted({node.name() for node in seen})
 
 
-def backward_bytes(roots: list[Tensor], most_nodes: int = 20_000) -> int:
-    """Bytes of all gradients that one backward pass from ``roots`` makes.
+def backward_bytes(roots: list[Tensor], most_nodes: int = 20_000) -> tuple[int, int]:
+    """Bytes of all gradients that one backward pass from ``roots`` makes, and how many operations it takes.
 
     Read off the recorded graph (``_input_metadata``), without running it: an upper bound of what one row of a
     Jacobian needs while its rows are batched.
@@ -483,7 +483,7 @@ def backward_bytes(roots: list[Tensor], most_nodes: int = 20_000) -> int:
         for meta in node._input_metadata:
             total += math.prod(meta.shape) * meta.dtype.itemsize
         stack.extend([following for following, _ in node.next_functions if following is not None])
-    return total
+    return total, len(seen)
 
 
 class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]

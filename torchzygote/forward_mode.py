@@ -246,8 +246,8 @@ class _Run:
             return at.new_zeros(0, y.numel())
         random = None if _engine.compiling() else RandomState()
         # A direction needs what f makes inside, which isn't known: a few times its input and output.
-        size = 8 * (n + y.numel()) * y.element_size()
-        chunk = n if _engine.compiling() else _plan.choose_chunk(self.chunk, n, size, at.device)
+        cost = _plan.RowCost(8 * (n + y.numel()) * y.element_size(), 0)
+        chunk = n if _engine.compiling() else _plan.choose_chunk(self.chunk, n, cost, at.device)
         seeds = _products.identity_seeds(n, at.dtype, at.device)
         blocks = [
             products.reshape(hi - lo, -1)
