@@ -5,6 +5,7 @@ Knows where entries are, not how they were computed.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Sequence
 
@@ -13,20 +14,37 @@ from torch import Tensor
 
 from .coloring.recovery import Recovery
 
-__all__ = ["agreement", "close", "precision", "probe_rows", "warn_mismatch", "wide"]
+__all__ = ["agreement", "close", "precision", "probe_rows", "random_vector", "warn_mismatch", "wide"]
+
+
+def random_vector(numel: int) -> Tensor:
+    """Numbers between 1/2 and 3/2 with random signs, float64 on the CPU, the same for each length.
+
+    A generator of its own leaves the global random state alone.
+    """
+    return _kept_vector(numel) if numel <= _MOST_KEPT else _new_vector(numel)
+
+
+def _new_vector(numel: int) -> Tensor:
+    generator = torch.Generator().manual_seed(20_240_229 + numel)
+    sizes, signs = torch.rand(2, numel, generator=generator, dtype=torch.float64)
+    vector: Tensor = (sizes + 0.5) * torch.where(signs < 0.5, -1.0, 1.0)
+    return vector
+
+
+# A loop asks for the same one in every call. Never handed to f, nor written to.
+_kept_vector = functools.lru_cache(maxsize=8)(_new_vector)
+_MOST_KEPT = 1 << 16
 
 
 def probe_rows(recovery: Recovery) -> Tensor:
     """Random seeds, float64 on the CPU, that a plain product is taken with; no entry is near zero.
 
     One row, or for a diagonal one for each color: the other entries of a row are unknown there, so that only
-    products with the columns of one color can be compared. A generator of its own leaves the global random
-    state alone.
+    products with the columns of one color can be compared.
     """
     numel = recovery.rows if recovery.mode == "reverse" else sum(recovery.widths)
-    generator = torch.Generator().manual_seed(20_240_229 + numel)
-    sizes, signs = torch.rand(2, numel, generator=generator, dtype=torch.float64)
-    probe: Tensor = (sizes + 0.5) * torch.where(signs < 0.5, -1.0, 1.0)
+    probe = random_vector(numel)
     if recovery.mode != "diagonal":
         return probe.unsqueeze(0)
     colors = torch.arange(recovery.ncolors).unsqueeze(1)
@@ -81,9 +99,9 @@ def _summed(values: Tensor, factors: Tensor, into: Tensor, length: int) -> tuple
     """Sums of values times factors by index, and of their sizes."""
     summed = wide(values)
     terms = summed * factors.to(summed.real.dtype)
-    zeros = torch.zeros(length, dtype=terms.dtype, device=terms.device)
     sizes = terms.abs()
-    return zeros.scatter_add(0, into, terms), zeros.to(sizes.dtype).scatter_add(0, into, sizes)
+    total, size = terms.new_zeros(length), sizes.new_zeros(length)
+    return total.scatter_add(0, into, terms), size.scatter_add(0, into, sizes)
 
 
 def wide(values: Tensor) -> Tensor:

@@ -123,15 +123,18 @@ class HessianPlan(Plan):
             return found
         return values[0].reshape(prepared.inputs[0].shape)
 
+    def _prepare(self, args: tuple[Any, ...]) -> Prepared:
+        name = type(self).__name__
+        prepared = prepare_one(name, args[0])
+        check_inputs(name, self._inputs, prepared.inputs)
+        return prepared
+
     @_engine.entry_point
     def _run(
         self, args: tuple[Any, ...], create_graph: bool | None, recovery: Recovery | None = None
     ) -> tuple[Prepared, list[Tensor], list[Tensor]]:
-        name = type(self).__name__
-        prepared = prepare_one(name, args[0])
-        check_inputs(name, self._inputs, prepared.inputs)
-        x = prepared.inputs[0]
-        constants = self._constants_for(recovery or self._recovery, x.dtype, x.device)
+        prepared = self._prepare(args)
+        constants = self._constants_of(prepared, recovery)
         keep = _engine.keeps_graph(create_graph) or _engine.in_functorch()
         options = Options(self._chunk_size, keep, False)
         ways = [self._mode]
@@ -144,7 +147,7 @@ class HessianPlan(Plan):
             for way in ways:
                 try:
                     values, fine = _evaluation.hessian_values(
-                        name, self._f, prepared, way, constants, options, random
+                        type(self).__name__, self._f, prepared, way, constants, options, random
                     )
                     return prepared, [values], fine
                 except Exception:  # an operation lacks a derivative that this way needs

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import _compressed, _engine, _evaluation, _plan_files, _state
 from ._arguments import Prepared, prepare
-from ._plan_base import Plan, common_dtype, held, no_values
+from ._plan_base import Plan, held, no_values
 from ._random import RandomState
 from ._second_order import Options
 from ._signature import check_inputs
@@ -93,7 +93,6 @@ class JacobianPlan(Plan):
             self._warn()
             found = jacobian(self._f, *args, argnums=self._argnums, create_graph=create_graph)
             return found if dense else _all_as_csr(found)
-        prepared = self._prepare(args) if prepared is None else prepared
         build = _compressed.dense if dense else _compressed.csr
         matrices = [
             build(pattern, v, x.device)
@@ -134,10 +133,7 @@ class JacobianPlan(Plan):
         self, args: tuple[Any, ...], create_graph: bool | None
     ) -> tuple[Prepared, list[Tensor], list[Tensor]]:
         prepared = self._prepare(args)
-        inputs = prepared.inputs
-        constants = self._constants_for(
-            self._recovery, common_dtype([x.dtype for x in inputs]), inputs[0].device
-        )
+        constants = self._constants_of(prepared)
         keep = _engine.keeps_graph(create_graph) or _engine.in_functorch()
         options = Options(self._chunk_size, keep, False)
         random = None if _engine.compiling() else RandomState()

@@ -118,6 +118,10 @@ class Plan:
         self._compiled = torch.compile(self._values_and_verdict, **options)
         return self
 
+    def _prepare(self, args: tuple[Any, ...]) -> Prepared:
+        """The arguments as tensors; those that don't fit are refused."""
+        raise NotImplementedError
+
     def _values_and_verdict(self, *args: Any) -> tuple[list[Tensor], Tensor | None]:
         """Values, and whether the check holds, as tensors alone."""
         _, values, fine = self._run(args, None)
@@ -131,11 +135,13 @@ class Plan:
 
     def _checked(
         self, args: tuple[Any, ...], create_graph: bool | None
-    ) -> tuple[Prepared | None, list[Tensor], bool]:
+    ) -> tuple[Prepared, list[Tensor], bool]:
         """Values, and whether they are right; what a compiler or a transform can't branch on becomes NaN."""
         if self._compiled is not None and not create_graph and not is_nested():
+            prepared = self._prepare(args)  # what doesn't fit is refused here: a compiler hides the message
+            self._constants_of(prepared)
             values, verdict = self._compiled(*args)
-            return None, list(values), verdict is None or bool(verdict)
+            return prepared, list(values), verdict is None or bool(verdict)
         prepared, values, fine = self._run(args, create_graph)
         if is_nested():
             return prepared, _evaluation.or_nan(values, fine), True
@@ -143,6 +149,12 @@ class Plan:
 
     def _warn(self) -> None:
         warn_mismatch(type(self).__name__, self._recovery)
+
+    def _constants_of(self, prepared: Prepared, recovery: Recovery | None = None) -> _evaluation.Constants:
+        """Those for a call."""
+        inputs = prepared.inputs
+        dtype = common_dtype([x.dtype for x in inputs])
+        return self._constants_for(recovery or self._recovery, dtype, inputs[0].device)
 
     def _constants_for(
         self, recovery: Recovery, dtype: torch.dtype, device: torch.device

@@ -6,7 +6,9 @@ Nothing in a file is executed: pickled objects are refused. Knows nothing of fun
 from __future__ import annotations
 
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +29,22 @@ _MODES = {
     "JacobianPlan": {"forward": "distance2_columns", "reverse": "distance2_rows"},
     "HessianPlan": {"symmetric": "star"},
 }
+
+# What NumPy and zipfile raise for damaged files.
+_BROKEN = (
+    ValueError,
+    TypeError,
+    EOFError,
+    NotImplementedError,
+    OverflowError,
+    RuntimeError,
+    MemoryError,
+    OSError,
+    LookupError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def write(path: str | os.PathLike[str], kind: str, inputs: Sequence[InputSpec], recovery: Recovery) -> None:
@@ -59,16 +77,15 @@ def read(path: str | os.PathLike[str], kind: str) -> tuple[tuple[InputSpec, ...]
     name = os.fspath(path)
     if not os.path.exists(name) and os.path.exists(f"{name}.npz"):
         name = f"{name}.npz"
-    try:
-        with np.load(name, allow_pickle=False) as file:
-            if not hasattr(file, "files"):
-                raise ValueError("it holds one array, no plan")
-            return _read(file, kind)
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
-        reason = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"{name}: expected a {kind} saved by torchzygote, but {reason}") from None
-    except (OverflowError, RuntimeError, MemoryError, IndexError) as error:
-        raise ValueError(f"{name}: expected a {kind} saved by torchzygote, but {error}") from None
+    with open(name, "rb") as stream:
+        try:
+            if not zipfile.is_zipfile(stream):
+                raise ValueError("it is no .npz file, or only a part of one")
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as file:
+                return _read(file, kind)
+        except _BROKEN as error:
+            raise ValueError(f"{name}: expected a {kind} saved by torchzygote, but {error}") from None
 
 
 def _read(file: Any, kind: str) -> tuple[tuple[InputSpec, ...], Recovery]:
@@ -128,28 +145,34 @@ def _pattern(file: Any, i: int, rows: int, spec: InputSpec) -> Pattern:
         (rows, columns),
         indptr,
         indices,
-        is_local=bool(file[f"local_{i}"]),
-        operators=tuple(str(name) for name in file[f"operators_{i}"]),
-        unknown=tuple(str(name) for name in file[f"unknown_{i}"]),
+        is_local=bool(_field(file, f"local_{i}")),
+        operators=tuple(str(name) for name in _field(file, f"operators_{i}")),
+        unknown=tuple(str(name) for name in _field(file, f"unknown_{i}")),
     )
 
 
+def _field(file: Any, field: str) -> Any:
+    if field not in file.files:
+        raise ValueError(f"the field {field} is missing")
+    return file[field]
+
+
 def _word(file: Any, field: str) -> str:
-    array = file[field]
+    array = _field(file, field)
     if array.dtype.kind != "U" or array.ndim != 0:
         raise ValueError(f"the field {field} is no text")
     return str(array)
 
 
 def _number(file: Any, field: str) -> int:
-    array = file[field]
+    array = _field(file, field)
     if array.dtype.kind not in "iu" or array.ndim != 0:
         raise ValueError(f"the field {field} is no integer")
     return int(array)
 
 
 def _vector(file: Any, field: str) -> Tensor:
-    array = file[field]
+    array = _field(file, field)
     if array.dtype != np.int64 or array.ndim != 1:
         raise ValueError(f"the field {field} is no vector of 64-bit integers")
     return torch.from_numpy(np.ascontiguousarray(array))

@@ -6,14 +6,14 @@ It must not know what the structure is used for.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
 from . import _engine
-from ._arguments import Prepared
-from .sparsity.detect import DEFAULT_BUDGET, detect_hessian, detect_jacobian
+from ._arguments import Prepared, type_name
+from .sparsity import detect as detected
 from .sparsity.pattern import Pattern
 
 __all__ = ["hessian_patterns", "jacobian_patterns"]
@@ -26,40 +26,57 @@ _BYTES_PER_MEMBER = 400
 
 
 def _budget(limit: int | None) -> int:
-    return DEFAULT_BUDGET if limit is None else min(DEFAULT_BUDGET, limit // _BYTES_PER_MEMBER)
+    return (
+        detected.DEFAULT_BUDGET if limit is None else min(detected.DEFAULT_BUDGET, limit // _BYTES_PER_MEMBER)
+    )
 
 
 def jacobian_patterns(
-    f: Callable[..., Any], prepared: Prepared, rows: int, limit: int | None
+    caller: str, f: Callable[..., Any], prepared: Prepared, rows: int, limit: int | None
 ) -> list[Pattern] | None:
     """A pattern per input, ``None`` where detection fails; ``limit``: bytes that the dense way moves."""
-    expected = [(rows, x.numel()) for x in prepared.inputs]
-    return _asked(detect_jacobian, f, prepared, limit, expected)
+
+    def detect(flat: Callable[..., Any]) -> tuple[Any, list[Pattern]]:
+        return detected.jacobian_patterns(flat, prepared.inputs, prepared.owned, _budget(limit))
+
+    return _asked(caller, detect, f, prepared, rows, strict=limit is None)
 
 
-def hessian_patterns(f: Callable[..., Any], prepared: Prepared, limit: int | None) -> list[Pattern] | None:
+def hessian_patterns(
+    caller: str, f: Callable[..., Any], prepared: Prepared, limit: int | None
+) -> list[Pattern] | None:
     """The pattern of each input's own Hessian; likewise."""
-    expected = [(x.numel(), x.numel()) for x in prepared.inputs]
-    return _asked(detect_hessian, f, prepared, limit, expected)
+
+    def detect(flat: Callable[..., Any]) -> tuple[Any, list[Pattern]]:
+        return detected.hessian_patterns(flat, prepared.inputs, None, prepared.owned, _budget(limit))
+
+    return _asked(caller, detect, f, prepared, 1, strict=limit is None)
 
 
 def _asked(
-    detect: Callable[..., list[Pattern]],
+    caller: str,
+    detect: Callable[[Callable[..., Any]], tuple[Any, list[Pattern]]],
     f: Callable[..., Any],
     prepared: Prepared,
-    limit: int | None,
-    expected: Sequence[tuple[int, int]],
+    numel: int,
+    strict: bool,
 ) -> list[Pattern] | None:
+    """``strict``: structure was asked for, so that an ``f`` that returns something else now is an error."""
+
     def flat(*inputs: Tensor) -> Any:
         return _engine.call(f, prepared, inputs)
 
     try:
-        patterns = detect(flat, prepared.inputs, owned=prepared.owned, budget=_budget(limit))
+        value, patterns = detect(flat)
     except Exception as error:
         _log.debug("structure not found, taken as dense: %s: %s", type(error).__name__, error)
         return None
-    shapes = [tuple(pattern.shape) for pattern in patterns]
-    if shapes != list(expected):
-        _log.debug("structure has the shapes %s, the derivative %s: taken as dense", shapes, expected)
+    if not isinstance(value, Tensor) or value.numel() != numel:
+        if strict:
+            raise ValueError(
+                f"{caller}: expected f to return the same shape in each call, got {numel} elements once "
+                f"and {type_name(value)} then; structure is found in a run of its own"
+            )
+        _log.debug("f returned %s elements, then %s: taken as dense", numel, type_name(value))
         return None
     return patterns

@@ -1,0 +1,374 @@
+"""``sparse=True``: the same numbers as the dense way, listed where the structure allows them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from oracles import fd_hessian, func_hessian, func_jacobian
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import torchzygote as tz
+from torchzygote import (
+    Params,
+    diaghessian,
+    gradient,
+    hessian,
+    hessian_dual,
+    hessian_reverse,
+    jacobian,
+    withhessian,
+    withjacobian,
+)
+
+DTYPES = (torch.float32, torch.float64)
+conv = nn.Conv2d(1, 1, 3, bias=False)
+
+
+def heat(u: Tensor) -> Tensor:
+    """A stencil on a grid with u**3 as its source."""
+    p = F.pad(u, (1, 1, 1, 1))
+    return p[2:, 1:-1] + p[:-2, 1:-1] + p[1:-1, 2:] + p[1:-1, :-2] - 4 * u + u**3
+
+
+def rosenbrock(x: Tensor) -> Tensor:
+    return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
+
+
+# name: f, shapes of its arguments
+JACOBIANS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
+    "band": (lambda x: x[1:] ** 2 * x[:-1], [(9,)]),
+    "grid": (heat, [(4, 5)]),
+    "elementwise": (torch.sin, [(2, 3, 2)]),
+    "wide": (lambda x: x.reshape(3, 4).prod(1), [(12,)]),
+    "tall": (lambda x: torch.outer(x.exp(), torch.ones(5, dtype=x.dtype)), [(3,)]),
+    "one row": (lambda x: (x**2).sum(), [(7,)]),
+    "arrow": (lambda x: torch.cat([x[:1].exp() * x[1:], x.sum().square()[None]]), [(8,)]),
+    "two arguments": (lambda a, b: a[1:] * b.sin() + a[:-1], [(6,), (5,)]),
+    "three arguments": (lambda a, b, c: (a * b + c[:, None]).relu(), [(3, 4), (4,), (3,)]),
+    "one is unused": (lambda a, b: a**2 + 0 * b.detach(), [(4,), (4,)]),
+    "0-dim argument": (lambda a, s: a * s, [(4,), ()]),
+    "0-dim alone": (lambda s: s.exp() * s, [()]),
+    "dense": (lambda x: x.softmax(0), [(6,)]),
+    "convolution": (lambda x: F.conv1d(x.view(1, 1, -1), x.new_tensor([[[1.0, -2.0, 1.0]]])).tanh(), [(9,)]),
+    "picks": (lambda x: x.sort().values[::2], [(7,)]),
+    "nothing listed": (lambda x: torch.zeros_like(x) * x, [(4,)]),
+}
+# name: f, shape of its argument
+HESSIANS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
+    "Rosenbrock": (rosenbrock, (9,)),
+    "grid": (lambda u: (heat(u) ** 2).sum(), (4, 5)),
+    "arrow": (lambda x: (x[0] * x[1:].sin()).sum() + x.pow(4).sum(), (8,)),
+    "separable": (lambda x: x.cosh().sum(), (2, 3, 2)),
+    "blocks": (lambda x: x.view(3, 4).prod(1).sum(), (12,)),
+    "dense": (lambda x: x.logsumexp(0), (5,)),
+    "no diagonal": (lambda x: x[0] * x[1] + x[2] * x[3], (4,)),
+    "one element": (lambda x: x.exp().sum(), (1,)),
+    "quadratic and linear": (lambda x: (x[:3] ** 2).sum() + x.sum(), (6,)),
+    "linear": (lambda x: x.sum(), (4,)),
+}
+
+
+def inputs(shapes: list[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.rand(shape, generator=generator, dtype=torch.float64).to(dtype) + 0.25 for shape in shapes]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mode", ["auto", "forward", "reverse"])
+@pytest.mark.parametrize("name", JACOBIANS)
+def test_a_sparse_jacobian_has_the_dense_ones_values(name: str, mode: str, dtype: torch.dtype) -> None:
+    f, shapes = JACOBIANS[name]
+    xs = inputs(shapes, dtype)
+    found = jacobian(f, *xs, sparse=True, mode=mode)
+    for x, J, plain, expected in zip(xs, found, jacobian(f, *xs), func_jacobian(f, *xs), strict=True):
+        assert J.layout == (torch.sparse_csr if x.dim() > 0 else torch.strided)
+        assert J.shape == plain.shape
+        torch.testing.assert_close(J.to_dense(), expected.reshape(plain.shape))
+        torch.testing.assert_close(J.to_dense(), plain)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("way", [hessian, hessian_dual, hessian_reverse])
+@pytest.mark.parametrize("name", HESSIANS)
+def test_a_sparse_hessian_has_the_dense_ones_values(name: str, way: Any, dtype: torch.dtype) -> None:
+    f, shape = HESSIANS[name]
+    (x,) = inputs([shape], dtype)
+    H = way(f, x, sparse=True)
+    assert H.layout == torch.sparse_csr
+    torch.testing.assert_close(H.to_dense(), func_hessian(f, x))
+    torch.testing.assert_close(H.to_dense(), way(f, x))
+
+
+@pytest.mark.parametrize("name", ["band", "grid", "elementwise", "wide", "two arguments"])
+def test_only_what_the_structure_allows_is_listed(name: str) -> None:
+    f, shapes = JACOBIANS[name]
+    xs = inputs(shapes, torch.float64)
+    for J, expected in zip(jacobian(f, *xs, sparse=True), func_jacobian(f, *xs), strict=True):
+        assert J.values().numel() == int((expected != 0).sum())
+
+
+def test_value_and_gradient_come_along() -> None:
+    x = torch.rand(6)
+    val, (J,) = withjacobian(lambda x: x[1:] * x[:-1], x, sparse=True)
+    assert torch.equal(val, x[1:] * x[:-1])
+    assert J.layout == torch.sparse_csr
+    found = withhessian(rosenbrock, x, sparse=True)
+    torch.testing.assert_close(found.val, rosenbrock(x))
+    torch.testing.assert_close(found.grad, torch.func.grad(rosenbrock)(x))
+    torch.testing.assert_close(found.hess.to_dense(), func_hessian(rosenbrock, x))
+
+
+@pytest.mark.parametrize("way", [hessian_dual, hessian_reverse])
+def test_second_order_against_finite_differences(way: Any) -> None:
+    x = torch.rand(6, dtype=torch.float64)
+    expected = fd_hessian(rosenbrock, x)
+    torch.testing.assert_close(way(rosenbrock, x, sparse=True).to_dense(), expected, atol=1e-3, rtol=1e-4)
+
+
+# ---- arguments ---------------------------------------------------------------------------------------------
+
+
+def test_a_number_has_a_dense_vector() -> None:
+    x = torch.rand(5)
+    J, v, nothing = jacobian(lambda a, s, word: a * s + len(word), x, 3, "abc", sparse=True)
+    assert J.layout == torch.sparse_csr
+    assert torch.equal(v, x)
+    assert nothing is None
+    assert torch.equal(hessian(lambda s: s**3, 2, sparse=True), torch.tensor(12.0))
+
+
+def test_arrays_of_numpy_and_integers() -> None:
+    a = np.arange(1.0, 5.0)
+    (J,) = jacobian(lambda a: a**2, a, sparse=True)
+    assert J.dtype == torch.float64
+    assert torch.equal(J.to_dense(), torch.diag(torch.tensor(2 * a)))
+    (J,) = jacobian(lambda a: a**2, torch.arange(3), sparse=True)
+    assert J.dtype == torch.float32
+    assert torch.equal(J.to_dense(), torch.diag(torch.tensor([0.0, 2.0, 4.0])))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    x = torch.rand(20).to(dtype)
+    f = lambda x: x[1:] * x[:-1]
+    assert torch.equal(jacobian(f, x, sparse=True)[0].to_dense(), jacobian(f, x)[0])
+
+
+def test_arguments_of_different_dtypes() -> None:
+    a, b = torch.rand(4), torch.rand(4, dtype=torch.float64)
+    for mode in ("forward", "reverse"):
+        found = jacobian(lambda a, b: a * b, a, b, sparse=True, mode=mode)
+        assert [J.dtype for J in found] == [torch.float64, torch.float64]
+        torch.testing.assert_close(found[0].to_dense(), torch.diag(b))
+        torch.testing.assert_close(found[1].to_dense(), torch.diag(a.double()))
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_complex_arguments_of_real_functions(dtype: torch.dtype) -> None:
+    z = torch.randn(5, dtype=dtype)
+    f = lambda z: z[1:].abs() ** 2 + z[:-1].real
+    (J,) = jacobian(f, z, sparse=True)
+    assert J.dtype == dtype
+    expected = torch.zeros(4, 5, dtype=dtype)
+    for k in range(4):  # df/d(re) + i df/d(im)
+        expected[k, k + 1] = 2 * z[k + 1]
+        expected[k, k] += 1
+    torch.testing.assert_close(J.to_dense(), expected)
+    with pytest.raises(ValueError, match="'forward' gives no Jacobian by a complex argument"):
+        jacobian(f, z, sparse=True, mode="forward")
+
+
+def test_complex_results_are_refused() -> None:
+    with pytest.raises(ValueError, match="real values"):
+        jacobian(lambda x: x * 1j, torch.rand(3), sparse=True)
+
+
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+def test_params(mode: str) -> None:
+    xs, ys = torch.rand(2, 3), torch.rand(5)
+    ps = Params([xs, ys])
+    found = jacobian(lambda: ys[:3] * xs[0] ** 2, ps, sparse=True, mode=mode)
+    expected = func_jacobian(lambda xs, ys: ys[:3] * xs[0] ** 2, xs, ys)
+    assert isinstance(found, tz.Grads)
+    for p, E in zip((xs, ys), expected, strict=True):
+        assert found[p].layout == torch.sparse_csr
+        assert found[p].values().numel() == 3
+        torch.testing.assert_close(found[p].to_dense(), E)
+    assert not xs.requires_grad
+
+
+def test_argnums() -> None:
+    a, b = torch.rand(4), torch.rand(4)
+    found = jacobian(lambda a, b: a * b, a, b, sparse=True, argnums=1)
+    assert found[0] is None
+    torch.testing.assert_close(found[1].to_dense(), torch.diag(a))
+
+
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+@pytest.mark.parametrize("chunk_size", [1, 2, 3, 100])
+def test_chunks_and_progress(mode: str, chunk_size: int, capsys: pytest.CaptureFixture[str]) -> None:
+    u = torch.rand(6, 6, dtype=torch.float64)
+    found = jacobian(heat, u, sparse=True, mode=mode, chunk_size=chunk_size, progress=True)[0]
+    torch.testing.assert_close(found.to_dense(), func_jacobian(heat, u)[0])
+    assert "100%" in capsys.readouterr().err
+    found = hessian(lambda u: (heat(u) ** 2).sum(), u, sparse=True, chunk_size=chunk_size)
+    torch.testing.assert_close(found.to_dense(), func_hessian(lambda u: (heat(u) ** 2).sum(), u))
+
+
+@pytest.mark.parametrize("chunk_size", [0, -1])
+def test_chunks_of_nothing_are_refused(chunk_size: int) -> None:
+    with pytest.raises(ValueError, match="chunk_size"):
+        jacobian(torch.sin, torch.rand(3), sparse=True, chunk_size=chunk_size)
+
+
+@pytest.mark.parametrize(
+    ("f", "shape", "rows"),
+    [
+        (lambda x: x * 2, (0,), 0),
+        (lambda x: x[:0], (4,), 0),
+        (lambda x: torch.ones(3), (4,), 3),
+        (lambda x: torch.tensor([1, 2]), (4,), 2),
+        (lambda x: 5, (4,), 1),
+        (lambda x: torch.ones(3), (0, 2), 3),
+    ],
+)
+def test_nothing_to_differentiate_is_an_empty_matrix(f: Any, shape: tuple[int, ...], rows: int) -> None:
+    x = torch.rand(shape)
+    (J,) = jacobian(f, x, sparse=True)
+    assert J.layout == torch.sparse_csr
+    assert J.shape == (rows, x.numel())
+    assert J.values().numel() == 0
+    assert torch.equal(J.to_dense(), jacobian(f, x)[0])
+
+
+@pytest.mark.parametrize("f", [lambda x: (x**2).sum(), lambda x: x.sum(), lambda x: torch.ones(())])
+def test_hessians_without_entries(f: Any) -> None:
+    H = hessian(f, torch.rand(0), sparse=True)
+    assert H.layout == torch.sparse_csr
+    assert H.shape == (0, 0)
+
+
+# ---- differentiable, nested --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+def test_create_graph_makes_values_differentiable(mode: str) -> None:
+    x = torch.rand(6, dtype=torch.float64).requires_grad_()
+    f = lambda x: x[1:] ** 3 * x[:-1]
+    (J,) = jacobian(f, x, sparse=True, mode=mode, create_graph=True)
+    (got,) = torch.autograd.grad((J.values() ** 2).sum(), x)
+    expected = torch.func.grad(lambda x: (torch.func.jacrev(f)(x) ** 2).sum())(x.detach())
+    torch.testing.assert_close(got, expected)
+    assert not jacobian(f, x, sparse=True)[0].requires_grad
+
+
+@pytest.mark.parametrize("way", [hessian, hessian_dual, hessian_reverse])
+def test_inside_an_outer_gradient_results_are_differentiable(way: Any) -> None:
+    x = torch.rand(6, dtype=torch.float64)
+    f = lambda x: (x[1:] ** 3 * x[:-1] ** 2).sum()
+    (got,) = gradient(lambda x: (way(f, x, sparse=True).to_dense() ** 2).sum(), x)
+    expected = torch.func.grad(lambda x: (torch.func.hessian(f)(x) ** 2).sum())(x)
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("name", ["grad", "jacfwd", "jacrev", "vmap"])
+def test_inside_torch_func_it_is_refused(name: str) -> None:
+    call = lambda x: jacobian(torch.sin, x, sparse=True)[0].values().sum()
+    with pytest.raises(RuntimeError, match="sparse=True can't be had inside a torch.func transform"):
+        getattr(torch.func, name)(call)(torch.rand(3))
+
+
+def test_hessians_inside_torch_func_are_refused() -> None:
+    f = lambda x: hessian(lambda x: x.exp().sum(), x, sparse=True).values()
+    with pytest.raises(RuntimeError, match="sparse=True can't be had.*plan_hessian"):
+        torch.func.vmap(f)(torch.rand(2, 3))
+
+
+def test_inside_torch_compile_it_is_refused() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's own, as the compiler is loaded
+        compiled = torch.compile(lambda x: jacobian(torch.sin, x, sparse=True)[0], backend="eager")
+        with pytest.raises(RuntimeError, match="sparse=True can't be had inside"):
+            compiled(torch.rand(3))
+
+
+def test_hooks_act_on_a_sparse_result_as_on_a_dense_one() -> None:
+    x = torch.rand(5)
+    f = lambda x: tz.hook(lambda g: 2 * g, x.clone())[1:] * x[:-1]
+    (J,) = jacobian(f, x, sparse=True, mode="reverse")
+    torch.testing.assert_close(J.to_dense(), jacobian(f, x, mode="reverse")[0])
+
+
+# ---- random structures -------------------------------------------------------------------------------------
+
+
+@st.composite
+def sparse_functions(draw: st.DrawFn) -> tuple[Callable[[Tensor], Tensor], int]:
+    """A function whose results each depend on a few elements, some in common, drawn at random."""
+    n = draw(st.integers(1, 9))
+    m = draw(st.integers(1, 9))
+    index = st.lists(st.integers(0, n - 1), min_size=m, max_size=m)
+    first, second, third = (torch.tensor(draw(index)) for _ in range(3))
+    link = draw(st.sampled_from(["product", "sum", "nested", "scatter", "matrix"]))
+    mask = torch.tensor(draw(st.lists(st.booleans(), min_size=m, max_size=m)))
+
+    def f(x: Tensor) -> Tensor:
+        a, b, c = x[first], x[second], x[third]
+        y = a * b.sin() if link in ("product", "nested") else a + b**2
+        if link == "nested":
+            y = torch.where(mask, y, c.exp() * y[second % m])
+        if link == "scatter":
+            y = x.new_zeros(n).index_add(0, third, y)
+        if link == "matrix":
+            weights = torch.where(mask, 1.5, 0.0).to(x.dtype)
+            y = torch.outer(weights, y.tanh()).diagonal() * c
+        return y
+
+    return f, n
+
+
+@given(sparse_functions(), st.sampled_from(["auto", "forward", "reverse"]))
+def test_random_functions(drawn: tuple[Callable[[Tensor], Tensor], int], mode: str) -> None:
+    f, n = drawn
+    x = torch.linspace(0.3, 1.2, n, dtype=torch.float64)
+    (J,) = jacobian(f, x, sparse=True, mode=mode)
+    torch.testing.assert_close(J.to_dense(), func_jacobian(f, x)[0])
+    scalar = lambda x: (f(x) ** 2).sum()
+    expected = func_hessian(scalar, x)
+    torch.testing.assert_close(hessian(scalar, x, sparse=True).to_dense(), expected)
+    torch.testing.assert_close(diaghessian(scalar, x)[0], expected.diagonal())
+
+
+# ---- warnings ----------------------------------------------------------------------------------------------
+
+
+def test_no_beta_warning_of_pytorch_escapes() -> None:
+    """PyTorch warns once per process, so it takes a fresh one."""
+    code = """
+import torch, torchzygote as tz
+x = torch.rand(5)
+f = lambda x: x[1:] * x[:-1]
+tz.jacobian(f, x, sparse=True)
+tz.jacobian(lambda x: x.softmax(0), x, sparse=True)
+tz.jacobian(lambda x: torch.ones(2), x, sparse=True)
+tz.hessian(lambda x: f(x).sum(), x, sparse=True)
+tz.jacobian_sparsity(f, x)
+plan = tz.plan_jacobian(f, x)
+plan(x), plan.sparsity
+plan = tz.plan_hessian(lambda x: f(x).sum(), x)
+plan(x), plan.sparsity
+print("silent")
+"""
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "silent", done.stderr
