@@ -240,22 +240,49 @@ def _rule(name: str) -> _Rule:
     return _RULES.get(found[1], _all_free) if found else _all_free
 
 
-def _of_node(
-    node: Any, known: dict[Any, Alignment | None], source: tuple[Any, int], source_axes: Alignment
-) -> Alignment | None:
-    """Alignment of the outputs of one node (of its first; those of several outputs are alike)."""
-    inputs: list[tuple[Alignment, _Shape] | None] = []
-    for following, number in node.next_functions:
-        if following is None:
-            inputs.append(None)
-        elif following == source[0]:
-            inputs.append((source_axes, node_shape(following, number)) if number == source[1] else None)
-        else:
-            alignment = known[following]
+class _Walk:
+    """Alignments of the recorded values with the axes of some inputs, each value looked at once."""
+
+    def __init__(self, sources: Sequence[Tensor], axes: Sequence[Alignment]) -> None:
+        self._sources = {source_of(x): a for x, a in zip(sources, axes, strict=True)}
+        self._ends = {node for node, _ in self._sources}
+        self._known: dict[Any, Alignment | None] = {}
+
+    def of(self, root: Tensor) -> Alignment | None:
+        """``None`` where ``root`` depends on none of the inputs, or nothing can be said."""
+        if root.grad_fn is None or root.grad_fn in self._ends:
+            return None
+        known, ends = self._known, self._ends
+        stack: list[Any] = [root.grad_fn]
+        while stack:
+            node = stack[-1]
+            if node in known:
+                stack.pop()
+                continue
+            missing = [
+                n for n, _ in node.next_functions if n is not None and n not in ends and n not in known
+            ]
+            if missing:
+                stack.extend(missing)
+                continue
+            stack.pop()
+            known[node] = self._of_node(node)
+            if len(known) > _MOST_NODES:
+                return None
+        return known[root.grad_fn]
+
+    def _of_node(self, node: Any) -> Alignment | None:
+        """Alignment of the outputs of one node (of its first; those of several outputs are alike)."""
+        inputs: list[tuple[Alignment, _Shape] | None] = []
+        for following, number in node.next_functions:
+            if following in self._ends:
+                alignment = self._sources.get((following, number))
+            else:
+                alignment = None if following is None else self._known[following]
             inputs.append(None if alignment is None else (alignment, node_shape(following, number)))
-    if all(given is None for given in inputs):
-        return None
-    return _rule(node.name())(node, inputs, node_shape(node, 0))
+        if all(given is None for given in inputs):
+            return None
+        return _rule(node.name())(node, inputs, node_shape(node, 0))
 
 
 def aligned_axes(root: Tensor, x: Tensor) -> list[tuple[int, int]] | None:
@@ -264,28 +291,18 @@ def aligned_axes(root: Tensor, x: Tensor) -> list[tuple[int, int]] | None:
     ``root[..., i, ...]`` (``i`` in place ``p``) depends only on the ``x[..., i, ...]`` (in place ``q``), for
     all pairs at once. ``None`` where ``root`` doesn't depend on ``x``, or nothing can be said.
     """
-    source = source_of(x)
-    if root.grad_fn is None or root.grad_fn == source[0]:
-        return None
-    axes = tuple(range(x.dim()))
-    known: dict[Any, Alignment | None] = {}
-    stack: list[Any] = [root.grad_fn]
-    while stack:
-        node = stack[-1]
-        if node in known:
-            stack.pop()
-            continue
-        missing = [n for n, _ in node.next_functions if n is not None and n != source[0] and n not in known]
-        if missing:
-            stack.extend(missing)
-            continue
-        stack.pop()
-        known[node] = _of_node(node, known, source, axes)
-        if len(known) > _MOST_NODES:
-            return None
-    found = known[root.grad_fn]
+    found = _Walk([x], [tuple(range(x.dim()))]).of(root)
     if found is None:
         return None
     return [
         (p, q) for p, q in enumerate(found) if q != FREE and x.shape[q] > 1 and root.shape[p] == x.shape[q]
+    ]
+
+
+def shared_axes(roots: Sequence[Tensor], inputs: Sequence[Tensor], common: int) -> list[int]:
+    """Which of the first ``common`` axes, alike in all shapes, run from every input to every root unmixed."""
+    walk = _Walk(inputs, [(*range(common), *[FREE] * (x.dim() - common)) for x in inputs])
+    found = [walk.of(root) for root in roots]
+    return [
+        p for p in range(common) if inputs[0].shape[p] > 1 and all(a is not None and a[p] == p for a in found)
     ]

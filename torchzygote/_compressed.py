@@ -28,7 +28,7 @@ from ._separable import find_layout
 from .coloring.recovery import Recovery, jacobian_recovery, symmetric_recovery, symmetrized
 from .sparsity.pattern import Pattern
 
-__all__ = ["csr", "dense", "diagonals", "full_csr", "hessian", "jacobian", "refuse_nested"]
+__all__ = ["add_diagonals", "csr", "dense", "full_csr", "hessian", "jacobian", "refuse_nested"]
 
 # Bytes that the dense products must move before anybody looks for structure: a core moves some 4 GB a second,
 # and detection takes 2 ms and 0.1 ms for each recorded operation. Where every operation keeps elements apart,
@@ -269,30 +269,30 @@ def _hessian_values(
     return values[0] if certified(caller, recovery, values, probes, probed, eps) else None
 
 
-def diagonals(
-    caller: str, f: Callable[..., Any], second: SecondOrder, options: Options, random: RandomState | None
-) -> list[Tensor | None]:
-    """The Hessian's diagonal by each input, ``None`` where the dense way is to be taken."""
+def add_diagonals(
+    caller: str,
+    f: Callable[..., Any],
+    second: SecondOrder,
+    options: Options,
+    random: RandomState | None,
+    found: list[Tensor | None],
+) -> None:
+    """Write the Hessian's diagonal by each input into ``found``, where ``None`` stands and colors give it."""
     inputs = second.prepared.inputs
-    found: list[Tensor | None] = [None] * len(inputs)
     if _engine.compiling() or _engine.in_functorch():
-        return found
+        return
     cost = second.row_cost()
     worth = []
     for i, x in enumerate(inputs):
         lin = second.by_input(i)
-        if (
-            lin is not None
-            and _is_worth_looking(x.numel(), cost, lin.roots)
-            and not _has_batch_axis(lin, cost, True)
-        ):
+        if found[i] is None and lin is not None and _is_worth_looking(x.numel(), cost, lin.roots):
             worth.append(i)
     if not worth:
-        return found
+        return
     limit = sum(inputs[i].numel() for i in worth) * cost.nbytes
     patterns = _structure.hessian_patterns(caller, f, second.prepared, limit)
     if patterns is None:
-        return found
+        return
     for i in worth:
         n = inputs[i].numel()
         if patterns[i].dense or _GAIN * patterns[i].nnz > n * n:
@@ -304,7 +304,6 @@ def diagonals(
         values = _hessian_values(caller, f, second, i, mode, recovery, options, random, True)
         if values is not None:
             found[i] = values.reshape(inputs[i].shape)
-    return found
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from ._plan import FREE, RowCost
 from ._random import RandomState
 from ._second_order import Options, SecondOrder, run
 
-__all__ = ["diagonal", "matrix"]
+__all__ = ["diagonal", "diagonals_along_batch", "matrix"]
 
 
 def matrix(
@@ -84,9 +84,16 @@ def _blocks(lin: Linearization, options: Options, cost: RowCost) -> _separable.B
     layout = _separable.find_layout(lin.roots[0], lin.inputs[0], cost, same_axes=True)
     if layout is None:
         return None
+    found = _products_of(lin, [[layout]], options, cost)
+    return None if found is None else found[0][0]
+
+
+def _products_of(
+    lin: Linearization, layouts: list[list[_separable.Layout]], options: Options, cost: RowCost
+) -> list[list[_separable.Blocks]] | None:
     return _separable.block_products(
         lin,
-        layout,
+        layouts,
         cost,
         chunk_size=options.chunk_size,
         create_graph=options.keep,
@@ -125,6 +132,35 @@ def _by_columns(
     return block.matrix()
 
 
+def diagonals_along_batch(second: SecondOrder, options: Options) -> list[Tensor | None]:
+    """The diagonal by each input along whose batch axes ``f`` runs unmixed; ``None`` for the others."""
+    inputs = second.prepared.inputs
+    found: list[Tensor | None] = [None] * len(inputs)
+    if _engine.compiling() or _engine.in_functorch():
+        return found
+    cost = second.row_cost()
+    by = {i: lin for i in range(len(inputs)) if (lin := second.by_input(i)) is not None}
+    for group in _alike({i: tuple(lin.roots[0].shape) for i, lin in by.items()}):
+        lin = second.by_inputs(group)
+        layouts = _separable.find_joint_layouts(lin, cost) if len(group) > 1 else None
+        if layouts is None:
+            for i in group:
+                blocks = _blocks(by[i], options, cost)
+                found[i] = None if blocks is None else blocks.diagonal().to(inputs[i].dtype)
+        elif (all_blocks := _products_of(lin, layouts, options, cost)) is not None:
+            for k, i in enumerate(group):
+                found[i] = all_blocks[k][k].diagonal().to(inputs[i].dtype)
+    return found
+
+
+def _alike(shapes: dict[int, tuple[int, ...]]) -> list[list[int]]:
+    """Inputs grouped by the length of their first axis, which may be a batch axis that they share."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, shape in shapes.items():
+        groups.setdefault(shape[:1], []).append(i)
+    return list(groups.values())
+
+
 def diagonal(second: SecondOrder, i: int, options: Options) -> Tensor:
     """The diagonal by input ``i``, gathered from each chunk of Hessian rows."""
     x = second.prepared.inputs[i]
@@ -133,9 +169,6 @@ def diagonal(second: SecondOrder, i: int, options: Options) -> Tensor:
     if lin is None or n == 0:
         return torch.zeros(x.shape, dtype=x.dtype, device=x.device)
     cost = FREE if _engine.compiling() else second.row_cost()
-    blocks = _blocks(lin, options, cost)
-    if blocks is not None:
-        return blocks.diagonal().to(x.dtype)
     parts = []
     chunk = _chunk(n, options, cost, x.device)
     seeds = _products.identity_seeds(n, lin.roots[0].dtype, x.device)

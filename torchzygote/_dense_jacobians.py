@@ -47,12 +47,17 @@ def _by_blocks(
     layout = _separable.find_layout(lin.roots[0], lin.inputs[0], cost)
     if layout is None:
         return None
-    blocks = _separable.block_products(
-        lin, layout, cost, chunk_size=options.chunk_size, create_graph=options.keep, progress=options.progress
+    found = _separable.block_products(
+        lin,
+        [[layout]],
+        cost,
+        chunk_size=options.chunk_size,
+        create_graph=options.keep,
+        progress=options.progress,
     )
-    if blocks is None:
+    if found is None:
         return None
-    return blocks.dense(lin.roots[0].numel(), lin.inputs[0].numel(), result_dtype(x, y), transposed)
+    return found[0][0].dense(lin.roots[0].numel(), lin.inputs[0].numel(), result_dtype(x, y), transposed)
 
 
 def _row_cost(lin: Linearization, rows: int) -> RowCost:

@@ -5,7 +5,7 @@ One forward pass gives value, gradient and what Hessian rows are pulled back fro
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -105,6 +105,12 @@ class SecondOrder:
         if self._lin is None or position is None:
             return None
         return self._lin.restricted(position, i)
+
+    def by_inputs(self, which: Sequence[int]) -> Linearization:
+        """The gradients by several inputs that they depend on, by all of these."""
+        assert self._lin is not None
+        roots = [self._lin.roots[p] for i in which if (p := self._positions[i]) is not None]
+        return Linearization(self.prepared, roots, [self._lin.inputs[i] for i in which])
 
     def row_cost(self) -> RowCost:
         """What a row of a Hessian takes.

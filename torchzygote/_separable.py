@@ -7,20 +7,23 @@ with a random cotangent. Knows products and shapes; it must not know what is bei
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import _engine, _plan, _products
-from ._alignment import aligned_axes
+from ._alignment import aligned_axes, shared_axes
+from ._certificate import close, precision, random_vector, wide
 from ._engine import Linearization
 from ._plan import RowCost
 from ._torch_private import node_names
 
-__all__ = ["Blocks", "Layout", "block_products", "find_layout"]
+__all__ = ["Blocks", "Layout", "block_products", "find_joint_layouts", "find_layout"]
 
 # Below this many rows, or bytes that the dense way moves, it takes no longer than finding out: the walk costs
 # 4 microseconds a node, as much as moving some 50 KB.
@@ -89,6 +92,28 @@ def find_layout(root: Tensor, x: Tensor, cost: RowCost, *, same_axes: bool = Fal
     return layout if (layout.block_rows + 1) * _LEAST_SAVING <= rows else None
 
 
+def find_joint_layouts(lin: Linearization, cost: RowCost) -> list[list[Layout]] | None:
+    """Layouts of several gradients by their inputs, where all are block diagonal along the same leading axes.
+
+    ``lin.roots[i]`` is the gradient by ``lin.inputs[i]``. Together they need one product to check, apart one
+    each.
+    """
+    rows = sum(root.numel() for root in lin.roots)
+    if rows * cost.nbytes < _LEAST_BYTES or _engine.compiling() or _engine.in_functorch():
+        return None
+    shapes = [tuple(x.shape) for x in lin.inputs]
+    common = 0
+    while all(len(s) > common and s[common] == shapes[0][common] for s in shapes):
+        common += 1
+    batch = shared_axes(lin.roots, lin.inputs, common) if common > 0 else []
+    if not batch:
+        return None
+    pairs = tuple((p, p) for p in batch)
+    layouts = [[Layout(mine, other, pairs) for other in shapes] for mine in shapes]
+    products = sum(row[0].block_rows for row in layouts) + 1
+    return layouts if products * _LEAST_SAVING <= rows else None
+
+
 class Blocks(NamedTuple):
     """``values[b, k, j]``: row ``k``, column ``j`` of block ``b``."""
 
@@ -125,57 +150,85 @@ def _seeds(layout: Layout, like: Tensor) -> Tensor:
 
 def block_products(
     lin: Linearization,
-    layout: Layout,
+    layouts: Sequence[Sequence[Layout]],
     cost: RowCost,
     *,
     chunk_size: int | None = None,
     create_graph: bool = False,
     progress: bool = False,
-) -> Blocks | None:
-    """The blocks of the Jacobian of ``lin.roots[0]`` by ``lin.inputs[0]``; ``None`` if the check fails."""
-    root = lin.roots[0]
-    seeds = _seeds(layout, root)
-    chunk = _plan.choose_chunk(chunk_size, seeds.shape[0], cost, root.device)
-    products: list[Tensor] = []
-    for _, _, (product,) in _products.vjps(
-        lin, 0, lambda lo, hi: seeds[lo:hi], len(seeds), chunk, create_graph=create_graph, progress=progress
-    ):
-        if product is None:
-            return None
-        products.append(product)
-    values = _by_block(layout, products[0] if len(products) == 1 else torch.cat(products))
-    check = _random_vector(root)
-    (checked,) = lin.pull([check.view(root.shape)], retain=True, create_graph=False)
-    if checked is None:
+) -> list[list[Blocks]] | None:
+    """The blocks of the Jacobian of each of ``lin.roots`` by each of ``lin.inputs``, one list per root.
+
+    ``layouts[i][j]`` pairs the axes of root ``i`` and input ``j``, the same batch axes for all. ``None`` if
+    the check fails.
+    """
+    found: list[list[Tensor]] = []
+    for i, (root, row) in enumerate(zip(lin.roots, layouts, strict=True)):
+        seeds = _seeds(row[0], root)
+        chunk = _plan.choose_chunk(chunk_size, seeds.shape[0], cost, root.device)
+        parts: list[list[Tensor]] = [[] for _ in row]
+        part_of = functools.partial(_rows, seeds)
+        for lo, hi, products in _products.vjps(
+            lin, i, part_of, len(seeds), chunk, create_graph=create_graph, progress=progress
+        ):
+            for j, product in enumerate(products):
+                x = lin.inputs[j]
+                parts[j].append(x.new_zeros(hi - lo, *x.shape) if product is None else product)
+        joined = [part[0] if len(part) == 1 else torch.cat(part) for part in parts]
+        found.append([_by_block(layout, products) for layout, products in zip(row, joined, strict=True)])
+    if not _are_confirmed(lin, layouts, found):
         return None
-    weights = check[layout.y_numbers(check.device)]  # (blocks, block rows)
-    if not _agrees(values.detach(), _by_block(layout, checked.detach().unsqueeze(0))[0], weights):
-        if bool(checked.isfinite().all()):  # a NaN agrees with nothing, which is nobody's fault
-            _warn_mismatch(node_names(root))
-        return None
-    return Blocks(layout, values.transpose(0, 1))
+    return [
+        [Blocks(layout, values.transpose(0, 1)) for layout, values in zip(row, of_root, strict=True)]
+        for row, of_root in zip(layouts, found, strict=True)
+    ]
+
+
+def _rows(matrix: Tensor, lo: int, hi: int) -> Tensor:
+    return matrix[lo:hi]
+
+
+def _are_confirmed(
+    lin: Linearization, layouts: Sequence[Sequence[Layout]], found: Sequence[Sequence[Tensor]]
+) -> bool:
+    """Whether the blocks explain a product with a random cotangent, taken without any structure."""
+    roots = [root.detach() for root in lin.roots]
+    sizes = [root.numel() for root in roots]
+    vectors = torch.split(random_vector(sum(sizes)), sizes)
+    cotangents = [v.to(r.device, r.dtype).view(r.shape) for v, r in zip(vectors, roots, strict=True)]
+    checked = lin.pull(cotangents, retain=True, create_graph=False)
+    # (block rows, blocks, 1) each
+    weights = [
+        _by_block(_of_itself(row[0]), v.unsqueeze(0))[0].t().unsqueeze(2)
+        for v, row in zip(cotangents, layouts, strict=True)
+    ]
+    for j, (x, expected) in enumerate(zip(lin.inputs, checked, strict=True)):
+        terms = torch.cat([wide(of_root[j].detach()) * w for of_root, w in zip(found, weights, strict=True)])
+        got = terms.sum(0)
+        wanted = torch.zeros_like(got)
+        if expected is not None:
+            wanted = _by_block(layouts[0][j], expected.detach().unsqueeze(0))[0].to(got.dtype)
+        eps = precision([x], roots[0])
+        # |got| is at most the size of its terms, so that this suffices where it holds
+        if bool(close(got, got.abs(), wanted, eps).all()) and bool(wanted.sum().isfinite()):
+            continue
+        if not bool(wanted.isfinite().all()):  # zeros outside the blocks would be wrong
+            return False
+        if not bool(close(got, terms.abs().sum(0), wanted, eps).all()):
+            _warn_mismatch(sorted({name for root in lin.roots for name in node_names(root)}))
+            return False
+    return True
+
+
+def _of_itself(layout: Layout) -> Layout:
+    """Batch axes and others of ``y`` alone."""
+    return Layout(layout.y_shape, layout.y_shape, tuple((p, p) for p, _ in layout.pairs))
 
 
 def _by_block(layout: Layout, products: Tensor) -> Tensor:
     """Products of shape (rows, *x's) as (rows, blocks, block columns)."""
     order = [q + 1 for _, q in layout.pairs] + [q + 1 for q in layout.x_free]
     return products.permute(0, *order).reshape(len(products), -1, layout.block_columns)
-
-
-def _random_vector(like: Tensor) -> Tensor:
-    """Numbers between 1/2 and 3/2 with random signs; the global random state is left alone."""
-    generator = torch.Generator().manual_seed(0x5EED)
-    sizes, signs = torch.rand(2, like.numel(), generator=generator).unbind()
-    return ((sizes + 0.5) * torch.where(signs < 0.5, -1.0, 1.0)).to(dtype=like.dtype, device=like.device)
-
-
-def _agrees(values: Tensor, checked: Tensor, weights: Tensor) -> bool:
-    """Whether the blocks explain the product with the random cotangent, but for rounding."""
-    terms = values * weights.t().unsqueeze(2)
-    size = terms.abs().sum(0)
-    eps = torch.finfo(size.dtype).eps
-    allowed = 4 * eps**0.5 * size + 64 * eps * size.max()
-    return bool(((terms.sum(0) - checked).abs() <= allowed).all())
 
 
 def _warn_mismatch(operations: list[str]) -> None:

@@ -329,7 +329,8 @@ def _diagonals(
             random = None if _engine.compiling() else RandomState()
             second = run(caller, f, prepared, options.keep)
             second.differentiate()
-            found = _compressed.diagonals(caller, f, second, options, random)
+            found = _dense_hessians.diagonals_along_batch(second, options)
+            _compressed.add_diagonals(caller, f, second, options, random, found)
             diagonals = [
                 _dense_hessians.diagonal(second, i, options) if h is None else h for i, h in enumerate(found)
             ]
