@@ -11,8 +11,10 @@ import argparse
 import ast
 import io
 import os
+import re
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -71,24 +73,53 @@ def shrink(picture: Path, target: Path) -> None:
     target.write_bytes(buffer.getvalue())
 
 
-def section(script: Path) -> str:
-    """The part of the page about one script."""
+def prose(text: str) -> str:
+    """A docstring's paragraphs as Markdown; what is indented there is code."""
+    blocks = []
+    for block in text.strip("\n").split("\n\n"):
+        if all(line.startswith("    ") for line in block.splitlines()):
+            code = textwrap.dedent(block)
+            block = f"```{'bash' if code.startswith('python ') else 'text'}\n{code}\n```"
+        blocks.append(block.replace("``", "`") if not block.startswith("```") else block)
+    return "\n\n".join(blocks)
+
+
+def describe(script: Path) -> tuple[str, str]:
+    """The first line of a script's docstring, and the rest."""
     text = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or script.stem
     title, _, rest = text.partition("\n\n")
+    return " ".join(title.split()).rstrip("."), rest
+
+
+def section(script: Path) -> str:
+    """The part of the page about one script."""
+    title, rest = describe(script)
     printed, pictures, seconds = run(script)
-    lines = [f"## {title.strip().rstrip('.')}", "", f"`examples/{script.name}`", ""]
+    lines = [f"(example-{script.stem})=", f"## {title}", "", f"`examples/{script.name}`", ""]
     if rest.strip():
-        lines += [rest.strip("\n").replace("``", "`"), ""]
+        lines += [prose(rest), ""]
     for picture in pictures:
         name = f"{script.stem}-{picture.stem}.png" if picture.stem != script.stem else picture.name
         shrink(picture, PICTURES / name)
-        lines += [f"![{title.strip().rstrip('.')}: {picture.stem}](_static/gallery/{name}){{.plot}}", ""]
+        lines += [f"![{title}: {picture.stem}](_static/gallery/{name}){{.plot}}", ""]
     kept = [line.rstrip() for line in printed.splitlines() if "\r" not in line]
     if len(kept) > 40:
         kept = [*kept[:30], "...", *kept[-8:]]
     lines += [":::{dropdown} What it prints", "```text", *kept, "```", ":::", ""]
     print(f"{script.name}: {seconds:.0f} s, {len(pictures)} pictures", flush=True)
     return "\n".join(lines)
+
+
+def cards(sections: dict[str, str]) -> str:
+    """The examples that draw something, as pictures to choose from."""
+    lines = ["::::{grid} 2 2 3 3", ":gutter: 2", ""]
+    for name, text in sections.items():
+        picture = re.search(r"\]\((_static/gallery/[^)]+)\)", text)
+        if picture is None:
+            continue
+        lines += [":::{grid-item-card}", f":img-top: {picture[1]}", f":link: example-{Path(name).stem}"]
+        lines += [":link-type: ref", ":class-img-top: plot", "", describe(EXAMPLES / name)[0], ":::", ""]
+    return "\n".join([*lines, "::::", ""])
 
 
 def main() -> int:
@@ -104,7 +135,7 @@ def main() -> int:
             sections[script.name] = kept[script.name]
         else:
             sections[script.name] = section(script)
-    PAGE.write_text(HEAD + "\n" + "\n".join(sections.values()), encoding="utf-8")
+    PAGE.write_text("\n".join([HEAD, cards(sections), *sections.values()]), encoding="utf-8")
     return 0
 
 
@@ -113,11 +144,10 @@ def existing_sections() -> dict[str, str]:
     if not PAGE.exists():
         return {}
     found = {}
-    for part in PAGE.read_text(encoding="utf-8").split("\n## ")[1:]:
-        for line in part.splitlines():
-            if line.startswith("`examples/"):
-                found[line.strip("`").removeprefix("examples/")] = "## " + part.rstrip("\n") + "\n"
-                break
+    for part in PAGE.read_text(encoding="utf-8").split("\n(example-")[1:]:
+        name = re.search(r"^`examples/(.+)`$", part, re.MULTILINE)
+        if name is not None and (EXAMPLES / name[1]).exists():
+            found[name[1]] = "(example-" + part.rstrip("\n") + "\n"
     return found
 
 

@@ -144,7 +144,7 @@ def plot(depths: Sequence[int], plain: Sequence[Measured], saved: Sequence[Measu
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.5), layout="constrained")
     for rows, label, color in (
         (plain, "everything stored", "tab:orange"),
         (saved, "checkpointed", "tab:blue"),

@@ -7,7 +7,7 @@ posterior probability that this die was thrown at that time: what the backward p
 algorithm computes by hand. Its gradient with respect to the log transition matrix counts the expected changes
 of dice.
 
-The picture, examples/output/lattice.png, shows the posterior, which die it really was, and how far the
+The picture, ``examples/output/lattice.png``, shows the posterior, which die it really was, and how far the
 gradient is from the forward-backward algorithm.
 
     python examples/lattice_buffer.py
@@ -81,7 +81,7 @@ def plot(path: Path, dice: Tensor, posterior: Tensor, by_hand: Tensor) -> None:
     import matplotlib.pyplot as plt
 
     figure, (top, bottom) = plt.subplots(
-        2, 1, figsize=(9, 4.5), sharex=True, height_ratios=(3, 1), layout="constrained"
+        2, 1, figsize=(8, 4.5), sharex=True, height_ratios=(3, 1), layout="constrained"
     )
     times = range(len(dice))
     top.fill_between(
@@ -90,6 +90,7 @@ def plot(path: Path, dice: Tensor, posterior: Tensor, by_hand: Tensor) -> None:
     top.plot(times, posterior[:, 1], color="tab:red", label="gradient of the log-likelihood")
     top.set_ylabel("P(loaded | all throws)")
     top.set_ylim(0, 1)
+    top.set_xlim(0, len(dice))
     top.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
     difference = (posterior - by_hand).abs().amax(dim=1).clamp(min=1e-18)
     bottom.semilogy(times, difference, ".", color="tab:blue", markersize=3)

@@ -117,7 +117,7 @@ def plot(paths: dict[str, Steps], minimum: Tensor, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, sharey=True, figsize=(9, 4), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, sharey=True, figsize=(8, 3.8), layout="constrained")
     for (name, found), color in zip(paths.items(), ("tab:blue", "tab:orange"), strict=True):
         distances = [max(d, 1e-16) for d in found.distances(minimum)]
         left.semilogy(distances, marker="o", markersize=3, linewidth=1.2, color=color, label=name)

@@ -98,8 +98,8 @@ def train(u: nn.Module, points: int, steps: int, polish: int, quiet: bool) -> tu
     return residuals, errors
 
 
-def plot(u: nn.Module, errors: Sequence[float], path: Path) -> None:
-    """The network's solution, its error, and how the error fell, as a PNG."""
+def plot(u: nn.Module, errors: Sequence[float], steps: int, path: Path) -> None:
+    """The network's solution, its error, and how the error fell: with Adam for ``steps``, then L-BFGS."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -110,20 +110,29 @@ def plot(u: nn.Module, errors: Sequence[float], path: Path) -> None:
     with torch.no_grad():
         found = u(z).reshape(n, n).T.numpy()
         error = (u(z) - exact(z)).abs().reshape(n, n).T.numpy()
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-    for axes, values, title, colors in (
-        (left, found, "network", "RdBu_r"),
-        (middle, error, "distance from the exact solution", "viridis"),
+    figure, places = plt.subplot_mosaic(
+        [["found", "error"], ["training", "training"]],
+        figsize=(8, 6),
+        height_ratios=(3, 2),
+        layout="constrained",
+    )
+    for name, values, title, colors in (
+        ("found", found, "the network's u", "RdBu_r"),
+        ("error", error, "distance from the exact u", "viridis"),
     ):
+        axes = places[name]
         image = axes.imshow(values, origin="lower", extent=(0, 1, 0, 1), cmap=colors)
-        figure.colorbar(image, ax=axes, shrink=0.85)
+        figure.colorbar(image, ax=axes, shrink=0.9)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("x")
         axes.set_ylabel("y")
-    right.semilogy([10 * i for i in range(len(errors))], errors, linewidth=1.2)
-    right.set_title("relative error on a grid of its own", fontsize=10)
-    right.set_xlabel("step")
-    right.grid(alpha=0.3)
+    training = places["training"]
+    training.semilogy([10 * i for i in range(len(errors))], errors)
+    training.axvline(steps, color="0.5", linewidth=1, linestyle="--")
+    training.annotate(" L-BFGS from here", (steps, max(errors)), va="top", fontsize=9)
+    training.set_ylabel("relative error")
+    training.set_xlabel("step")
+    training.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -158,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> float:
     print(f"{steps} steps of Adam, {polish} of L-BFGS on {points} points: {seconds:.1f} s")
     print(f"mean squared residual: {residuals[0]:.1e} to {residuals[-1]:.1e}")
     print(f"relative error: {before:.1e} to {error:.1e}")
-    plot(u, errors, options.output)
+    plot(u, errors, steps, options.output)
     print(f"solution and error: {options.output}")
     return error
 

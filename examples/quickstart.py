@@ -1,6 +1,6 @@
 """The tour of the README: what the library does, printed as it is computed.
 
-python examples/quickstart.py
+Run it with ``python examples/quickstart.py``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Train a small network on scikit-learn's handwritten digits, with implicit parameters.
 
 Each step accumulates the gradients of a few micro-batches by plain arithmetic, clips them by their norm
-and hands them to AdamW. A plot of loss and gradient norm is written to examples/output/digits.png.
+and hands them to AdamW. A plot of loss and gradient norm is written to ``examples/output/digits.png``.
 
     python examples/train_digits.py --epochs 60
 """
@@ -81,12 +81,24 @@ def plot(losses: Sequence[float], norms: Sequence[float], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (above, below) = plt.subplots(2, sharex=True, figsize=(7, 5), layout="constrained")
-    above.semilogy(losses, color="tab:blue", linewidth=1)
-    above.set_ylabel("cross entropy")
-    below.semilogy(norms, color="tab:orange", linewidth=1)
-    below.set_ylabel("gradient norm before clipping")
-    below.set_xlabel("step")
+    figure, both = plt.subplots(2, sharex=True, figsize=(8, 5), layout="constrained")
+    window = min(20, len(losses))
+    for axes, values, label, color in zip(
+        both,
+        (losses, norms),
+        ("cross entropy", "gradient norm\nbefore clipping"),
+        ("tab:blue", "tab:orange"),
+        strict=True,
+    ):
+        means = torch.tensor(values).log().unfold(0, window, 1).mean(dim=1).exp()
+        axes.semilogy(values, color=color, linewidth=0.8, alpha=0.4, label="each step")
+        axes.semilogy(
+            range(window // 2, window // 2 + len(means)), means, color=color, label=f"mean of {window} steps"
+        )
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    both[1].set_xlabel("step")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
