@@ -120,11 +120,11 @@ class SecondOrder:
         """
         if self._row_cost is None:
             guess = FREE
-            if self._first is not None:
+            rows = max((x.numel() for x in self.prepared.inputs), default=0)
+            if self._first is not None and (self._lin is None or _plan.is_small(rows * rows)):
                 nbytes, nodes = backward_bytes(self._first.roots)
                 guess = RowCost(8 * nbytes, 4 * nodes)
-            rows = max((x.numel() for x in self.prepared.inputs), default=0)
-            if self._lin is None or (self._first is not None and _plan.is_small(rows * guess.nbytes)):
+            if self._lin is None or (guess.nodes > 0 and _plan.is_small(rows * guess.nbytes)):
                 self._row_cost = guess
             else:
                 self._row_cost = RowCost(*backward_bytes(self._lin.roots))

@@ -209,8 +209,9 @@ def _are_confirmed(
         if expected is not None:
             wanted = _by_block(layouts[0][j], expected.detach().unsqueeze(0))[0].to(got.dtype)
         eps = precision([x], roots[0])
-        # |got| is at most the size of its terms, so that this suffices where it holds
-        if bool(close(got, got.abs(), wanted, eps).all()) and bool(wanted.sum().isfinite()):
+        if bool(
+            (got - wanted).abs().max() <= 64 * eps * got.abs().max()
+        ):  # as most are; `close` asks for less
             continue
         if not bool(wanted.isfinite().all()):  # zeros outside the blocks would be wrong
             return False
