@@ -88,9 +88,10 @@ class HessianPlan(Plan):
             self._warn()
             found = hessian(self._f, x, create_graph=create_graph)
             return found if dense or found.dim() < 2 else _compressed.full_csr(found)
-        if not self._inputs[0].shape:
-            return values.reshape(())
-        return (_compressed.dense if dense else _compressed.csr)(self.patterns[0], values, values.device)
+        number = not self._inputs[0].shape
+        build = _compressed.dense if dense or number else _compressed.csr
+        H = build(self.patterns[0], values, values.device)
+        return H.reshape(()) if number else H
 
     def values(self, x: Any, *, create_graph: bool | None = None) -> Tensor:
         """The values of the entries, row by row, as in ``.sparsity``.

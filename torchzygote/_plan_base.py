@@ -177,11 +177,15 @@ class Plan:
         entries = sum(pattern.nnz for pattern in self.patterns)
         cells = self._recovery.rows * sum(self._recovery.widths)
         head = (
-            f"{type(self).__name__}: {shape}, {entries} nonzeros ({entries / max(1, cells):.2g}), "
-            f"{self.ncolors} colors, mode {self.mode!r}"
+            f"{type(self).__name__}: {shape}, {_counted(entries, 'nonzero')} "
+            f"({entries / max(1, cells):.2g}), {_counted(self.ncolors, 'color')}, mode {self.mode!r}"
         )
         pictures = [line for pattern in self.patterns for line in pattern.picture()]
         return "\n".join([head, *pictures])
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def is_nested() -> bool:

@@ -5,6 +5,7 @@ Nothing in a file is executed: pickled objects are refused. Knows nothing of fun
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import zipfile
@@ -30,6 +31,8 @@ _MODES = {
     "HessianPlan": {"symmetric": "star"},
 }
 
+_KINDS = ("floating point", "complex")
+_DEVICES = ("cpu", "cuda", "xpu", "mps", "meta")
 # What NumPy and zipfile raise for damaged files.
 _BROKEN = (
     ValueError,
@@ -101,12 +104,13 @@ def _read(file: Any, kind: str) -> tuple[tuple[InputSpec, ...], Recovery]:
     rows, count = _number(file, "rows"), _number(file, "count")
     if rows < 0 or not 1 <= count <= 10_000:
         raise ValueError(f"it has {rows} rows and {count} inputs")
-    inputs, patterns = [], []
+    inputs: list[InputSpec] = []
+    patterns: list[Pattern] = []
     for i in range(count):
-        shape = tuple(_vector(file, f"shape_{i}").tolist())
-        spec = InputSpec(shape, *(_word(file, f"{field}_{i}") for field in ("kind", "device", "dtype")))
-        inputs.append(spec)
-        patterns.append(_pattern(file, i, rows, spec))
+        inputs.append(_spec(file, i))
+        patterns.append(_pattern(file, i, rows, inputs[i]))
+    if len({spec.device for spec in inputs}) > 1:
+        raise ValueError("its inputs are on several devices")
     colors = _vector(file, "colors")
     columns = sum(pattern.shape[1] for pattern in patterns)
     expected = rows if mode == "reverse" else columns
@@ -121,11 +125,19 @@ def _read(file: Any, kind: str) -> tuple[tuple[InputSpec, ...], Recovery]:
     return tuple(inputs), recovery
 
 
+def _spec(file: Any, i: int) -> InputSpec:
+    shape = tuple(_vector(file, f"shape_{i}").tolist())
+    spec = InputSpec(shape, *(_word(file, f"{field}_{i}") for field in ("kind", "device", "dtype")))
+    known = isinstance(getattr(torch, spec.dtype, None), torch.dtype) and spec.device in _DEVICES
+    if any(n < 0 for n in shape) or math.prod(shape) >= 1 << 63 or spec.kind not in _KINDS or not known:
+        raise ValueError(
+            f"input {i} has shape {shape}, kind {spec.kind!r}, dtype {spec.dtype!r}, device {spec.device!r}"
+        )
+    return spec
+
+
 def _pattern(file: Any, i: int, rows: int, spec: InputSpec) -> Pattern:
-    known = isinstance(getattr(torch, spec.dtype, None), torch.dtype)
-    if any(n < 0 for n in spec.shape) or spec.kind not in ("floating point", "complex") or not known:
-        raise ValueError(f"input {i} has shape {spec.shape}, kind {spec.kind!r} and dtype {spec.dtype!r}")
-    columns = int(np.prod(spec.shape, dtype=np.int64))
+    columns = math.prod(spec.shape)
     indptr, indices = _vector(file, f"indptr_{i}"), _vector(file, f"indices_{i}")
     counts = indptr.diff()
     if (
@@ -154,7 +166,10 @@ def _pattern(file: Any, i: int, rows: int, spec: InputSpec) -> Pattern:
 def _field(file: Any, field: str) -> Any:
     if field not in file.files:
         raise ValueError(f"the field {field} is missing")
-    return file[field]
+    array = file[field]
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"the field {field} is no array")
+    return array
 
 
 def _word(file: Any, field: str) -> str:

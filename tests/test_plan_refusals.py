@@ -1,0 +1,163 @@
+"""Plans and arguments that don't fit them; structure that the caller gives."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import scipy.sparse
+import torch
+from oracles import func_hessian, func_jacobian
+from sparse_cases import rosenbrock
+from torch import Tensor
+
+from torchzygote import plan_hessian, plan_jacobian
+
+
+def product(x: Tensor) -> Tensor:
+    return x[1:] * x[:-1]
+
+
+# ---- arguments that don't fit ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("x", "difference"),
+    [
+        (torch.rand(7), r"input 0, shape: expected \(6,\), got \(7,\)$"),
+        (torch.rand(2, 3), r"input 0, shape: expected \(6,\), got \(2, 3\)$"),
+        (
+            torch.rand(6, dtype=torch.complex64),
+            "input 0, kind of dtype: expected floating point, got complex$",
+        ),
+        (torch.rand(6, device="meta"), "input 0, device: expected cpu, got meta$"),
+        (
+            torch.rand(7, device="meta"),
+            r"input 0, shape: .*\n +input 0, device: expected cpu, got meta$",
+        ),
+    ],
+)
+def test_another_shape_dtype_or_device_is_refused_field_by_field(x: Tensor, difference: str) -> None:
+    plan = plan_jacobian(product, torch.rand(6))
+    for call in (plan, plan.values):
+        with pytest.raises(ValueError, match=rf"(?s)JacobianPlan: .*make a new plan.*{difference}"):
+            call(x)
+    second = plan_hessian(rosenbrock, torch.rand(6))
+    if x.is_complex():
+        return  # refused before, as for hessian
+    for call in (second, second.values, second.diagonal):
+        with pytest.raises(ValueError, match=rf"(?s)HessianPlan: .*{difference}"):
+            call(x)
+
+
+def test_only_the_input_that_differs_is_listed() -> None:
+    a, b = torch.rand(3), torch.rand(3)
+    plan = plan_jacobian(torch.mul, a, b)
+    with pytest.raises(ValueError, match=r"input 1, shape: expected \(3,\), got \(4,\)") as caught:
+        plan(a, torch.rand(4))
+    assert "input 0" not in str(caught.value)
+
+
+@pytest.mark.parametrize("args", [(), ("word",), (1.0, 2.0)])
+def test_another_number_of_arguments_is_refused(args: tuple[Any, ...]) -> None:
+    with pytest.raises(ValueError, match="expected 1 differentiated arguments"):
+        plan_jacobian(torch.sin, 1.0)(*args)
+
+
+def test_another_precision_is_welcome() -> None:
+    plan, second = plan_jacobian(product, torch.rand(6)), plan_hessian(rosenbrock, torch.rand(6))
+    x = torch.rand(6, dtype=torch.float64)
+    (J,) = plan(x)
+    assert J.dtype == torch.float64
+    torch.testing.assert_close(J.to_dense(), func_jacobian(product, x)[0], rtol=1e-14, atol=0)
+    torch.testing.assert_close(second(x).to_dense(), func_hessian(rosenbrock, x), rtol=1e-12, atol=0)
+    assert plan(torch.arange(6))[0].dtype == torch.float32  # promoted, as everywhere
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda x: plan_jacobian(lambda x: "word", x), ValueError, "to return an array or a number, got str"),
+        (
+            lambda x: plan_jacobian(lambda x: (x, x), x),
+            ValueError,
+            "to return an array or a number, got tuple",
+        ),
+        (lambda x: plan_jacobian(lambda x: x * 1j, x), ValueError, "to return real values"),
+        (lambda x: plan_jacobian(torch.sin, "word"), ValueError, "by, got none"),
+        (lambda x: plan_jacobian(torch.sin, x, mode="sideways"), ValueError, "mode: expected one of"),
+        (lambda x: plan_jacobian(torch.sin, x, chunk_size=0), ValueError, "chunk_size: expected at least 1"),
+        (lambda x: plan_jacobian(torch.sin, x, argnums=1), ValueError, "argnums"),
+        (lambda x: plan_hessian(torch.sin, x), ValueError, "a real scalar.*perhaps you wanted jacobian"),
+        (lambda x: plan_hessian(torch.sum, [x]), TypeError, "a number or an array, got structure x"),
+        (lambda x: plan_hessian(torch.sum, "word"), TypeError, "a number or an array, got opaque x"),
+        (lambda x: plan_hessian(torch.sum, x, mode="forward"), ValueError, "mode: expected one of"),
+        (lambda x: plan_hessian(torch.sum, x, chunk_size=True), TypeError, "chunk_size"),
+        (lambda x: torch.func.vmap(lambda x: plan_jacobian(torch.sin, x))(x), RuntimeError, "plain call"),
+        (lambda x: torch.func.vmap(lambda x: plan_hessian(torch.sin, x))(x), RuntimeError, "plain call"),
+    ],
+)
+def test_what_no_plan_can_be_made_of(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call(torch.rand(6))
+
+
+# ---- structure that was given ------------------------------------------------------------------------------
+
+BAND = torch.eye(5, 6) + torch.eye(6)[1:]
+
+
+@pytest.mark.parametrize(
+    "sparsity",
+    [
+        BAND,
+        BAND.bool(),
+        BAND.numpy(),
+        BAND.to_sparse(),
+        pytest.param(scipy.sparse.csr_matrix(BAND.numpy()), id="scipy csr"),
+        pytest.param(scipy.sparse.coo_array(BAND.numpy()), id="scipy coo"),
+        pytest.param(plan_jacobian(product, torch.rand(6)).sparsity, id="that of a plan"),
+        pytest.param(plan_jacobian(product, torch.rand(6)).patterns[0], id="pattern"),
+    ],
+)
+def test_structure_may_be_given(sparsity: Any) -> None:
+    calls = []
+
+    def f(x: Tensor) -> Tensor:
+        calls.append(1)
+        return product(x)
+
+    x = torch.rand(6)
+    plan = plan_jacobian(f, x, sparsity=sparsity)
+    assert not calls
+    assert plan.ncolors == 2
+    torch.testing.assert_close(plan(x)[0].to_dense(), func_jacobian(product, x)[0])
+
+
+def test_half_of_a_symmetric_structure_is_completed() -> None:
+    x = torch.rand(6, dtype=torch.float64)
+    plan = plan_hessian(rosenbrock, x, sparsity=torch.eye(6) + torch.eye(6).roll(1, 1).tril(1).triu(1))
+    torch.testing.assert_close(plan(x).to_dense(), func_hessian(rosenbrock, x))
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "error", "message"),
+    [
+        (torch.eye(5), ValueError, "of argument 0: expected 5 rows and 6 columns, got the shape (5, 5)"),
+        (torch.ones(6), ValueError, "expected two dimensions"),
+        ([BAND, BAND], ValueError, "a pattern for each of the 1 differentiated arguments, got 2"),
+        ("band", TypeError, "expected a two-dimensional tensor"),
+    ],
+)
+def test_structure_of_another_shape_is_refused(sparsity: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        plan_jacobian(product, torch.rand(6), sparsity=sparsity)
+
+
+def test_structure_with_other_rows_is_refused_as_soon_as_f_runs() -> None:
+    x = torch.rand(6)
+    with pytest.raises(ValueError, match=r"expected f to return 6 elements .* got 5 \(shape \(5,\)\)"):
+        plan_jacobian(product, x, sparsity=torch.eye(6))(x)
+    with pytest.raises(ValueError, match=r"expected the shape \(6, 6\), got \(5, 6\)"):
+        plan_hessian(rosenbrock, x, sparsity=BAND)
