@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -244,12 +243,13 @@ def test_hessians_inside_torch_func_are_refused() -> None:
         torch.func.vmap(f)(torch.rand(2, 3))
 
 
-def test_inside_torch_compile_it_is_refused() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's own, as the compiler is loaded
-        compiled = torch.compile(lambda x: jacobian(torch.sin, x, sparse=True)[0], backend="eager")
-        with pytest.raises(RuntimeError, match="sparse=True can't be had inside"):
-            compiled(torch.rand(3))
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("fullgraph", [True, False])
+def test_inside_torch_compile_it_is_refused(fullgraph: bool) -> None:
+    call = lambda x: jacobian(torch.sin, x, sparse=True)[0]
+    compiled = torch.compile(call, backend="eager", fullgraph=fullgraph)
+    with pytest.raises(RuntimeError, match="sparse=True can't be had inside"):
+        compiled(torch.rand(3))
 
 
 def test_hooks_act_on_a_sparse_result_as_on_a_dense_one() -> None:

@@ -1,0 +1,194 @@
+"""Plans under torch.compile, and what one evaluation does: a chunk of products, one gather, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from oracles import func_hessian, func_jacobian
+from sparse_cases import heat, rosenbrock
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from torchzygote import _products, gradient, plan_hessian, plan_jacobian
+from torchzygote import plans as plans_module
+from torchzygote.coloring import recovery as recovery_module
+
+U = torch.rand(6, 6, dtype=torch.float64)
+
+
+def energy(u: Tensor) -> Tensor:
+    return (heat(u) ** 2).sum()
+
+
+class Operators(TorchDispatchMode):
+    """Names of the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.name().removeprefix("aten::").split(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def chunks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of each batch of products."""
+    counts: list[int] = []
+    original = _products.batched
+
+    def counted(one: Any, rows: Tensor) -> Any:
+        counts.append(rows.shape[0])
+        return original(one, rows)
+
+    monkeypatch.setattr(_products, "batched", counted)
+    return counts
+
+
+@pytest.fixture
+def nothing_is_found_again(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From the call on, detection and coloring fail."""
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("a plan was made already")
+
+    def start() -> None:
+        for name in ("jacobian_patterns", "hessian_patterns", "jacobian_recovery", "symmetric_recovery"):
+            monkeypatch.setattr(plans_module, name, fail)
+        monkeypatch.setattr(recovery_module, "color", fail)
+
+    return start
+
+
+# ---- count of work -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+def test_a_jacobian_takes_one_chunk_and_one_gather(
+    mode: str, chunks: list[int], nothing_is_found_again: Callable[[], None]
+) -> None:
+    calls = []
+
+    def f(u: Tensor) -> Tensor:
+        calls.append(1)
+        return heat(u)
+
+    plan = plan_jacobian(f, U, mode=mode)
+    nothing_is_found_again()
+    plan(U)
+    calls.clear()
+    chunks.clear()
+    with Operators() as operators:
+        plan(U + 1)
+    assert len(calls) == 1
+    assert chunks == [plan.ncolors + 1]
+    assert operators.names.count("index_select") == 1
+    assert not {"scatter", "unique", "sort", "nonzero", "bincount"} & set(operators.names)
+
+
+def test_a_hessian_takes_one_chunk_and_one_gather(
+    chunks: list[int], nothing_is_found_again: Callable[[], None]
+) -> None:
+    plan = plan_hessian(energy, U)
+    plan.diagonal(U)
+    nothing_is_found_again()
+    for call, rows in ((plan, plan.ncolors + 1), (plan.values, plan.ncolors + 1)):
+        chunks.clear()
+        with Operators() as operators:
+            call(U + 1)
+        assert chunks == [rows]
+        assert operators.names.count("index_select") == 1
+        assert not {"unique", "sort", "nonzero", "bincount"} & set(operators.names)
+
+
+def test_chunks_as_large_as_asked_for(chunks: list[int]) -> None:
+    plan = plan_jacobian(heat, U, chunk_size=4)
+    plan(U)
+    assert max(chunks) == 4
+    assert sum(chunks) >= plan.ncolors
+
+
+# ---- compiled ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+def test_values_within_a_compiled_function(mode: str) -> None:
+    plan = plan_jacobian(heat, U, mode=mode)
+    compiled = torch.compile(lambda u: plan.values(u)[0] * 2, fullgraph=True, backend="aot_eager")
+    for u in (U, U + 1):
+        expected = func_jacobian(heat, u)[0]
+        torch.testing.assert_close(compiled(u), 2 * expected[plan.sparsity[0].to_dense()])
+    dense = torch.compile(lambda u: plan(u, dense=True)[0], fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(dense(U), func_jacobian(heat, U)[0])
+
+
+def test_values_of_a_hessian_within_a_compiled_function() -> None:
+    plan = plan_hessian(energy, U)
+    expected = func_hessian(energy, U)
+    compiled = torch.compile(plan.values, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(U), expected[plan.sparsity.to_dense()])
+    with pytest.raises(Exception, match="call diagonal once before it is compiled"):
+        torch.compile(plan.diagonal, fullgraph=True, backend="aot_eager")(U)
+    plan.diagonal(U)
+    compiled = torch.compile(lambda u: plan.diagonal(u), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(U), expected.diagonal().reshape(U.shape))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+def test_the_default_compiler() -> None:
+    plan, second = plan_jacobian(heat, U).compile(), plan_hessian(energy, U).compile()
+    for u in (U, U + 1):
+        torch.testing.assert_close(plan(u)[0].to_dense(), func_jacobian(heat, u)[0])
+        torch.testing.assert_close(second(u).to_dense(), func_hessian(energy, u))
+
+
+def test_a_compiled_plan_compiles_once() -> None:
+    graphs = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    plan = plan_jacobian(heat, U).compile(backend=backend)
+    for u in (U, U + 1, U * 2):
+        torch.testing.assert_close(plan(u)[0].to_dense(), func_jacobian(heat, u)[0])
+    assert len(graphs) == 1
+    single = plan(U.float())[0]
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.to_dense(), func_jacobian(heat, U.float())[0])
+    assert len(graphs) == 2
+
+
+def test_what_does_not_fit_is_refused_as_without_a_compiler() -> None:
+    plan, second = plan_jacobian(heat, U).compile(), plan_hessian(energy, U).compile()
+    for call in (plan, second, plan.values, second.values):
+        with pytest.raises(ValueError, match=r"input 0, shape: expected \(6, 6\), got \(6, 7\)"):
+            call(torch.rand(6, 7))
+
+
+def test_a_compiled_plan_notices_wrong_structure() -> None:
+    plan = plan_jacobian(heat, U, sparsity=torch.eye(36)).compile(backend="aot_eager")
+    with pytest.warns(UserWarning, match="differs from plain automatic differentiation"):
+        (J,) = plan(U)
+    torch.testing.assert_close(J.to_dense(), func_jacobian(heat, U)[0])
+    with pytest.raises(RuntimeError, match="contradicts the values"):
+        plan.values(U)
+    inside = torch.compile(lambda u: plan.values(u)[0], fullgraph=True, backend="aot_eager")
+    assert inside(U).isnan().all()
+
+
+def test_a_compiled_plan_is_differentiable_where_it_must_be() -> None:
+    plan = plan_jacobian(heat, U).compile(backend="aot_eager")
+    (got,) = gradient(lambda u: (plan(u)[0].values() ** 2).sum(), U)
+    expected = torch.func.grad(lambda u: (torch.func.jacrev(heat)(u) ** 2).sum())(U)
+    torch.testing.assert_close(got, expected)
+
+
+def test_without_the_check_too() -> None:
+    x = torch.rand(12, dtype=torch.float64)
+    plan = plan_hessian(rosenbrock, x, verify=False).compile(backend="aot_eager")
+    torch.testing.assert_close(plan(x).to_dense(), func_hessian(rosenbrock, x))
