@@ -27,7 +27,7 @@ def test_a_chunk_fits_the_budget_or_is_one_row(rows: int, row_bytes: int, budget
     assert chunk == 1 or chunk * row_bytes <= max(budget, _plan._SMALL)
 
 
-@pytest.mark.parametrize(("rows", "row_bytes"), [(1000, 16_000), (5000, 12_345), (700, 40_000)])
+@pytest.mark.parametrize(("rows", "row_bytes"), [(1000, 32_000), (5000, 12_345), (700, 40_000)])
 def test_chunks_that_are_not_the_whole_are_whole_registers(rows: int, row_bytes: int) -> None:
     chunk = _plan.choose_chunk(None, rows, _plan.RowCost(row_bytes, 1), CPU)
     assert chunk < rows

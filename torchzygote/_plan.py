@@ -30,8 +30,8 @@ _GIBIBYTE = 1 << 30
 # Below this many bytes per chunk nobody asks how much memory is free: asking costs more than it saves.
 _SMALL = 8 << 20
 # Chunks beyond this fall out of a CPU's caches; more rows at a time no longer save dispatches that matter.
-# Measured with n = 500 to 2000: best from 4 to 8 MiB, a fifth slower at 64. A GPU wants to be filled.
-_COMFORTABLE = {"cpu": 8 << 20, "cuda": 512 << 20}
+# Measured with n = 500 to 4000: 4 to 64 MiB are at most a fifth apart, 16 is best. A GPU wants to be filled.
+_COMFORTABLE = {"cpu": 16 << 20, "cuda": 512 << 20}
 # An operation costs some 25 microseconds whatever its size: in a long graph each gets that many bytes.
 # (Rosenbrock's Hessian, n = 1000, 35 nodes: 42 ms in chunks of 32, 32 of 64, 25 of 256, 32 of 1000.)
 _NODE_BYTES = 3 << 18
