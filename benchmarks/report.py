@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import re
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from ._harness import ROOT, Row, met
+from ._reasons import overview, slower_section
 from ._table import amount
 
 PAGE = ROOT / "docs" / "performance.md"
@@ -20,6 +22,18 @@ PICTURES = ROOT / "docs" / "_static" / "performance"
 RESULTS = ROOT / "benchmarks" / "results"
 
 Results = dict[str, Any]
+
+# What a picture shows, for those who don't see it.
+CAPTIONS = {
+    "first_order": "Ratios to the best peer, first order",
+    "second_order": "Ratios to the best peer, second order",
+    "sparse": "Ratios to the best peer, sparse derivatives",
+    "buffer": "Ratios to the best peer, Buffer",
+    "checkpointing": "Ratios to the best peer, checkpoints and hooks",
+    "native_ops": "Ratios to moving the same bytes",
+    "compiled": "Ratios to the best peer, compiled functions",
+    "sizes": "Ratios to the nearest thing in PyTorch at three sizes",
+}
 
 
 def load(name: str = "cpu.json") -> Results:
@@ -45,12 +59,12 @@ def grouped_digits(n: int) -> str:
 
 
 def table(rows: list[Row]) -> str:
-    """Rows as a table in Markdown; what misses its target or is slower is said in words."""
+    """Rows as a table in Markdown; what misses its target is said in words."""
     judged = any(row.get("target") is not None for row in rows)
-    head = ["work", "here", "best peer", "peer", "ratio", *(["at most", ""] if judged else [])]
+    head = ["work", "here", "spread", "best peer", "peer", "ratio", *(["at most", ""] if judged else [])]
     lines = [
         "| " + " | ".join(head) + " |",
-        "| --- | ---: | --- | ---: | ---: |" + (" ---: | --- |" * judged),
+        "| --- | ---: | ---: | --- | ---: | ---: |" + (" ---: | --- |" * judged),
     ]
     for row in rows:
         unit = row.get("unit", "")
@@ -58,6 +72,7 @@ def table(rows: list[Row]) -> str:
         values = [
             cell(row["work"]),
             kept(amount(row.get("ours_ms"), unit)),
+            f"{row['spread']:.0%}" if "spread" in row else "",
             cell(row.get("peer", "") or ""),
             kept(amount(row.get("peer_ms"), unit)),
             _ratio(ratio),
@@ -91,15 +106,18 @@ def describe(machine: dict[str, Any]) -> str:
 
 
 def parts(results: Results) -> dict[str, str]:
-    """What goes into each place of the page."""
-    found = {name: table(part["rows"]) for name, part in results["parts"].items() if name != "sizes"}
-    if "sizes" in results["parts"]:
-        found["sizes"] = sizes_table(results["parts"]["sizes"]["rows"])
-    machines = {describe(part["machine"]) for part in results["parts"].values()}
+    """What goes into each place of the page; a part without figures says so."""
+    measured = results["parts"]
+    found = {}
+    for name, caption in CAPTIONS.items():
+        rows = measured[name]["rows"] if name in measured else []
+        picture = f"![{caption}](_static/performance/{name}.png){{.plot}}\n\n" if drawable(rows) else ""
+        made = sizes_table(rows) if name == "sizes" else table(rows)
+        found[name] = f"\n{picture}{made}\n" if rows else "Not measured yet."
+    machines = {describe(part["machine"]) for part in measured.values()}
     found["machine"] = f"Measured {results.get('measured', '')} on {'; '.join(sorted(machines))}."
-    judged = [met(row) for part in results["parts"].values() for row in part["rows"]]
-    judged = [verdict for verdict in judged if verdict is not None]
-    found["summary"] = f"{sum(judged)} of {len(judged)} targets are met."
+    found["summary"] = overview(measured)
+    found["slower"] = f"\n{slower_section(measured)}\n"
     return found
 
 
@@ -115,17 +133,17 @@ def by_function(rows: list[Row]) -> dict[str, dict[int, Row]]:
 
 def sizes_table(rows: list[Row]) -> str:
     """A line for each function: time and ratio at each size, and how time grows."""
-    lines = ["| function | n | here | ratio to | |  growth |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = ["| function | n | here | ratio to | | growth |", "| --- | ---: | ---: | --- | ---: | ---: |"]
     for name, sizes in by_function(rows).items():
-        ratios = ", ".join(
-            "–" if row.get("ratio") is None else f"{row['ratio']:.2f}" for row in sizes.values()
-        )
-        times = ", ".join(kept(amount(row.get("ours_ms"))) for row in sizes.values())
-        last = list(sizes.values())[-1]
-        growth = re.search(r"exponent (-?[\d.]+)", last.get("note", ""))
+        ratios = "<br>".join(_ratio(row.get("ratio")) for row in sizes.values())
+        times = "<br>".join(kept(amount(row.get("ours_ms"))) for row in sizes.values())
+        # the best of several peers may be another one at another size
+        peers = [row.get("peer") or "" for row in sizes.values()]
+        shown = cell("<br>".join(peers) if len(set(peers)) > 1 else peers[0])
+        growth = re.search(r"exponent (-?[\d.]+)", list(sizes.values())[-1].get("note", ""))
         lines.append(
-            f"| {cell(name)} | {', '.join(grouped_digits(n) for n in sizes)} | {times} "
-            f"| {cell(last.get('peer', ''))} | {ratios} | {growth.group(1) if growth else ''} |"
+            f"| {cell(name)} | {'<br>'.join(grouped_digits(n) for n in sizes)} | {times} "
+            f"| {shown} | {ratios} | {growth.group(1) if growth else ''} |"
         )
     return "\n".join(lines)
 
@@ -138,73 +156,79 @@ def fill(page: str, found: dict[str, str]) -> str:
     return page
 
 
+def drawable(rows: list[Row]) -> bool:
+    """Whether there is anything to draw."""
+    return any(row.get("ratio") for row in rows)
+
+
 def draw(results: Results, folder: Path) -> None:
-    """The plots: ratios to the best peer, and growth with size."""
+    """The plots: ratios to the best peer, and for the sizes one ratio for each."""
     import matplotlib
 
     matplotlib.use("Agg")
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in results["parts"].items():
-        if name == "sizes":
-            _draw_sizes(by_function(part["rows"]), folder / "sizes.png")
-        else:
-            _draw_ratios(part["rows"], folder / f"{name}.png")
+        rows = part["rows"]
+        if drawable(rows):
+            lines = _lines_of_sizes(rows) if name == "sizes" else _lines_of_rows(rows)
+            _draw_ratios(lines, folder / f"{name}.png")
 
 
-def _draw_ratios(rows: list[Row], path: Path) -> None:
+# A label, its ratios from the smallest size to the largest, and the target.
+_Line = tuple[str, list[float], float | None]
+
+
+def _lines_of_rows(rows: list[Row]) -> list[_Line]:
+    shown = [(row, ratio) for row in rows if (ratio := row.get("ratio"))]
+    names = [row["work"] for row, _ in shown]
+    lines: list[_Line] = []
+    for row, ratio in shown:
+        peer = f" ({row.get('peer')})" if names.count(row["work"]) > 1 else ""
+        lines.append((row["work"] + peer, [ratio], row.get("target")))
+    return lines
+
+
+def _lines_of_sizes(rows: list[Row]) -> list[_Line]:
+    lines: list[_Line] = []
+    for name, sizes in by_function(rows).items():
+        ratios = [ratio for row in sizes.values() if (ratio := row.get("ratio"))]
+        if ratios:
+            lines.append((name, ratios, None))
+    return lines
+
+
+def _draw_ratios(lines: list[_Line], path: Path) -> None:
+    """A dot for each ratio, left of 1 where less is taken; larger dots for larger sizes."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    shown = [row for row in rows if row.get("ratio") is not None]
-    if not shown:
-        return
-    figure, axes = plt.subplots(figsize=(7.5, 0.8 + 0.32 * len(shown)), layout="constrained")
-    for position, row in enumerate(reversed(shown)):
-        ratio, target = row["ratio"], row.get("target")
-        assert ratio is not None
-        better = ratio <= (target if target is not None else 1.0)
-        axes.plot([1, ratio], [position, position], color="0.8", lw=2, zorder=1)
-        axes.scatter([ratio], [position], color="#7a3e9d" if better else "#c0392b", s=36, zorder=3)
+    labels = [textwrap.fill(label, 48) for label, _, _ in lines]
+    height = sum(0.3 if "\n" not in label else 0.38 for label in labels)
+    figure, axes = plt.subplots(figsize=(8, 1.0 + height), layout="constrained")
+    for position, (_, ratios, target) in enumerate(reversed(lines)):
+        axes.plot([1, *ratios], [position] * (1 + len(ratios)), color="0.85", lw=2, zorder=1)
+        limit = 1.0 if target is None else target
+        colors = ["#7a3e9d" if ratio <= limit else "#c0392b" for ratio in ratios]
+        areas = [40] if len(ratios) == 1 else [14 + 24 * step for step in range(len(ratios))]
+        axes.scatter(ratios, [position] * len(ratios), c=colors, s=areas, zorder=3)
         if target is not None:
-            axes.scatter([target], [position], marker="|", color="0.35", s=120, zorder=2)
-    axes.axvline(1, color="0.35", lw=0.8)
+            axes.scatter([target], [position], marker="|", color="0.2", s=150, zorder=2)
+    axes.axvline(1, color="0.35", lw=0.8, zorder=0)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = (limits := axes.get_xlim())[0], limits[1]
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.margins(x=0.08)
-    names = [row["work"] for row in shown]
-    labels = [
-        f"{row['work']} ({row['peer']})" if names.count(row["work"]) > 1 else row["work"] for row in shown
-    ]
-    axes.set_yticks(range(len(shown)), labels[::-1], fontsize=8)
-    axes.set_xlabel("ratio to the best peer (left of 1 is less; bar: target)", fontsize=8)
-    axes.tick_params(axis="x", labelsize=8)
+    axes.grid(axis="x", alpha=0.25)
+    axes.margins(x=0.08, y=0.5 / len(lines))
+    axes.set_yticks(range(len(labels)), labels[::-1], fontsize=9)
+    axes.tick_params(axis="y", length=0)
+    targets = "; bar: target" if any(target is not None for *_, target in lines) else ""
+    sizes = "; larger dot: larger size" if any(len(ratios) > 1 for _, ratios, _ in lines) else ""
+    figure.supxlabel(f"ratio to the best peer; left of 1: less is taken{targets}{sizes}", fontsize=9)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def _draw_sizes(grouped: dict[str, dict[int, Row]], path: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    columns = 4
-    lines = -(-len(grouped) // columns)
-    figure, grid = plt.subplots(lines, columns, figsize=(9.5, 1.75 * lines), layout="constrained")
-    for axes in grid.flat[len(grouped) :]:
-        axes.set_visible(False)
-    for axes, (name, sizes) in zip(grid.flat, grouped.items(), strict=False):
-        ns = list(sizes)
-        axes.loglog(ns, [row.get("ours_ms") for row in sizes.values()], "o-", color="#7a3e9d", ms=3, lw=1.3)
-        peers = [row.get("peer_ms") for row in sizes.values()]
-        axes.loglog(ns, peers, "s--", color="0.55", ms=3, lw=1)
-        axes.set_title(name, fontsize=7)
-        axes.tick_params(labelsize=6)
-        axes.minorticks_off()
-    figure.supxlabel("n", fontsize=8)
-    figure.supylabel("milliseconds; solid: torchzygote, dashed: best peer", fontsize=8)
-    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 

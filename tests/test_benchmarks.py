@@ -12,6 +12,7 @@ import torch
 
 from benchmarks import __main__ as command
 from benchmarks import _harness as harness
+from benchmarks import _reasons as reasons
 from benchmarks import _table as table
 from benchmarks import peers, report
 
@@ -177,15 +178,20 @@ def test_a_report_says_in_words_what_is_missed(tmp_path: Path) -> None:
         harness.missing("other work", "JAX"),
     ]
     shown = report.table(rows)
-    assert "| good work | 1\u00a0ms | peer | 2\u00a0ms | 0.50 | 1 | met |" in shown
-    assert "| slow \\| work | 3\u00a0ms | peer | 2\u00a0ms | 1.50 | 1 | **missed** |" in shown
+    assert "| good work | 1\u00a0ms |  | peer | 2\u00a0ms | 0.50 | 1 | met |" in shown
+    assert "| slow \\| work | 3\u00a0ms |  | peer | 2\u00a0ms | 1.50 | 1 | **missed** |" in shown
     assert "- slow \\| work: since it does more." in shown
     assert "peer not installed" in shown
     results = {"parts": {"sparse": {"rows": rows, "machine": table.machine()}}}
     report.draw(results, tmp_path)
     assert (tmp_path / "sparse.png").stat().st_size > 1000
-    page = "a\n<!-- part: sparse -->\nold\n<!-- end -->\nb\n"
-    assert report.fill(page, report.parts(results)) == page.replace("old", shown)
+    page = "a\n<!-- part: sparse -->\nold\n<!-- end -->\nb\n<!-- part: buffer -->\n<!-- end -->\n"
+    filled = report.fill(page, report.parts(results))
+    assert shown in filled
+    assert "![Ratios to the best peer, sparse derivatives](_static/performance/sparse.png)" in filled
+    assert "old" not in filled
+    assert filled.endswith("<!-- part: buffer -->\nNot measured yet.\n<!-- end -->\n")
+    assert report.fill(filled, report.parts(results)) == filled
 
 
 def test_sizes_are_one_line_for_each_function() -> None:
@@ -193,8 +199,59 @@ def test_sizes_are_one_line_for_each_function() -> None:
     rows[-1]["note"] = "time grows with exponent 1.00"
     shown = report.sizes_table(rows).splitlines()
     assert len(shown) == 3
-    assert "10, 100, 1\u00a0000" in shown[-1]
-    assert "2.00, 2.00, 2.00" in shown[-1]
+    assert "10<br>100<br>1\u00a0000" in shown[-1]
+    assert shown[-1].count("2.00<br>2.00<br>2.00") == 1
+
+
+def parts_of(**parts: list[harness.Row]) -> dict[str, dict[str, list[harness.Row]]]:
+    return {name: {"rows": rows} for name, rows in parts.items()}
+
+
+def test_what_is_slower_is_said_with_its_cause() -> None:
+    found = parts_of(
+        compiled=[harness.make_row("compiled f", 9.0, "JAX, jit", 1.0, target=1.5)],
+        buffer=[
+            harness.make_row("4096 row writes", 1.0, "in place", 2.0),
+            harness.make_row("table from neighbours", 3.0, "nested_lists", 2.0),
+        ],
+        sizes=[harness.make_row(f"gradient through hook, n = {n}", 2.0, "hand", 1.0) for n in (10, 20)],
+    )
+    shown = reasons.slower_section(found)
+    assert "- compiled f, against JAX, jit: 9.00 (at most 1.5 was the target)" in shown
+    assert "- table from neighbours, against nested\\_lists: 1.50" in shown
+    assert "- gradient through hook, against hand: 2.00 at n = 10, 2.00 at n = 20" in shown
+    assert "4096" not in shown
+    assert "guards" in shown
+    assert shown.index("compiled f") < shown.index("hook") < shown.index("neighbours")
+    assert reasons.slower_section(parts_of(buffer=[])).startswith("Nothing was slower")
+
+
+def test_a_yardstick_is_judged_by_its_target() -> None:
+    copied = harness.make_row("gather", 1.4, "copy_", 1.0, target=1.5)
+    linear = harness.make_row("growth", 1.1, "linear", 1.0, target=1.15, unit="exponent")
+    assert not reasons.slower(copied)
+    assert not reasons.slower(linear)
+    assert reasons.slower(harness.make_row("gather", 1.6, "copy_", 1.0, target=1.5))
+    assert not reasons.slower(harness.missing("work", "JAX", target=1.0))
+
+
+def test_wins_ties_and_losses_are_counted() -> None:
+    rows = [harness.make_row("work", ours, "peer", 1.0, target=1.0) for ours in (0.5, 1.02, 2.0)]
+    rows.append(harness.make_row("gather", 1.4, "copy_", 1.0, target=1.5))
+    shown = reasons.overview(parts_of(first_order=rows))
+    assert shown.startswith("2 of 4 targets are met. Of 3 comparisons")
+    assert shown.endswith("takes less in 1, the same within 5 % in 1, and more in 1.")
+
+
+def test_every_row_of_the_last_run_has_a_cause_in_case_it_is_slower() -> None:
+    """Whatever the figures of the next run are, the page can say why."""
+    unexplained = [
+        row["work"]
+        for name, part in report.load()["parts"].items()
+        for row in part["rows"]
+        if row.get("peer") and reasons.cause_of(name, row) is reasons.UNEXPLAINED
+    ]
+    assert not unexplained
 
 
 def test_absent_peers_are_none() -> None:
