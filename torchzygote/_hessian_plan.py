@@ -24,7 +24,26 @@ __all__ = ["HessianPlan"]
 class HessianPlan(Plan):
     """Structure and coloring of the Hessian of one function, to be evaluated for new values.
 
-    Made by :func:`plan_hessian`. Calling it gives what :func:`hessian` with ``sparse=True`` does.
+    Made by :func:`plan_hessian`, or read from a file by :meth:`load`. Calling it gives what :func:`hessian`
+    with ``sparse=True`` does, by one chunk of products with the colors' seeds.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torchzygote import plan_hessian
+    >>> plan = plan_hessian(lambda x: (x[1:] * x[:-1] ** 2).sum(), torch.rand(4))
+    >>> plan(torch.tensor([1., 2., 3., 4.])).to_dense()
+    tensor([[4., 2., 0., 0.],
+            [2., 6., 4., 0.],
+            [0., 4., 8., 6.],
+            [0., 0., 6., 0.]])
+    >>> plan.diagonal(torch.tensor([1., 2., 3., 4.]))
+    tensor([4., 6., 8., 0.])
+
+    References
+    ----------
+    Gebremedhin, Tarafdar, Pothen and Walther, "Efficient computation of sparse Hessians using coloring and
+    automatic differentiation", INFORMS Journal on Computing 21 (2009).
     """
 
     _diagonal: Recovery | None = None

@@ -26,7 +26,29 @@ __all__ = ["JacobianPlan"]
 class JacobianPlan(Plan):
     """Structure and coloring of the Jacobian of one function, to be evaluated for new values.
 
-    Made by :func:`plan_jacobian`. Calling it gives what :func:`jacobian` with ``sparse=True`` does.
+    Made by :func:`plan_jacobian`, or read from a file by :meth:`load`. Calling it gives what :func:`jacobian`
+    with ``sparse=True`` does, by one chunk of products with the colors' seeds.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torchzygote import plan_jacobian
+    >>> plan = plan_jacobian(lambda x: x[1:] * x[:-1], torch.rand(5))
+    >>> plan.colors
+    tensor([0, 1, 0, 1, 0])
+    >>> plan(torch.tensor([1., 2., 3., 4., 5.]))[0].to_dense()
+    tensor([[2., 1., 0., 0., 0.],
+            [0., 3., 2., 0., 0.],
+            [0., 0., 4., 3., 0.],
+            [0., 0., 0., 5., 4.]])
+    >>> plan(torch.rand(6))
+    Traceback (most recent call last):
+    ValueError: JacobianPlan: expected the arguments that it was made for, but they differ; ...:
+      input 0, shape: expected (5,), got (6,)
+
+    References
+    ----------
+    Gebremedhin, Manne and Pothen, "What color is your Jacobian?", SIAM Review 47 (2005).
     """
 
     @property

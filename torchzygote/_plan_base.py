@@ -59,22 +59,29 @@ class Plan:
 
     @property
     def colors(self) -> Tensor:
-        """The color of each column or row, from 0 on; columns of several arguments one after the other."""
+        """The color of each column or row, counted from 0: those of one color share a product.
+
+        In mode ``"reverse"`` there is one for each row, otherwise one for each column, those of several
+        arguments one after the other.
+        """
         return self._recovery.coloring.colors
 
     @property
     def ncolors(self) -> int:
-        """Products that an evaluation takes."""
+        """How many colors: an evaluation takes so many products, and one for the check."""
         return self._recovery.ncolors
 
     @property
     def mode(self) -> str:
-        """``"forward"`` (columns are colored), ``"reverse"`` (rows) or ``"symmetric"``."""
+        """What is colored: ``"forward"`` columns, ``"reverse"`` rows, ``"symmetric"`` both at once."""
         return self._recovery.mode
 
     @property
     def patterns(self) -> tuple[Pattern, ...]:
-        """The structure of each matrix."""
+        """The structure of each matrix as a :class:`~torchzygote.sparsity.pattern.Pattern`.
+
+        They print as a picture, and know where they come from: ``is_local``, ``operators``, ``unknown``.
+        """
         return self._recovery.patterns
 
     def save(self, path: str | os.PathLike[str]) -> None:
