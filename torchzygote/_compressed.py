@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _engine, _products, _structure
+from . import _engine, _structure
 from ._alignment import keeps_elements_apart
 from ._arguments import Prepared
 from ._assembly import result_dtype
@@ -106,6 +106,7 @@ def jacobian(
     prepared: Prepared,
     lin: Linearization,
     y: Tensor,
+    cost: RowCost,
     mode: str,
     options: Options,
     random: RandomState | None,
@@ -121,7 +122,6 @@ def jacobian(
     if any(x.dtype.is_complex for x in prepared.inputs):
         mode = "reverse"
     products = {"reverse": rows, "forward": columns}.get(mode, min(rows, columns))
-    cost = _products.row_cost(lin)
     if not sparse and (not _is_worth_looking(products, cost, lin.roots) or _has_batch_axis(lin, cost)):
         return None
     limit = None if sparse else products * cost.nbytes
@@ -133,14 +133,18 @@ def jacobian(
     if recovery is None:
         return None
     try:
-        values = _jacobian_values(caller, f, prepared, lin, y, recovery, options, random, hooked, verify)
+        values = _jacobian_values(
+            caller, f, prepared, lin, y, cost, recovery, options, random, hooked, verify
+        )
     except Exception:
         if mode != "auto" or recovery.mode != "forward":
             raise
         recovery = jacobian_recovery(patterns, "reverse", most)  # an operation has no forward derivative
         if recovery is None:
             return None
-        values = _jacobian_values(caller, f, prepared, lin, y, recovery, options, random, hooked, verify)
+        values = _jacobian_values(
+            caller, f, prepared, lin, y, cost, recovery, options, random, hooked, verify
+        )
     if values is None:
         return None
     build = csr if sparse else dense
@@ -157,6 +161,7 @@ def _jacobian_values(
     prepared: Prepared,
     lin: Linearization,
     y: Tensor,
+    cost: RowCost,
     recovery: Recovery,
     options: Options,
     random: RandomState | None,
@@ -165,7 +170,6 @@ def _jacobian_values(
 ) -> list[Tensor] | None:
     """Values of each input's entries; ``None`` if the check fails."""
     probes = probe_rows(recovery) if verify else None
-    cost = _products.row_cost(lin)
 
     chunk = chunk_of(options, cost, recovery, y)
     products = jacobian_products(

@@ -23,10 +23,11 @@ from ._torch_private import custom_nodes
 __all__ = ["by_rows", "forward"]
 
 
-def by_rows(prepared: Prepared, lin: Linearization, y: Tensor, options: Options) -> list[Tensor]:
+def by_rows(
+    prepared: Prepared, lin: Linearization, y: Tensor, cost: RowCost, options: Options
+) -> list[Tensor]:
     """Reverse mode: a pullback for each element of ``y``, or for each row of a block of the batch axis."""
     rows = y.numel()
-    cost = _row_cost(lin, rows)
     found = [_by_blocks(lin.restricted(0, i), x, y, cost, options) for i, x in enumerate(lin.inputs)]
     if None not in found:
         return [J for J in found if J is not None]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _compressed, _engine, _plan, _state
+from . import _compressed, _engine, _plan, _products, _state
 from ._arguments import Prepared, kind_of, number_to_tensor, numpy_to_tensor, prepare, type_name
 from ._assembly import Rows, as_result, result_dtype
 from ._dense_jacobians import by_rows, forward
@@ -132,12 +132,14 @@ def matrices_of(
         return lin.y, [_compressed.no_entries(J) for J in zeros] if options.sparse else zeros
     taped = _state.mark()
     hooked = taped > position
+    cost = _plan.FREE if rows == 1 or _engine.compiling() else _products.row_cost(lin)
     found = _compressed.jacobian(
         caller,
         f,
         prepared,
         lin,
         y,
+        cost,
         options.mode,
         options.products,
         random,
@@ -159,7 +161,7 @@ def matrices_of(
                 raise
             _state.forget_since(taped)
     if matrices is None:
-        matrices = by_rows(prepared, lin, y, options.products)
+        matrices = by_rows(prepared, lin, y, cost, options.products)
     return lin.y, [_compressed.full_csr(J) for J in matrices] if options.sparse else matrices
 
 
