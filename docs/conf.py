@@ -38,7 +38,10 @@ napoleon_use_rtype = False
 napoleon_use_ivar = True
 
 # Only our own names are looked up: there is no inventory of other projects to resolve theirs in.
-nitpick_ignore_regex = [("py:(class|exc|obj|data|attr)", r"(?!torchzygote\.).*")]
+nitpick_ignore_regex = [
+    ("py:(class|exc|obj|data|attr)", r"(?!torchzygote\.).*"),
+    ("py:func", r"torch\..*"),
+]
 
 html_theme = "furo"
 html_title = "torchzygote"
