@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchzygote import _separable
 from torchzygote._alignment import aligned_axes
+from torchzygote._engine import Linearization
 from torchzygote._plan import RowCost
 from torchzygote._separable import find_layout
 from torchzygote.gradients import gradient
@@ -179,6 +181,62 @@ def test_second_derivatives_of_a_network_on_points() -> None:
     expected = single.diagonal(dim1=1, dim2=2)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(torch.stack([found_x, found_y], 1), expected)
+
+
+JOINT: dict[str, Callable[..., Tensor]] = {
+    "coordinates of a network": lambda net, x, t, z: net(torch.cat([torch.stack([x, t], 1), z], 1)).sum(),
+    "products": lambda net, x, t, z: (x.sin() * t**3 * z.exp().sum(1)).sum(),
+    "one is linear": lambda net, x, t, z: (x**3 + t + (z**2).prod(1)).sum(),
+    "one mixes the batch": lambda net, x, t, z: (x * t).sin().sum() + z.sum(0).square().sum(),
+    "two mix each other's batch": lambda net, x, t, z: (x.flip(0) * t**2 + z[:, 0] * x).sin().sum(),
+    "all mix": lambda net, x, t, z: (x.sum() * t.sum() * z.sum()).sin(),
+}
+
+
+@pytest.mark.parametrize("name", JOINT)
+@pytest.mark.parametrize("create_graph", [None, True])
+def test_diagonals_by_several_arguments(
+    name: str, create_graph: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_separable, "_LEAST_ROWS", 1)
+    monkeypatch.setattr(_separable, "_LEAST_BYTES", 0)
+    torch.manual_seed(0)
+    net = mlp([4, 8, 1]).double()
+    f = functools.partial(JOINT[name], net)
+    args = (torch.randn(12, dtype=torch.float64), torch.rand(12, dtype=torch.float64) + 1)
+    z = torch.randn(12, 2, dtype=torch.float64)
+    found = diaghessian(f, *args, z, create_graph=create_graph)
+    H = torch.func.hessian(f, argnums=(0, 1, 2))(*args, z)
+    for i, (h, x) in enumerate(zip(found, (*args, z), strict=True)):
+        torch.testing.assert_close(h.reshape(-1), H[i][i].reshape(x.numel(), x.numel()).diagonal())
+
+
+def test_arguments_along_one_batch_axis_share_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """u_xx and u_tt of a network at every point: the gradient, a product for each, one to check both."""
+    net = mlp([2, 16, 1]).float()
+    pulls: list[int] = []
+    pull = Linearization.pull
+
+    def counted(self: Linearization, *args: Any, **kwargs: Any) -> Any:
+        pulls.append(len(self.inputs))
+        return pull(self, *args, **kwargs)
+
+    monkeypatch.setattr(Linearization, "pull", counted)
+    x, t = torch.rand(2000), torch.rand(2000)
+    diaghessian(lambda x, t: net(torch.stack([x, t], 1)).sum(), x, t)
+    assert len(pulls) == 1 + 2 + 1
+
+
+def test_a_hook_that_mixes_the_batch_is_noticed_in_the_joint_check() -> None:
+    def f(x: Tensor, t: Tensor) -> Tensor:
+        y = x.sin() * t
+        # The recorded gradient doesn't show it.
+        y.register_hook(lambda g: g if torch.is_grad_enabled() else g.flip(0))
+        return (y**2).sum()
+
+    x, t = torch.rand(200, dtype=torch.float64), torch.rand(200, dtype=torch.float64)
+    with pytest.warns(UserWarning, match="contradicts"):
+        diaghessian(f, x, t)
 
 
 def test_results_are_differentiable_themselves() -> None:

@@ -140,7 +140,7 @@ def diagonals_along_batch(second: SecondOrder, options: Options) -> list[Tensor 
         return found
     cost = second.row_cost()
     by = {i: lin for i in range(len(inputs)) if (lin := second.by_input(i)) is not None}
-    for group in _alike({i: tuple(lin.roots[0].shape) for i, lin in by.items()}):
+    for group in _alike({i: lin.roots[0] for i, lin in by.items()}):
         lin = second.by_inputs(group)
         layouts = _separable.find_joint_layouts(lin, cost) if len(group) > 1 else None
         if layouts is None:
@@ -153,11 +153,11 @@ def diagonals_along_batch(second: SecondOrder, options: Options) -> list[Tensor 
     return found
 
 
-def _alike(shapes: dict[int, tuple[int, ...]]) -> list[list[int]]:
+def _alike(gradients: dict[int, Tensor]) -> list[list[int]]:
     """Inputs grouped by the length of their first axis, which may be a batch axis that they share."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for i, shape in shapes.items():
-        groups.setdefault(shape[:1], []).append(i)
+    groups: dict[tuple[torch.Size, torch.device], list[int]] = {}
+    for i, grad in gradients.items():
+        groups.setdefault((grad.shape[:1], grad.device), []).append(i)
     return list(groups.values())
 
 
