@@ -17,6 +17,7 @@ from ._assembly import Columns, Rows, add_rows, result_dtype
 from ._engine import Linearization
 from ._plan import FREE, RowCost
 from ._random import RandomState
+from ._row_cost import row_cost
 from ._second_order import Options
 from ._torch_private import custom_nodes
 
@@ -63,7 +64,7 @@ def _by_blocks(
 
 def _row_cost(lin: Linearization, rows: int) -> RowCost:
     """What a row takes while it is pulled back; nothing where nobody will ask."""
-    return FREE if rows <= 1 or _engine.compiling() else _products.row_cost(lin)
+    return FREE if rows <= 1 or _engine.compiling() else row_cost(lin)
 
 
 def _chunk(rows: int, cost: RowCost, options: Options, device: torch.device) -> int:

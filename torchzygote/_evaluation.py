@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _engine, _products
+from . import _engine
 from ._arguments import Prepared
 from ._assembly import result_dtype
 from ._certificate import agreement, close, precision, probe_rows, wide
@@ -21,6 +21,7 @@ from ._engine import Linearization
 from ._plan import FREE
 from ._products import Seeds
 from ._random import RandomState
+from ._row_cost import row_cost
 from ._second_order import Options, run
 from .coloring.recovery import Recovery
 
@@ -154,7 +155,7 @@ def jacobian_values(
     hooked: bool,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The values of each matrix and whether the check holds, element by element."""
-    cost = FREE if _engine.compiling() or _engine.in_functorch() else _products.row_cost(lin)
+    cost = FREE if _engine.compiling() or _engine.in_functorch() else row_cost(lin)
     products = jacobian_products(
         f,
         prepared,

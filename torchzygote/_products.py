@@ -15,11 +15,10 @@ from torch import Tensor
 
 from . import _engine, _state, native
 from ._engine import Linearization
-from ._plan import RowCost
 from ._random import RandomState
-from ._torch_private import backward_bytes, custom_nodes, vmap_flat
+from ._torch_private import custom_nodes, vmap_flat
 
-__all__ = ["Chunk", "Seeds", "identity_seeds", "jvps", "row_cost", "vjps"]
+__all__ = ["Chunk", "Seeds", "identity_seeds", "jvps", "vjps"]
 
 # seeds(lo, hi): the flat seeds of rows lo to hi, shape (hi - lo, numel)
 Seeds = Callable[[int, int], Tensor]
@@ -34,12 +33,6 @@ def identity_seeds(numel: int, dtype: torch.dtype, device: torch.device) -> Seed
         return native.seed_rows(lo, hi, numel, dtype=dtype, device=device)
 
     return seeds
-
-
-def row_cost(lin: Linearization) -> RowCost:
-    """Upper bound of what one row takes while it is pulled back, read off the recorded graph."""
-    nbytes, nodes = backward_bytes(lin.roots)
-    return RowCost(nbytes + sum(x.numel() * x.element_size() for x in lin.inputs), nodes)
 
 
 def progress_bar(enabled: bool, total: int, what: str) -> Any:

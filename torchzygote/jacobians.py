@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _compressed, _engine, _plan, _products, _state
+from . import _compressed, _engine, _plan, _state
 from ._arguments import Prepared, kind_of, number_to_tensor, numpy_to_tensor, prepare, type_name
 from ._assembly import Rows, as_result, result_dtype
 from ._dense_jacobians import by_rows, forward
 from ._random import RandomState
+from ._row_cost import row_cost
 from ._second_order import Options
 from .gradients import implicit, prepare_implicit
 from .grads import Grads
@@ -132,7 +133,7 @@ def matrices_of(
         return lin.y, [_compressed.no_entries(J) for J in zeros] if options.sparse else zeros
     taped = _state.mark()
     hooked = taped > position
-    cost = _plan.FREE if rows == 1 or _engine.compiling() else _products.row_cost(lin)
+    cost = _plan.FREE if rows == 1 or _engine.compiling() else row_cost(lin)
     found = _compressed.jacobian(
         caller,
         f,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._torch_private import DispatchMode, pytree, storage_key, weak_storage
+from .._torch_private import DispatchMode, OpOverload, pytree, storage_key, weak_storage
 
 __all__ = ["Const", "Op", "Place", "Program", "Recorder", "Ref", "recorder"]
 
@@ -213,7 +213,7 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not isinstance(func, torch._ops.OpOverload):
+        if not isinstance(func, OpOverload):
             self.unsupported = str(func)  # a higher-order operator keeps its inside to itself
             return func(*args, **kwargs)
         facts = about(func)

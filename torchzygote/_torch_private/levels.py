@@ -1,0 +1,147 @@
+"""Which ``torch.func`` transforms are running, and how one is entered and left."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import _functorch as _C_functorch
+from torch._functorch import eager_transforms as _eager_transforms
+from torch._functorch import pyfunctorch as _pyfunctorch
+from torch._functorch import vmap as _vmap
+
+__all__ = [
+    "create_grad_input",
+    "functorch_depth",
+    "grad_level",
+    "in_functorch",
+    "in_functorch_compiled",
+    "in_functorch_derivative",
+    "innermost_level",
+    "innermost_transform",
+    "leave_grad_level",
+    "load_decompositions",
+    "outside_functorch",
+    "transform_stack",
+    "vmap_flat",
+]
+
+_TRANSFORM_NAMES = {
+    _C_functorch.TransformType.Grad: "grad",
+    _C_functorch.TransformType.Jvp: "jvp",
+    _C_functorch.TransformType.Vmap: "vmap",
+    _C_functorch.TransformType.Functionalize: "functionalize",
+}
+# ``None`` if no ``torch.func`` transform is running: :func:`in_functorch` where each nanosecond is felt.
+innermost_level: Callable[[], Any] = _C_functorch.peek_interpreter_stack
+
+
+def in_functorch() -> bool:
+    """Whether a ``torch.func`` transform (``vmap`` included) is running in this thread.
+
+    PyTorch has no public question for this; the answer decides between the autograd tape and ``torch.func``.
+    """
+    return _C_functorch.peek_interpreter_stack() is not None
+
+
+def in_functorch_compiled() -> bool:
+    """:func:`in_functorch` as Dynamo can trace it; it takes the other question for a constant."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def transform_stack() -> list[str]:
+    """Names of the running ``torch.func`` transforms, outermost first."""
+    stack = _C_functorch.get_interpreter_stack()
+    return [] if stack is None else [_TRANSFORM_NAMES.get(level.key(), "other") for level in stack]
+
+
+def innermost_transform() -> str | None:
+    """Name of the innermost running ``torch.func`` transform, or ``None``."""
+    level = _C_functorch.peek_interpreter_stack()
+    return None if level is None else _TRANSFORM_NAMES.get(level.key(), "other")
+
+
+def in_functorch_derivative() -> bool:
+    """Whether one of the running ``torch.func`` transforms differentiates (``vmap`` alone does not)."""
+    return in_functorch() and any(name in ("grad", "jvp") for name in transform_stack())
+
+
+def functorch_depth() -> int:
+    """How many ``torch.func`` levels are open: tensors of a higher level were made inside of them."""
+    return _C_functorch.maybe_current_level() or 0
+
+
+@contextlib.contextmanager
+def outside_functorch() -> Iterator[None]:
+    """Around code that must run as it did at top level, though ``torch.func`` transforms are running.
+
+    A backward pass under ``vmap`` or inside ``torch.func.grad`` recomputes what the tape recorded outside.
+    """
+    refused = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message()
+    if refused is None and not in_functorch():
+        yield
+        return
+    with _pyfunctorch.temporarily_clear_interpreter_stack():
+        if refused is not None:
+            torch._C._autograd._saved_tensors_hooks_enable()
+        try:
+            yield
+        finally:
+            if refused is not None:
+                torch._C._autograd._saved_tensors_hooks_disable(refused, False)
+
+
+@contextlib.contextmanager
+def grad_level() -> Iterator[int]:
+    """A new ``torch.func`` reverse-mode level.
+
+    ``torch.func.vjp`` is this, but it turns "does not depend on" into zeros; the contract wants ``None``.
+    """
+    with _eager_transforms.grad_increment_nesting() as level:
+        yield level
+
+
+def create_grad_input(x: Tensor, level: int) -> Tensor:
+    """``x`` wrapped for ``level``, requiring grad there."""
+    wrapped: Any = _eager_transforms._create_differentiable(_C_functorch._wrap_for_grad(x, level), level)
+    return wrapped  # type: ignore[no-any-return]
+
+
+def leave_grad_level(x: Tensor, level: int) -> Tensor:
+    """``x`` as the levels outside ``level`` see it."""
+    unwrapped: Any = _eager_transforms._undo_create_differentiable(x, level)
+    return unwrapped  # type: ignore[no-any-return]
+
+
+@functools.cache
+def load_decompositions() -> None:
+    """What ``torch.func.vmap`` and ``jvp`` load first; PyTorch deprecates a part of itself that this uses.
+
+    Loaded here, once, so that the caller of a derivative doesn't get PyTorch's warning about PyTorch.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        _vmap.lazy_load_decompositions()  # type: ignore[attr-defined]
+        importlib.import_module("torch._decomp.decompositions_for_jvp")
+
+
+def vmap_flat(f: Callable[[Tensor], Sequence[Tensor]], rows: Tensor) -> list[Tensor]:
+    """``torch.func.vmap(f, randomness="same")(rows)`` for one batched tensor in and a flat sequence out.
+
+    The public function spends 70 microseconds on flattening arguments it doesn't need to flatten here, which
+    is a third of a small Jacobian.
+    """
+    size = rows.shape[0]
+    load_decompositions()
+    level = _C_functorch._vmap_increment_nesting(size, "same")
+    try:
+        outputs = f(_C_functorch._add_batch_dim(rows, 0, level))
+        return [_C_functorch._remove_batch_dim(output, level, size, 0) for output in outputs]
+    finally:
+        _C_functorch._vmap_decrement_nesting()

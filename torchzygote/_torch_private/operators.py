@@ -1,0 +1,87 @@
+"""Operators below and beside autograd, and who listens to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = [
+    "DispatchMode",
+    "OpOverload",
+    "below_autograd",
+    "is_tracing",
+    "register_autograd_kernel",
+    "trace_time",
+    "traced_value_of",
+]
+
+
+class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A mode that sees every operator below autograd, whoever calls it.
+
+    PyTorch keeps Dynamo out of modes by default, which imports all of Dynamo at the first operator and takes
+    more than a second; ``skipped_by_dynamo`` is for when it is there anyway.
+    """
+
+    skipped_by_dynamo = False
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return cls.skipped_by_dynamo
+
+
+# One overload of an operator, such as ``aten.add.Tensor``; the class has no public name.
+OpOverload: Any = torch._ops.OpOverload
+
+
+def is_tracing() -> bool:
+    """Whether ``make_fx`` (or what is built on it) is tracing: hooks of autograd would be traced away."""
+    return get_proxy_mode() is not None
+
+
+def trace_time() -> Any:
+    """Dynamo's ``comptime``: calls a function while it traces. Imports Dynamo, which takes seconds."""
+    from torch._dynamo.comptime import comptime
+
+    return comptime
+
+
+def traced_value_of(context: Any, name: str) -> Any:
+    """The fake tensor that stands for a local variable, in a function called by Dynamo's ``comptime``.
+
+    Dynamo takes ``requires_grad`` of what ``torch.func`` tracks for ``False``; the fake tensor knows better.
+    """
+    return context.get_local(name).as_fake()
+
+
+# Around calling an operator whose arguments are known not to be differentiated: it skips the kernels of
+# autograd. Operators from outside PyTorch have no public way past them.
+below_autograd = torch._C._AutoDispatchBelowAutograd
+_libraries: list[Any] = []  # registrations last as long as their library object
+
+
+def register_autograd_kernel(
+    namespace: str, name: str, check: Callable[[str, tuple[Any, ...]], None]
+) -> None:
+    """Call ``check(name, args)`` before the operator runs where autograd may see it.
+
+    ``torch.library.register_autograd`` refuses operators that write to their arguments. What the operator
+    writes to first counts as written.
+    """
+    overload = getattr(getattr(torch.ops, namespace), name).default
+    library: Any = torch.library.Library(namespace, "IMPL")  # type: ignore[no-untyped-call]
+    _libraries.append(library)
+
+    def kernel(keyset: Any, *args: Any) -> Any:
+        check(name, args)
+        with below_autograd():
+            result = overload.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+        written = args[0] if isinstance(args[0], (list, tuple)) else [args[0]]
+        torch.autograd.graph.increment_version([x for x in written if not x.is_inference()])
+        return result
+
+    library.impl(name, kernel, "Autograd", with_keyset=True)

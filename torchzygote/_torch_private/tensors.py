@@ -1,0 +1,60 @@
+"""Tensors and their memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils import _foreach_utils
+
+__all__ = [
+    "group_by_device_and_dtype",
+    "no_torch_function",
+    "storage_key",
+    "swap_tensors",
+    "weak_storage",
+]
+
+# A subclass with this as its ``__torch_function__`` is a plain tensor to everything that is computed from it.
+no_torch_function: Callable[..., Any] = torch._C._disabled_torch_function_impl
+
+
+def swap_tensors(a: Tensor, b: Tensor) -> None:
+    """Exchange what two tensor objects hold, so that every holder of ``a`` sees what ``b`` was.
+
+    The only way to differentiate by a tensor that ``f`` closes over inside a ``torch.func`` transform: a mode
+    that replaces it misses ``autograd.Function.apply`` and ``vmap(f)(w)``. ``torch.utils.swap_tensors``
+    refuses tensors that somebody else holds, which is the very case here.
+    """
+    torch._C._swap_tensor_impl(a, b)
+
+
+def group_by_device_and_dtype(xs: list[Tensor]) -> list[list[Tensor]]:
+    """The tensors of each device and dtype, in the order in which ``torch.nn.utils`` takes them.
+
+    Its order of the groups, a hash map's, decides the last bits of a norm over several dtypes.
+    """
+    groups: Any = _foreach_utils._group_tensors_by_device_and_dtype([list(xs)])
+    return [lists[0] for lists, _ in groups.values()]
+
+
+def weak_storage(x: Tensor) -> Any:
+    """A reference to the memory of ``x`` that keeps its address, but not its contents, from being reused.
+
+    Nothing public does that; without it a tensor that is freed and one that is made later look the same.
+    """
+    return StorageWeakRef(x.untyped_storage())  # type: ignore[no-untyped-call]
+
+
+def storage_key(x: Tensor) -> int:
+    """A number that names the memory of ``x`` as long as somebody holds it; 0 where there is none.
+
+    No public name tells whether two tensors share memory when one of them has no elements, or has been freed.
+    """
+    try:
+        return int(x.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):  # sparse and opaque layouts, wrappers
+        return 0
