@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
@@ -22,8 +21,9 @@ import torch
 from torch import Tensor
 
 from . import _state
-from ._arguments import Prepared, kind_of, number_to_tensor, type_name
-from ._attention import unfused_attention
+from ._arguments import Prepared, kind_of
+from ._flags import held_flags
+from ._forward import fit_tangent, forward_mode, jvp, non_overlapping, separate
 from ._torch_private import (
     create_grad_input,
     custom_nodes,
@@ -31,7 +31,6 @@ from ._torch_private import (
     in_functorch,
     in_functorch_derivative,
     leave_grad_level,
-    load_decompositions,
     pytree,
     swap_tensors,
 )
@@ -40,13 +39,21 @@ __all__ = [
     "Linearization",
     "call",
     "compiling",
+    "detached",
+    "differentiated_part",
     "entry_point",
+    "fit_tangent",
+    "forward_mode",
     "held_flags",
     "in_functorch",
     "jvp",
     "keeps_graph",
     "linearize",
     "non_overlapping",
+    "recording_if",
+    "release_with",
+    "separate",
+    "swapped",
 ]
 
 
@@ -84,60 +91,6 @@ def entry_point(worker: Callable[Given, Returned]) -> Callable[Given, Returned]:
 def recording_if(keep: bool) -> contextlib.AbstractContextManager[None]:
     """Autograd switched on where results keep a graph; without one, nothing needs to be recorded."""
     return torch.enable_grad() if keep and not compiling() else contextlib.nullcontext()
-
-
-# ---------------------------------------------------------------------------------------------------------
-# flags of tensors that f finds by identity
-
-
-class _Flags:
-    """``requires_grad`` switched on for as long as anybody needs it, counted over threads and calls."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._held: dict[int, list[Any]] = {}
-
-    def hold(self, tensors: Sequence[Tensor]) -> Callable[[], None]:
-        """Switch the flags on; the function returned gives them back (once)."""
-        mine: list[Tensor] = []
-        with self._lock:
-            for tensor in tensors:
-                entry = self._held.get(id(tensor))
-                if entry is not None:
-                    entry[1] += 1
-                elif not tensor.requires_grad:
-                    tensor.requires_grad_(True)
-                    self._held[id(tensor)] = [tensor, 1]
-                else:
-                    continue
-                mine.append(tensor)
-
-        def release() -> None:
-            with self._lock:
-                while mine:
-                    tensor = mine.pop()
-                    entry = self._held[id(tensor)]
-                    entry[1] -= 1
-                    if entry[1] == 0:
-                        del self._held[id(tensor)]
-                        if tensor.is_leaf:
-                            tensor.requires_grad_(False)
-
-        return release
-
-
-_flags = _Flags()
-
-
-def _nothing() -> None:
-    return None
-
-
-def held_flags(tensors: Sequence[Tensor]) -> Callable[[], None]:
-    """Make ``tensors`` require grad until the function returned is called."""
-    if not _flags._held and False not in [tensor.requires_grad for tensor in tensors]:
-        return _nothing
-    return _flags.hold(tensors)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -401,66 +354,3 @@ def _linearize_compiled(f: Callable[..., Any], prepared: Prepared, scalar_aux: b
 def release_with(owner: object, release: Callable[[], None]) -> None:
     """Call ``release`` when ``owner`` is gone."""
     weakref.finalize(owner, release)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# forward mode
-
-
-def fit_tangent(x: Tensor, tangent: Any, where: str) -> Tensor:
-    """``tangent`` as a tensor that fits ``x``; anything else is a ``ValueError``."""
-    if tangent is None:
-        return torch.zeros_like(x)
-    kind = kind_of(tangent)
-    if kind == "number":
-        tangent = number_to_tensor(tangent)
-    elif kind == "array":
-        tangent = torch.as_tensor(tangent)
-    else:
-        raise ValueError(f"{where}: expected a tangent of shape {tuple(x.shape)}, got {type_name(tangent)}")
-    if tangent.shape != x.shape:
-        raise ValueError(
-            f"{where}: expected a tangent of shape {tuple(x.shape)}, got shape {tuple(tangent.shape)}"
-        )
-    if tangent.dtype.is_complex and not x.dtype.is_complex:
-        raise ValueError(f"{where}: expected a real tangent of dtype {x.dtype}, got {tangent.dtype}")
-    fitted: Tensor = tangent.to(device=x.device, dtype=x.dtype)
-    return fitted
-
-
-def separate(x: Tensor) -> Tensor:
-    """``x``, cloned where forward mode needs that: it refuses expanded and overlapping tensors."""
-    if x.numel() > 1 and not x.is_contiguous() and not non_overlapping(x):
-        return x.clone(memory_format=torch.contiguous_format)
-    return x
-
-
-def non_overlapping(x: Tensor) -> bool:
-    """Whether no two elements of ``x`` share memory."""
-    strides = sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1)
-    reach = 0
-    for stride, size in strides:
-        if stride <= reach:
-            return False
-        reach += stride * (size - 1)
-    return True
-
-
-@contextlib.contextmanager
-def forward_mode() -> Iterator[None]:
-    """PyTorch's forward-AD levels are process-wide: one thread at a time."""
-    if compiling():
-        yield
-        return
-    load_decompositions()
-    with _state.forward_mode_lock, unfused_attention():
-        yield
-
-
-def jvp(
-    f: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], tangents: Sequence[Tensor]
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """``f(*inputs)``, a tuple of tensors, and its derivative along ``tangents``."""
-    with forward_mode():
-        pushed: tuple[Any, ...] = torch.func.jvp(f, tuple(inputs), tuple(tangents))
-    return pushed[0], pushed[1]

@@ -17,7 +17,7 @@ __all__ = ["EagerUpdate", "eager_update"]
 
 
 class EagerUpdate:
-    """The handle that :func:`~torchzygote.eager_update` returns; as a context manager it is removed at the end."""
+    """The handle of :func:`~torchzygote.eager_update`; as a context manager it is removed at the end."""
 
     def __init__(self, update: Callable[[Tensor, Tensor], Any], params: list[Tensor]) -> None:
         self._params = params

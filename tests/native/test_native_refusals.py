@@ -126,7 +126,7 @@ def tensors(arguments: dict[str, Any]) -> list[torch.Tensor]:
 def test_bad_input_is_refused_before_anything_is_written(
     module: Any, name: str, arguments: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native, "_SMALL", 0)
+    monkeypatch.setattr(native._rows, "_SMALL", 0)
     before = [x.clone() for x in tensors(arguments)]
     with pytest.raises(ValueError, match=f"^{message}"):
         getattr(module, name)(**arguments)

@@ -31,9 +31,9 @@ pytestmark = needs_library
 @pytest.fixture(autouse=True, scope="module")
 def always_compiled() -> Iterator[None]:
     """Small blocks too, where the wrapper would prefer two operators of PyTorch's own."""
-    small, native._SMALL = native._SMALL, 0
+    small, native._rows._SMALL = native._rows._SMALL, 0
     yield
-    native._SMALL = small
+    native._rows._SMALL = small
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -1,0 +1,79 @@
+"""One pushforward: tangents that fit their inputs, and PyTorch's forward mode around ``f``.
+
+Knows nothing of matrices, chunks or results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _state
+from ._arguments import kind_of, number_to_tensor, type_name
+from ._attention import unfused_attention
+from ._torch_private import load_decompositions
+
+__all__ = ["fit_tangent", "forward_mode", "jvp", "non_overlapping", "separate"]
+
+
+def fit_tangent(x: Tensor, tangent: Any, where: str) -> Tensor:
+    """``tangent`` as a tensor that fits ``x``; anything else is a ``ValueError``."""
+    if tangent is None:
+        return torch.zeros_like(x)
+    kind = kind_of(tangent)
+    if kind == "number":
+        tangent = number_to_tensor(tangent)
+    elif kind == "array":
+        tangent = torch.as_tensor(tangent)
+    else:
+        raise ValueError(f"{where}: expected a tangent of shape {tuple(x.shape)}, got {type_name(tangent)}")
+    if tangent.shape != x.shape:
+        raise ValueError(
+            f"{where}: expected a tangent of shape {tuple(x.shape)}, got shape {tuple(tangent.shape)}"
+        )
+    if tangent.dtype.is_complex and not x.dtype.is_complex:
+        raise ValueError(f"{where}: expected a real tangent of dtype {x.dtype}, got {tangent.dtype}")
+    fitted: Tensor = tangent.to(device=x.device, dtype=x.dtype)
+    return fitted
+
+
+def separate(x: Tensor) -> Tensor:
+    """``x``, cloned where forward mode needs that: it refuses expanded and overlapping tensors."""
+    if x.numel() > 1 and not x.is_contiguous() and not non_overlapping(x):
+        return x.clone(memory_format=torch.contiguous_format)
+    return x
+
+
+def non_overlapping(x: Tensor) -> bool:
+    """Whether no two elements of ``x`` share memory."""
+    strides = sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1)
+    reach = 0
+    for stride, size in strides:
+        if stride <= reach:
+            return False
+        reach += stride * (size - 1)
+    return True
+
+
+@contextlib.contextmanager
+def forward_mode() -> Iterator[None]:
+    """PyTorch's forward-AD levels are process-wide: one thread at a time."""
+    if torch.compiler.is_compiling():
+        yield
+        return
+    load_decompositions()
+    with _state.forward_mode_lock, unfused_attention():
+        yield
+
+
+def jvp(
+    f: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], tangents: Sequence[Tensor]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """``f(*inputs)``, a tuple of tensors, and its derivative along ``tangents``."""
+    with forward_mode():
+        pushed: tuple[Any, ...] = torch.func.jvp(f, tuple(inputs), tuple(tangents))
+    return pushed[0], pushed[1]
