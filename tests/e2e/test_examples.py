@@ -22,6 +22,18 @@ TABLE = [
         ["lattice.png"],
     ),
     (
+        "brusselator",
+        ["--quick", "--output", "{out}/brusselator.png"],
+        r"plan: .* and \d+ products; distance from the solution \d\.\de-0[56]\nwith the plan: ",
+        ["brusselator.png", "brusselator_structure.png"],
+    ),
+    (
+        "laplacian",
+        ["--quick", "--output", "{out}/laplacian.png"],
+        r"relative error against the formula: \d\.\de-1[5-9]",
+        ["laplacian.png"],
+    ),
+    (
         "checkpoint_memory",
         ["--quick", "--output", "{out}/memory.png"],
         r"difference of the losses 0\.0e\+00\n.*peak memory with checkpoints: [1-8]\d% of that without",
