@@ -60,6 +60,28 @@ def test_only_gradients_through_the_copy_are_meant(x: Tensor) -> None:
     torch.testing.assert_close(found, torch.full_like(x, 23))
 
 
+def test_a_write_into_the_copy_or_its_base_never_loses_the_hook(x: Tensor) -> None:
+    def copy_written(x: Tensor) -> Tensor:
+        y = hook(lambda g: 2 * g, x * 1)
+        y.mul_(3)
+        return y.sum()
+
+    def base_written(x: Tensor) -> Tensor:
+        z = x * 1
+        y = hook(lambda g: 2 * g, z)
+        z.mul_(3)
+        return y.sum()
+
+    for f in (copy_written, base_written):
+        with pytest.raises(RuntimeError, match="(is being|has been) modified inplace"):
+            gradient(f, x)
+    # inside transforms it is a copy, which sees nothing of what is done to the base
+    for f, slope in ((copy_written, 6), (base_written, 2)):
+        torch.testing.assert_close(
+            func.grad_and_value(f)(x), (torch.full_like(x, slope), slope / 2 * x.sum())
+        )
+
+
 def test_none_leaves_the_gradient(x: Tensor) -> None:
     seen: list[Tensor] = []
     found = gradient(lambda x: (hook(seen.append, x) ** 2).sum(), x)[0]

@@ -19,7 +19,7 @@ from ._plan import RowCost
 from ._products import Seeds
 from ._random import RandomState
 from ._second_order import Options, SecondOrder, run
-from ._torch_private import custom_nodes
+from ._torch_private import custom_nodes, in_functorch_compiled, unchecked_select
 from .coloring.recovery import Recovery
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "chunk_of",
     "collect",
     "color_seeds",
+    "gather",
     "hessian_products",
     "jacobian_products",
 ]
@@ -302,6 +303,14 @@ def read(recovery: Recovery, products: Sequence[Tensor], dtypes: Sequence[torch.
     """The values of each matrix from all of its products; differentiable."""
     values = []
     for i, (where, dtype) in enumerate(zip(recovery.flat_slots(products[0].device), dtypes, strict=True)):
-        found = products[recovery.product_of(i)].reshape(-1).index_select(0, where)
+        found = gather(products[recovery.product_of(i)].reshape(-1), where)
         values.append(found if found.dtype == dtype else found.to(dtype))
     return values
+
+
+def gather(flat: Tensor, where: Tensor) -> Tensor:
+    """``flat[where]``, for positions that are known to be right: compiled code need not check them again."""
+    if _engine.compiling() and not in_functorch_compiled():
+        found: Tensor = unchecked_select(flat, where)
+        return found
+    return flat.index_select(0, where)

@@ -15,7 +15,8 @@ from torch import Tensor
 from . import _engine
 from ._arguments import Prepared
 from ._assembly import result_dtype
-from ._certificate import agreement, close, precision, probe_rows, wide
+from ._certificate import agreement, precision, probe_rows
+from ._check_tables import CheckTables, check_tables
 from ._colored import Collected, chunk_of, collect, color_seeds, hessian_products, jacobian_products
 from ._engine import Linearization
 from ._plan import FREE
@@ -34,7 +35,7 @@ _MOST_KEPT = 64 << 20
 class Constants:
     """What an evaluation needs besides values: seeds of the colors and the probes, and the check's tables."""
 
-    __slots__ = ("_padded", "_seeds", "_tables", "device", "dtype", "probes", "recovery", "total")
+    __slots__ = ("_seeds", "_tables", "device", "dtype", "probes", "recovery", "total")
 
     def __init__(self, recovery: Recovery, dtype: torch.dtype, device: torch.device, verify: bool) -> None:
         self.recovery = recovery
@@ -48,8 +49,9 @@ class Constants:
         self._seeds: Seeds | Tensor = seeds
         if self.total * numel * dtype.itemsize <= _MOST_KEPT and self.total > 0:
             self._seeds = seeds(0, self.total)
-        self._tables = None if self.probes is None else self._make_tables()
-        self._padded = None if self.probes is None else self._make_padded()
+        self._tables: CheckTables | None = None
+        if self.probes is not None:
+            self._tables = check_tables(recovery, self.probes, dtype, device, _MOST_KEPT)
         recovery.flat_slots(device)
         recovery.rows_on(device)
         recovery.columns_on(device)
@@ -66,74 +68,13 @@ class Constants:
 
         return part, self.total
 
-    def _make_tables(self) -> list[Tensor] | None:
-        """For each product a factor, so that the products' weighted sum is what the probe must give.
-
-        Only where the products hold little else than entries, and each entry once.
-        """
-        recovery = self.recovery
-        if recovery.mode not in ("forward", "reverse"):
-            return None
-        lengths = recovery.lengths()
-        cells = recovery.ncolors * sum(lengths)
-        if not recovery.is_compact() or cells * self.dtype.itemsize > _MOST_KEPT:
-            return None
-        assert self.probes is not None
-        probe = self.probes[0]
-        tables = [torch.zeros(recovery.ncolors, n, dtype=self.dtype, device=self.device) for n in lengths]
-        offset = 0
-        for i, (row, column) in enumerate(recovery.slots_on(self.device)):
-            if recovery.mode == "reverse":
-                factors = probe[recovery.rows_on(self.device)[i]]
-            else:
-                factors = probe[recovery.columns_on(self.device)[i] + offset]
-            tables[recovery.product_of(i)][row, column] = factors
-            offset += recovery.widths[i]
-        return tables
-
-    def _make_padded(self) -> tuple[Tensor, Tensor] | None:
-        """For a symmetric matrix, the entries of each row in a table, and what the probe weighs them with.
-
-        Summed over, it gives the matrix times the probe without scattering, which compilers do badly.
-        """
-        recovery = self.recovery
-        pattern = recovery.patterns[0]
-        if recovery.mode != "symmetric" or pattern.nnz == 0:
-            return None
-        counts = pattern.indptr.diff()
-        most = int(counts.max())
-        if most * recovery.rows > 2 * pattern.nnz + 65536 or pattern.nnz * 16 > _MOST_KEPT:
-            return None
-        assert self.probes is not None
-        within = torch.arange(most).unsqueeze(1)
-        there = within < counts
-        entries = torch.where(there, pattern.indptr[:-1] + within, 0)
-        factors = self.probes[0][pattern.indices[entries].to(self.device)]
-        weights = torch.where(there.to(self.device), factors, 0)
-        return entries.to(self.device), weights
-
     def check(self, found: Collected, eps: float) -> list[Tensor]:
         """Whether each element of the plain products is explained; empty without a check."""
         if self.probes is None:
             return []
-        if self._padded is not None and (_engine.compiling() or _engine.in_functorch()):
-            entries, weights = self._padded
-            terms = wide(found.values[0])[entries] * weights
-            return [close(terms.sum(0), terms.abs().sum(0), found.probed[0][0].to(terms.dtype), eps)]
-        if self._tables is None or found.products is None:
+        if self._tables is None or not self._tables.applies(found):
             return agreement(self.recovery, found.values, self.probes, found.probed, eps)
-        fine = []
-        branches = not (_engine.compiling() or _engine.in_functorch())
-        for product, table, expected in zip(found.products, self._tables, found.probed, strict=True):
-            terms = wide(product) * table
-            got, wanted = terms.sum(0), expected[0].to(terms.dtype)
-            if branches:  # |got| is at most the size of its terms, so that this suffices where it holds
-                near = close(got, got.abs(), wanted, eps)
-                if bool(near.all()):
-                    fine.append(near)
-                    continue
-            fine.append(close(got, terms.abs().sum(0), wanted, eps))
-        return fine
+        return self._tables.check(found, eps, not (_engine.compiling() or _engine.in_functorch()))
 
 
 def or_nan(values: Sequence[Tensor], fine: Sequence[Tensor]) -> list[Tensor]:

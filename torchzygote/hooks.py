@@ -33,7 +33,8 @@ def hook(fn: Callable[[Any], Any], x: Any) -> Any:
     Returns
     -------
     object
-        ``x``; its tensors are views, so that only gradients through this copy are meant.
+        ``x``; its tensors are views (copies inside ``torch.func``), so that only gradients through this copy
+        are meant. Writing into a view in place raises: ``clone()`` it first.
 
     Raises
     ------

@@ -175,7 +175,7 @@ def plan_hessian(
         flat = lambda *xs: _engine.call(f, prepared, xs)
         y, (pattern,) = hessian_patterns(flat, prepared.inputs, None, prepared.owned, DEFAULT_BUDGET)
         scalar_root(caller, y)
-    recovery = symmetric_recovery(symmetrized(pattern))
+    recovery = symmetric_recovery(symmetrized(pattern), refine=True)
     return HessianPlan(f, specs_of(prepared), recovery, mode=mode, chunk_size=chunk_size, verify=verify)
 
 

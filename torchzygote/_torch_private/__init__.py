@@ -48,6 +48,7 @@ from .operators import (
     register_autograd_kernel,
     trace_time,
     traced_value_of,
+    unchecked_select,
 )
 from .tensors import (
     group_by_device_and_dtype,
@@ -121,6 +122,7 @@ __all__ = [
     "trace_time",
     "traced_value_of",
     "transform_stack",
+    "unchecked_select",
     "vmap_flat",
     "weak_storage",
 ]

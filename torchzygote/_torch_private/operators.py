@@ -17,6 +17,7 @@ __all__ = [
     "register_autograd_kernel",
     "trace_time",
     "traced_value_of",
+    "unchecked_select",
 ]
 
 
@@ -85,3 +86,8 @@ def register_autograd_kernel(
         return result
 
     library.impl(name, kernel, "Autograd", with_keyset=True)
+
+
+def unchecked_select(flat: Any, where: Any) -> Any:
+    """``flat[where]`` without a test of each position, which takes compiled code longer than reading it."""
+    return torch.ops.aten._unsafe_index.Tensor(flat, [where])

@@ -13,6 +13,7 @@ from torch.utils import _foreach_utils
 __all__ = [
     "group_by_device_and_dtype",
     "no_torch_function",
+    "refuse_writes",
     "storage_key",
     "swap_tensors",
     "weak_storage",
@@ -20,6 +21,8 @@ __all__ = [
 
 # A subclass with this as its ``__torch_function__`` is a plain tensor to everything that is computed from it.
 no_torch_function: Callable[..., Any] = torch._C._disabled_torch_function_impl
+
+_OF_CUSTOM_FUNCTION = torch._C._autograd.CreationMeta.IN_CUSTOM_FUNCTION
 
 
 def swap_tensors(a: Tensor, b: Tensor) -> None:
@@ -30,6 +33,14 @@ def swap_tensors(a: Tensor, b: Tensor) -> None:
     refuses tensors that somebody else holds, which is the very case here.
     """
     torch._C._swap_tensor_impl(a, b)
+
+
+def refuse_writes(view: Tensor) -> None:
+    """Have writes into ``view`` or its base raise, as into a view that a custom autograd function made.
+
+    A write makes a new graph for a view, in which what hangs on its node (a hook) is missing, silently.
+    """
+    torch._C._autograd._set_creation_meta(view, _OF_CUSTOM_FUNCTION)
 
 
 def group_by_device_and_dtype(xs: list[Tensor]) -> list[list[Tensor]]:

@@ -117,11 +117,15 @@ class Recovery:
         return self._columns[device]
 
     def flat_slots(self, device: torch.device) -> list[Tensor]:
-        """The slots as positions among all products of a matrix, one color after the other."""
+        """The slots as positions among all products of a matrix, one color after the other.
+
+        int32 where that suffices: positions are what most of a gather's memory traffic is.
+        """
         if device not in self._flat:
             lengths = self.lengths()
+            dtype = torch.int32 if self.ncolors * max(lengths) < 1 << 31 else torch.int64
             self._flat[device] = [
-                (row * lengths[self.product_of(i)] + column).to(device)
+                (row * lengths[self.product_of(i)] + column).to(device=device, dtype=dtype)
                 for i, (row, column) in enumerate(self.slots)
             ]
         return self._flat[device]
@@ -239,8 +243,26 @@ def symmetrized(pattern: Pattern) -> Pattern:
     return both
 
 
-def symmetric_recovery(pattern: Pattern, *, diagonal: bool = False) -> Recovery:
-    """A star coloring with direct recovery, or neighbors' colors where only the diagonal is wanted."""
+def symmetric_recovery(pattern: Pattern, *, diagonal: bool = False, refine: bool = False) -> Recovery:
+    """A star coloring with direct recovery, or neighbors' colors where only the diagonal is wanted.
+
+    ``refine``: spend more on a coloring that is easily evaluated.
+    """
     if diagonal:
         return Recovery("diagonal", [pattern], color(pattern, "distance1"))
-    return Recovery("symmetric", [pattern], color(pattern, "star"))
+    coloring = color(pattern, "star")
+    if refine and not pattern.dense and least_colors(pattern, "distance2_columns") <= coloring.ncolors:
+        coloring = _apart(pattern, coloring)
+    return Recovery("symmetric", [pattern], coloring)
+
+
+def _apart(pattern: Pattern, star: Coloring) -> Coloring:
+    """A star coloring in which no row meets a color twice, where that takes no more colors.
+
+    Every entry is then read from its own row, none from its mirror image.
+    """
+    found = color(pattern, "distance2_columns")
+    i, j = pattern.rows(), pattern.indices
+    if found.ncolors > star.ncolors or bool(((found.colors[i] == found.colors[j]) & (i != j)).any()):
+        return star
+    return Coloring(found.colors, found.ncolors, "star", found.order)
