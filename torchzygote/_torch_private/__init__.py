@@ -53,6 +53,7 @@ from .operators import (
 from .tensors import (
     group_by_device_and_dtype,
     no_torch_function,
+    refuse_writes,
     storage_key,
     swap_tensors,
     weak_storage,
@@ -112,6 +113,7 @@ __all__ = [
     "put_rows_back",
     "pytree",
     "reaches",
+    "refuse_writes",
     "register_autograd_kernel",
     "saved_tensors_hooks",
     "sequence_number",
