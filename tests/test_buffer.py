@@ -369,3 +369,29 @@ def test_iteration_gives_values() -> None:
     assert [row.tolist() for row in buf] == [[0, 0], [2, 2], [4, 4]]
     total = sum(row.sum() for row in buf)
     assert torch.autograd.grad(total, x)[0].tolist() == [4, 4, 4]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("index", [True, (1, True), (torch.tensor(True), 0, 1), (..., True), (2, 1, False)])
+def test_a_mask_without_axes(index: Any) -> None:
+    whole = torch.zeros(3, 2, dtype=POINT.dtype)
+    whole[index] = 2.0
+
+    def f(x: Tensor) -> Tensor:
+        buf = Buffer(x, 3, 2)
+        buf[index] = x[0]
+        return buf.copy()
+
+    x = torch.full((3,), 2.0, dtype=POINT.dtype)
+    assert torch.equal(f(x), whole)
+    assert torch.equal(jacobian(f, x)[0][:, 0], (whole / 2).reshape(-1))
+
+
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")
+def test_a_list_of_lists_is_what_it_is_to_a_tensor() -> None:
+    for tracked in (False, True):
+        whole, index = torch.zeros(3, 2), [[0, 2, 1], [1, 0, 1]]
+        whole[index] = 1.0
+        buf = Buffer(whole)
+        buf[index] = torch.ones((), requires_grad=tracked)
+        assert torch.equal(buf[index], whole[index])
+        assert torch.equal(buf.copy(), whole)

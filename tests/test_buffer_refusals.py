@@ -144,3 +144,9 @@ def test_bad_shapes_are_refused() -> None:
         Buffer("x", 3)
     with pytest.raises(TypeError, match="dtype"):
         Buffer(x, 3, dtype="float32")  # type: ignore[arg-type]
+
+
+def test_a_mask_of_another_size_after_an_ellipsis_is_refused() -> None:
+    for mask in (torch.zeros(0, dtype=torch.bool), torch.ones(2, dtype=torch.bool)):
+        with pytest.raises(IndexError, match="expected a mask of shape"):
+            Buffer(torch.ones(()), 2, 3)[..., mask] = 1.0

@@ -49,12 +49,17 @@ class Key:
         if self.arrays is None:
             array[self.basic] = values
         else:
-            array[self.basic][self.arrays] = values
+            part = array[self.basic]
+            if not isinstance(part, np.ndarray):  # one element, not a view of it
+                part = array[(*self.basic, ...)]
+            part[self.arrays] = values
 
 
 def parse(index: Any, shape: Sequence[int]) -> Key:
     """The :class:`Key` of ``index`` into an array of this shape."""
     items = index if type(index) is tuple else (index,)
+    if type(index) is list and _is_taken_for_a_tuple(index):
+        items = tuple(index)
     plain = True
     for item in items:
         kind = type(item)
@@ -67,6 +72,16 @@ def parse(index: Any, shape: Sequence[int]) -> Key:
     if plain:
         return Key(items, None, True, items)
     return _parse_slowly([_item(item) for item in items], shape)
+
+
+def _is_taken_for_a_tuple(index: list[Any]) -> bool:
+    """Whether PyTorch takes a list that holds more than ints for a tuple of indices (deprecated there)."""
+    if len(index) >= 32 or not any(
+        isinstance(item, (Sequence, Tensor, slice)) or item is None or item is ... for item in index
+    ):
+        return False
+    # Asked, because a release will stop doing so; it says so itself, by a warning.
+    return torch.zeros(1, 1)[[[0], [0]]].ndim == 1
 
 
 def _ints(item: slice) -> bool:
@@ -157,12 +172,22 @@ def _parse_slowly(items: list[Any], shape: Sequence[int]) -> Key:
     return Key(tuple(basic), tuple(arrays), known, given)
 
 
+def _axes_taken(items: list[Any]) -> int:
+    """How many axes the items of an index name."""
+    return sum(
+        item.ndim if isinstance(item, (np.ndarray, Tensor)) and item.dtype in (np.bool_, torch.bool) else 1
+        for item in items
+        if item is not None and item is not Ellipsis
+    )
+
+
 def _check_mask(mask: np.ndarray[Any, Any], basic: list[Any], items: list[Any], shape: Sequence[int]) -> None:
-    """A mask of another size than the axes it stands for: PyTorch's error, before NumPy's."""
-    if any(item is Ellipsis for item in items):
-        return
+    """A mask of another size than the axes it stands for: PyTorch's error, before NumPy's (or none)."""
     end = sum(item is not None for item in basic)
-    axes = tuple(shape)[end - mask.ndim : end]
+    if any(item is Ellipsis for item in basic):
+        end += len(shape) - _axes_taken(items)
+        end -= 1
+    axes = tuple(shape)[max(end - mask.ndim, 0) : end]
     if len(axes) == mask.ndim and mask.shape != axes:
         raise IndexError(f"index: expected a mask of shape {axes}, got one of shape {mask.shape}")
 
