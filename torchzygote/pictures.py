@@ -68,7 +68,7 @@ def _panels(recovery: Recovery) -> list[tuple[str, Any, tuple[float, float, floa
         offset += pattern.shape[1]
         name = "" if len(recovery.patterns) == 1 else f"argument {i}: "
         corner = tuple(min(_CORNER, n) for n in pattern.shape)
-        small = corner == tuple(pattern.shape)
+        small = max(pattern.shape) <= 2 * _CORNER
         whole = _raster(pattern.rows(), pattern.indices, of_entry, pattern.shape, shades)
         panels.append((f"{name}{pattern.nnz} nonzeros", whole, _extent(pattern.shape)))
         if not small:
