@@ -234,34 +234,6 @@ class Prepared:
         moved.simple = self.simple
         return moved
 
-    def annotate(self, error: BaseException) -> None:
-        """Add to an error raised by ``f`` what preparing the arguments may have to do with it."""
-        if self.promoted:
-            listed = "; ".join(self.promoted)
-            _add_note(
-                error,
-                f"torchzygote: {listed}. To pass an argument to f as it was given, leave its position out of "
-                "argnums, the positions that are differentiated.",
-            )
-        text = str(error)
-        if isinstance(error, RuntimeError) and ("in-place" in text or "inplace" in text):
-            _add_note(
-                error,
-                "torchzygote: f may not write in place into what it is differentiated by; "
-                "write into a clone() of it, or use torchzygote.Buffer.",
-            )
-
-
-def _add_note(error: BaseException, note: str) -> None:
-    if hasattr(error, "add_note"):
-        if note not in getattr(error, "__notes__", ()):
-            error.add_note(note)
-        return
-    last: BaseException = error  # Python 3.10: the note goes to the end of the chain of causes
-    while last.__cause__ is not None:
-        last = last.__cause__
-    last.__cause__ = RuntimeError(note)
-
 
 def _describe(value: Any, where: str, to: Tensor) -> str:
     if isinstance(value, Tensor):

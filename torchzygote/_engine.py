@@ -24,6 +24,7 @@ from . import _state
 from ._arguments import Prepared, kind_of
 from ._flags import held_flags
 from ._forward import fit_tangent, forward_mode, jvp, non_overlapping, separate
+from ._notes import annotate
 from ._torch_private import (
     create_grad_input,
     custom_nodes,
@@ -217,7 +218,7 @@ def call(f: Callable[..., Any], prepared: Prepared, tracked: Sequence[Tensor]) -
     try:
         return f(*prepared.arguments(tracked))
     except Exception as error:
-        prepared.annotate(error)
+        annotate(error, f, prepared)
         raise
 
 

@@ -54,6 +54,8 @@ def set_memory_budget(nbytes: int | None) -> None:
 
     Raises
     ------
+    TypeError
+        ``nbytes`` is no int.
     ValueError
         ``nbytes`` is below 1.
 
@@ -64,6 +66,8 @@ def set_memory_budget(nbytes: int | None) -> None:
     >>> set_memory_budget(None)
     """
     global _budget
+    if nbytes is not None and (isinstance(nbytes, bool) or not isinstance(nbytes, int)):
+        raise TypeError(f"nbytes: expected an int, a number of bytes, or None, got {nbytes!r}")
     if nbytes is not None and nbytes < 1:
         raise ValueError(f"nbytes: expected a positive number of bytes or None, got {nbytes}")
     _budget = nbytes

@@ -86,6 +86,8 @@ def checkpointed(f: Callable[..., Any], *xs: Any, **kwargs: Any) -> Any:
     ``checkpointed`` in Zygote.jl, https://fluxml.ai/Zygote.jl/stable/adjoints/#Checkpointing; Griewank and
     Walther, *Evaluating Derivatives*, chapter 12.
     """
+    if not callable(f):
+        raise TypeError(f"checkpointed: f: expected a function, which comes first, got {type(f).__name__}")
     if torch.compiler.is_compiling():
         return f(*xs, **kwargs) if in_functorch_compiled() else _compiled(f, xs, kwargs)
     if in_functorch():

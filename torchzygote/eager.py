@@ -80,7 +80,7 @@ def eager_update(
     Raises
     ------
     TypeError
-        ``update`` is not callable, or ``model_or_params`` holds no tensors.
+        ``update`` is not a function, or ``model_or_params`` holds no tensors.
     ValueError
         A parameter is shared (a module has it under two names, or two parameters share memory), is no leaf,
         or has an eager update already.
@@ -112,7 +112,7 @@ def eager_update(
     >>> grads[model.weight] is None, model.weight.detach()
     (True, tensor([[0.8000, 0.6000]]))
     """
-    if not callable(update):
+    if not callable(update) or isinstance(update, nn.Module):
         raise TypeError(
             f"eager_update: update: expected a function update(param, grad), got {type_name(update)}; the "
             "function comes first"

@@ -87,6 +87,8 @@ def forwarddiff(f: Callable[[Any], Any], x: Any, *, chunk_threshold: int | None 
     ----------
     ``forwarddiff`` in Zygote.jl, https://fluxml.ai/Zygote.jl/stable/adjoints/
     """
+    if not callable(f):
+        raise TypeError(f"forwarddiff: f: expected a function, which comes first, got {type_name(f)}")
     kind = kind_of(x)
     if kind is MODULE or kind is OPAQUE:
         raise TypeError(

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import CheckpointFunction
 from .. import _state
 from .._arguments import kind_of, prepare, type_name
 from .._attention import unfused_attention
+from .._notes import annotate
 from .._random import RandomState
 from .._sight import watching
 from .._torch_private import custom_nodes, in_functorch, reaches
@@ -355,7 +356,7 @@ def _called(f: Callable[..., Any], prepared: Any, inputs: Sequence[Tensor]) -> A
     try:
         return f(*prepared.arguments(inputs))
     except Exception as error:
-        prepared.annotate(error)
+        annotate(error, f, prepared)
         raise
 
 

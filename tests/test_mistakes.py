@@ -1,0 +1,127 @@
+"""What somebody new gets wrong, and what the error says: the words that help must be in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import torchzygote as tz
+from torchzygote import Params, gradient, hessian, jacobian
+
+X = torch.tensor([1.0, 2.0, 3.0])
+WORKERS: list[Callable[..., Any]] = [gradient, jacobian, hessian]
+
+
+def said(error: BaseException) -> str:
+    """The message with its notes, which Python 3.10 has as the cause."""
+    causes, last = [], error
+    while last.__cause__ is not None:
+        last = last.__cause__
+        causes.append(str(last))
+    return "\n".join([str(error), *getattr(error, "__notes__", ()), *causes])
+
+
+def error_of(call: Callable[[], Any], kind: type[Exception]) -> str:
+    with pytest.raises(kind) as caught:
+        call()
+    return said(caught.value)
+
+
+@pytest.mark.parametrize("worker", [gradient, jacobian])
+def test_the_function_comes_first(worker: Callable[..., Any]) -> None:
+    text = error_of(lambda: worker(X, torch.sum), TypeError)
+    assert "f: expected a function, which comes first, got Tensor of shape (3,)" in text
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (lambda: tz.checkpointed(X, torch.sum), "checkpointed: f: expected a function, which comes first"),
+        (lambda: tz.forwarddiff(X, torch.sum), "forwarddiff: f: expected a function, which comes first"),
+        (lambda: tz.eager_update(nn.Linear(1, 1), print), "update: expected a function update(param, grad)"),
+        (lambda: tz.hook(X, torch.neg), "write hook(fn, x), the function first"),
+    ],
+)
+def test_the_function_comes_first_everywhere(call: Callable[[], Any], expected: str) -> None:
+    assert expected in error_of(call, TypeError)
+
+
+def test_params_and_arguments_are_told_apart() -> None:
+    params = Params([X])
+    f = lambda x: x.sum()
+    text = error_of(lambda: gradient(f, params), TypeError)
+    assert "with Params, f is called without arguments" in text
+    text = error_of(lambda: gradient(f, params, X), TypeError)
+    assert "Params take the place of all arguments" in text
+    text = error_of(lambda: gradient(lambda: X.sum(), X), TypeError)
+    assert "given after it (1); for tensors that it closes over, pass Params([...])" in text
+
+
+def test_a_type_error_from_within_f_gets_no_such_note() -> None:
+    def f(x: torch.Tensor) -> torch.Tensor:
+        return (lambda a, b: a)(x)  # type: ignore[misc, call-arg]
+
+    text = error_of(lambda: gradient(f, X), TypeError)
+    assert "torchzygote" not in text
+
+
+@pytest.mark.parametrize("worker", [gradient, jacobian])
+@pytest.mark.parametrize("mixed", [np.ones(3), torch.ones(3, dtype=torch.float64)])
+def test_differing_floating_dtypes_are_named(worker: Callable[..., Any], mixed: Any) -> None:
+    text = error_of(lambda: worker(lambda w, a: (w @ a).sum(), torch.eye(3), mixed), RuntimeError)
+    assert "argument 0 is float32, argument 1" in text
+    assert "is float64. None is converted" in text
+
+
+def test_differing_dtypes_are_named_where_one_argument_is_left_out() -> None:
+    w, a = torch.eye(3), torch.ones(3, dtype=torch.float64)
+    text = error_of(lambda: gradient(lambda w, a: (w @ a).sum(), w, a, argnums=0), RuntimeError)
+    assert "argument 0 is float32, argument 1 is float64" in text
+
+
+def test_one_dtype_gets_no_such_note() -> None:
+    w = torch.eye(3, dtype=torch.float64)
+    text = error_of(lambda: hessian(lambda x: (w @ x).sum(), X), RuntimeError)
+    assert "torchzygote" not in text
+
+
+def test_differing_dtypes_of_a_module_and_an_array_are_named() -> None:
+    text = error_of(lambda: gradient(lambda m, a: m(a).sum(), nn.Linear(3, 1), np.ones((2, 3))), RuntimeError)
+    assert "parameters of argument 0 are float32, argument 1, a NumPy array, is float64" in text
+    assert "a.astype(numpy.float32)" in text
+
+
+@pytest.mark.parametrize("worker", WORKERS)
+def test_numpy_inside_f(worker: Callable[..., Any]) -> None:
+    text = error_of(lambda: worker(lambda x: np.sin(x).sum(), X), RuntimeError)
+    assert "write f with PyTorch's" in text
+
+
+@pytest.mark.parametrize("worker", WORKERS)
+def test_writing_into_an_argument(worker: Callable[..., Any]) -> None:
+    text = error_of(lambda: worker(lambda x: x.mul_(2).sum(), X), RuntimeError)
+    assert "write into a clone() of it, or use torchzygote.Buffer" in text
+    assert X.tolist() == [1, 2, 3]
+
+
+def test_a_batch_norm_in_training_mode_under_a_transform() -> None:
+    model = nn.BatchNorm1d(3)
+    rows = torch.ones(5, 3)
+    f = lambda row: gradient(lambda row: model(row.expand(2, 3)).sum(), row)[0]
+    text = error_of(lambda: torch.func.vmap(f)(rows), RuntimeError)
+    assert "call module.eval()" in text
+    assert "clone()" not in text
+    model.eval()
+    assert torch.func.vmap(f)(rows).shape == (5, 3)
+
+
+def test_a_memory_budget_is_a_number_of_bytes() -> None:
+    assert "expected an int, a number of bytes, or None, got '1G'" in error_of(
+        lambda: tz.set_memory_budget("1G"),  # type: ignore[arg-type]
+        TypeError,
+    )

@@ -1,0 +1,111 @@
+"""Notes on an error that ``f`` raised: what the way it was called may have to do with it (PEP 678).
+
+Looks at errors and arguments only, after the fact; it must not know how a derivative is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from ._arguments import Prepared, type_name
+
+__all__ = ["annotate"]
+
+
+def annotate(error: BaseException, f: Callable[..., Any], prepared: Prepared) -> None:
+    """Add to an error that calling ``f`` raised what explains it; the caller raises it again."""
+    text = str(error)
+    if prepared.promoted:
+        listed = "; ".join(prepared.promoted)
+        _add_note(
+            error,
+            f"{listed}. To pass an argument to f as it was given, leave its position out of argnums, the "
+            "positions that are differentiated.",
+        )
+    if isinstance(error, TypeError) and (error.__traceback__ is None or error.__traceback__.tb_next is None):
+        _on_call(error, text, f, prepared)
+    if isinstance(error, RuntimeError):
+        if "in-place" in text or "inplace" in text:
+            _on_write(error, text)
+        if "dtype" in text or "scalar type" in text:
+            _on_dtypes(error, prepared)
+        if "numpy()" in text:
+            _add_note(
+                error,
+                "NumPy's functions can't be differentiated; write f with PyTorch's (torch.sin for numpy.sin) and "
+                "with tensors only. What is computed from x.detach() counts as a constant.",
+            )
+
+
+def _on_call(error: TypeError, text: str, f: Any, prepared: Prepared) -> None:
+    """``f`` is no function, or takes other arguments."""
+    if not callable(f):
+        _add_note(error, f"f: expected a function, which comes first, got {type_name(f)}.")
+    elif "positional argument" not in text:
+        return
+    elif not prepared.args and prepared.inputs:
+        _add_note(error, "with Params, f is called without arguments; let it close over the tensors.")
+    elif any(type(x).__name__ == "Params" for x in prepared.args):
+        _add_note(error, "Params take the place of all arguments; pass nothing beside them.")
+    else:
+        _add_note(
+            error,
+            f"f is called with what is given after it ({len(prepared.args)}); for tensors that it closes over, pass "
+            "Params([...]) instead, and for keywords write a lambda.",
+        )
+
+
+def _on_write(error: RuntimeError, text: str) -> None:
+    if "captured Tensor" in text:
+        _add_note(
+            error,
+            "inside a torch.func transform f may not write in place into what it closes over. A batch norm "
+            "in training mode does so with its running statistics: call module.eval(), or "
+            "torch.func.replace_all_batch_norm_modules_(module).",
+        )
+        return
+    _add_note(
+        error,
+        "f may not write in place into what it is differentiated by; write into a clone() of it, or use "
+        "torchzygote.Buffer.",
+    )
+
+
+def _on_dtypes(error: RuntimeError, prepared: Prepared) -> None:
+    found = list(_floating(prepared.args))
+    if len({dtype for _, dtype in found}) < 2:
+        return
+    listed = ", ".join(f"{what} {dtype}" for what, dtype in found)
+    _add_note(
+        error,
+        f"the floating dtypes of the arguments differ: {listed}. None is converted; make them one, as in "
+        "x.to(torch.float32) or a.astype(numpy.float32), or module.double().",
+    )
+
+
+def _floating(args: tuple[Any, ...]) -> Iterator[tuple[str, str]]:
+    """What has which floating dtype, in words, for the arguments that are no structures."""
+    for position, x in enumerate(args):
+        if isinstance(x, Tensor) and x.dtype.is_floating_point:
+            yield f"argument {position} is", str(x.dtype).removeprefix("torch.")
+        elif isinstance(x, np.ndarray) and x.dtype.kind == "f":
+            yield f"argument {position}, a NumPy array, is", str(x.dtype)
+        elif isinstance(x, nn.Module):
+            for dtype in sorted({str(p.dtype) for p in x.parameters() if p.dtype.is_floating_point}):
+                yield f"parameters of argument {position} are", dtype.removeprefix("torch.")
+
+
+def _add_note(error: BaseException, note: str) -> None:
+    note = f"torchzygote: {note}"
+    if hasattr(error, "add_note"):
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+        return
+    last: BaseException = error  # Python 3.10: the note goes to the end of the chain of causes
+    while last.__cause__ is not None:
+        last = last.__cause__
+    last.__cause__ = RuntimeError(note)
