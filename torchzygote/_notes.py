@@ -36,8 +36,8 @@ def annotate(error: BaseException, f: Callable[..., Any], prepared: Prepared) ->
         if "numpy()" in text:
             _add_note(
                 error,
-                "NumPy's functions can't be differentiated; write f with PyTorch's (torch.sin for numpy.sin) and "
-                "with tensors only. What is computed from x.detach() counts as a constant.",
+                "NumPy's functions can't be differentiated; write f with PyTorch's, as torch.sin for "
+                "numpy.sin. What is computed from x.detach() counts as a constant.",
             )
 
 
@@ -54,8 +54,8 @@ def _on_call(error: TypeError, text: str, f: Any, prepared: Prepared) -> None:
     else:
         _add_note(
             error,
-            f"f is called with what is given after it ({len(prepared.args)}); for tensors that it closes over, pass "
-            "Params([...]) instead, and for keywords write a lambda.",
+            f"f is called with what is given after it ({len(prepared.args)}); for tensors that it closes over, "
+            "pass Params([...]) instead, and for keywords write a lambda.",
         )
 
 
