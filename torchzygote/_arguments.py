@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ._parts import parts_for
 from ._torch_private import pytree
 
 __all__ = ["ARRAY", "MODULE", "NUMBER", "OPAQUE", "STRUCTURE", "Prepared", "kind_of", "prepare"]
@@ -57,7 +58,9 @@ def kind_of(x: object) -> str:
 def number_to_tensor(x: Any) -> Tensor:
     """A Python number or NumPy scalar as a 0-dim tensor of the default dtype (or its complex dtype)."""
     dtype = torch.get_default_dtype()
-    value = x.item() if isinstance(x, np.generic) else x
+    value = x
+    if isinstance(x, np.generic):  # item() leaves what is longer than Python's numbers as it is
+        value = complex(x) if x.dtype.kind == "c" else x.item()
     if isinstance(value, complex):
         dtype = _COMPLEX_OF[dtype]
     return torch.tensor(value, dtype=dtype)
@@ -72,7 +75,7 @@ def numpy_to_tensor(a: np.ndarray[Any, Any]) -> Tensor:
             f"expected a NumPy array that PyTorch has a dtype for, got dtype {a.dtype}; "
             "convert it first, e.g. with .astype(numpy.float64)"
         )
-    if not a.flags.writeable or not a.dtype.isnative or any(stride < 0 for stride in a.strides):
+    if not a.flags.writeable or not a.dtype.isnative or any(s < 0 or s % a.itemsize for s in a.strides):
         a = np.array(a, dtype=a.dtype.newbyteorder("="), order="C")
     return torch.as_tensor(a)
 
@@ -90,6 +93,15 @@ def _array_to_tensor(x: Any) -> Tensor:
 def _is_inference(x: Tensor) -> bool:
     # Dynamo cannot trace the question; it does not trace inference tensors either.
     return not torch.compiler.is_compiling() and x.is_inference()
+
+
+def refuse_inference(p: Tensor, name: str) -> None:
+    """Refuse a tensor that ``f`` finds by identity and autograd can't record: it would seem unused."""
+    if _is_inference(p):
+        raise RuntimeError(
+            f"expected parameters made outside torch.inference_mode(), got {name}, {type_name(p)}, made "
+            "inside, which autograd can't record; make it outside, or use a clone() made outside"
+        )
 
 
 def to_tensor(x: Any, kind: str) -> Tensor:
@@ -115,18 +127,18 @@ def check_argnums(argnums: int | Sequence[int] | None, count: int) -> frozenset[
     """``argnums`` as a set of positions; ``None`` stands for all of them."""
     if argnums is None:
         return None
-    numbers = [argnums] if isinstance(argnums, int) else argnums
+    numbers = [argnums] if isinstance(argnums, (int, np.integer)) else argnums
     if isinstance(argnums, (bool, str)) or not isinstance(numbers, Sequence):
         raise TypeError(f"argnums: expected an int or a sequence of ints, got {argnums!r}")
     found: set[int] = set()
     for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, int):
+        if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
             raise TypeError(f"argnums: expected an int or a sequence of ints, got {argnums!r}")
         if not -count <= number < count:
             raise ValueError(
                 f"argnums: expected positions below the number of arguments, {count}, got {number}"
             )
-        position = number % count
+        position = int(number % count)
         if position in found:
             raise ValueError(f"argnums: expected each position once, got {number} again in {argnums!r}")
         found.add(position)
@@ -169,13 +181,9 @@ class _Slot:
         if self.kind is ARRAY or self.kind is NUMBER:
             return [given]
         if self.kind is STRUCTURE:
-            if given is None:
-                return [part for leaf in self.leaves for part in leaf.match(None, where)]
-            leaves, spec = pytree.tree_flatten(given, is_leaf=self._keeps_whole)
-            if spec != self.spec:
-                raise ValueError(f"{where}: expected the structure {self.spec}, got {spec}")
+            parts = parts_for(self.value, given, where, _is_size)
             return [
-                part for leaf, g in zip(self.leaves, leaves, strict=True) for part in leaf.match(g, where)
+                part for leaf, its in zip(self.leaves, parts, strict=True) for part in leaf.match(its, where)
             ]
         if self.kind is MODULE:
             if given is None:
@@ -185,12 +193,9 @@ class _Slot:
             return [given.get(name) for name in self.names]
         return []
 
-    def _keeps_whole(self, given: Any) -> bool:
-        """Whether a part of a tangent stands for one leaf: a dict by name does so for a module."""
-        if isinstance(given, torch.Size):
-            return True
-        names = [set(leaf.names) for leaf in self.leaves if leaf.kind is MODULE]
-        return bool(names) and isinstance(given, dict) and any(set(given) <= found for found in names)
+
+def _is_size(x: object) -> bool:
+    return isinstance(x, torch.Size)
 
 
 class Prepared:
@@ -259,10 +264,12 @@ def _fill(prepared: Prepared, value: Any, where: str, kinds: Callable[[object], 
         if is_promoted(value):
             prepared.promoted.append(_describe(value, where, tensor))
     elif kind is STRUCTURE:
-        leaves, slot.spec = pytree.tree_flatten(value, is_leaf=lambda v: isinstance(v, torch.Size))
+        leaves, slot.spec = pytree.tree_flatten(value, is_leaf=_is_size)
         slot.leaves = [_fill(prepared, leaf, f"a leaf of {where}", kinds) for leaf in leaves]
     elif kind is MODULE:
         found = trainable(value)
+        for name, p in found.items():
+            refuse_inference(p, name)
         slot.names = list(found)
         prepared.modules.append((value, slot.names, slot.start))
         prepared.inputs.extend(found.values())

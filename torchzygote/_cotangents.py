@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ._arguments import kind_of, number_to_tensor, type_name
+from ._arguments import kind_of, number_to_tensor, numpy_to_tensor, type_name
 from ._engine import Linearization
+from ._parts import parts_for
 from ._torch_private import pytree
 
 __all__ = ["own", "unfold_cotangent"]
@@ -53,10 +55,10 @@ def fit_cotangent(leaf: Any, ybar: Any) -> Tensor | None:
     if kind == "number":
         cotangent = number_to_tensor(ybar)
     elif kind == "array":
-        cotangent = torch.as_tensor(ybar)
+        cotangent = numpy_to_tensor(ybar) if isinstance(ybar, np.ndarray) else ybar
     else:
         raise ValueError(f"ybar: expected what fits y, {type_name(leaf)}, got {type_name(ybar)}")
-    shape = leaf.shape if isinstance(leaf, Tensor) else ()
+    shape = leaf.shape if isinstance(leaf, (Tensor, np.ndarray)) else ()
     if not isinstance(leaf, Tensor) and kind_of(leaf) not in ("number", "array"):
         raise ValueError(f"ybar: expected None, as y is {type_name(leaf)} there, got {type_name(ybar)}")
     if tuple(cotangent.shape) != tuple(shape):
@@ -80,7 +82,9 @@ def unfold_cotangent(lin: Linearization, ybar: Any) -> list[Tensor | None]:
     if lin.y_spec is None:
         leaves = [ybar]
     else:
-        leaves = _leaves_like(lin.y, ybar)
+        leaves, spec = pytree.tree_flatten(ybar)
+        if spec != lin.y_spec:
+            leaves = parts_for(lin.y, ybar, "ybar")
     cotangents = []
     roots = {id(root) for root in lin.roots}
     for leaf, bar in zip(lin.y_leaves, leaves, strict=True):
@@ -88,31 +92,3 @@ def unfold_cotangent(lin: Linearization, ybar: Any) -> list[Tensor | None]:
         if id(leaf) in roots:
             cotangents.append(fitted)
     return cotangents
-
-
-def _leaves_like(y: Any, ybar: Any) -> list[Any]:
-    """The leaves of ``ybar`` in the order of those of ``y``; ``None`` stands for any part of it."""
-    leaves, spec = pytree.tree_flatten(y)
-    if ybar is None:
-        return [None] * len(leaves)
-    got, got_spec = pytree.tree_flatten(ybar)
-    if got_spec == spec:
-        return list(got)
-    parts, bars = _children(y), _children(ybar)
-    if parts is None or bars is None or type(y) is not type(ybar) or parts.keys() != bars.keys():
-        raise ValueError(f"ybar: expected the structure of y, {spec}, got {got_spec}")
-    found: list[Any] = []
-    for key, part in parts.items():
-        if kind_of(part) == "structure":
-            found.extend(_leaves_like(part, bars[key]))
-        else:
-            found.append(bars[key])
-    return found
-
-
-def _children(x: Any) -> dict[Any, Any] | None:
-    if isinstance(x, dict):
-        return dict(x)
-    if isinstance(x, (tuple, list)):
-        return dict(enumerate(x))
-    return None

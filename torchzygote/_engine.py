@@ -19,6 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import CheckpointFunction
 
 from . import _state
 from ._arguments import Prepared, kind_of
@@ -140,6 +141,16 @@ def _leaves_autograd(result: Tensor) -> bool:
     return bool(result.any())
 
 
+def _refuse_reentrant(roots: list[Tensor]) -> None:
+    """Refuse what hides the tensors that a function closes over: they would seem unused."""
+    if any(getattr(node, "_forward_cls", None) is CheckpointFunction for node in custom_nodes(roots)):
+        raise RuntimeError(
+            "f calls torch.utils.checkpoint with use_reentrant=True, which can't be differentiated "
+            "by what the checkpointed function closes over; pass use_reentrant=False, or use "
+            "torchzygote.checkpointed"
+        )
+
+
 class Linearization:
     """``f`` at one point, ready to be pulled back: ``roots`` are its tensor outputs, ``inputs`` what by.
 
@@ -174,8 +185,14 @@ class Linearization:
             return [None] * len(self.inputs)
         if create_graph and not in_functorch():
             with _checked_custom_functions(roots, seeds) as checked:
-                return self._grad(roots, checked, True, True)
-        return self._grad(roots, seeds, retain, create_graph)
+                results = self._grad(roots, checked, True, True)
+        else:
+            results = self._grad(roots, seeds, retain, create_graph)
+        for result in results:
+            if result is None:
+                _refuse_reentrant(roots)
+                break
+        return results
 
     def _grad(
         self, roots: list[Tensor], seeds: list[Tensor], retain: bool, create_graph: bool

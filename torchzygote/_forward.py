@@ -9,15 +9,16 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import _state
-from ._arguments import kind_of, number_to_tensor, type_name
+from ._arguments import Prepared, kind_of, number_to_tensor, numpy_to_tensor, type_name
 from ._attention import unfused_attention
 from ._torch_private import load_decompositions
 
-__all__ = ["fit_tangent", "forward_mode", "jvp", "non_overlapping", "separate"]
+__all__ = ["fit_tangent", "forward_mode", "jvp", "non_overlapping", "separate", "tangents_for"]
 
 
 def fit_tangent(x: Tensor, tangent: Any, where: str) -> Tensor:
@@ -28,7 +29,7 @@ def fit_tangent(x: Tensor, tangent: Any, where: str) -> Tensor:
     if kind == "number":
         tangent = number_to_tensor(tangent)
     elif kind == "array":
-        tangent = torch.as_tensor(tangent)
+        tangent = numpy_to_tensor(tangent) if isinstance(tangent, np.ndarray) else tangent
     else:
         raise ValueError(f"{where}: expected a tangent of shape {tuple(x.shape)}, got {type_name(tangent)}")
     if tangent.shape != x.shape:
@@ -41,9 +42,22 @@ def fit_tangent(x: Tensor, tangent: Any, where: str) -> Tensor:
     return fitted
 
 
+def tangents_for(
+    prepared: Prepared, xdots: Sequence[Any], inputs: Sequence[Tensor], keep: bool
+) -> list[Tensor]:
+    """A tangent per input, from one per argument; ``keep``: with the graph that it has."""
+    tangents: list[Tensor] = []
+    for position, xdot in enumerate(xdots):
+        where = f"push: tangent {position}"
+        for value in [xdot] if prepared.simple else prepared.slots[position].match(xdot, where):
+            tangent = fit_tangent(inputs[len(tangents)], value, where)
+            tangents.append(separate(tangent if keep else tangent.detach()))
+    return tangents
+
+
 def separate(x: Tensor) -> Tensor:
     """``x``, cloned where forward mode needs that: it refuses expanded and overlapping tensors."""
-    if x.numel() > 1 and not x.is_contiguous() and not non_overlapping(x):
+    if x.layout is torch.strided and x.numel() > 1 and not x.is_contiguous() and not non_overlapping(x):
         return x.clone(memory_format=torch.contiguous_format)
     return x
 

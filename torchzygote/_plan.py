@@ -5,6 +5,7 @@ Runs nothing and allocates nothing; it must not know what a row is.
 
 from __future__ import annotations
 
+import numbers
 import os
 from typing import NamedTuple
 
@@ -113,11 +114,11 @@ def check_chunk_size(chunk_size: object) -> int | None:
     """``chunk_size`` if it is ``None`` or a positive int."""
     if chunk_size is None:
         return None
-    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int):
+    if isinstance(chunk_size, bool) or not isinstance(chunk_size, numbers.Integral):  # NumPy's too
         raise TypeError(f"chunk_size: expected None or an int, got {chunk_size!r}")
     if chunk_size < 1:
         raise ValueError(f"chunk_size: expected at least 1, got {chunk_size}")
-    return chunk_size
+    return int(chunk_size)
 
 
 def choose_mode(mode: str, rows: int, columns: int, complex_input: bool) -> str:

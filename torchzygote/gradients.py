@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from . import _engine, _state, _updates
-from ._arguments import Prepared, kind_of, number_to_tensor, prepare, type_name
+from ._arguments import Prepared, kind_of, number_to_tensor, prepare, refuse_inference, type_name
 from ._cotangents import own, unfold_cotangent
+from ._forward import tangents_for
 from ._torch_private import pytree
 from .grads import Grads
 from .params import Params
@@ -38,6 +39,9 @@ def prepare_implicit(caller: str, params: Params, argnums: object) -> Prepared:
             f"{caller}: inside torch.compile, Params can't be differentiated by identity; pass the "
             "tensors as arguments (torch.func.functional_call calls a module with them)"
         )
+    for p in params:
+        if p.is_inference():
+            refuse_inference(p, params._names.get(id(p), "a tensor"))
     prepared = Prepared(())
     prepared.inputs = list(params)
     prepared.owned = [False] * len(prepared.inputs)
@@ -68,9 +72,11 @@ def scalar_root(caller: str, y: Any) -> Tensor | None:
             f"{caller}: expected f to return a real scalar, got an array, {type_name(y)}; "
             "perhaps you wanted jacobian"
         )
+    if isinstance(y, np.ndarray):
+        y = y[()]  # what it holds
     if isinstance(y, (complex, np.complexfloating)):
         raise ValueError(f"{caller}: expected f to return a real scalar, got the complex number {y!r}")
-    if isinstance(y, (bool, int, float, np.bool_, np.number, np.ndarray)):
+    if isinstance(y, (bool, int, float, np.bool_, np.number)) and not isinstance(y, np.timedelta64):
         return None
     raise TypeError(f"{caller}: expected f to return a real scalar, got {type_name(y)}")
 
@@ -336,6 +342,8 @@ def pushforward(f: Callable[..., Any], *args: Any) -> Callable[..., Any]:
     ----------
     ``pushforward`` in Zygote.jl, https://fluxml.ai/Zygote.jl/stable/utils/
     """
+    if implicit(args) is not None:
+        raise TypeError("pushforward: expected arguments, got Params; pass the tensors as arguments of f")
 
     def push(*xdots: Any) -> Any:
         if len(xdots) != len(args):
@@ -349,8 +357,12 @@ def pushforward(f: Callable[..., Any], *args: Any) -> Callable[..., Any]:
 def _push(f: Callable[..., Any], args: tuple[Any, ...], xdots: tuple[Any, ...]) -> Any:
     prepared = prepare(args)
     keep = _engine.keeps_graph(None)
-    inputs = [_engine.separate(x if keep else x.detach()) for x in prepared.inputs]
-    tangents = _tangents(prepared, xdots, inputs, keep)
+    # A dual number has the memory of its tensor: f might write into that.
+    sources = [x if keep else x.detach() for x in prepared.inputs]
+    inputs = [
+        x.clone() if owned else _engine.separate(x) for x, owned in zip(sources, prepared.owned, strict=True)
+    ]
+    tangents = tangents_for(prepared, xdots, inputs, keep)
     kept: dict[str, Any] = {}
 
     def flat(*primals: Tensor) -> tuple[Tensor, ...]:
@@ -379,20 +391,3 @@ _TENSOR = object()
 def _zero_like(leaf: Any) -> Any:
     """The tangent of a leaf of ``y`` that is no tensor."""
     return torch.zeros_like(number_to_tensor(leaf)) if kind_of(leaf) == "number" else None
-
-
-def _tangents(prepared: Prepared, xdots: tuple[Any, ...], inputs: list[Tensor], keep: bool) -> list[Tensor]:
-    tangents: list[Tensor] = []
-
-    def fit(value: Any, where: str) -> None:
-        tangent = _engine.fit_tangent(inputs[len(tangents)], value, where)
-        tangents.append(_engine.separate(tangent if keep else tangent.detach()))
-
-    if prepared.simple:
-        for position, xdot in enumerate(xdots):
-            fit(xdot, f"push: tangent {position}")
-        return tangents
-    for position, (slot, xdot) in enumerate(zip(prepared.slots, xdots, strict=True)):
-        for value in slot.match(xdot, f"push: tangent {position}"):
-            fit(value, f"push: tangent {position}")
-    return tangents

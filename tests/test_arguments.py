@@ -1,0 +1,132 @@
+"""Unusual arguments, tangents and cotangents: what fits, and what is said of what does not."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, namedtuple
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from torchzygote import Params, diaghessian, gradient, jacobian, pullback, pushforward
+
+t = torch.tensor
+Pair = namedtuple("Pair", "a b")
+
+
+# ---- NumPy ----
+
+
+@pytest.mark.parametrize("z", [np.clongdouble(1 + 2j), np.complex64(1 + 2j)])
+def test_complex_numpy_scalars_keep_their_imaginary_part(z: Any) -> None:
+    assert torch.equal(gradient(lambda z: z.abs() ** 2, z)[0], t(2 + 4j))
+
+
+def test_numpy_arrays_of_any_strides() -> None:
+    field = np.zeros(3, [("a", "f4"), ("b", "f8")])["b"]
+    field[:] = [1, 2, 3]
+    expected = t([1.0, 4.0, 9.0], dtype=torch.float64) * 3
+    assert torch.equal(gradient(lambda x: (x**3).sum(), field)[0], expected)
+    assert torch.equal(gradient(lambda x: (x**3).sum(), field[::-1])[0], expected.flip(0))
+
+
+@pytest.mark.parametrize(
+    "ones", [np.ones(3)[::-1], np.ones(3, ">f4"), np.ones(3, int), np.ones((3, 2))[:, 0]]
+)
+def test_numpy_cotangents_and_tangents_of_any_layout(ones: Any) -> None:
+    x = t([1.0, 2.0, 3.0])
+    _, back = pullback(lambda x: x**2, x)
+    assert torch.equal(back(ones)[0], 2 * x)
+    assert torch.equal(pushforward(lambda x: x**2, x)(ones), 2 * x)
+
+
+def test_a_numpy_array_that_f_returns_has_a_shape() -> None:
+    _, back = pullback(lambda x: np.ones(3), 1.0)
+    assert back(np.ones(3)) == (None,)
+    with pytest.raises(ValueError, match=r"shape of y, \(3,\)"):
+        back(np.ones(2))
+
+
+def test_0_dim_numpy_arrays_that_f_returns_are_what_they_hold() -> None:
+    assert gradient(lambda x: np.array(2), 1.0) == (None,)
+    with pytest.raises(ValueError, match="complex"):
+        gradient(lambda x: np.array(1j), 1.0)
+    with pytest.raises(TypeError, match="real scalar"):
+        gradient(lambda x: np.array("a"), 1.0)
+
+
+def test_numpy_integers_are_integers() -> None:
+    assert gradient(torch.mul, 2.0, 3.0, argnums=np.int64(-1)) == (None, t(2.0))
+    assert gradient(torch.mul, 2.0, 3.0, argnums=[np.int8(1)]) == (None, t(2.0))
+    J = jacobian(lambda x: x**2, t([1.0, 2.0]), chunk_size=np.int64(1))[0]
+    assert torch.equal(J, torch.diag(t([2.0, 4.0])))
+    with pytest.raises(ValueError, match="chunk_size"):
+        jacobian(lambda x: x, t([1.0]), chunk_size=np.int64(0))
+    with pytest.raises(ValueError, match="argnums"):
+        gradient(torch.mul, 2.0, 3.0, argnums=[np.int64(0), -2])
+
+
+# ---- structures ----
+
+
+def test_none_stands_for_any_part_of_a_tangent_or_cotangent() -> None:
+    x = {"a": t([1.0, 2.0]), "b": Pair(3.0, "opaque")}
+    push = pushforward(lambda s: s["a"] * s["b"].a, x)
+    assert torch.equal(push({"a": None, "b": Pair(1.0, None)}), t([1.0, 2.0]))
+    assert torch.equal(push({"a": t([1.0, 1.0]), "b": None}), t([3.0, 3.0]))
+    _, back = pullback(lambda x: {"p": (x, 2 * x), "q": Pair(x, [x])}, 1.0)
+    assert back({"p": None, "q": Pair(None, [3.0])}) == (t(3.0),)
+
+
+def test_the_order_of_keys_does_not_matter() -> None:
+    push = pushforward(lambda s: s["a"] + 2 * s["b"], {"a": 1.0, "b": 2.0})
+    assert push({"b": 10.0, "a": 1.0}) == 21
+    _, back = pullback(lambda x: {"a": x, "b": 2 * x}, 1.0)
+    assert back({"b": 10.0, "a": 1.0}) == (t(21.0),)
+
+
+def test_structures_that_do_not_fit_are_shown() -> None:
+    _, back = pullback(lambda x: {"p": (x, x)}, 1.0)
+    push = pushforward(lambda s: s["p"][0], {"p": (1.0, 2.0)})
+    for given in ({"p": [1.0, 1.0]}, {"p": (1.0,)}, {"q": (1.0, 1.0)}, OrderedDict(p=(1.0, 1.0)), (1.0, 1.0)):
+        for function in (back, push):
+            with pytest.raises(ValueError, match=r"\{'p': \(\*, \*\)\}"):
+                function(given)
+
+
+# ---- what is not to be changed, or can't be seen ----
+
+
+def test_a_pushforward_of_what_writes_into_its_argument_leaves_the_callers_tensor_alone() -> None:
+    x = t([[1.0, 2.0], [3.0, 4.0]]).t()
+    before = x.clone()
+    ydot = pushforward(lambda x: x.mul_(2), x)(torch.ones(2, 2))
+    assert torch.equal(ydot, torch.full((2, 2), 2.0))
+    assert torch.equal(x, before)
+
+
+def test_params_are_no_arguments_of_a_pushforward() -> None:
+    with pytest.raises(TypeError, match="Params"):
+        pushforward(lambda: t(1.0), Params())
+
+
+def test_parameters_made_in_inference_mode_are_refused_instead_of_missed() -> None:
+    with torch.inference_mode():
+        layer = nn.Linear(2, 1)
+    with pytest.raises(RuntimeError, match="inference.*got weight"):
+        gradient(lambda m: m(torch.ones(2)).sum(), layer)
+    assert layer.weight.requires_grad
+    with pytest.raises(RuntimeError, match="inference.*got weight"):
+        gradient(lambda: layer(torch.ones(2)).sum(), Params(layer))
+
+
+def test_parameters_behind_a_reentrant_checkpoint_are_refused_instead_of_missed() -> None:
+    p, x = torch.ones(3), torch.ones(3, requires_grad=True)
+    for call in (gradient, jacobian, diaghessian):
+        with pytest.raises(RuntimeError, match="use_reentrant=False"):
+            call(lambda: checkpoint(lambda x: (x * p).sum(), x, use_reentrant=True), Params([p]))
+    got = gradient(lambda: checkpoint(lambda x: (x * p).sum(), x, use_reentrant=False), Params([p]))
+    assert torch.equal(got[p], torch.ones(3))
