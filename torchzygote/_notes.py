@@ -54,8 +54,8 @@ def _on_call(error: TypeError, text: str, f: Any, prepared: Prepared) -> None:
     else:
         _add_note(
             error,
-            f"f is called with what is given after it ({len(prepared.args)}); for tensors that it closes over, "
-            "pass Params([...]) instead, and for keywords write a lambda.",
+            f"f is called with what is given after it ({len(prepared.args)}); for tensors that it closes "
+            "over, pass Params([...]) instead, and for keywords write a lambda.",
         )
 
 
