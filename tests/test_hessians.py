@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -145,3 +147,24 @@ def test_compiled(way: Callable[..., Tensor]) -> None:
     x = torch.randn(4, dtype=torch.float64)
     compiled = torch.compile(lambda x: way(f, x), fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x), torch.func.hessian(f)(x))
+
+
+GROWTH = """
+import resource
+import torch
+from torchzygote import diaghessian
+
+torch.set_num_threads(1)
+f = lambda x: (x.sum() / 300).sin() + (x**2).sum()
+diaghessian(f, torch.randn(1000), chunk_size=16)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+diaghessian(f, torch.randn(8000), chunk_size=16)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts kilobytes as Linux does")
+def test_a_dense_diagonal_takes_a_chunk_of_memory_however_long() -> None:
+    """500 chunks of half a megabyte; the heap once kept half of each."""
+    done = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 40

@@ -169,16 +169,20 @@ def diagonal(second: SecondOrder, i: int, options: Options) -> Tensor:
     if lin is None or n == 0:
         return torch.zeros(x.shape, dtype=x.dtype, device=x.device)
     cost = FREE if _engine.compiling() else second.row_cost()
-    parts = []
     chunk = _chunk(n, options, cost, x.device)
     seeds = _products.identity_seeds(n, lin.roots[0].dtype, x.device)
+    parts: list[Tensor] = []
+    # Not a list of parts: small pieces of memory, kept from chunk to chunk, would lie where the next chunk's
+    # large ones must go, and the heap would grow by half a chunk each time.
+    whole = torch.zeros(n, dtype=x.dtype, device=x.device) if chunk < n and not options.keep else None
     for lo, hi, (product,) in _products.vjps(
         lin, 0, seeds, n, chunk, create_graph=options.keep, progress=options.progress
     ):
-        if product is None:
+        if whole is not None:
+            if product is not None:
+                whole[lo:hi].copy_(native.gather_diagonal(product.reshape(hi - lo, n), lo))
+        elif product is None:
             parts.append(torch.zeros(hi - lo, dtype=x.dtype, device=x.device))
-        elif hi - lo == n:
-            parts.append(product.reshape(n, n).diagonal())
-        else:  # a view would keep the chunk alive
-            parts.append(native.gather_diagonal(product.reshape(hi - lo, n), lo))
-    return torch.cat(parts).reshape(x.shape)
+        else:
+            parts.append(product.reshape(hi - lo, n).diagonal(lo).clone())  # a view would keep the chunk
+    return (torch.cat(parts) if whole is None else whole).reshape(x.shape)
