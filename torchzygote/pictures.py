@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,7 +43,7 @@ def draw(recovery: Recovery, title: str, path: str | os.PathLike[str] | None = N
         ) from None
     panels = _panels(recovery)
     figure = Figure(figsize=(4.6 * len(panels), 5.0), layout="constrained")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle("\n".join(textwrap.wrap(title, 58 * len(panels))), fontsize=10)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for ax, (label, image, extent) in zip(axes, panels, strict=True):
         ax.imshow(image, extent=extent, interpolation="nearest", aspect="auto")
