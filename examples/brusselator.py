@@ -130,10 +130,10 @@ def plot(runs: Sequence[Run], accurate: Run, size: int, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    widths = [*[1.0] * len(SHOWN), 1.9]
-    figure, axes = plt.subplots(
-        1, len(SHOWN) + 1, figsize=(14, 2.9), layout="constrained", width_ratios=widths
-    )
+    figure = plt.figure(figsize=(8, 4.4), layout="constrained")
+    above, below = figure.subfigures(2, height_ratios=(1.15, 1))
+    axes = above.subplots(1, len(SHOWN))
+    bars = below.subplots()
     fields = [state.reshape(2, size, size)[0] for state in accurate.states]
     largest = max(float(u.max()) for u in fields)
     for ax, t, u in zip(axes, accurate.times, fields, strict=False):
@@ -143,14 +143,13 @@ def plot(runs: Sequence[Run], accurate: Run, size: int, path: Path) -> None:
         ax.set_xticks([0, 1])
         ax.set_yticks([0, 1] if ax is axes[0] else [])
     axes[0].set_ylabel("y")
-    figure.colorbar(image, ax=list(axes[:-1]), shrink=0.8, pad=0.01)
-    bars = axes[-1]
+    above.colorbar(image, ax=list(axes), shrink=0.8, pad=0.01)
     names = [run.name.replace(", ", ",\n") for run in runs]
     bars.barh(names, [run.seconds for run in runs], color=["tab:gray", "tab:orange", "tab:purple"])
     for i, run in enumerate(runs):
         text = f" {run.seconds:.1f} s, {run.calls} calls"
         bars.annotate(text, (run.seconds, i), va="center", fontsize=9)
-    bars.set_xlim(0, 1.75 * max(run.seconds for run in runs))
+    bars.set_xlim(0, 1.3 * max(run.seconds for run in runs))
     bars.set_title("seconds with Jacobians from", fontsize=10)
     bars.spines[["top", "right"]].set_visible(False)
     bars.invert_yaxis()
