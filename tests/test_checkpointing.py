@@ -59,6 +59,8 @@ RANDOM: dict[str, Callable[[Function, Tensor], Any]] = {
     "hessian": lambda f, x: hessian(scalar(f), x),
     "grad": lambda f, x: grad(scalar(f))(x),
     "jacrev": lambda f, x: vjp(f, x)[1](x),
+    "func.jacrev": lambda f, x: jacrev(f)(x),
+    "func.jacrev twice": lambda f, x: jacrev(jacrev(f))(x),
     "vmap, same": lambda f, x: vmap(grad(scalar(f)), randomness="same")(torch.stack([x, x])),
     "vmap, different": lambda f, x: vmap(grad(scalar(f)), randomness="different")(torch.stack([x, x])),
     "grad of vmap": lambda f, x: grad(lambda x: vmap(f, randomness="different")(x).pow(2).sum())(
@@ -213,6 +215,22 @@ def test_an_error_of_f_comes_through_and_changes_nothing(x: Tensor) -> None:
             derivative(lambda x: checkpointed(bad, x), x)
     assert not x.requires_grad
     torch.testing.assert_close(gradient(lambda x: checkpointed(torch.sin, x).sum(), x)[0], x.cos())
+
+
+def test_what_f_catches_is_not_the_end_of_its_second_run(x: Tensor) -> None:
+    caught: list[Exception] = []
+
+    def f(x: Tensor) -> Tensor:
+        try:
+            return x.sin() * x  # the second run ends in here
+        except Exception as error:
+            caught.append(error)
+            return x
+
+    torch.testing.assert_close(
+        gradient(lambda x: checkpointed(f, x).exp().sum(), x), gradient(lambda x: f(x).exp().sum(), x)
+    )
+    assert not caught
 
 
 def test_a_tensor_that_cannot_be_found_is_no_gradient_lost(x: Tensor, w: Tensor) -> None:

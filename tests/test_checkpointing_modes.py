@@ -199,6 +199,12 @@ def our_gradient_inside(checkpoint: Checkpoint, w: Tensor) -> Function:
     )
 
 
+def our_pushes_inside(checkpoint: Checkpoint, w: Tensor) -> Function:
+    return functools.partial(
+        checkpoint, lambda x: jacobian(lambda y: y**3 * x * w, x, mode="forward", create_graph=True)[0].sum(0)
+    )
+
+
 def nested(checkpoint: Checkpoint, w: Tensor) -> Function:
     def outer(x: Tensor) -> Tensor:
         y = checkpoint(lambda x: (x * w).sin(), x)
@@ -212,6 +218,16 @@ def a_chain(checkpoint: Checkpoint, w: Tensor) -> Function:
         for _ in range(3):
             x = checkpoint(lambda x: (x * w).tanh() + x / 2, x)
         return x
+
+    return f
+
+
+def a_chain_with_what_it_starts_from(checkpoint: Checkpoint, w: Tensor) -> Function:
+    def f(x: Tensor) -> Tensor:
+        y = x
+        for _ in range(3):
+            y = checkpoint(lambda y: y.sin() * w + x, y)
+        return y
 
     return f
 
@@ -238,8 +254,10 @@ BODIES = [
     vmap_inside,
     torch_func_inside,
     our_gradient_inside,
+    our_pushes_inside,
     nested,
     a_chain,
+    a_chain_with_what_it_starts_from,
 ]
 
 
@@ -326,6 +344,9 @@ MODES: dict[str, Callable[[Any, Tensor, Tensor], Any]] = {
     "reverse over reverse": lambda f, x, w: jacrev(jacrev(of_one(f)))(torch.cat([x, w])),
     "reverse over forward": lambda f, x, w: jacrev(jacfwd(of_one(f)))(torch.cat([x, w])),
     "forward over forward": lambda f, x, w: along(along(of_one(f)))(torch.cat([x, w])),
+    "reverse, forward, reverse, each by rows": lambda f, x, w: jacrev(
+        torch.func.hessian(lambda x: f(x, w).sum())
+    )(x),
     "three forward": lambda f, x, w: along(along(along(of_one(f))))(torch.cat([x, w])),
     "three reverse": lambda f, x, w: grad(scalar(grad(scalar(grad(scalar(of_one(f)))))))(torch.cat([x, w])),
     "reverse, forward, reverse": lambda f, x, w: jacrev(along(grad(scalar(of_one(f)))))(torch.cat([x, w])),

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 from ._checkpoint_closure import is_recorded
+from ._forward import separate
 from ._torch_private import (
     create_grad_input,
     grad_level,
     innermost_layer,
     innermost_transform,
     is_wrapped,
-    leave_grad_level,
     outside_functorch,
     plain_layer,
+    without_rows,
 )
 
 __all__ = ["Rerun", "attach"]
@@ -42,7 +43,7 @@ class Rerun:
 
 def attach(again: Rerun, roots: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The values of ``roots``, which are ``again(*inputs)``, with nothing behind them but that call."""
-    cut = _apply(_Cut, *roots)
+    cut = _apply(_Cut, *map(separate, roots))  # forward mode can't give expanded tensors a tangent
     return _apply(_Attached, again, len(roots), *cut, *inputs)
 
 
@@ -76,7 +77,7 @@ class _Cut(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *ys: Tensor) -> Any:
-        return _apply(_Cut, *ys), in_dims
+        return _apply(_Cut, *map(separate, ys)), in_dims
 
 
 class _Attached(torch.autograd.Function):
@@ -198,14 +199,14 @@ class _Pullback(Rerun):
         return self._grad(ys, by, cotangents, keep)
 
     def _in_level(self, inputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        with grad_level() as level, torch.enable_grad():
-            twins = list(inputs)
-            for i in self._needed:
-                twins[i] = create_grad_input(inputs[i], level)
-            ys = self._again(*twins)
+        with torch.enable_grad():
+            with without_rows(inputs), grad_level() as level:
+                twins = list(inputs)
+                for i in self._needed:
+                    twins[i] = create_grad_input(inputs[i], level)
+                ys = self._again(*twins)
             # create_graph, because no recording here would be no recording in the levels below
-            grads = self._grad(ys, [twins[i] for i in self._needed], cotangents, True)
-            return [None if grad is None else leave_grad_level(grad, level) for grad in grads]
+            return self._grad(ys, [twins[i] for i in self._needed], cotangents, True)
 
     def _grad(
         self, ys: Sequence[Tensor], by: Sequence[Tensor], cotangents: Sequence[Tensor], keep: bool

@@ -147,6 +147,10 @@ class _Runs:
         try:
             with self._surroundings.restored():
                 return self._f(*xs, **self._kwargs)
+        except _Enough as enough:
+            if enough.runs is not self:
+                raise
+            raise enough.error from None
         finally:
             _state.forget_since(position)  # hooks report from the first run
 
@@ -159,6 +163,14 @@ class _Runs:
     def name(self) -> str:
         """The name of ``f`` for a message."""
         return name_of(self._f)
+
+
+class _Enough(BaseException):
+    """What PyTorch raises to end a recomputation early, in a form that ``except Exception`` doesn't catch."""
+
+    def __init__(self, runs: _Runs, error: Exception) -> None:
+        self.runs = runs
+        self.error = error
 
 
 class _Watched(saved_tensors_hooks):
@@ -216,12 +228,16 @@ class _Versions(saved_tensors_hooks):
 
     def __enter__(self) -> None:
         pack, unpack = hooks_in_force()
+        runs = self._runs
         versions: list[int] = []
-        self._runs.versions = versions
+        runs.versions = versions
 
         def noted(x: Tensor) -> Any:
             versions.append(x._version)
-            return pack(x)
+            try:
+                return pack(x)
+            except Exception as error:
+                raise _Enough(runs, error) from None
 
         super().__init__(noted, unpack)
         super().__enter__()

@@ -70,6 +70,7 @@ from .wrappers import (
     plain_value,
     put_rows_back,
     take_rows_off,
+    without_rows,
 )
 
 __all__ = [
@@ -127,4 +128,5 @@ __all__ = [
     "unchecked_select",
     "vmap_flat",
     "weak_storage",
+    "without_rows",
 ]

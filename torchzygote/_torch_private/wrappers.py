@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "plain_value",
     "put_rows_back",
     "take_rows_off",
+    "without_rows",
 ]
 
 
@@ -97,6 +99,25 @@ def put_rows_back(tensors: Sequence[Tensor | None], taken: list[tuple[Any, int, 
         _C_functorch.push_dynamic_layer_stack(layer)
         found = [None if x is None else _C_functorch._add_batch_dim(x, 0, level) for x in found]
     return found
+
+
+@contextlib.contextmanager
+def without_rows(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Outside of the innermost ``vmap`` levels in which none of ``tensors`` has a batch axis.
+
+    What is computed from them is the same for all rows there, but a level of ``vmap`` refuses random numbers.
+    """
+    batched = {n for x in tensors for n, layer in layers(x) if _C_functorch.is_batchedtensor(layer)}
+    taken = []
+    try:
+        while (top := _C_functorch.peek_interpreter_stack()) is not None:
+            if top.key() != _C_functorch.TransformType.Vmap or top.level() in batched:
+                break
+            taken.append(_C_functorch.pop_dynamic_layer_stack())
+        yield
+    finally:
+        for layer in reversed(taken):
+            _C_functorch.push_dynamic_layer_stack(layer)
 
 
 def batched_everywhere(x: Tensor) -> bool:
