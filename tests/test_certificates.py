@@ -12,6 +12,7 @@ from oracles import func_hessian, func_jacobian
 from torch import Tensor
 
 from torchzygote import (
+    Params,
     _compressed,
     _products,
     diaghessian,
@@ -339,6 +340,21 @@ def test_compressed_results_are_differentiable(products: list[int]) -> None:
     assert sum(products) < 64
     expected = torch.func.grad(lambda u: (torch.func.jacrev(stencil)(u) ** 2).sum())(u)
     torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.usefixtures("eager_to_look")
+def test_params_are_compressed_too(products: list[int]) -> None:
+    u, v = torch.rand(2, 15, 15, dtype=torch.float64)
+    ps = Params([u, v])
+    found = jacobian(lambda: stencil(u) * v, ps)
+    assert sum(products) <= 12
+    for p, expected in zip((u, v), func_jacobian(lambda u, v: stencil(u) * v, u, v), strict=True):
+        torch.testing.assert_close(found[p], expected)
+    products.clear()
+    d = diaghessian(lambda: (stencil(u) ** 2 * v).sum(), ps)[u]
+    assert sum(products) <= 60
+    expected = func_hessian(lambda u: (stencil(u) ** 2 * v).sum(), u)
+    torch.testing.assert_close(d.reshape(-1), expected.diagonal())
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,76 @@ def test_nothing_to_differentiate(f: Any, shape: tuple[int, ...], rows: int) -> 
         second = plan_hessian(g, x)
         assert second(x).values().numel() == 0
         assert torch.equal(second.diagonal(x), torch.zeros(shape))
+
+
+@pytest.mark.parametrize("result", [np.arange(3.0), torch.arange(3), 2, 2.5])
+def test_constants_of_other_types(result: Any) -> None:
+    x = torch.rand(4)
+    (J,) = plan_jacobian(lambda x: result, x)(x)
+    assert J.shape == (np.asarray(result).size, 4)
+    assert J.values().numel() == 0
+    assert jacobian(lambda x: result, x, sparse=True)[0].shape == J.shape
+
+
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+@pytest.mark.parametrize("switched_off", [torch.no_grad, torch.inference_mode])
+def test_with_autograd_switched_off(mode: str, switched_off: Any) -> None:
+    x = torch.rand(6)
+    plan, second = plan_jacobian(product, x, mode=mode), plan_hessian(rosenbrock, x)
+    first, H = func_jacobian(product, x)[0], func_hessian(rosenbrock, x)
+    with switched_off():
+        torch.testing.assert_close(plan(x)[0].to_dense(), first)
+        torch.testing.assert_close(plan_jacobian(product, x, mode=mode)(x)[0].to_dense(), first)
+        torch.testing.assert_close(jacobian(product, x, sparse=True, mode=mode)[0].to_dense(), first)
+        torch.testing.assert_close(second(x).to_dense(), H)
+        torch.testing.assert_close(second.diagonal(x), H.diagonal())
+
+
+@pytest.mark.parametrize("x", [torch.ones(1).expand(6), torch.rand(3, 2).t(), torch.rand(12)[::2]])
+def test_any_layout_in_memory(x: Tensor) -> None:
+    for mode in ("forward", "reverse"):
+        (J,) = plan_jacobian(torch.square, torch.rand(x.shape), mode=mode)(x)
+        torch.testing.assert_close(J.to_dense(), torch.diag(2 * x.reshape(-1)))
+
+
+def test_a_structure_that_was_local_is_caught_elsewhere() -> None:
+    plan = plan_jacobian(lambda x: x.sort().values, torch.tensor([3.0, 1.0, 2.0]))
+    assert plan.patterns[0].is_local
+    with pytest.warns(UserWarning, match="differs from plain automatic differentiation"):
+        (J,) = plan(torch.tensor([1.0, 2.0, 3.0]))
+    assert torch.equal(J.to_dense(), torch.eye(3))
+
+
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+def test_a_random_function_is_drawn_once(mode: str) -> None:
+    f = lambda x: torch.nn.functional.dropout(x, 0.5) * x.roll(1)
+    x = torch.rand(20)
+    plan = plan_jacobian(f, x, mode=mode)
+    torch.manual_seed(3)
+    y = f(x)
+    after = torch.rand(1)
+    torch.manual_seed(3)
+    (J,) = plan(x)
+    assert torch.equal(torch.rand(1), after)
+    torch.testing.assert_close(J.to_dense() @ x, 2 * y)  # it is quadratic
+
+
+def test_from_several_threads() -> None:
+    x = torch.rand(6, dtype=torch.float64)
+    plans = [plan_jacobian(product, x, mode=mode) for mode in ("forward", "reverse")]
+    second = plan_hessian(rosenbrock, x)
+
+    def work(k: int) -> None:
+        point = x + k
+        for plan in plans:
+            torch.testing.assert_close(
+                plan(point)[0].to_dense(), torch.autograd.functional.jacobian(product, point)
+            )
+        expected = torch.autograd.functional.hessian(rosenbrock, point)
+        torch.testing.assert_close(second(point).to_dense(), expected)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(24)))
 
 
 # ---- differentiable, nested --------------------------------------------------------------------------------

@@ -105,13 +105,14 @@ def _transposed(prepared: Prepared, lin: Linearization) -> Linearization:
 
     ``f`` need not run again, and tensors that ``f`` finds by identity take part.
     """
-    u = torch.zeros_like(lin.roots[0]).requires_grad_()
-    pulled = lin.pull([u], retain=True, create_graph=True)
-    flat = [
-        torch.zeros_like(x).reshape(-1) if g is None else g.reshape(-1)
-        for x, g in zip(prepared.inputs, pulled, strict=True)
-    ]
-    return Linearization(prepared, [flat[0] if len(flat) == 1 else torch.cat(flat)], [u])
+    with _engine.recording_if(True):  # the caller may have switched autograd off
+        u = torch.zeros_like(lin.roots[0]).requires_grad_()
+        pulled = lin.pull([u], retain=True, create_graph=True)
+        flat = [
+            torch.zeros_like(x).reshape(-1) if g is None else g.reshape(-1)
+            for x, g in zip(prepared.inputs, pulled, strict=True)
+        ]
+        return Linearization(prepared, [flat[0] if len(flat) == 1 else torch.cat(flat)], [u])
 
 
 def _pushed(

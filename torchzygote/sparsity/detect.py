@@ -142,7 +142,7 @@ def jacobian_patterns(
 ) -> tuple[Any, list[Pattern]]:
     """What ``f`` returned, and the patterns."""
     run = _run(f, inputs, owned)
-    rows = run.value.numel() if isinstance(run.value, Tensor) else 1
+    rows = run.value.numel() if isinstance(run.value, Tensor) else int(getattr(run.value, "size", 1))
     replay = None
     try:
         if run.why_dense is None:
