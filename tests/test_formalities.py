@@ -257,7 +257,7 @@ def test_links_between_pages_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_the_version_is_written_in_one_place() -> None:
+def test_the_version_is_written_in_one_place_and_cited() -> None:
     version = torchzygote.__version__
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.search(rf"^## \[{re.escape(version)}\]", changelog, re.MULTILINE)
@@ -267,3 +267,8 @@ def test_the_version_is_written_in_one_place() -> None:
         if re.search(rf"[\"']{re.escape(version)}[\"']", path.read_text(encoding="utf-8"))
     ]
     assert holders == ["_version.py"]
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {version}\n" in citation
+    released = re.search(rf"^## \[{re.escape(version)}\] - (\S+)$", changelog, re.MULTILINE)
+    assert released is not None
+    assert f"\ndate-released: {released[1]}\n" in citation
