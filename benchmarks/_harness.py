@@ -238,11 +238,12 @@ def growth(
     *,
     target: float | None = None,
     seconds: float = 2.0,
+    rounds: int = 5,
     note: str = "",
 ) -> Row:
     """The exponent with which time grows with size (1 is linear); its limit is ``target``."""
     named = {str(size): contender for size, contender in contenders.items()}
-    samples = interleave(named, seconds=seconds, rounds=5)
+    samples = interleave(named, seconds=seconds, rounds=rounds)
     medians = {int(name): statistics.median(taken) for name, taken in samples.items()}
     slope = exponent(medians)
     shown = ", ".join(f"{size}: {value:.3g} ms" for size, value in medians.items())
