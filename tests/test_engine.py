@@ -173,3 +173,26 @@ def test_writing_into_an_argument_is_refused_and_changes_nothing(nested: bool, x
     assert any("clone()" in note for note in getattr(info.value, "__notes__", ["clone()"]))
     assert torch.equal(x, before)
     assert not x.requires_grad
+
+
+def writes_in_place(x: Tensor) -> Tensor:
+    y = x.clone()
+    y[0] = x[1] * x[2]
+    y[1:] *= x[0]
+    return y.mul_(x)
+
+
+@pytest.mark.parametrize(
+    "derivative",
+    [
+        lambda x: jacobian(writes_in_place, x, mode="reverse")[0],
+        lambda x: jacobian(writes_in_place, x, mode="forward")[0],
+        lambda x: pullback(writes_in_place, x)[1](torch.ones_like(x[0]).expand(4))[0],
+        lambda x: pullback(writes_in_place, x)[1](torch.ones(4, dtype=torch.float64))[0],
+        lambda x: pushforward(writes_in_place, x)(torch.ones(4, dtype=torch.float64)),
+        lambda x: hessian_dual(lambda x: writes_in_place(x).sum(), x),
+    ],
+)
+def test_a_function_that_writes_in_place_under_vmap(derivative: Callable[[Tensor], Tensor]) -> None:
+    X = torch.arange(1.0, 9.0, dtype=torch.float64).reshape(2, 4)
+    torch.testing.assert_close(torch.func.vmap(derivative)(X), torch.stack([derivative(x) for x in X]))

@@ -51,7 +51,8 @@ class Key:
         else:
             part = array[self.basic]
             if not isinstance(part, np.ndarray):  # one element, not a view of it
-                part = array[(*self.basic, ...)]
+                place = (*self.basic, ...)
+                part = array[place]
             part[self.arrays] = values
 
 

@@ -27,11 +27,13 @@ from ._flags import held_flags
 from ._forward import fit_tangent, forward_mode, jvp, non_overlapping, separate
 from ._notes import annotate
 from ._torch_private import (
+    batched_like,
     create_grad_input,
     custom_nodes,
     grad_level,
     in_functorch,
     in_functorch_derivative,
+    innermost_level,
     leave_grad_level,
     pytree,
     swap_tensors,
@@ -183,6 +185,8 @@ class Linearization:
                 seeds.append(cotangent)
         if not roots or not self.inputs:
             return [None] * len(self.inputs)
+        if innermost_level() is not None:
+            seeds = [batched_like(seed, root) for seed, root in zip(seeds, roots, strict=True)]
         if create_graph and not in_functorch():
             with _checked_custom_functions(roots, seeds) as checked:
                 results = self._grad(roots, checked, True, True)

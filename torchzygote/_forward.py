@@ -16,7 +16,7 @@ from torch import Tensor
 from . import _state
 from ._arguments import Prepared, kind_of, number_to_tensor, numpy_to_tensor, type_name
 from ._attention import unfused_attention
-from ._torch_private import load_decompositions
+from ._torch_private import batched_like, in_functorch, load_decompositions
 
 __all__ = ["fit_tangent", "forward_mode", "jvp", "non_overlapping", "separate", "tangents_for"]
 
@@ -88,6 +88,8 @@ def jvp(
     f: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], tangents: Sequence[Tensor]
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """``f(*inputs)``, a tuple of tensors, and its derivative along ``tangents``."""
+    if not torch.compiler.is_compiling() and in_functorch():
+        tangents = [batched_like(t, x) for t, x in zip(tangents, inputs, strict=True)]
     with forward_mode():
         pushed: tuple[Any, ...] = torch.func.jvp(f, tuple(inputs), tuple(tangents))
     return pushed[0], pushed[1]

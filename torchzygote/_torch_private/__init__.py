@@ -60,6 +60,7 @@ from .tensors import (
 )
 from .wrappers import (
     batched_everywhere,
+    batched_like,
     concrete,
     innermost_layer,
     is_wrapped,
@@ -79,6 +80,7 @@ __all__ = [
     "backward_bytes",
     "backward_pass",
     "batched_everywhere",
+    "batched_like",
     "below_autograd",
     "concrete",
     "create_grad_input",

@@ -12,6 +12,7 @@ from torch._C import _functorch as _C_functorch
 
 __all__ = [
     "batched_everywhere",
+    "batched_like",
     "concrete",
     "innermost_layer",
     "is_wrapped",
@@ -125,6 +126,16 @@ def batched_everywhere(x: Tensor) -> bool:
     stack = _C_functorch.get_interpreter_stack() or []
     levels = {level.level() for level in stack if level.key() == _C_functorch.TransformType.Vmap}
     return not levels or levels <= {n for n, layer in layers(x) if _C_functorch.is_batchedtensor(layer)}
+
+
+def batched_like(x: Tensor, other: Tensor) -> Tensor:
+    """``x`` with a batch axis in each level of ``vmap`` in which ``other``, of the same shape, has one.
+
+    Derivatives write in place where the function did; that needs batch axes where the function had them.
+    """
+    missing = {level for level, layer in layers(other) if _C_functorch.is_batchedtensor(layer)}
+    missing -= {level for level, layer in layers(x) if _C_functorch.is_batchedtensor(layer)}
+    return torch.zeros_like(other) + x if missing else x
 
 
 def concrete(x: Tensor) -> Tensor | None:
