@@ -289,3 +289,15 @@ def test_an_error_in_f_reaches_the_caller(x: Tensor) -> None:
     with pytest.raises(ZeroDivisionError):
         gradient(lambda x: forwarddiff(lambda x: 1 // 0, x), x)
     assert gradient(lambda x: (x**2).sum(), x)[0].equal(2 * x)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_derivative_taken_inside_is_no_closed_over_tensor() -> None:
+    x = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
+
+    def f(a: Tensor) -> Tensor:
+        return gradient(lambda b: (b**3 * a).sum(), a)[0]  # 3 a³
+
+    found = gradient(lambda x: forwarddiff(f, x).sum(), x)[0]
+    torch.testing.assert_close(found, 9 * x**2)
+    assert gradient(lambda y: (forwarddiff(f, x) * y).sum(), x)[0].shape == x.shape

@@ -35,6 +35,7 @@ from ._torch_private import (
     in_functorch_derivative,
     innermost_level,
     leave_grad_level,
+    mark_as_own,
     pytree,
     swap_tensors,
 )
@@ -253,7 +254,10 @@ def _tracked_on_tape(prepared: Prepared, keep: bool) -> list[Tensor]:
             # A view from a multi-view function: keeps the outer history, and refuses writes in place.
             tracked.append(x.unsqueeze(0).unbind()[0])
         else:
-            tracked.append(x.detach().requires_grad_())
+            twin = x.detach().requires_grad_()
+            if keep:
+                mark_as_own(twin)
+            tracked.append(twin)
     return tracked
 
 

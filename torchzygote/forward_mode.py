@@ -16,11 +16,13 @@ from ._checkpoint_surroundings import Surroundings
 from ._linear_node import known_derivative, recomputed_derivative
 from ._random import RandomState
 from ._torch_private import (
+    depends_on_others,
     in_forward_ad,
     in_functorch,
     is_tracing,
     layers,
     pytree,
+    sequence_number,
     transform_stack,
 )
 
@@ -126,8 +128,11 @@ def _is_followed(x: Tensor) -> bool:
     return x.requires_grad and torch.is_grad_enabled()
 
 
-def _is_recorded(x: Tensor) -> bool:
-    return any(layer.requires_grad for _, layer in layers(x))
+def _follows_others(x: object, start: int) -> bool:
+    """Whether ``x`` depends on what somebody may differentiate by; nodes from ``start`` on are of ``f``."""
+    return isinstance(x, Tensor) and any(
+        layer.requires_grad and (level > 0 or depends_on_others(layer, start)) for level, layer in layers(x)
+    )
 
 
 def _real(dtype: torch.dtype) -> torch.dtype:
@@ -190,11 +195,12 @@ class _Run:
 
     def value_only(self, x: Any) -> Any:
         """``f(x)`` where ``x`` is followed by nobody; what ``f`` closes over may be."""
+        start = 0 if _engine.compiling() else sequence_number()
         y = self.f(x)
         if _engine.compiling():
             return pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, y)
         leaves, spec = pytree.tree_flatten(y)
-        recorded = [isinstance(leaf, Tensor) and _is_recorded(leaf) for leaf in leaves]
+        recorded = [_follows_others(leaf, start) for leaf in leaves]
         if not any(recorded):
             return y
         self.warn()
@@ -206,12 +212,13 @@ class _Run:
         """``f(x)`` with its derivative by ``x``."""
         plain = not (_engine.compiling() or in_functorch() or is_tracing())
         surroundings = None if _engine.compiling() else Surroundings()
+        start = 0 if _engine.compiling() else sequence_number()
         y = self.call([tensor.detach() for tensor in self.inputs])
         outputs, y_spec = pytree.tree_flatten(y)
         places = [i for i, leaf in enumerate(outputs) if _is_real_or_complex(leaf)]
         if not places:
             return y
-        if not _engine.compiling() and any(_is_recorded(outputs[i]) for i in places):
+        if not _engine.compiling() and any(_follows_others(outputs[i], start) for i in places):
             self.warn()
         values = [outputs[i] for i in places]
         x_packing, y_packing = _Packing(self.inputs), _Packing(values)

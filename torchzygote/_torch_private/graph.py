@@ -13,6 +13,8 @@ __all__ = [
     "backward_bytes",
     "backward_pass",
     "custom_nodes",
+    "depends_on_others",
+    "mark_as_own",
     "node_attribute",
     "node_names",
     "node_shape",
@@ -63,6 +65,32 @@ def custom_nodes(roots: list[Tensor]) -> list[Any]:
             found.append(node)
         stack.extend([following for following, _ in node.next_functions if following is not None])
     return found
+
+
+def mark_as_own(leaf: Tensor) -> None:
+    """Note that ``leaf`` was made by this package, and stands for nothing that anybody else holds."""
+    leaf._torchzygote_own = True  # type: ignore[attr-defined]
+
+
+def depends_on_others(root: Tensor, start: int) -> bool:
+    """Whether the graph recorded for ``root`` leads to anything but the package's own leaves.
+
+    ``start``: the :func:`sequence_number` from which nodes are not older than the computation itself.
+    """
+    seen: set[Any] = set()
+    stack: list[Any] = [root.grad_fn if root.grad_fn is not None else source_of(root)[0]]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is None and node._sequence_nr() < start:
+            return True
+        if leaf is not None and not hasattr(leaf, "_torchzygote_own"):
+            return True
+        stack.extend([following for following, _ in node.next_functions if following is not None])
+    return False
 
 
 def source_of(x: Tensor) -> tuple[Any, int]:
