@@ -35,7 +35,8 @@ def _setting() -> str:
 def _load_one(device: str, stem: str) -> None:
     path = next((p for s in _SUFFIXES if (p := _FOLDER / f"{stem}{s}").exists()), None)
     if path is None:
-        _reasons[device] = f"{stem} was not built"
+        needed = "a C++ compiler is" if device == "cpu" else "nvcc is"
+        _reasons[device] = f"{stem} was not built; pip install --no-build-isolation does so where {needed}"
         return
     _files[device] = str(path)
     try:
@@ -61,8 +62,7 @@ def _load() -> None:
         finish_registration()
     elif setting == "require":
         raise ImportError(
-            f"TORCHZYGOTE_NATIVE=require, but the native library is not there: {_reasons['cpu']}; "
-            "install with --no-build-isolation where torch and a C++ compiler are"
+            f"TORCHZYGOTE_NATIVE=require, but the native library is not there: {_reasons['cpu']}"
         )
     if "cpu" not in loaded_devices:
         _reasons["cuda"] = "the CPU library, which defines the operators, is not loaded"
