@@ -231,7 +231,8 @@ def test_a_second_eager_update_is_refused() -> None:
 @pytest.mark.parametrize(
     ("update", "source", "error", "message"),
     [
-        (nn.Linear(1, 1), sgd, TypeError, "expected a module, Params or an iterable"),
+        (nn.Linear(1, 1), sgd, TypeError, "got Linear; the function comes first"),
+        (sgd, sgd, TypeError, "expected a module, Params or an iterable"),
         (3, [torch.ones(1)], TypeError, r"update: expected a function update\(param, grad\), got int"),
         (sgd, torch.ones(1), TypeError, r"bare tensor; write \[tensor\]"),
         (sgd, [torch.arange(3)], TypeError, "Params"),
