@@ -67,7 +67,7 @@ def diagonals(n: int = 1_000_000) -> Iterator[Row]:
     x = normal(n)
     gradient: Peers = {"one gradient, autograd.grad": by_hand(rosenbrock, x)}
     work = f"diaghessian, Rosenbrock n = {n}, everything included"
-    yield compare(work, lambda: diaghessian(rosenbrock, x), gradient, target=120, rounds=5)
+    yield compare(work, lambda: diaghessian(rosenbrock, x), gradient, target=120, rounds=3)
     plan = plan_hessian(rosenbrock, x)
     torch.testing.assert_close(plan.diagonal(x), diaghessian(rosenbrock, x)[0])
     work = f"diagonal of a Hessian by a plan, Rosenbrock n = {n}"
@@ -99,7 +99,7 @@ def jacobian_rows(side: int = 128) -> Iterator[Row]:
     mine = compiled(plan, u, expected)
     yield compare(work + "Jacobian, plan reused, compiled", mine, evaluation, target=1.3, rounds=15)
     work += "detection and coloring"
-    yield compare(work, lambda: plan_jacobian(brusselator(side), u), once, target=0.3, seconds=0, rounds=5)
+    yield compare(work, lambda: plan_jacobian(brusselator(side), u), once, target=0.3, seconds=0, rounds=3)
 
 
 def hessian_rows(n: int = 100_000) -> Iterator[Row]:
@@ -172,7 +172,7 @@ def build_jacobian(side: int, by: str) -> Callable[[], Any]:
     return lambda: plan(u)
 
 
-def memory_rows(side: int = 256) -> Iterator[Row]:
+def memory_rows(side: int = 181) -> Iterator[Row]:
     """Peak memory beyond the chunk of products, against values and indices."""
     f, u = brusselator(side), normal(2 * side * side)
     plan = plan_jacobian(f, u)
@@ -203,5 +203,5 @@ def rows(full: bool = False) -> Iterator[Row]:
     yield from jacobian_rows()
     yield from hessian_rows()
     yield from pinn_rows()
-    yield from growth_rows((71, 128, 224, 400, 707) if full else (71, 224, 707), rounds=5 if full else 2)
+    yield from growth_rows((71, 128, 224, 400, 707) if full else (71, 224, 707), rounds=5 if full else 1)
     yield from memory_rows()

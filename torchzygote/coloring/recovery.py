@@ -218,12 +218,16 @@ def jacobian_recovery(
         if bounds[way] > most or (best is not None and bounds[way] >= best[0]):
             continue
         coloring = color(whole, "distance2_columns" if way == "forward" else "distance2_rows")
-        if refine:
-            coloring = refined(whole, coloring)
         cost = coloring.ncolors * (forward_cost if way == "forward" else 1.0)
         if best is None or cost < best[0]:
             best = (cost, way, coloring)
-    return None if best is None or best[0] > most else Recovery(best[1], patterns, best[2])
+    if best is None:
+        return None
+    _, way, coloring = best
+    if refine:
+        coloring = refined(whole, coloring)
+    cost = coloring.ncolors * (forward_cost if way == "forward" else 1.0)
+    return None if cost > most else Recovery(way, patterns, coloring)
 
 
 def symmetrized(pattern: Pattern) -> Pattern:
