@@ -90,12 +90,11 @@ class Bend:
     Called by autograd with the gradients of one tensor, as a pre-hook of the node that copied it.
     """
 
-    __slots__ = ("apart", "arrived", "fn", "like", "session", "slots", "spec")
+    __slots__ = ("arrived", "fn", "like", "session", "slots", "spec")
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         self.fn = fn
         self.arrived = False
-        self.apart = False  # whether the copy has memory of its own
         self.session = _state.session()
         self.spec: Any = (
             None  # of a structure; where its tensors are among the leaves, and what those are like
@@ -196,7 +195,6 @@ class _OfExample(Bend):
     def __init__(self, inner: Bend, randomness: str) -> None:
         super().__init__(inner.fn)
         self.inner = inner
-        self.apart = inner.apart
         self.randomness = randomness
         self.session = inner.session
 
@@ -238,12 +236,11 @@ class _Bent(torch.autograd.Function):
 
     @staticmethod
     def forward(bend: Bend, *tensors: Tensor) -> Any:
-        return tuple(x.clone() if bend.apart else x.view_as(x) for x in tensors)
+        return tuple(x.view_as(x) for x in tensors)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.bend = inputs[0]
-        ctx.apart = inputs[0].apart
         ctx.depth = max(0, functorch_depth() - 1)
         ctx.set_materialize_grads(False)
 
@@ -254,7 +251,8 @@ class _Bent(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Any:
-        return tuple(None if t is None else t.clone() if ctx.apart else t.view_as(t) for t in tangents)
+        # Views only: PyTorch drops the derivative of anything else that is made here, in nested forward mode.
+        return tuple(None if t is None else t.view_as(t) for t in tangents)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], bend: Bend, *tensors: Tensor) -> Any:
@@ -315,7 +313,8 @@ def _attach_all(bend: Bend, tensors: list[Tensor]) -> Sequence[Tensor]:
     if not all(is_differentiable(x) for x in tensors):
         return tensors
     # A level of torch.func doesn't see that its tensor is a view: a write into the other would go unnoticed.
-    bend.apart = innermost_level() is not None
+    if innermost_level() is not None:
+        tensors = [x.clone() for x in tensors]
     bend.like = [Form(x.shape, x.dtype, x.device) for x in tensors]
     copies: Sequence[Tensor] = _Bent.apply(bend, *tensors)  # type: ignore[no-untyped-call]
     return copies
