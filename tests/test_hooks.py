@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchzygote import (
     Params,
     diaghessian,
+    forwarddiff,
     gradient,
     hessian_dual,
     hessian_reverse,
@@ -326,6 +327,32 @@ def test_forward_mode_and_plain_calls_report_nothing(x: Tensor) -> None:
     ignore_derivatives(lambda: f(x))
     gradient(lambda x: (x * ignore_derivatives(lambda: f(x))).sum(), x)
     assert not seen
+
+
+@pytest.mark.parametrize(
+    "outer",
+    [
+        lambda f, x: jacobian(f, x, mode="forward"),
+        lambda f, x: jacobian(f, x, mode="forward", chunk_size=1),
+        lambda f, x: jacobian(f, x, mode="forward", sparse=True),
+        lambda f, x: jacobian(f, x, mode="reverse", chunk_size=1),
+        lambda f, x: pushforward(f, x)(x),
+        lambda f, x: gradient(lambda x: forwarddiff(f, x).sum(), x),
+        lambda f, x: jacobian(lambda x: jacobian(f, x, mode="forward")[0], x, mode="forward"),
+    ],
+)
+def test_a_gradient_inside_of_forward_mode_reports_once(outer: Any, x: Tensor) -> None:
+    seen: list[object] = []
+
+    def f(x: Tensor) -> Tensor:
+        def inner(y: Tensor) -> Tensor:
+            hook(lambda g: seen.append(("unused", g)), y)
+            return (hook(lambda g: None, y) ** 3).sum()
+
+        return gradient(inner, x)[0]
+
+    outer(f, x)
+    assert seen == [("unused", None)]
 
 
 def test_a_hessian_in_chunks_reports_once(x: Tensor) -> None:

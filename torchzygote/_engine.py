@@ -169,7 +169,7 @@ class Linearization:
         self.y: Any = None
         self.y_leaves: list[Any] = []
         self.y_spec: Any = None
-        self.waiting: list[Callable[[], None]] = []
+        self.waiting: list[_state.Waiting] = []
         self._pull: Callable[..., Any] | None = None
 
     def pull(

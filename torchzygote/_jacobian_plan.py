@@ -175,7 +175,8 @@ class JacobianPlan(Plan):
                 self._f, prepared, lin, y, constants, options, random, hooked
             )
             if self.mode == "forward":
-                _state.forget_since(position)  # nothing is pulled back: what hooks wait for never comes
+                # nothing is pulled back: what hooks wait for never comes
+                _state.forget_since(position, but_inner=True)
         return prepared, values, fine
 
 

@@ -27,12 +27,14 @@ __all__ = [
 ]
 
 Callback = Callable[[], None]
+# With how many differentiations of this thread ran when it was left: whose it is.
+Waiting = tuple[Callback, int]
 
 # PyTorch's forward-AD levels are process-wide: two threads in forward mode get errors or wrong numbers.
 forward_mode_lock = threading.RLock()
 
 
-class Session(list[Callback]):
+class Session(list[Waiting]):
     """What is to be done as one outermost differentiation ends.
 
     ``forward``: see :func:`pushing`. ``warned``: what has been warned of, and need not be again.
@@ -49,7 +51,7 @@ class _State(threading.local):
 
     def __init__(self) -> None:
         self.depth = 0
-        self.callbacks: list[Callback] | None = None
+        self.callbacks: list[Waiting] | None = None
         # How many torch.func levels, counted from the outermost, are hidden by ignoring().
         self.hidden = 0
 
@@ -96,7 +98,7 @@ def at_end(callback: Callback) -> bool:
     """Call ``callback`` once as the outermost differentiation in this thread ends; ``False`` if none runs."""
     if _state.callbacks is None:
         return False
-    _state.callbacks.append(callback)
+    _state.callbacks.append((callback, _state.depth))
     return True
 
 
@@ -105,13 +107,17 @@ def mark() -> int:
     return 0 if torch.compiler.is_compiling() else len(_state.callbacks or ())
 
 
-def forget_since(position: int) -> list[Callback]:
-    """Drop the callbacks registered since ``position``: the run that registered them is not pulled back."""
+def forget_since(position: int, *, but_inner: bool = False) -> list[Callback]:
+    """Drop the callbacks registered since ``position``: the run that registered them is not pulled back.
+
+    ``but_inner``: those stay that differentiations inside of the running one have left; they did pull back.
+    """
     if torch.compiler.is_compiling() or _state.callbacks is None:
         return []
     dropped = _state.callbacks[position:]
-    del _state.callbacks[position:]
-    return dropped
+    kept = [waiting for waiting in dropped if but_inner and waiting[1] > _state.depth]
+    _state.callbacks[position:] = kept
+    return [callback for callback, depth in dropped if not (but_inner and depth > _state.depth)]
 
 
 class differentiation:
@@ -123,7 +129,7 @@ class differentiation:
 
     __slots__ = ("defer", "outermost", "waiting")
 
-    def __init__(self, waiting: list[Callback] | None = None, defer: bool = False) -> None:
+    def __init__(self, waiting: list[Waiting] | None = None, defer: bool = False) -> None:
         self.waiting = waiting
         self.defer = defer
         self.outermost = False
@@ -147,7 +153,7 @@ class differentiation:
             due = callbacks[:]
             callbacks.clear()
             if kind is None:
-                for callback in due:
+                for callback, _ in due:
                     callback()
 
 

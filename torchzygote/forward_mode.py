@@ -183,7 +183,7 @@ class _Run:
         self.slots = slots
         self.chunk = chunk
 
-    def call(self, tensors: list[Tensor]) -> Any:
+    def call(self, tensors: list[Tensor], *, again: bool = False) -> Any:
         leaves = list(self.leaves)
         for i, tensor in zip(self.slots, tensors, strict=True):
             leaves[i] = tensor
@@ -191,7 +191,8 @@ class _Run:
         try:
             return self.f(pytree.tree_unflatten(leaves, self.spec))
         finally:
-            _state.forget_since(position)  # hooks are the identity in forward mode
+            # Hooks are the identity in forward mode; those of a derivative inside report from the first run.
+            _state.forget_since(position, but_inner=not again)
 
     def value_only(self, x: Any) -> Any:
         """``f(x)`` where ``x`` is followed by nobody; what ``f`` closes over may be."""
@@ -225,7 +226,7 @@ class _Run:
         x_flat, y_flat = x_packing.pack(self.inputs), y_packing.pack(values).detach()
 
         def flat(packed: Tensor) -> tuple[Tensor]:
-            found = pytree.tree_leaves(self.call(x_packing.unpack(packed)))
+            found = pytree.tree_leaves(self.call(x_packing.unpack(packed), again=True))
             return (y_packing.pack([found[i] for i in places]),)
 
         def columns(at: Tensor) -> Tensor:

@@ -150,13 +150,14 @@ def matrices_of(
     )
     if found is not None:
         if found.forward:
-            _state.forget_since(position)  # nothing is pulled back: what hooks wait for never comes
+            # nothing is pulled back: what hooks wait for never comes
+            _state.forget_since(position, but_inner=True)
         return lin.y, found.matrices
     matrices = None
     if _plan.choose_mode(options.mode, rows, columns, complex_input) == "forward":
         try:
             matrices = forward(f, prepared, lin, y, options.products, random, hooked)
-            _state.forget_since(position)
+            _state.forget_since(position, but_inner=True)
         except Exception:
             if options.mode == "forward":
                 raise
