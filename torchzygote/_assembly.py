@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import native
+from ._torch_private import in_functorch
 
 __all__ = ["Columns", "Rows", "add_rows", "result_dtype"]
 
@@ -37,7 +38,7 @@ class Rows:
         self.columns = x.numel()
         self.dtype = dtype
         self.device = x.device
-        self._keep = keep
+        self._keep = keep or in_functorch()  # vmap: memory made here has no room for its examples
         self._parts: list[tuple[int, int, Tensor]] = []
         self._block: Tensor | None = None
 
@@ -119,7 +120,7 @@ class Columns:
         self.columns = x.numel()
         self.dtype = dtype
         self.device = x.device
-        self._keep = keep
+        self._keep = keep or in_functorch()
         self._parts: list[Tensor] = []
         self._block: Tensor | None = None
 

@@ -6,7 +6,7 @@ Knows nothing of how a cotangent is pulled back.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,11 +19,12 @@ from ._torch_private import pytree
 
 __all__ = ["own", "unfold_cotangent"]
 
+Result = TypeVar("Result", Tensor, Tensor | None)
 
 _PLAIN = {Tensor, torch.nn.Parameter}  # subclasses needn't have memory of their own
 
 
-def own(results: list[Tensor | None], given: Sequence[Tensor | None] = ()) -> list[Tensor | None]:
+def own(results: list[Result], given: Sequence[Tensor | None] = ()) -> list[Result]:
     """``results`` such that the caller may write into each: no stride-0 axes, no memory shared among them.
 
     ``given``: tensors of the caller that a result must not share memory with.

@@ -174,7 +174,9 @@ def diagonal(second: SecondOrder, i: int, options: Options) -> Tensor:
     parts: list[Tensor] = []
     # Not a list of parts: small pieces of memory, kept from chunk to chunk, would lie where the next chunk's
     # large ones must go, and the heap would grow by half a chunk each time.
-    whole = torch.zeros(n, dtype=x.dtype, device=x.device) if chunk < n and not options.keep else None
+    # (Under vmap, it would have no room for the examples.)
+    joined = options.keep or _engine.in_functorch() or chunk >= n
+    whole = None if joined else torch.zeros(n, dtype=x.dtype, device=x.device)
     for lo, hi, (product,) in _products.vjps(
         lin, 0, seeds, n, chunk, create_graph=options.keep, progress=options.progress
     ):

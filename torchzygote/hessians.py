@@ -86,6 +86,8 @@ def _value_gradient_hessian(
     grad = second.grads[0]
     if grad is None:
         grad = torch.zeros_like(by)
+    elif not (grad.is_contiguous() or _engine.compiling() or _engine.in_functorch()):
+        grad = grad.contiguous()  # not expanded: the caller may write into it
     if by.dim() == 0:
         return second.value, grad, matrix.reshape(())
     if sparse and found is None:

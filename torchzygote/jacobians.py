@@ -15,6 +15,7 @@ from torch import Tensor
 from . import _compressed, _engine, _plan, _state
 from ._arguments import Prepared, kind_of, number_to_tensor, numpy_to_tensor, prepare, type_name
 from ._assembly import Rows, as_result, result_dtype
+from ._cotangents import own
 from ._dense_jacobians import by_rows, forward
 from ._random import RandomState
 from ._row_cost import row_cost
@@ -97,6 +98,8 @@ def _value_and_jacobian(
     finally:
         if release is not None:
             release()
+    if len(matrices) > 1 and not (_engine.compiling() or _engine.in_functorch()):
+        own(matrices)
     if params is not None:
         return value, Grads(params, [_result(x, J) for x, J in zip(params, matrices, strict=True)])
     flat = [_result(x, J) for x, J in zip(prepared.inputs, matrices, strict=True)]
