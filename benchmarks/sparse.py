@@ -112,7 +112,15 @@ def hessian_rows(n: int = 100_000) -> Iterator[Row]:
     once: Peers = {"asdex": jax_contender("sparse_rosenbrock_coloring", n=n)}
     yield compare(work + "Hessian, plan reused", lambda: plan(x), evaluation)
     mine = compiled(plan_hessian(rosenbrock, x), x, expected)
-    yield compare(work + "Hessian, plan reused, compiled", mine, evaluation, target=1.3, rounds=15)
+    yield compare(
+        work + "Hessian, plan reused, compiled",
+        mine,
+        evaluation,
+        target=1.3,
+        rounds=15,
+        note="four products, one of them for the check, where asdex takes three and checks nothing; most of "
+        "the time goes into the vector code that torch.compile makes for shifted slices",
+    )
     work += "detection and coloring"
     yield compare(
         work, lambda: plan_hessian(lambda x: rosenbrock(x), x), once, target=0.1, seconds=0, rounds=2
@@ -125,7 +133,8 @@ def pinn_rows(points: int = 4096) -> Iterator[Row]:
     hand: Peers = {"nested autograd.grad by hand": nested_by_hand(net, x, t)}
     f = lambda x, t: net(torch.stack([x, t], 1)).sum()
     work = f"second derivatives of a PINN, {points} points × 2, no hint given"
-    yield compare(work, lambda: diaghessian(f, x, t), hand, target=1.2, rounds=9)
+    note = "three Hessian-vector products, the third for the check, where two by hand suffice"
+    yield compare(work, lambda: diaghessian(f, x, t), hand, target=1.2, rounds=9, note=note)
 
 
 # ---------------------------------------------------------------------------------------------------------
