@@ -119,7 +119,7 @@ def hessian_rows(n: int = 100_000) -> Iterator[Row]:
         target=1.3,
         rounds=15,
         note="four products, one of them for the check, where asdex takes three and checks nothing; most of "
-        "the time goes into the vector code that torch.compile makes for shifted slices",
+        "the time goes into the products, for which torch.compile's vector code is slow at shifted slices",
     )
     work += "detection and coloring"
     yield compare(
@@ -133,7 +133,7 @@ def pinn_rows(points: int = 4096) -> Iterator[Row]:
     hand: Peers = {"nested autograd.grad by hand": nested_by_hand(net, x, t)}
     f = lambda x, t: net(torch.stack([x, t], 1)).sum()
     work = f"second derivatives of a PINN, {points} points × 2, no hint given"
-    note = "three Hessian-vector products, the third for the check, where two by hand suffice"
+    note = "three Hessian-vector products, the third for the check, where two by hand suffice: part of the gap"
     yield compare(work, lambda: diaghessian(f, x, t), hand, target=1.2, rounds=9, note=note)
 
 
