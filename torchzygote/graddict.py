@@ -344,8 +344,18 @@ def _rebuild(kind: type[GradDict], keys: list[Tensor], values: list[Any]) -> Gra
     return kind(zip(keys, values, strict=True))
 
 
-def _pairs(source: Any) -> Iterable[tuple[Any, Any]]:
-    return source.items() if isinstance(source, Mapping) else source
+def _pairs(source: Any) -> Iterator[tuple[Any, Any]]:
+    if isinstance(source, Mapping):
+        yield from source.items()
+        return
+    for pair in source if isinstance(source, Iterable) else [source]:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:  # a tensor of two rows is no pair
+            raise TypeError(
+                "expected a mapping, or (tensor, value) pairs, got "
+                + ("" if pair is source else f"a {type(source).__name__} of ")
+                + f"a {type(pair).__name__}"
+            )
+        yield pair[0], pair[1]
 
 
 def _missing(key: object) -> str:

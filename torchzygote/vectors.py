@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import _engine
 from ._multi_tensor import copy_all, flatten, parts_of, recorded, writable
+from ._torch_private import storage_key
 from .grads import Grads
 from .params import Params
 
@@ -55,7 +56,10 @@ def copy_(dst: Any, src: Any) -> Any:
     if isinstance(dst, (Params, Grads)) and isinstance(src, (Tensor, np.ndarray)):
         _from_vector(dst, _vector("src", src, dst))
     elif isinstance(src, (Params, Grads)) and isinstance(dst, (Tensor, np.ndarray)):
-        _to_vector(_vector("dst", dst, src), src)
+        vector = _vector("dst", dst, src)
+        _to_vector(vector, src)
+        if isinstance(dst, np.ndarray) and not _shareable(dst):
+            dst[...] = vector.numpy()
     else:
         raise TypeError(
             "copy_: expected a Params or Grads and a flat vector, in either order, got dst a "
@@ -74,7 +78,9 @@ def _vector(name: str, vector: Tensor | np.ndarray[Any, Any], holder: Params | G
             raise ValueError(
                 f"copy_: expected {name} to be a vector that can be written to, got a read-only array"
             )
-        vector = torch.from_numpy(vector if name == "dst" else np.ascontiguousarray(vector).copy())
+        if name == "src" or not _shareable(vector):
+            vector = np.array(vector, dtype=vector.dtype.newbyteorder("="), order="C")
+        vector = torch.from_numpy(vector)
     expected = sum(x.numel() for x in _members(holder))
     if vector.dim() != 1 or vector.numel() != expected:
         raise ValueError(
@@ -82,6 +88,17 @@ def _vector(name: str, vector: Tensor | np.ndarray[Any, Any], holder: Params | G
             f"has, got shape {tuple(vector.shape)}; nothing was written"
         )
     return vector
+
+
+def _shareable(vector: np.ndarray[Any, Any]) -> bool:
+    """Whether a tensor can have the memory of ``vector``."""
+    return vector.dtype.isnative and not any(s < 0 or s % vector.itemsize for s in vector.strides)
+
+
+def _apart(vector: Tensor, xs: list[Tensor]) -> bool:
+    """Whether writing into one side can't change the other before that is read."""
+    memory = storage_key(vector)
+    return memory == 0 or all(storage_key(x) != memory for x in xs)
 
 
 def _check_dtypes(dst: list[Tensor], src: list[Tensor]) -> None:
@@ -96,6 +113,10 @@ def _check_dtypes(dst: list[Tensor], src: list[Tensor]) -> None:
 def _from_vector(dst: Params | Grads, vector: Tensor) -> None:
     xs = _members(dst)
     _check_dtypes(xs, [vector])
+    if vector.layout is not torch.strided:
+        vector = vector.to_dense()
+    elif not _apart(vector, xs):
+        vector = vector.clone()
     parts = parts_of(vector, xs)
     kept = vector.requires_grad and _engine.keeps_graph(None)
     if isinstance(dst, Grads):
@@ -122,5 +143,7 @@ def _to_vector(vector: Tensor, src: Params | Grads) -> None:
         raise ValueError("copy_: expected dst to be a writable vector, got an expanded or sparse one")
     if recorded(xs) and _engine.keeps_graph(None):
         vector.copy_(flatten(xs))
+    elif not _apart(vector, xs):
+        copy_all([vector], [flatten(xs)])
     else:
         copy_all(parts_of(vector, xs), [x if x.layout is torch.strided else x.to_dense() for x in xs])
