@@ -87,3 +87,24 @@ def test_chunks_by_what_vmap_does_not_batch(mode: str) -> None:
     found = func.vmap(lambda r: jacobian(lambda x: f(x) * r, x, mode=mode, chunk_size=2)[0])(rows)
     expected = torch.stack([func.jacrev(lambda x, r=r: f(x) * r)(x) for r in rows])
     torch.testing.assert_close(found, expected)
+
+
+NO_GRAD: dict[str, Callable[[Tensor], Tensor]] = {
+    "gradient": lambda x: gradient(total, x, create_graph=True)[0],
+    "reverse": lambda x: jacobian(f, x, mode="reverse", create_graph=True)[0],
+    "forward": lambda x: jacobian(f, x, mode="forward", create_graph=True)[0],
+    "hessian": lambda x: hessian(total, x, create_graph=True),
+    "hessian_dual": lambda x: hessian_dual(total, x, create_graph=True),
+    "diaghessian": lambda x: diaghessian(total, x, create_graph=True)[0],
+}
+
+
+@pytest.mark.parametrize("way", NO_GRAD)
+def test_a_graph_that_is_asked_for_under_no_grad(way: str) -> None:
+    x = torch.rand(3, dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        found = NO_GRAD[way](x)
+    expected = NO_GRAD[way](x)
+    torch.testing.assert_close(found, expected)
+    further = [torch.autograd.grad((y**2).sum(), x)[0] for y in (found, expected)]
+    torch.testing.assert_close(*further)

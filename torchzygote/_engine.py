@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
@@ -81,13 +82,22 @@ Given = ParamSpec("Given")
 
 
 def entry_point(worker: Callable[Given, Returned]) -> Callable[Given, Returned]:
-    """A worker of the public functions, outside inference mode: what is made in there can't be recorded."""
+    """A worker of the public functions, outside inference mode: what is made in there can't be recorded.
+
+    A ``create_graph`` that is set, among its positional arguments, asks for recording whatever the mode is.
+    """
+    names = list(inspect.signature(worker).parameters)
+    asks = names.index("create_graph") if "create_graph" in names else None
 
     @functools.wraps(worker)
     def outside(*args: Given.args, **kwargs: Given.kwargs) -> Returned:
-        if compiling() or not torch.is_inference_mode_enabled():
+        inference = torch.is_inference_mode_enabled()
+        if compiling() or (torch.is_grad_enabled() and not inference):
             return worker(*args, **kwargs)
-        with torch.inference_mode(False), torch.no_grad():
+        with (
+            torch.inference_mode(False) if inference else contextlib.nullcontext(),
+            torch.set_grad_enabled(asks is not None and bool(args[asks])),
+        ):
             return worker(*args, **kwargs)
 
     return outside
@@ -286,11 +296,12 @@ def linearize(
         return _linearize_compiled(f, prepared, scalar_aux)
     if in_functorch():
         return _linearize_functorch(f, prepared, scalar_aux)
-    tracked = _tracked_on_tape(prepared, keep)
     if torch.is_grad_enabled():
+        tracked = _tracked_on_tape(prepared, keep)
         y = call(f, prepared, tracked)
     else:
         with torch.enable_grad():
+            tracked = _tracked_on_tape(prepared, keep)
             y = call(f, prepared, tracked)
     lin = Linearization(prepared, [], tracked)
     _take_outputs(lin, y, scalar_aux)
