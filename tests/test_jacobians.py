@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from torchzygote.gradients import gradient
 from torchzygote.jacobians import jacobian, withjacobian
 from torchzygote.params import Params
 
@@ -227,3 +228,29 @@ def test_progress_and_bad_options() -> None:
         jacobian(torch.sin, x, mode="sideways")
     with pytest.raises(ValueError, match="chunk_size: expected at least 1, got 0"):
         jacobian(torch.sin, x, chunk_size=0)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize("keywords", [{}, {"chunk_size": 4}, {"sparse": True}, {"create_graph": True}])
+def test_what_pytorch_batches_wrongly_is_not_batched(p: float, keywords: dict[str, Any]) -> None:
+    """The batching rule of cdist's backward mixes the rows up (PyTorch 2.13)."""
+    x = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def f(x: Tensor) -> Tensor:
+        return torch.cdist(x[:2], x[2:], p=p).reshape(-1)
+
+    with pytest.warns(UserWarning, match="one at a time.*cdist"):
+        found = jacobian(f, x, mode="reverse", **keywords)[0]
+    rows = [gradient(lambda x, i=i: f(x)[i], x)[0].reshape(-1) for i in range(4)]
+    torch.testing.assert_close(found.to_dense() if "sparse" in keywords else found, torch.stack(rows))
+
+
+def test_a_pullback_that_breaks_down_at_zero_is_not_pulled_back() -> None:
+    x = torch.randn(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def f(x: Tensor) -> Tensor:
+        return torch.logcumsumexp(x, 1)
+
+    torch.testing.assert_close(jacobian(f, x, mode="forward")[0], jacobian(f, x, mode="reverse")[0])
+    dense = jacobian(f, x, mode="forward", sparse=True)[0].to_dense()
+    torch.testing.assert_close(dense, jacobian(f, x, mode="reverse")[0])

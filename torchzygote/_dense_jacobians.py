@@ -19,7 +19,7 @@ from ._plan import FREE, RowCost
 from ._random import RandomState
 from ._row_cost import row_cost
 from ._second_order import Options
-from ._torch_private import custom_nodes
+from ._torch_private import nonlinear_nodes
 
 __all__ = ["by_rows", "forward"]
 
@@ -88,7 +88,9 @@ def forward(
     are left to dual numbers: a backward that is not differentiable by its cotangent would give silent zeros.
     """
     identical = not all(prepared.owned)
-    if identical or not (hooked or _engine.compiling() or _engine.in_functorch() or custom_nodes(lin.roots)):
+    if identical or not (
+        hooked or _engine.compiling() or _engine.in_functorch() or nonlinear_nodes(lin.roots)
+    ):
         try:
             return _by_columns_on_tape(prepared, lin, y, options)
         except Exception:
@@ -138,11 +140,11 @@ def _by_columns_on_tape(prepared: Prepared, lin: Linearization, y: Tensor, optio
     The pullback is linear in its cotangent ``u``; pulling a seed back through *it* pushes the seed forward.
     It is the only way for tensors that ``f`` finds by identity, which no dual number can replace.
     """
-    if not all(prepared.owned) and (custom := custom_nodes(lin.roots)):
+    if not all(prepared.owned) and (custom := nonlinear_nodes(lin.roots)):
         names = ", ".join(node.name().removesuffix("Backward") for node in custom)
         raise RuntimeError(
             "mode 'forward' with Params differentiates the pullback by its cotangent, which is not known to "
-            f"be right for custom autograd functions, found {names}; use mode 'reverse'"
+            f"be right for custom autograd functions and a few others, found {names}; use mode 'reverse'"
         )
     u = torch.zeros_like(lin.roots[0]).requires_grad_()
     with _state.pushing():

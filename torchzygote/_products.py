@@ -16,7 +16,7 @@ from torch import Tensor
 from . import _engine, _state, native
 from ._engine import Linearization
 from ._random import RandomState
-from ._torch_private import custom_nodes, vmap_flat
+from ._torch_private import custom_nodes, misbatched_operation, vmap_flat
 
 __all__ = ["Chunk", "Seeds", "identity_seeds", "jvps", "vjps"]
 
@@ -68,7 +68,7 @@ def vjps(
     """Pull the seeds back from ``lin.roots[root]``, ``chunk`` rows at a time."""
     shape = lin.roots[root].shape
     count = len(lin.roots)
-    by_row = False
+    by_row = total > 1 and chunk > 1 and _must_not_be_batched(lin)
 
     def one(seed: Tensor) -> list[Tensor | None]:
         cotangents: list[Tensor | None] = [None] * count
@@ -133,6 +133,18 @@ def stack_products(products: Sequence[Tensor | None]) -> Tensor | None:
     if like is None:
         return None
     return torch.stack([torch.zeros_like(like) if p is None else p for p in products])
+
+
+def _must_not_be_batched(lin: Linearization) -> bool:
+    """Whether PyTorch would give wrong numbers for a batch of rows; a warning says so."""
+    if _engine.compiling() or (operation := misbatched_operation(lin.roots)) is None:
+        return False
+    warnings.warn(
+        f"rows are computed one at a time, which is slow: PyTorch gives wrong numbers for {operation} where "
+        "its derivatives are batched",
+        stacklevel=3,
+    )
+    return True
 
 
 def _warn_not_batched(nodes: list[Any], error: Exception) -> None:

@@ -15,9 +15,11 @@ __all__ = [
     "custom_nodes",
     "depends_on_others",
     "mark_as_own",
+    "misbatched_operation",
     "node_attribute",
     "node_names",
     "node_shape",
+    "nonlinear_nodes",
     "reaches",
     "saved_tensors_hooks",
     "sequence_number",
@@ -44,11 +46,11 @@ def saved_tensors_hooks() -> tuple[Callable[[Tensor], Any], Callable[[Any], Tens
     return hooks  # type: ignore[no-any-return]
 
 
-def custom_nodes(roots: list[Tensor]) -> list[Any]:
+def custom_nodes(roots: list[Tensor], also: frozenset[str] = frozenset()) -> list[Any]:
     """The nodes below ``roots`` that are not PyTorch's own: Python and C++ autograd functions.
 
     Their backward need not be differentiable by its cotangent, and may say so by silence. Those of this
-    package, which are, say so by a class attribute ``torchzygote_composes``.
+    package, which are, say so by a class attribute ``torchzygote_composes``. ``also``: names of others.
     """
     seen: set[Any] = set()
     stack: list[Any] = [root.grad_fn for root in roots if root.grad_fn is not None]
@@ -61,7 +63,7 @@ def custom_nodes(roots: list[Tensor]) -> list[Any]:
         if isinstance(node, torch.autograd.function.BackwardCFunction):
             if not getattr(node._forward_cls, "torchzygote_composes", False):  # type: ignore[attr-defined]
                 found.append(node)
-        elif "CppNode" in node.name():
+        elif "CppNode" in (name := node.name()) or name in also:
             found.append(node)
         stack.extend([following for following, _ in node.next_functions if following is not None])
     return found
@@ -91,6 +93,32 @@ def depends_on_others(root: Tensor, start: int) -> bool:
             return True
         stack.extend([following for following, _ in node.next_functions if following is not None])
     return False
+
+
+# PyTorch's batching rule of these backwards gives wrong numbers where the rows alone are batched (2.13).
+_MISBATCHED = {"CdistBackward0": "torch.cdist"}
+# Their derivative by the cotangent is NaN where that is zero (2.13), though they are linear in it.
+_NOT_LINEAR_AT_ZERO = frozenset({"LogcumsumexpBackward0"})
+
+
+def nonlinear_nodes(roots: list[Tensor]) -> list[Any]:
+    """The nodes below ``roots`` whose backward isn't known to be differentiable by its cotangent, at zero."""
+    return custom_nodes(roots, _NOT_LINEAR_AT_ZERO)
+
+
+def misbatched_operation(roots: Sequence[Tensor]) -> str | None:
+    """An operation below ``roots`` whose backward must not run under ``vmap``; ``None`` if there is none."""
+    seen: set[Any] = set()
+    stack: list[Any] = [root.grad_fn for root in roots if root.grad_fn is not None]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.name() in _MISBATCHED:
+            return _MISBATCHED[node.name()]
+        stack.extend([following for following, _ in node.next_functions if following is not None])
+    return None
 
 
 def source_of(x: Tensor) -> tuple[Any, int]:
