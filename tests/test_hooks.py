@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torchzygote import (
+    Buffer,
     Params,
     diaghessian,
     forwarddiff,
@@ -406,6 +407,12 @@ def test_another_structure_is_refused(x: Tensor) -> None:
 def test_the_function_comes_first(x: Tensor) -> None:
     with pytest.raises(TypeError, match=r"fn: expected a function .* write hook\(fn, x\)"):
         hook(x, torch.neg)
+
+
+def test_a_buffer_is_refused(x: Tensor) -> None:
+    for value in (Buffer(x), [x, Buffer(x)]):
+        with pytest.raises(TypeError, match=r"got a Buffer.*copy\(\)"):
+            hook(torch.neg, value)
 
 
 @pytest.mark.parametrize("x", ["text", None, True, 3.0, torch.arange(3), nn.Linear(1, 1), object()])

@@ -203,3 +203,22 @@ def test_compiled(x: Tensor) -> None:
     torch.testing.assert_close(found[1], torch.diag(x + 101))
     torch.testing.assert_close(found[:5], all_of_them(x)[:5])
     torch.testing.assert_close(found[5], torch.zeros_like(x))  # compiled: zeros where eager gives None
+
+
+@pytest.mark.parametrize("wrap", [lambda x: {"a": x}, lambda x: [x, (None, x)], lambda x: lambda: x * 1])
+def test_structures_and_functions_under_compile(wrap: Any) -> None:
+    def f(x: Tensor) -> Tensor:
+        ignored = ignore_derivatives(wrap(x))
+        part = (
+            ignored["a"]
+            if isinstance(ignored, dict)
+            else ignored[0]
+            if isinstance(ignored, list)
+            else ignored
+        )
+        return (part * x).sum()
+
+    x = torch.tensor([1.0, 2.0])
+    torch._dynamo.reset()
+    compiled = torch.compile(torch.func.grad(f), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), x)

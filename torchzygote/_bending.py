@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from . import _state
 from ._arguments import STRUCTURE, kind_of, type_name
+from ._buffer_refusal import NotATensor
 from ._sight import out_of_sight
 from ._torch_private import (
     functorch_depth,
@@ -291,6 +292,11 @@ def attach(fn: Callable[..., Any], x: Any) -> Any:
     bend = Bend(fn)
     if kind_of(x) is STRUCTURE:
         leaves, bend.spec = pytree.tree_flatten(x)
+    if isinstance(x, NotATensor) or any(isinstance(leaf, NotATensor) for leaf in leaves):
+        raise TypeError(
+            "hook: x: expected a tensor or a structure of tensors, got a Buffer, whose elements have "
+            "gradients of their own; give its copy(), or what is written into it"
+        )
     bend.slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and is_differentiable(leaf)]
     if not bend.slots:
         bend.waits([])

@@ -48,7 +48,8 @@ def ignore_derivatives(x_or_fn: Any) -> Any:
     ``ignore_derivatives`` in ChainRulesCore.jl, https://juliadiff.org/ChainRulesCore.jl/stable/; ``dropgrad``
     and ``ignore`` in Zygote.jl.
     """
-    if not callable(x_or_fn):
+    # Containers first: callable(dict) is what Dynamo can't trace.
+    if isinstance(x_or_fn, (Tensor, tuple, list, dict)) or not callable(x_or_fn):
         return _detached(x_or_fn)
     if torch.compiler.is_compiling():
         from ._deriving_traced import ignored
