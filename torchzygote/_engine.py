@@ -12,11 +12,9 @@ Knows nothing of matrices, chunks or results.
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +22,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from . import _state
 from ._arguments import Prepared, kind_of
+from ._exchange import exchanging, finding
 from ._flags import held_flags
 from ._forward import fit_tangent, forward_mode, jvp, non_overlapping, separate
 from ._notes import annotate
@@ -40,6 +39,7 @@ from ._torch_private import (
     pytree,
     swap_tensors,
 )
+from ._worker import entry_point
 
 __all__ = [
     "Linearization",
@@ -48,6 +48,8 @@ __all__ = [
     "detached",
     "differentiated_part",
     "entry_point",
+    "exchanged",
+    "finding",
     "fit_tangent",
     "forward_mode",
     "held_flags",
@@ -75,32 +77,6 @@ def keeps_graph(create_graph: bool | None) -> bool:
     if create_graph or (create_graph is not None and not in_functorch()):
         return create_graph
     return in_functorch_derivative() or (_state.deriving() and torch.is_grad_enabled())
-
-
-Returned = TypeVar("Returned")
-Given = ParamSpec("Given")
-
-
-def entry_point(worker: Callable[Given, Returned]) -> Callable[Given, Returned]:
-    """A worker of the public functions, outside inference mode: what is made in there can't be recorded.
-
-    A ``create_graph`` that is set, among its positional arguments, asks for recording whatever the mode is.
-    """
-    names = list(inspect.signature(worker).parameters)
-    asks = names.index("create_graph") if "create_graph" in names else None
-
-    @functools.wraps(worker)
-    def outside(*args: Given.args, **kwargs: Given.kwargs) -> Returned:
-        inference = torch.is_inference_mode_enabled()
-        if compiling() or (torch.is_grad_enabled() and not inference):
-            return worker(*args, **kwargs)
-        with (
-            torch.inference_mode(False) if inference else contextlib.nullcontext(),
-            torch.set_grad_enabled(asks is not None and bool(args[asks])),
-        ):
-            return worker(*args, **kwargs)
-
-    return outside
 
 
 def recording_if(keep: bool) -> contextlib.AbstractContextManager[None]:
@@ -339,6 +315,13 @@ def swapped(inputs: Sequence[Tensor], twins: Sequence[Tensor]) -> Iterator[None]
             swap_tensors(mine, twin)
 
 
+@contextlib.contextmanager
+def exchanged(inputs: Sequence[Tensor], twins: Sequence[Tensor]) -> Iterator[None]:
+    """:func:`swapped`, while no other thread is in a call that finds tensors by identity."""
+    with exchanging(), swapped(inputs, twins):
+        yield
+
+
 def _linearize_functorch(f: Callable[..., Any], prepared: Prepared, scalar_aux: bool) -> Linearization:
     """Like ``torch.func.vjp``, but "does not depend on" stays distinguishable from zero."""
     by_identity = [x for x, owned in zip(prepared.inputs, prepared.owned, strict=True) if not owned]
@@ -348,7 +331,7 @@ def _linearize_functorch(f: Callable[..., Any], prepared: Prepared, scalar_aux: 
         tracked = [create_grad_input(x, level) for x in sources]
         if by_identity:
             twins = [twin for twin, owned in zip(tracked, prepared.owned, strict=True) if not owned]
-            with swapped(by_identity, twins):
+            with exchanged(by_identity, twins):
                 y = call(f, prepared, tracked)
         else:
             y = call(f, prepared, tracked)

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _state
 from ._arguments import Prepared, kind_of, number_to_tensor, numpy_to_tensor, type_name
 from ._attention import unfused_attention
+from ._exchange import forward_mode_held
 from ._torch_private import batched_like, in_functorch, load_decompositions
 
 __all__ = ["fit_tangent", "forward_mode", "jvp", "non_overlapping", "separate", "tangents_for"]
@@ -80,7 +80,7 @@ def forward_mode() -> Iterator[None]:
         yield
         return
     load_decompositions()
-    with _state.forward_mode_lock, unfused_attention():
+    with forward_mode_held(), unfused_attention():
         yield
 
 

@@ -221,6 +221,12 @@ class _Back:
         self._keep = keep
 
     def __call__(self, ybar: Any) -> Any:
+        if all(self._lin.prepared.owned) or _engine.compiling():
+            return self._pull(ybar)
+        with _engine.finding():
+            return self._pull(ybar)
+
+    def _pull(self, ybar: Any) -> Any:
         lin = self._lin
         if ybar is None:
             flat: list[Tensor | None] = [None] * len(lin.prepared.inputs)
@@ -368,7 +374,7 @@ def _push(f: Callable[..., Any], args: tuple[Any, ...], xdots: tuple[Any, ...]) 
     def flat(*primals: Tensor) -> tuple[Tensor, ...]:
         by_identity = [x for x, owned in zip(prepared.inputs, prepared.owned, strict=True) if not owned]
         twins = [x for x, owned in zip(primals, prepared.owned, strict=True) if not owned]
-        with _engine.swapped(by_identity, twins) if twins else _state.no_context():
+        with _engine.exchanged(by_identity, twins) if twins else _state.no_context():
             y = _engine.call(f, prepared, primals)
         leaves, kept["spec"] = pytree.tree_flatten(y)
         kept["leaves"] = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]

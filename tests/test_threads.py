@@ -1,0 +1,85 @@
+"""Calls from several threads at once, by the same parameters, in every way."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, func, nn
+
+from torchzygote import Params, diaghessian, gradient, hessian_dual, jacobian, pullback, pushforward
+
+x = torch.linspace(0.5, 1.5, 4, dtype=torch.float64)
+p = torch.linspace(1.0, 2.0, 4, dtype=torch.float64)
+layer = nn.Linear(4, 2).double()
+ps, of_layer = Params([p]), Params(layer)
+
+
+def f(x: Tensor) -> Tensor:
+    return x.sin() * x.roll(1)
+
+
+def total(x: Tensor) -> Tensor:
+    return f(x).sum() * x.prod()
+
+
+WAYS: dict[str, Callable[[], Tensor]] = {
+    "gradient": lambda: gradient(lambda: total(p), ps)[p],
+    "gradient by a module": lambda: gradient(lambda m: m(x).sin().sum(), layer)[0]["weight"],
+    "gradient by a module's Params": lambda: gradient(lambda: layer(x).sin().sum(), of_layer)[layer.weight],
+    "pullback": lambda: pullback(lambda: f(p), ps)[1](x)[p],
+    "jacobian": lambda: jacobian(lambda: f(p), ps)[p],
+    "jacobian forward": lambda: jacobian(f, x, mode="forward")[0],
+    "diaghessian": lambda: diaghessian(lambda: total(p), ps)[p],
+    "hessian_dual": lambda: hessian_dual(total, x),
+    "pushforward": lambda: pushforward(f, x)(x),
+    "pushforward by a module": lambda: pushforward(lambda m: m(x), layer)({"bias": torch.ones(2)}),
+    "pushforward in a gradient": lambda: gradient(lambda: pushforward(f, x)(p).sum(), ps)[p],
+    "inside torch.func.grad": lambda: func.grad(lambda z: gradient(lambda: total(p) * z, ps)[p].sum())(x[0]),
+    "inside torch.func.vmap": lambda: func.vmap(lambda z: gradient(lambda: total(p) * z, ps)[p])(x),
+    "inside a pushforward": lambda: pushforward(lambda z: gradient(lambda: total(p) * z, ps)[p], 2.0)(1.0),
+}
+
+
+@pytest.fixture
+def switching() -> Iterator[None]:
+    """Threads that take turns often."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_values_do_not_depend_on_who_else_runs(way: str, switching: None) -> None:
+    expected = WAYS[way]()
+    disturbing = [WAYS[other] for other in ("inside torch.func.grad", "pushforward by a module", "gradient")]
+    wrong: list[object] = []
+    done = threading.Event()
+
+    def disturb(i: int) -> None:
+        while not done.is_set():
+            disturbing[i]()
+
+    def work() -> None:
+        for _ in range(10):
+            try:
+                torch.testing.assert_close(WAYS[way](), expected)
+            except Exception as error:
+                wrong.append(error)
+
+    others = [threading.Thread(target=disturb, args=(i,)) for i in range(3)]
+    workers = [threading.Thread(target=work) for _ in range(2)]
+    for thread in (*others, *workers):
+        thread.start()
+    for thread in workers:
+        thread.join()
+    done.set()
+    for thread in others:
+        thread.join()
+    assert not wrong
+    assert not p.requires_grad
+    assert layer.weight.requires_grad

@@ -1,0 +1,54 @@
+"""What every call goes through on its way in: modes of autograd, and other threads that might interfere.
+
+Knows nothing of what the calls compute.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+
+from ._exchange import finding, finds_by_identity
+
+__all__ = ["entry_point"]
+
+Returned = TypeVar("Returned")
+Given = ParamSpec("Given")
+
+
+def entry_point(worker: Callable[Given, Returned]) -> Callable[Given, Returned]:
+    """A worker of the public functions, outside inference mode: what is made in there can't be recorded.
+
+    A ``create_graph`` that is set, among its positional arguments, asks for recording whatever the mode is.
+    ``args`` among them are the caller's.
+    """
+    names = list(inspect.signature(worker).parameters)
+    asks = names.index("create_graph") if "create_graph" in names else None
+    given = names.index("args") if "args" in names else None
+
+    @functools.wraps(worker)
+    def outside(*args: Given.args, **kwargs: Given.kwargs) -> Returned:
+        if torch.compiler.is_compiling():
+            return worker(*args, **kwargs)  # Dynamo can't trace the question below
+        inference = torch.is_inference_mode_enabled()
+        if given is None or not finds_by_identity(args[given]):  # type: ignore[arg-type]
+            if torch.is_grad_enabled() and not inference:
+                return worker(*args, **kwargs)
+            alone: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        else:
+            alone = finding()
+        with (
+            alone,
+            torch.inference_mode(False) if inference else contextlib.nullcontext(),
+            torch.set_grad_enabled(
+                (torch.is_grad_enabled() and not inference) or (asks is not None and bool(args[asks]))
+            ),
+        ):
+            return worker(*args, **kwargs)
+
+    return outside
