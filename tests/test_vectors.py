@@ -49,3 +49,13 @@ def test_a_vector_may_share_memory_with_the_parameters() -> None:
 def test_what_is_no_mapping_nor_pairs(source: Any) -> None:
     with pytest.raises(TypeError, match="mapping, or .* pairs"):
         GradDict(source)
+
+
+def test_values_that_share_memory_are_changed_once_each() -> None:
+    a, b, c = torch.zeros(4), torch.zeros(2, 2), torch.zeros(0)
+    shared = torch.ones(4)
+    g = GradDict({a: shared, b: shared.view(2, 2), c: torch.zeros(0)})
+    g *= 2
+    g += {a: torch.ones(4), b: torch.ones(2, 2), c: None}
+    assert g[a].tolist() == [3, 3, 3, 3]
+    assert g[b].tolist() == [[3, 3], [3, 3]]

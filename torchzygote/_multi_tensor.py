@@ -240,6 +240,12 @@ def apply_(op: Operator, xs: list[Tensor], right: Operand, label: Label = _posit
         right = _apart(xs, right)
     out = list(xs)
     inside, replaced = writable(xs)
+    seen: set[int] = set()
+    for i in [i for i in inside if xs[i].numel() > 0]:
+        if xs[i].data_ptr() in seen:  # two values with one memory would both be written into it
+            inside.remove(i)
+            replaced.append(i)
+        seen.add(xs[i].data_ptr())
     for i, y in zip(replaced, apply(op, [xs[i] for i in replaced], _at(right, replaced)), strict=True):
         out[i] = y.to(xs[i].dtype)
     for among in by_kind([xs[i] for i in inside]):
@@ -282,9 +288,12 @@ def _apart(xs: list[Tensor], right: list[Tensor]) -> list[Tensor]:
 
 def _all_writable(xs: list[Tensor]) -> bool:
     """Whether :func:`writable` finds nothing to replace, told fast for the common case."""
-    if len({id(x) for x in xs}) == len(xs) and all(x.is_contiguous() and not x.is_inference() for x in xs):
+    if len({x.data_ptr() for x in xs}) == len(xs) and all(
+        x.is_contiguous() and not x.is_inference() for x in xs
+    ):
         return True
-    return not writable(xs)[1]
+    pointers = [x.data_ptr() for x in xs if x.numel() > 0]
+    return len(set(pointers)) == len(pointers) and not writable(xs)[1]
 
 
 def writable(xs: list[Tensor]) -> tuple[list[int], list[int]]:
