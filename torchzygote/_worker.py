@@ -36,19 +36,17 @@ def entry_point(worker: Callable[Given, Returned]) -> Callable[Given, Returned]:
         if torch.compiler.is_compiling():
             return worker(*args, **kwargs)  # Dynamo can't trace the question below
         inference = torch.is_inference_mode_enabled()
-        if given is None or not finds_by_identity(args[given]):  # type: ignore[arg-type]
-            if torch.is_grad_enabled() and not inference:
-                return worker(*args, **kwargs)
-            alone: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        else:
-            alone = finding()
-        with (
-            alone,
-            torch.inference_mode(False) if inference else contextlib.nullcontext(),
-            torch.set_grad_enabled(
-                (torch.is_grad_enabled() and not inference) or (asks is not None and bool(args[asks]))
-            ),
-        ):
+        recording = torch.is_grad_enabled() and not inference
+        by_identity = given is not None and finds_by_identity(args[given])  # type: ignore[arg-type]
+        if recording and not by_identity:
             return worker(*args, **kwargs)
+        with finding() if by_identity else contextlib.nullcontext():
+            if recording:
+                return worker(*args, **kwargs)
+            with (
+                torch.inference_mode(False) if inference else contextlib.nullcontext(),
+                torch.set_grad_enabled(asks is not None and bool(args[asks])),
+            ):
+                return worker(*args, **kwargs)
 
     return outside
