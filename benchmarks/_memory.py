@@ -28,9 +28,10 @@ def measure(spec: str, arguments: dict[str, object]) -> float:
     gc.collect()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-        before = status("VmRSS")
+        before, files = status("VmRSS"), status("RssFile")
         result = run()
-        peak = status("VmHWM") - before
+        loaded = status("RssFile") - files  # program code that was touched for the first time
+        peak = status("VmHWM") - before - loaded
     except OSError:  # no /proc: the mark of the whole process, which preparing may have set already
         scale = 1 if sys.platform == "darwin" else 1 << 10
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

@@ -78,7 +78,7 @@ class Network(nn.Module):
 
 
 def resident(field: str) -> float:
-    """Megabytes of resident memory, now (VmRSS) or at its peak (VmHWM)."""
+    """Megabytes of resident memory, now (VmRSS; RssFile: program code) or at its peak (VmHWM)."""
     if (PROC / "status").exists():
         for line in (PROC / "status").read_text().splitlines():
             if line.startswith(field):
@@ -119,10 +119,11 @@ def measure(depth: int, checkpoint: bool, steps: int) -> Measured:
     """Train for some steps, in this process."""
     step = training(depth, checkpoint)
     forget_peak()
-    before = resident("VmRSS")
+    before, files = resident("VmRSS"), resident("RssFile")
     for _ in range(steps):
         loss = step()
-    return Measured(megabytes=resident("VmHWM") - before, loss=loss)
+    loaded = resident("RssFile") - files  # program code that was touched for the first time
+    return Measured(megabytes=resident("VmHWM") - before - loaded, loss=loss)
 
 
 def fastest(depth: int, steps: int) -> tuple[float, float]:

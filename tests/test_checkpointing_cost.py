@@ -171,3 +171,25 @@ def test_a_backward_pass_through_a_chain_holds_one_link_at_a_time() -> None:
         most = 0
         torch.testing.assert_close(derivative(functools.partial(chain, checkpointed)), expected)
         assert most <= 20 + 2 * 10
+
+
+def test_nothing_of_a_recomputation_outlives_the_backward_pass() -> None:
+    """Exceptions that end recomputations must not keep their frames, and so their tensors, in a cycle."""
+    inside: list[weakref.ref[Tensor]] = []
+
+    def f(x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = x.sin()
+            inside.append(weakref.ref(x))
+        return x * 2
+
+    x = torch.randn(5, requires_grad=True)
+    was_collecting = gc.isenabled()
+    gc.disable()
+    try:
+        checkpointed(f, checkpointed(f, x)).sum().backward()
+        assert len(inside) > 6  # run again, in part
+        assert not any(ref() is not None for ref in inside)
+    finally:
+        if was_collecting:
+            gc.enable()

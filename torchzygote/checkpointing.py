@@ -150,9 +150,14 @@ class _Runs:
         except _Enough as enough:
             if enough.runs is not self:
                 raise
-            raise enough.error from None
+            error = enough.error
         finally:
             _state.forget_since(position)  # hooks report from the first run
+        # Out here, without the frames of f: an exception that refers to itself would keep tensors alive.
+        try:
+            raise error.with_traceback(None)
+        finally:
+            del error
 
     def rewind(self) -> None:
         """Set the random state back to where it was before the first run."""
