@@ -49,7 +49,7 @@ def probe_rows(recovery: Recovery) -> Tensor:
     probe = random_vector(numel)
     if recovery.mode != "diagonal":
         return probe.unsqueeze(0)
-    colors = torch.arange(recovery.ncolors).unsqueeze(1)
+    colors = torch.arange(recovery.ncolors, device="cpu").unsqueeze(1)
     rows: Tensor = torch.where(recovery.coloring.colors == colors, probe, 0.0)
     return rows
 

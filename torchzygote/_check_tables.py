@@ -126,7 +126,7 @@ def _rest(
 ) -> tuple[Tensor, Tensor] | None:
     """Entries of a symmetric matrix without a factor and their weights; ``None`` where a row has too many."""
     pattern = recovery.patterns[0]
-    left = torch.arange(pattern.nnz)
+    left = torch.arange(pattern.nnz, device="cpu")
     if not everything:
         left = left[~_own(recovery, torch.device("cpu"))]
     rows = pattern.rows()[left]
@@ -134,8 +134,8 @@ def _rest(
     height = int(counts.max()) if counts.numel() > 0 else 0
     if height * recovery.rows > 2 * pattern.nnz + 65536 or pattern.nnz * 16 > most or pattern.nnz >= 1 << 31:
         return None
-    turn = torch.arange(rows.numel()) - (counts.cumsum(0) - counts)[rows]
-    entries = torch.zeros(height, recovery.rows, dtype=torch.int32)
+    turn = torch.arange(rows.numel(), device="cpu") - (counts.cumsum(0) - counts)[rows]
+    entries = torch.zeros(height, recovery.rows, dtype=torch.int32, device="cpu")
     entries[turn, rows] = left.int()
     weights = torch.zeros(height, recovery.rows, dtype=dtype, device=device)
     weights[turn.to(device), rows.to(device)] = probe[pattern.indices[left].to(device)]

@@ -324,7 +324,9 @@ def csr_tensor(indptr: Tensor, indices: Tensor, values: Tensor, shape: tuple[int
     """A ``torch.sparse_csr`` tensor without PyTorch's warning that these are in beta."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support", category=UserWarning)
-        return torch.sparse_csr_tensor(indptr, indices, values, shape, check_invariants=False)
+        return torch.sparse_csr_tensor(
+            indptr, indices, values, shape, device=values.device, check_invariants=False
+        )
 
 
 def dense(pattern: Pattern, values: Tensor, device: torch.device) -> Tensor:

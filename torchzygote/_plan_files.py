@@ -149,7 +149,7 @@ def _pattern(file: Any, i: int, rows: int, spec: InputSpec) -> Pattern:
         raise ValueError(f"the row pointers of pattern {i} don't ascend from 0 to its entries")
     if indices.numel() > 0 and (int(indices.min()) < 0 or int(indices.max()) >= columns):
         raise ValueError(f"a column of pattern {i} is outside 0 to {columns - 1}")
-    starts = torch.zeros(indices.numel() + 1, dtype=torch.bool)
+    starts = torch.zeros(indices.numel() + 1, dtype=torch.bool, device="cpu")
     starts[indptr] = True
     if indices.numel() > 1 and bool(((indices.diff() <= 0) & ~starts[1:-1]).any()):
         raise ValueError(f"the columns of pattern {i} don't ascend within a row")

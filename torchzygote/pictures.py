@@ -102,7 +102,7 @@ def _raster(rows: Tensor, columns: Tensor, colors: Tensor, shape: tuple[int, ...
     for channel in range(3):
         shade = torch.from_numpy(shades[:, channel].copy())[colors]
         summed = torch.bincount(where, weights=shade, minlength=height * width) / counts
-        filled = torch.zeros(height * width, dtype=torch.bool)
+        filled = torch.zeros(height * width, dtype=torch.bool, device="cpu")
         filled[where] = True
         image[:, channel] = torch.where(filled, summed, 0.97).numpy()
     return image.reshape(height, width, 3)

@@ -46,7 +46,7 @@ def color(pattern: Pattern, kind: str) -> Coloring:
     """
     count = pattern.shape[0] if kind == "distance2_rows" else pattern.shape[1]
     if pattern.dense:
-        return Coloring(torch.arange(count), count, kind, "natural")
+        return Coloring(torch.arange(count, device="cpu"), count, kind, "natural")
     best: Coloring | None = None
     least = _least(pattern, kind)
     for order in greedy.ORDERS:
@@ -73,14 +73,14 @@ def refined(pattern: Pattern, coloring: Coloring, rounds: int = 7) -> Coloring:
     colors, ncolors, idle = coloring.colors, coloring.ncolors, 0
     generator = torch.Generator().manual_seed(0)
     for turn in range(rounds):
-        rank = torch.arange(ncolors, 0, -1)
+        rank = torch.arange(ncolors, 0, -1, device="cpu")
         if turn % 3 == 1:
             rank = rank - torch.bincount(colors, minlength=ncolors) * ncolors
         elif turn % 3 == 2:
             rank = torch.randperm(ncolors, generator=generator)
         sequence = torch.sort(rank[colors], stable=True).indices
         place = torch.empty_like(sequence)
-        place[sequence] = torch.arange(sequence.numel())
+        place[sequence] = torch.arange(sequence.numel(), device="cpu")
         again = _color_graph(
             columns.indptr, place[columns.indices], columns.shape[1], "distance2_columns", "natural"
         )

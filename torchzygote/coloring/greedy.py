@@ -55,7 +55,7 @@ def color_graph(indptr: Tensor, indices: Tensor, ncols: int, kind: str, order: s
                 sizes[group] += 1
         weights = [sum(sizes[group] - 1 for group in row) for row in rows] if order != "natural" else []
         colors = _distance2(rows, groups, _sequence(weights, order) if weights else range(len(rows)))
-    return torch.tensor(colors, dtype=torch.int64)
+    return torch.tensor(colors, dtype=torch.int64, device="cpu")
 
 
 def _transposed(rows: Sequence[Sequence[int]], ncols: int) -> list[list[int]]:

@@ -161,7 +161,7 @@ def _occurs_once(keys: Tensor, bound: int) -> Tensor:
 
 
 def _diagonal_slots(patterns: Sequence[Pattern], coloring: Coloring) -> list[tuple[Tensor, Tensor]]:
-    return [(coloring.colors, torch.arange(pattern.shape[1])) for pattern in patterns]
+    return [(coloring.colors, torch.arange(pattern.shape[1], device="cpu")) for pattern in patterns]
 
 
 _SLOTS = {
@@ -180,16 +180,16 @@ def joined(patterns: Sequence[Pattern]) -> Pattern:
     width = sum(pattern.shape[1] for pattern in patterns)
     if sum(pattern.nnz for pattern in patterns if pattern.dense) > _MOST_LISTED:
         return Pattern.full((rows, width))
-    counts = torch.zeros(rows, dtype=torch.int64)
+    counts = torch.zeros(rows, dtype=torch.int64, device="cpu")
     for pattern in patterns:
         counts += pattern.indptr.diff()
     indptr = indptr_of(counts)
-    indices = torch.empty(int(indptr[-1]), dtype=torch.int64)
+    indices = torch.empty(int(indptr[-1]), dtype=torch.int64, device="cpu")
     start, offset = indptr[:-1].clone(), 0
     for pattern in patterns:
         count = pattern.indptr.diff()
         shift = torch.repeat_interleave(start - pattern.indptr[:-1], count)
-        indices[torch.arange(pattern.nnz) + shift] = pattern.indices + offset
+        indices[torch.arange(pattern.nnz, device="cpu") + shift] = pattern.indices + offset
         start += count
         offset += pattern.shape[1]
     return Pattern((rows, width), indptr, indices)

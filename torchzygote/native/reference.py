@@ -176,7 +176,7 @@ def unite_sets(
             starts.append(len(members))
         found.append(same)
     return (
-        torch.tensor(found, dtype=torch.int64),
-        torch.tensor(starts, dtype=torch.int64),
-        torch.tensor(members, dtype=torch.int64),
+        torch.tensor(found, dtype=torch.int64, device="cpu"),
+        torch.tensor(starts, dtype=torch.int64, device="cpu"),
+        torch.tensor(members, dtype=torch.int64, device="cpu"),
     )

@@ -21,7 +21,9 @@ def unite_pairs(
     """The union of ``a[k]`` and ``b[k]`` for each ``k``; see :func:`unite_groups` for what is returned."""
     keys, inverse = torch.unique((a.long() << 32) | b.long(), return_inverse=True)
     group_ids = torch.stack([keys >> 32, keys & 0xFFFFFFFF], dim=1).reshape(-1)
-    ids, sizes, new = unite_groups(ptr, members, torch.arange(keys.numel() + 1) * 2, group_ids, most)
+    ids, sizes, new = unite_groups(
+        ptr, members, torch.arange(keys.numel() + 1, device="cpu") * 2, group_ids, most
+    )
     if ids.numel() != keys.numel():
         return ids, sizes, new
     return ids[inverse.reshape(-1)], sizes, new
@@ -38,7 +40,7 @@ def unite_groups(
     """
     groups = group_ptr.numel() - 1
     ids = group_ids.long()
-    owners = torch.repeat_interleave(torch.arange(groups), group_ptr.diff())
+    owners = torch.repeat_interleave(torch.arange(groups, device="cpu"), group_ptr.diff())
     # Repeated sets within a group are dropped first; the empty set adds nothing.
     count = ptr.numel() - 1
     keys = torch.unique(owners[ids > 0] * count + ids[ids > 0])
@@ -51,7 +53,7 @@ def unite_groups(
     owner, member = torch.div(keys, width, rounding_mode="floor"), keys % width
     sizes = torch.bincount(owner, minlength=groups)
     # The set among its own that is as large as the union is the union.
-    result = torch.full((groups,), -1, dtype=torch.int64)
+    result = torch.full((groups,), -1, dtype=torch.int64, device="cpu")
     same = (ptr[ids + 1] - ptr[ids]) == sizes[owners]
     result[owners[same]] = ids[same]
     result[sizes == 0] = 0
@@ -62,10 +64,10 @@ def unite_groups(
         return result.to(torch.int32), sizes[:0], members[:0]
     representative = _representatives(index, starts, sizes, owner, member, groups)
     kept = torch.unique(representative)
-    numbers = torch.zeros(groups, dtype=torch.int64)
-    numbers[kept] = count + torch.arange(kept.numel())
+    numbers = torch.zeros(groups, dtype=torch.int64, device="cpu")
+    numbers[kept] = count + torch.arange(kept.numel(), device="cpu")
     result[index] = numbers[representative]
-    chosen = torch.zeros(groups, dtype=torch.bool)
+    chosen = torch.zeros(groups, dtype=torch.bool, device="cpu")
     chosen[kept] = True
     new = member[chosen[owner]].to(members.dtype)
     if new.numel() > most:
@@ -80,28 +82,30 @@ def _representatives(
     mixed = (member + 1) * _SPREAD[0]
     mixed = (mixed ^ (mixed >> 29)) * _SPREAD[1]
     mixed = mixed ^ (mixed >> 32)
-    sums = torch.zeros(groups, dtype=torch.int64).index_add_(0, owner, mixed)
+    sums = torch.zeros(groups, dtype=torch.int64, device="cpu").index_add_(0, owner, mixed)
     _, inverse = torch.unique(sums[index], return_inverse=True)
-    first = torch.full((int(inverse.max()) + 1,), index.numel(), dtype=torch.int64)
-    first.scatter_reduce_(0, inverse, torch.arange(index.numel()), "amin")
+    first = torch.full((int(inverse.max()) + 1,), index.numel(), dtype=torch.int64, device="cpu")
+    first.scatter_reduce_(0, inverse, torch.arange(index.numel(), device="cpu"), "amin")
     representative = index[first[inverse]]
     other = torch.nonzero(representative != index).squeeze(1)
     mine, theirs = index[other], representative[other]
     equal = sizes[mine] == sizes[theirs]
     # Equal sums are no proof: compare the members themselves.
     length = torch.where(equal, sizes[mine], 0)
-    step = torch.arange(int(length.sum())) - torch.repeat_interleave(length.cumsum(0) - length, length)
+    step = torch.arange(int(length.sum()), device="cpu") - torch.repeat_interleave(
+        length.cumsum(0) - length, length
+    )
     left = member[torch.repeat_interleave(starts[mine], length) + step]
     right = member[torch.repeat_interleave(starts[theirs], length) + step]
-    line = torch.repeat_interleave(torch.arange(other.numel()), length)
+    line = torch.repeat_interleave(torch.arange(other.numel(), device="cpu"), length)
     equal[line[left != right]] = False
     representative[other[~equal]] = index[other[~equal]]
     return representative
 
 
 def _too_much() -> tuple[Tensor, Tensor, Tensor]:
-    nothing = torch.empty(0, dtype=torch.int32)
-    return nothing, torch.empty(0, dtype=torch.int64), nothing
+    nothing = torch.empty(0, dtype=torch.int32, device="cpu")
+    return nothing, torch.empty(0, dtype=torch.int64, device="cpu"), nothing
 
 
 def expand_sets(ptr: Tensor, members: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,9 +113,9 @@ def expand_sets(ptr: Tensor, members: Tensor, ids: Tensor) -> tuple[Tensor, Tens
     ids = ids.long()
     begin = ptr[ids]
     sizes = ptr[ids + 1] - begin
-    which = torch.repeat_interleave(torch.arange(ids.numel()), sizes)
+    which = torch.repeat_interleave(torch.arange(ids.numel(), device="cpu"), sizes)
     offsets = begin - (torch.cumsum(sizes, 0) - sizes)
-    return which, members[offsets[which] + torch.arange(which.numel())].long()
+    return which, members[offsets[which] + torch.arange(which.numel(), device="cpu")].long()
 
 
 def expand_pairs(
@@ -126,7 +130,9 @@ def expand_pairs(
     size = int(bounds[-1])
     first, second = ptr[a + 1] - ptr[a], ptr[b + 1] - ptr[b]
     if int((first * second).sum()) > most:
-        return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+        return torch.empty(0, dtype=torch.int64, device="cpu"), torch.empty(
+            0, dtype=torch.int64, device="cpu"
+        )
     which, rows = expand_sets(ptr, members, a)
     line, columns = expand_sets(ptr, members, b[which])
     rows = rows[line]
@@ -134,7 +140,7 @@ def expand_pairs(
         inside = torch.bucketize(rows, bounds, right=True) == torch.bucketize(columns, bounds, right=True)
         rows, columns = rows[inside], columns[inside]
     keys = torch.unique(torch.cat([rows * size + columns, columns * size + rows]))
-    indptr = torch.zeros(size + 1, dtype=torch.int64)
+    indptr = torch.zeros(size + 1, dtype=torch.int64, device="cpu")
     width = max(size, 1)
     torch.cumsum(
         torch.bincount(torch.div(keys, width, rounding_mode="floor"), minlength=size), 0, out=indptr[1:]

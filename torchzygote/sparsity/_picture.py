@@ -8,7 +8,7 @@ from torch import Tensor
 __all__ = ["picture"]
 
 # Bits of the dots of a braille character: four rows of two.
-_DOTS = torch.tensor([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
+_DOTS = torch.tensor([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]], device="cpu")
 _BLANK = 0x2800
 
 
@@ -18,7 +18,7 @@ def picture(rows: Tensor, columns: Tensor, shape: tuple[int, int], width: int, h
         return []
     scale = max(1.0, shape[0] / (4 * height), shape[1] / (2 * width))
     down, across = (max(1, round(n / scale)) for n in shape)
-    cells = torch.zeros(-(-down // 4) * 4, -(-across // 2) * 2, dtype=torch.int64)
+    cells = torch.zeros(-(-down // 4) * 4, -(-across // 2) * 2, dtype=torch.int64, device="cpu")
     cells[rows * down // shape[0], columns * across // shape[1]] = 1
     blocks = cells.view(cells.shape[0] // 4, 4, cells.shape[1] // 2, 2)
     codes = (blocks * _DOTS[:, None, :]).sum((1, 3)) + _BLANK

@@ -49,7 +49,7 @@ class Replay:
         self.unknown: dict[str, None] = {}
         self._shadows: dict[int, Shadow] = {}
         for ref, start in zip(inputs, self.bounds, strict=False):
-            ids = torch.arange(start + 1, start + 1 + _numel(ref), dtype=ID).view(ref.size)
+            ids = torch.arange(start + 1, start + 1 + _numel(ref), dtype=ID, device="cpu").view(ref.size)
             shadow = self._shadow(ref)
             shadow.write(ref, self.sets.unite(shadow.read(ref), ids))
 

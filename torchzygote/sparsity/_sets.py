@@ -48,12 +48,12 @@ class IndexSets:
         self.count = size + 1
         self.used = size
         # Memory that isn't touched costs nothing.
-        self._ptr = torch.empty(4 * size + 66, dtype=torch.int64)
+        self._ptr = torch.empty(4 * size + 66, dtype=torch.int64, device="cpu")
         self._ptr[0] = 0
-        torch.arange(size + 1, out=self._ptr[1 : size + 2])
-        self._supersets = torch.zeros(size + 1, dtype=ID) if nested else None
-        self._members = torch.empty(8 * size + 64, dtype=ID)
-        torch.arange(size, out=self._members[:size])
+        torch.arange(size + 1, out=self._ptr[1 : size + 2], device="cpu")
+        self._supersets = torch.zeros(size + 1, dtype=ID, device="cpu") if nested else None
+        self._members = torch.empty(8 * size + 64, dtype=ID, device="cpu")
+        torch.arange(size, out=self._members[:size], device="cpu")
 
     @property
     def ptr(self) -> Tensor:
@@ -120,7 +120,7 @@ class IndexSets:
         """Remember that each of these sets is part of that union."""
         assert self._supersets is not None
         if self._supersets.numel() < self.count:
-            longer = torch.zeros(2 * self.count, dtype=ID)
+            longer = torch.zeros(2 * self.count, dtype=ID, device="cpu")
             longer[: self._supersets.numel()] = self._supersets
             self._supersets = longer
         self._supersets[sets.long()] = unions
@@ -129,9 +129,9 @@ class IndexSets:
         """For each set the last of it and its known supersets that is ``among`` (a mask); 0 if none is."""
         assert self._supersets is not None
         among = among[: self.count]
-        every = torch.arange(self.count)
+        every = torch.arange(self.count, device="cpu")
         best = torch.where(among, every, 0)
-        up = torch.zeros(self.count, dtype=torch.int64)
+        up = torch.zeros(self.count, dtype=torch.int64, device="cpu")
         known = min(self.count, self._supersets.numel())
         up[:known] = self._supersets[:known].long()
         sizes = self.ptr.diff()
@@ -167,7 +167,7 @@ class IndexSets:
         kept = [d for d in range(ndim) if d not in chosen]
         (small,), _ = collapsed(ids)
         if 0 in ids.shape:
-            united = torch.zeros((), dtype=ID).expand(shape)
+            united = torch.zeros((), dtype=ID, device="cpu").expand(shape)
         else:
             rows = small.permute(*kept, *chosen).reshape(
                 [small.shape[d] for d in kept] + [-1] if chosen else list(small.shape) + [1]
@@ -177,7 +177,7 @@ class IndexSets:
                 found = rows[..., 0]
             else:
                 count = outer.numel()
-                pointers = torch.arange(count + 1) * width
+                pointers = torch.arange(count + 1, device="cpu") * width
                 found = self.unite_groups(pointers, rows.reshape(-1)).view(outer)
             inner = [1 if d in chosen else small.shape[d] for d in range(ndim)]
             united = found.reshape(inner).expand(shape)
@@ -186,10 +186,10 @@ class IndexSets:
     def accumulate(self, base: Tensor, where: Tensor, source: Tensor) -> Tensor:
         """``base`` with ``source[k]`` united into the element ``where[k]``, counted row by row."""
         size = base.numel()
-        places = torch.cat([torch.arange(size), where.reshape(-1).long()])
+        places = torch.cat([torch.arange(size, device="cpu"), where.reshape(-1).long()])
         order = torch.sort(places, stable=True).indices
         ids = torch.cat([base.reshape(-1), source.reshape(-1)])[order]
-        pointers = torch.zeros(size + 1, dtype=torch.int64)
+        pointers = torch.zeros(size + 1, dtype=torch.int64, device="cpu")
         torch.cumsum(torch.bincount(places, minlength=size), 0, out=pointers[1:])
         return self.unite_groups(pointers, ids).view(base.shape)
 
@@ -200,7 +200,7 @@ def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
 
 
 def _grown(buffer: Tensor, used: int, capacity: int) -> Tensor:
-    larger = torch.empty(capacity, dtype=buffer.dtype)
+    larger = torch.empty(capacity, dtype=buffer.dtype, device="cpu")
     larger[:used] = buffer[:used]
     return larger
 

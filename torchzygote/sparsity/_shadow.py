@@ -78,7 +78,7 @@ class Shadow:
             if ref is not None and ids is not None and _covers(ref) and ids.is_contiguous():
                 self._flat, self._mine = ids.reshape(-1), False
             else:
-                self._flat, self._mine = torch.zeros(count, dtype=ID), True
+                self._flat, self._mine = torch.zeros(count, dtype=ID, device="cpu"), True
                 if ref is not None and ids is not None:
                     self._flat.as_strided(ref.size, ref.stride, ref.offset).copy_(ids)
             self._ref = self._ids = None

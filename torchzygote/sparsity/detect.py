@@ -158,8 +158,10 @@ def jacobian_patterns(
 
 
 def _empty(rows: int, columns: int, run: _Run) -> Pattern:
-    nothing = torch.empty(0, dtype=torch.int64)
-    return Pattern((rows, columns), torch.zeros(rows + 1, dtype=torch.int64), nothing, **_about(run, None))
+    nothing = torch.empty(0, dtype=torch.int64, device="cpu")
+    return Pattern(
+        (rows, columns), torch.zeros(rows + 1, dtype=torch.int64, device="cpu"), nothing, **_about(run, None)
+    )
 
 
 def _split(ids: Tensor, replay: Replay, about: dict[str, Any]) -> list[Pattern]:
@@ -238,7 +240,7 @@ def _blocks(replay: Replay, about: dict[str, Any]) -> list[Pattern]:
     """The couplings expanded to one symmetric pattern for each input."""
     sets = replay.sets
     first, second = replay.context.pairs()
-    bounds = torch.tensor(replay.bounds)
+    bounds = torch.tensor(replay.bounds, device="cpu")
     indptr, indices = expand_pairs(sets.ptr, sets.members, first, second, bounds, sets.budget - sets.used)
     if indptr.numel() != sets.size + 1:
         raise OverBudget

@@ -89,20 +89,22 @@ class Pattern:
     def indptr(self) -> Tensor:
         """Where each row starts in :attr:`indices`."""
         if self._indptr is None:
-            self._indptr = torch.arange(self.shape[0] + 1) * self.shape[1]
+            self._indptr = torch.arange(self.shape[0] + 1, device="cpu") * self.shape[1]
         return self._indptr
 
     @property
     def indices(self) -> Tensor:
         """Columns of the entries, row by row."""
         if self._indices is None:
-            self._indices = torch.arange(self.shape[1]).repeat(self.shape[0])
+            self._indices = torch.arange(self.shape[1], device="cpu").repeat(self.shape[0])
         return self._indices
 
     def rows(self) -> Tensor:
         """The row of each entry, in the order of :attr:`indices`."""
         counts = self.indptr[1:] - self.indptr[:-1]
-        return torch.repeat_interleave(torch.arange(self.shape[0]), counts, output_size=self.nnz)
+        return torch.repeat_interleave(
+            torch.arange(self.shape[0], device="cpu"), counts, output_size=self.nnz
+        )
 
     def transpose(self) -> Pattern:
         """The pattern of the transposed matrix."""
@@ -121,18 +123,20 @@ class Pattern:
 
     def to_csr(self, device: torch.device | None = None) -> Tensor:
         """A ``torch.sparse_csr`` tensor of ``True``, with the attribute ``is_local``."""
-        values = torch.ones(self.nnz, dtype=torch.bool, device=device)
-        indptr, indices = self.indptr.to(device=device), self.indices.to(device=device)
+        values = torch.ones(self.nnz, dtype=torch.bool, device=device or "cpu")
+        indptr, indices = self.indptr.to(values.device), self.indices.to(values.device)
         with warnings.catch_warnings():
             # PyTorch says once per process that its CSR tensors are in beta.
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support", category=UserWarning)
-            csr = torch.sparse_csr_tensor(indptr, indices, values, self.shape, check_invariants=False)
+            csr = torch.sparse_csr_tensor(
+                indptr, indices, values, self.shape, device=values.device, check_invariants=False
+            )
         csr.is_local = self.is_local  # type: ignore[attr-defined]
         return csr
 
     def to_dense(self) -> Tensor:
         """A boolean matrix."""
-        matrix = torch.zeros(self.shape, dtype=torch.bool)
+        matrix = torch.zeros(self.shape, dtype=torch.bool, device="cpu")
         if self._dense:
             return matrix.fill_(True)
         matrix[self.rows(), self.indices] = True
@@ -185,7 +189,9 @@ class Pattern:
         counts = indptr[1:] - indptr[:-1]
         if indptr.numel() != rows + 1 or bool((counts < 0).any()) or int(indptr[-1]) != indices.numel():
             raise ValueError("pattern: expected row pointers that ascend from 0 to the number of entries")
-        found = cls.from_coo(torch.repeat_interleave(torch.arange(rows), counts), indices, (rows, columns))
+        found = cls.from_coo(
+            torch.repeat_interleave(torch.arange(rows, device="cpu"), counts), indices, (rows, columns)
+        )
         found.is_local = bool(getattr(matrix, "is_local", False))
         return found
 
@@ -232,12 +238,12 @@ class Pattern:
         return picture(self.rows(), self.indices, self.shape, width, height)
 
 
-_NONE = torch.empty(0, dtype=torch.int64)
+_NONE = torch.empty(0, dtype=torch.int64, device="cpu")
 
 
 def indptr_of(counts: Tensor) -> Tensor:
     """Row pointers from the number of entries in each row."""
-    indptr = torch.zeros(counts.numel() + 1, dtype=torch.int64)
+    indptr = torch.zeros(counts.numel() + 1, dtype=torch.int64, device="cpu")
     torch.cumsum(counts, 0, out=indptr[1:])
     return indptr
 

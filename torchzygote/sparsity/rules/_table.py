@@ -91,7 +91,7 @@ def _flat(values: Any) -> Any:
 
 def zero_ids(shape: Sequence[int] = ()) -> Tensor:
     """Empty sets everywhere."""
-    return torch.zeros((), dtype=ID).expand(tuple(shape))
+    return torch.zeros((), dtype=ID, device="cpu").expand(tuple(shape))
 
 
 class Context:
@@ -108,7 +108,7 @@ class Context:
         self.wanted = True
         self.local = False
         self._pairs: list[Tensor] = []
-        self._with_itself = torch.zeros(sets.count if second else 0, dtype=torch.bool)
+        self._with_itself = torch.zeros(sets.count if second else 0, dtype=torch.bool, device="cpu")
         self._due = _MANY
 
     def ids(self, value: Any) -> Tensor:
@@ -139,7 +139,7 @@ class Context:
         if b is None:
             missing = self.sets.count - self._with_itself.numel()
             if missing > 0:
-                longer = torch.zeros(missing + self.sets.count // 2, dtype=torch.bool)
+                longer = torch.zeros(missing + self.sets.count // 2, dtype=torch.bool, device="cpu")
                 self._with_itself = torch.cat([self._with_itself, longer])
             (small,), _ = collapsed(a)
             self._with_itself[small.reshape(-1).long()] = True
@@ -162,16 +162,20 @@ class Context:
 
     def pairs(self) -> tuple[Tensor, Tensor]:
         """All pairs of sets that were coupled, without most of those that are part of another."""
-        alone = torch.zeros(self.sets.count, dtype=torch.bool)
+        alone = torch.zeros(self.sets.count, dtype=torch.bool, device="cpu")
         marked = min(self.sets.count, self._with_itself.numel())
         alone[:marked] = self._with_itself[:marked]
         alone[0] = False
-        keys = torch.unique(torch.cat(self._pairs)) if self._pairs else torch.empty(0, dtype=torch.int64)
+        keys = (
+            torch.unique(torch.cat(self._pairs))
+            if self._pairs
+            else torch.empty(0, dtype=torch.int64, device="cpu")
+        )
         first, second = keys >> 32, keys & 0xFFFFFFFF
         outermost = self.sets.outermost(alone)
         part = outermost[first]
         there = (part == 0) | (part != outermost[second])
-        alone = (alone & (outermost == torch.arange(self.sets.count))).nonzero().squeeze(1)
+        alone = (alone & (outermost == torch.arange(self.sets.count, device="cpu"))).nonzero().squeeze(1)
         return torch.cat([alone, first[there]]), torch.cat([alone, second[there]])
 
     def by_values(self, *values: Any) -> None:

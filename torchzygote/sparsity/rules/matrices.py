@@ -22,7 +22,12 @@ def _nonzero(value: Any) -> Tensor | None:
     if matrix.layout != torch.strided:
         matrix = matrix.to_sparse().cpu().coalesce()
         return torch.sparse_coo_tensor(
-            matrix.indices(), matrix.values() != 0, matrix.shape, is_coalesced=True, check_invariants=False
+            matrix.indices(),
+            matrix.values() != 0,
+            matrix.shape,
+            device="cpu",
+            is_coalesced=True,
+            check_invariants=False,
         )
     there = matrix.cpu() != 0
     return None if bool(there.all()) else there
@@ -33,13 +38,13 @@ def _by_columns(ctx: Context, ids: Tensor, there: Tensor) -> Tensor:
     pairs = there.t().coalesce().indices() if there.is_sparse else there.t().nonzero().t()
     columns, inner = pairs[0], pairs[1]  # sorted by column
     width = there.shape[1]
-    pointers = torch.zeros(width + 1, dtype=torch.int64)
+    pointers = torch.zeros(width + 1, dtype=torch.int64, device="cpu")
     torch.cumsum(torch.bincount(columns, minlength=width), 0, out=pointers[1:])
     outer = ids.shape[:-1]
     rows = ids.reshape(-1, ids.shape[-1])
     count, total = rows.shape[0], columns.numel()
-    ptr = (torch.arange(count)[:, None] * total + pointers[None, :-1]).reshape(-1)
-    ptr = torch.cat([ptr, torch.tensor([count * total])])
+    ptr = (torch.arange(count, device="cpu")[:, None] * total + pointers[None, :-1]).reshape(-1)
+    ptr = torch.cat([ptr, torch.tensor([count * total], device="cpu")])
     return ctx.sets.unite_groups(ptr, rows[:, inner].reshape(-1)).view(*outer, width)
 
 

@@ -148,7 +148,7 @@ def _reshape(ctx: Context, call: Call) -> Any:
 
 def positions(shape: Any) -> Tensor:
     """The place of each element of a tensor, counted row by row."""
-    return torch.arange(math.prod(shape)).view(tuple(shape))
+    return torch.arange(math.prod(shape), device="cpu").view(tuple(shape))
 
 
 def _overwrite(ctx: Context, base: Tensor, where: Tensor, source: Tensor) -> Tensor:
@@ -297,6 +297,6 @@ def _masked_scatter_backward(ctx: Context, call: Call) -> Any:
     ctx.by_values(call["mask"])
     grad = ctx.ids(call["grad_output"])
     taken = grad[call["mask"].tensor.cpu().expand(grad.shape)]
-    found = torch.zeros(math.prod(call.shape), dtype=ID)
+    found = torch.zeros(math.prod(call.shape), dtype=ID, device="cpu")
     found[: taken.numel()] = taken
     return found.view(call.shape)

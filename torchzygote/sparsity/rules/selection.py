@@ -88,7 +88,7 @@ def _max_pool_backward(ctx: Context, call: Call) -> Any:
     planes = call.shape[: len(call.shape) - depth]
     size = torch.Size(call.shape[len(call.shape) - depth :]).numel()
     count = torch.Size(planes).numel()
-    where = index.reshape(count, -1) + torch.arange(count)[:, None] * size
+    where = index.reshape(count, -1) + torch.arange(count, device="cpu")[:, None] * size
     base = zero_ids((count * size,))
     return ctx.sets.accumulate(base, where, ctx.ids(call["grad_output"]).reshape(-1)).view(call.shape)
 

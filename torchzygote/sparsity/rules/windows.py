@@ -19,13 +19,21 @@ aten: Any = torch.ops.aten
 
 def _table(size: int, out: int, kernel: int, stride: int, padding: int, dilation: int) -> Tensor:
     """Which input each tap of each output reads, shape (out, kernel); -1 where that is padding."""
-    reads = torch.arange(out)[:, None] * stride - padding + torch.arange(kernel)[None, :] * dilation
+    reads = (
+        torch.arange(out, device="cpu")[:, None] * stride
+        - padding
+        + torch.arange(kernel, device="cpu")[None, :] * dilation
+    )
     return torch.where((reads >= 0) & (reads < size), reads, -1)
 
 
 def _transposed_table(size: int, out: int, kernel: int, stride: int, padding: int, dilation: int) -> Tensor:
     """The same for a transposed convolution: what an input is spread over, read backwards."""
-    reads = torch.arange(out)[:, None] + padding - torch.arange(kernel)[None, :] * dilation
+    reads = (
+        torch.arange(out, device="cpu")[:, None]
+        + padding
+        - torch.arange(kernel, device="cpu")[None, :] * dilation
+    )
     inside = (reads >= 0) & (reads % stride == 0) & (reads < size * stride)
     return torch.where(inside, torch.div(reads, stride, rounding_mode="floor"), -1)
 
@@ -34,8 +42,8 @@ def _taps(ids: Tensor, tables: Sequence[Tensor]) -> Tensor:
     """For ids of shape (..., *sizes) those that each output reads: (..., *outs, all taps)."""
     depth = len(tables)
     sizes = ids.shape[ids.dim() - depth :]
-    where = torch.zeros((1,) * (2 * depth), dtype=torch.int64)
-    outside = torch.zeros((1,) * (2 * depth), dtype=torch.bool)
+    where = torch.zeros((1,) * (2 * depth), dtype=torch.int64, device="cpu")
+    outside = torch.zeros((1,) * (2 * depth), dtype=torch.bool, device="cpu")
     for d, table in enumerate(tables):
         shape = [1] * (2 * depth)
         shape[d], shape[depth + d] = table.shape
@@ -193,10 +201,10 @@ def _pool(ctx: Context, call: Call) -> Any:
 def _adaptive_tables(sizes: Sequence[int], outs: Sequence[int]) -> list[Tensor]:
     tables = []
     for size, out in zip(sizes, outs, strict=True):
-        begin = torch.arange(out) * size // out
-        end = -((-(torch.arange(out) + 1) * size) // out)
+        begin = torch.arange(out, device="cpu") * size // out
+        end = -((-(torch.arange(out, device="cpu") + 1) * size) // out)
         width = int((end - begin).max()) if out else 0
-        reads = begin[:, None] + torch.arange(width)[None, :]
+        reads = begin[:, None] + torch.arange(width, device="cpu")[None, :]
         tables.append(torch.where(reads < end[:, None], reads, -1))
     return tables
 
@@ -220,8 +228,8 @@ def _adaptive_pool_backward(ctx: Context, call: Call) -> Any:
 
 def _reversed(table: Tensor, size: int) -> Tensor:
     """For each input the outputs that read it."""
-    there = torch.zeros(table.shape[0], size + 1, dtype=torch.bool)
-    there[torch.arange(table.shape[0])[:, None], table] = True  # -1 marks the last column
+    there = torch.zeros(table.shape[0], size + 1, dtype=torch.bool, device="cpu")
+    there[torch.arange(table.shape[0], device="cpu")[:, None], table] = True  # -1 marks the last column
     return _table_of(there[:, :size].t())
 
 
@@ -275,7 +283,7 @@ def _weights_along(call: Call, d: int, size: int, out: int) -> Tensor:
     """Shape (out, size): the weights of one dimension, read off the operator, applied to an identity."""
     depth = len(call.shape) - 2
     shape = [size if k == d else 1 for k in range(depth)]
-    identity = torch.eye(size, dtype=torch.float64).view(size, 1, *shape)
+    identity = torch.eye(size, dtype=torch.float64, device="cpu").view(size, 1, *shape)
     given = {
         name: v for name, v in call.args.items() if name in ("align_corners",) or name.startswith("scales")
     }
