@@ -36,7 +36,7 @@ TABLE = [
     (
         "checkpoint_memory",
         ["--quick", "--output", "{out}/memory.png"],
-        r"difference of the losses 0\.0e\+00\n.*peak memory with checkpoints: [1-8]\d% of that without",
+        r"losses differ by 0\.0e\+00\n.*peak memory with checkpoints: [1-8]\d% of that without",
         ["memory.png"],
     ),
     (
