@@ -57,10 +57,10 @@ docs: install
 	$(BIN)/python -m sphinx -W --keep-going -n -b html docs docs/_build/html
 
 bench: install
-	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks
 
 bench-full: install
-	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks --full
+	$(BIN)/python -m benchmarks --full
 
 bench-peers: install
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .peers -r requirements/bench-torch.txt

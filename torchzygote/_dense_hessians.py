@@ -73,7 +73,14 @@ def _by_rows(second: SecondOrder, lin: Linearization, options: Options, cost: Ro
     seeds = _products.identity_seeds(n, lin.roots[0].dtype, x.device)
     chunk = _chunk(n, options, cost, x.device)
     for lo, hi, (product,) in _products.vjps(
-        lin, 0, seeds, n, chunk, create_graph=options.keep, progress=options.progress
+        lin,
+        0,
+        seeds,
+        n,
+        chunk,
+        create_graph=options.keep,
+        progress=options.progress,
+        misbatched=cost.misbatched,
     ):
         add_rows([block], lo, hi, [product])
     return block.matrix()
@@ -178,7 +185,14 @@ def diagonal(second: SecondOrder, i: int, options: Options) -> Tensor:
     joined = options.keep or _engine.in_functorch() or chunk >= n
     whole = None if joined else torch.zeros(n, dtype=x.dtype, device=x.device)
     for lo, hi, (product,) in _products.vjps(
-        lin, 0, seeds, n, chunk, create_graph=options.keep, progress=options.progress
+        lin,
+        0,
+        seeds,
+        n,
+        chunk,
+        create_graph=options.keep,
+        progress=options.progress,
+        misbatched=cost.misbatched,
     ):
         if whole is not None:
             if product is not None:

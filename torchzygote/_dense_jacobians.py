@@ -36,7 +36,14 @@ def by_rows(
     chunk = _chunk(rows, cost, options, y.device)
     seeds = _products.identity_seeds(rows, y.dtype, y.device)
     for lo, hi, products in _products.vjps(
-        lin, 0, seeds, rows, chunk, create_graph=options.keep, progress=options.progress
+        lin,
+        0,
+        seeds,
+        rows,
+        chunk,
+        create_graph=options.keep,
+        progress=options.progress,
+        misbatched=cost.misbatched,
     ):
         add_rows(blocks, lo, hi, products)
     return [block.matrix() for block in blocks]
@@ -163,7 +170,14 @@ def _by_columns_on_tape(prepared: Prepared, lin: Linearization, y: Tensor, optio
         seeds = _products.identity_seeds(x.numel(), x.dtype, x.device)
         chunk = _chunk(x.numel(), cost, options, x.device)
         for lo, hi, products in _products.vjps(
-            linear, 0, seeds, x.numel(), chunk, create_graph=options.keep, progress=options.progress
+            linear,
+            0,
+            seeds,
+            x.numel(),
+            chunk,
+            create_graph=options.keep,
+            progress=options.progress,
+            misbatched=cost.misbatched,
         ):
             (product,) = products
             block.add(

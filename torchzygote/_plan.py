@@ -131,10 +131,14 @@ def choose_mode(mode: str, rows: int, columns: int, complex_input: bool) -> str:
 
 
 class RowCost(NamedTuple):
-    """What one row takes while it is pulled back: bytes at most, and operations."""
+    """What one row takes while it is pulled back: bytes at most, and operations.
+
+    ``misbatched``: one of them that PyTorch batches wrongly, so that rows go one at a time.
+    """
 
     nbytes: int
     nodes: int
+    misbatched: str | None = None
 
 
 FREE = RowCost(0, 0)

@@ -22,6 +22,7 @@ __all__ = ["Chunk", "Seeds", "identity_seeds", "jvps", "vjps"]
 
 # seeds(lo, hi): the flat seeds of rows lo to hi, shape (hi - lo, numel)
 Seeds = Callable[[int, int], Tensor]
+UNKNOWN = "unknown"
 # lo, hi, and for each input the products of shape (hi - lo, *its shape), None where nothing depends on it
 Chunk = tuple[int, int, "list[Tensor | None]"]
 
@@ -64,11 +65,15 @@ def vjps(
     create_graph: bool = False,
     progress: bool = False,
     what: str = "row",
+    misbatched: str | None = UNKNOWN,
 ) -> Iterator[Chunk]:
-    """Pull the seeds back from ``lin.roots[root]``, ``chunk`` rows at a time."""
+    """Pull the seeds back from ``lin.roots[root]``, ``chunk`` rows at a time.
+
+    ``misbatched``: an operation that PyTorch batches wrongly, where that is known; else the graph is walked.
+    """
     shape = lin.roots[root].shape
     count = len(lin.roots)
-    by_row = total > 1 and chunk > 1 and _must_not_be_batched(lin)
+    by_row = total > 1 and chunk > 1 and _must_not_be_batched(lin, misbatched)
 
     def one(seed: Tensor) -> list[Tensor | None]:
         cotangents: list[Tensor | None] = [None] * count
@@ -135,9 +140,13 @@ def stack_products(products: Sequence[Tensor | None]) -> Tensor | None:
     return torch.stack([torch.zeros_like(like) if p is None else p for p in products])
 
 
-def _must_not_be_batched(lin: Linearization) -> bool:
+def _must_not_be_batched(lin: Linearization, operation: str | None) -> bool:
     """Whether PyTorch would give wrong numbers for a batch of rows; a warning says so."""
-    if _engine.compiling() or (operation := misbatched_operation(lin.roots)) is None:
+    if _engine.compiling():
+        return False
+    if operation == UNKNOWN:
+        operation = misbatched_operation(lin.roots)
+    if operation is None:
         return False
     warnings.warn(
         f"rows are computed one at a time, which is slow: PyTorch gives wrong numbers for {operation} where "

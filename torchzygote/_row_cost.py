@@ -14,5 +14,5 @@ __all__ = ["row_cost"]
 
 def row_cost(lin: Linearization) -> RowCost:
     """Upper bound of what one row takes."""
-    nbytes, nodes = backward_bytes(lin.roots)
-    return RowCost(nbytes + sum(x.numel() * x.element_size() for x in lin.inputs), nodes)
+    nbytes, nodes, misbatched = backward_bytes(lin.roots)
+    return RowCost(nbytes + sum(x.numel() * x.element_size() for x in lin.inputs), nodes, misbatched)

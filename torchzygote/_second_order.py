@@ -122,8 +122,8 @@ class SecondOrder:
             guess = FREE
             rows = max((x.numel() for x in self.prepared.inputs), default=0)
             if self._first is not None and (self._lin is None or _plan.is_small(rows * rows)):
-                nbytes, nodes = backward_bytes(self._first.roots)
-                guess = RowCost(8 * nbytes, 4 * nodes)
+                nbytes, nodes, misbatched = backward_bytes(self._first.roots)
+                guess = RowCost(8 * nbytes, 4 * nodes, misbatched)
             if self._lin is None or (guess.nodes > 0 and _plan.is_small(rows * guess.nbytes)):
                 self._row_cost = guess
             else:

@@ -169,7 +169,14 @@ def block_products(
         parts: list[list[Tensor]] = [[] for _ in row]
         part_of = functools.partial(_rows, seeds)
         for lo, hi, products in _products.vjps(
-            lin, i, part_of, len(seeds), chunk, create_graph=create_graph, progress=progress
+            lin,
+            i,
+            part_of,
+            len(seeds),
+            chunk,
+            create_graph=create_graph,
+            progress=progress,
+            misbatched=cost.misbatched,
         ):
             for j, product in enumerate(products):
                 x = lin.inputs[j]

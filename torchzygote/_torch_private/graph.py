@@ -149,8 +149,10 @@ def node_names(root: Tensor) -> list[str]:
     return sorted({node.name() for node in seen})
 
 
-def backward_bytes(roots: list[Tensor], most_nodes: int = 20_000) -> tuple[int, int]:
+def backward_bytes(roots: list[Tensor], most_nodes: int = 20_000) -> tuple[int, int, str | None]:
     """Bytes of all gradients that one backward pass from ``roots`` makes, and how many operations it takes.
+
+    And the name of one that must not run under ``vmap``, as :func:`misbatched_operation` finds it.
 
     Read off the recorded graph (``_input_metadata``), without running it: an upper bound of what one row of a
     Jacobian needs while its rows are batched.
@@ -158,15 +160,21 @@ def backward_bytes(roots: list[Tensor], most_nodes: int = 20_000) -> tuple[int, 
     seen: set[Any] = set()
     stack: list[Any] = [root.grad_fn for root in roots if root.grad_fn is not None]
     total = 0
-    while stack and len(seen) < most_nodes:
+    misbatched = None
+    while stack:
         node = stack.pop()
         if node in seen:
             continue
+        if len(seen) >= most_nodes:
+            misbatched = misbatched or misbatched_operation(roots)
+            break
         seen.add(node)
+        if node.name() in _MISBATCHED:
+            misbatched = _MISBATCHED[node.name()]
         for meta in node._input_metadata:
             total += math.prod(meta.shape) * meta.dtype.itemsize
         stack.extend([following for following, _ in node.next_functions if following is not None])
-    return total, len(seen)
+    return total, len(seen), misbatched
 
 
 def reaches(roots: list[Tensor], leaves: Sequence[Tensor]) -> bool:
