@@ -58,6 +58,21 @@ CAUSES = (
         peer="by hand",
     ),
     Cause(
+        "Compiled plans",
+        "A plan computes one product more than its colors and compares it with the result, which asdex "
+        "doesn't; and the code that PyTorch's compiler makes for slices and pads of a vector takes three "
+        "to four times as long as plain arithmetic of the same length",
+        part="sparse",
+        work="compiled",
+        peer="asdex",
+    ),
+    Cause(
+        "Detection and coloring",
+        "Rules in Python run once for each operation, whatever the size; coloring is native",
+        part="sparse",
+        work="detection",
+    ),
+    Cause(
         "Interpreted operations against a compiled program",
         "Each operation of an uncompiled call goes through PyTorch's dispatcher and stores its result; "
         "under `jit` they are fused. Compile the plan for the same effect",

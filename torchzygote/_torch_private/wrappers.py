@@ -133,6 +133,8 @@ def batched_like(x: Tensor, other: Tensor) -> Tensor:
 
     Derivatives write in place where the function did; that needs batch axes where the function had them.
     """
+    if not is_wrapped(other):
+        return x
     missing = {level for level, layer in layers(other) if _C_functorch.is_batchedtensor(layer)}
     missing -= {level for level, layer in layers(x) if _C_functorch.is_batchedtensor(layer)}
     return torch.zeros_like(other) + x if missing else x
