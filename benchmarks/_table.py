@@ -111,6 +111,7 @@ def _native() -> str:
     try:
         from torchzygote import native
 
-        return str(native.info())
+        loaded = native.info()["devices"]
+        return ", ".join(loaded) if loaded else "none"
     except ImportError:
         return "not built"

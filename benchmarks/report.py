@@ -97,7 +97,7 @@ def describe(machine: dict[str, Any]) -> str:
     """A sentence on the machine."""
     memory = f", {machine['memory_gib']} GiB" if machine.get("memory_gib") else ""
     loaded = machine.get("native", "")
-    kernels = "with the native library" if "'cpu'" in loaded.split("missing")[0] else "without native library"
+    kernels = "with the native library" if "cpu" in loaded else "without native library"
     return (
         f"{machine['cpu']}, {machine['cores']} cores{memory}, {machine['threads']} "
         f"thread{'s' * (machine['threads'] != 1)}; Python {machine['python']}, PyTorch {machine['torch']}, "
