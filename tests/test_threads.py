@@ -83,3 +83,27 @@ def test_values_do_not_depend_on_who_else_runs(way: str, switching: None) -> Non
     assert not wrong
     assert not p.requires_grad
     assert layer.weight.requires_grad
+
+
+def test_a_flag_that_another_thread_holds_is_not_taken_for_granted() -> None:
+    """Held for a while by one call, it must not be trusted by the next, whenever that one looks."""
+    from torchzygote._flags import _Flags
+
+    flags = _Flags()
+    w = torch.ones(2)
+    seen: list[bool] = []
+
+    class Looking(torch.Tensor):
+        """At each change of the flag somebody else looks."""
+
+        def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+            super().requires_grad_(requires_grad)
+            seen.append(flags.are_needless([self]))
+            return self
+
+    watched = w.as_subclass(Looking)
+    release = flags.hold([watched])
+    release()
+    assert seen == [False, False]
+    assert not watched.requires_grad
+    assert flags.are_needless([torch.ones(2, requires_grad=True)])

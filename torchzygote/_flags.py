@@ -20,18 +20,24 @@ class _Flags:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._held: dict[int, list[Any]] = {}
+        self._begun = 0  # how often anything was switched on; counted before it is
 
     def hold(self, tensors: Sequence[Tensor]) -> Callable[[], None]:
         """Switch the flags on; the function returned gives them back (once)."""
         mine: list[Tensor] = []
         with self._lock:
+            self._begun += 1
             for tensor in tensors:
                 entry = self._held.get(id(tensor))
                 if entry is not None:
                     entry[1] += 1
                 elif not tensor.requires_grad:
-                    tensor.requires_grad_(True)
-                    self._held[id(tensor)] = [tensor, 1]
+                    self._held[id(tensor)] = [tensor, 1]  # first: from here on nobody trusts the flag
+                    try:
+                        tensor.requires_grad_(True)
+                    except BaseException:
+                        del self._held[id(tensor)]
+                        raise
                 else:
                     continue
                 mine.append(tensor)
@@ -43,11 +49,18 @@ class _Flags:
                     entry = self._held[id(tensor)]
                     entry[1] -= 1
                     if entry[1] == 0:
-                        del self._held[id(tensor)]
                         if tensor.is_leaf:
                             tensor.requires_grad_(False)
+                        del self._held[id(tensor)]  # last: while it is there, nobody trusts the flag
 
         return release
+
+    def are_needless(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether all flags are on, and not because somebody else holds them for a while; takes no lock."""
+        begun = self._begun
+        if self._held or False in [tensor.requires_grad for tensor in tensors]:
+            return False
+        return begun == self._begun
 
 
 _flags = _Flags()
@@ -59,6 +72,4 @@ def _nothing() -> None:
 
 def held_flags(tensors: Sequence[Tensor]) -> Callable[[], None]:
     """Make ``tensors`` require grad until the function returned is called."""
-    if not _flags._held and False not in [tensor.requires_grad for tensor in tensors]:
-        return _nothing
-    return _flags.hold(tensors)
+    return _nothing if _flags.are_needless(tensors) else _flags.hold(tensors)
