@@ -127,6 +127,7 @@ def load_decompositions() -> None:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)  # what it is from 2.14 on
         _vmap.lazy_load_decompositions()  # type: ignore[attr-defined]
         importlib.import_module("torch._decomp.decompositions_for_jvp")
 
