@@ -161,3 +161,23 @@ def test_structure_with_other_rows_is_refused_as_soon_as_f_runs() -> None:
         plan_jacobian(product, x, sparsity=torch.eye(6))(x)
     with pytest.raises(ValueError, match=r"expected the shape \(6, 6\), got \(5, 6\)"):
         plan_hessian(rosenbrock, x, sparsity=BAND)
+
+
+def test_what_has_no_second_derivative_is_named() -> None:
+    """The error of the way that was tried first, not that of its substitute."""
+
+    class ByNumPy(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return x**2
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Tensor:
+            (x,) = ctx.saved_tensors
+            return torch.from_numpy(2 * x.detach().numpy() * g.detach().numpy())
+
+    x = torch.rand(4)
+    plan = plan_hessian(lambda x: ByNumPy.apply(x).sum(), x)
+    with pytest.raises(RuntimeError, match="can't be differentiated twice.*ByNumPy"):
+        plan(x)

@@ -164,13 +164,14 @@ class HessianPlan(Plan):
                 ways.reverse()
         with _state.differentiation(), unfused_attention():
             random = None if _engine.compiling() else RandomState()
+            failed: Exception | None = None
             for way in ways:
                 try:
                     values, fine = _evaluation.hessian_values(
                         type(self).__name__, self._f, prepared, way, constants, options, random
                     )
                     return prepared, [values], fine
-                except Exception:  # an operation lacks a derivative that this way needs
-                    if way == ways[-1]:
-                        raise
-        raise AssertionError
+                except Exception as error:  # an operation lacks a derivative that this way needs
+                    failed = failed or error
+        assert failed is not None
+        raise failed

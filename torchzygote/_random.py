@@ -5,10 +5,13 @@ Knows nothing of derivatives.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-__all__ = ["RandomState"]
+__all__ = ["OneRun", "RandomState"]
 
 
 class RandomState:
@@ -27,3 +30,24 @@ class RandomState:
         torch.set_rng_state(self._cpu)
         if self._cuda:
             torch.cuda.set_rng_state_all(self._cuda)
+
+
+class OneRun:
+    """``f``, of whose runs, however many, the generators are to show one."""
+
+    __slots__ = ("_after", "_f")
+
+    def __init__(self, f: Callable[..., Any]) -> None:
+        self._f = f
+        self._after: RandomState | None = None
+
+    def __call__(self, *args: Any) -> Any:
+        y = self._f(*args)
+        if self._after is None:
+            self._after = RandomState()
+        return y
+
+    def settle(self) -> None:
+        """Leave the generators where the first run left them."""
+        if self._after is not None:
+            self._after.restore()

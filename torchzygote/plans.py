@@ -10,6 +10,7 @@ from ._arguments import prepare
 from ._hessian_plan import HessianPlan
 from ._jacobian_plan import JacobianPlan
 from ._plan_base import held
+from ._random import OneRun
 from ._signature import specs_of
 from .coloring.recovery import jacobian_recovery, symmetric_recovery, symmetrized
 from .gradients import implicit, prepare_implicit, scalar_root
@@ -97,9 +98,10 @@ def plan_jacobian(
     if sparsity is not None:
         patterns = _given_patterns(caller, sparsity, [x.numel() for x in inputs])
     else:
-        flat = lambda *xs: _engine.call(f, prepared, xs)
+        flat = OneRun(lambda *xs: _engine.call(f, prepared, xs))
         with held(example_args, prepared):
             y, patterns = jacobian_patterns(flat, inputs, prepared.owned, DEFAULT_BUDGET)
+        flat.settle()
         output_tensor(caller, y)
     recovery = jacobian_recovery(patterns, mode, forward_cost=1.0, refine=True)
     assert recovery is not None
@@ -172,8 +174,9 @@ def plan_hessian(
         if pattern.shape[0] != n:
             raise ValueError(f"{caller}: sparsity: expected the shape {(n, n)}, got {pattern.shape}")
     else:
-        flat = lambda *xs: _engine.call(f, prepared, xs)
+        flat = OneRun(lambda *xs: _engine.call(f, prepared, xs))
         y, (pattern,) = hessian_patterns(flat, prepared.inputs, None, prepared.owned, DEFAULT_BUDGET)
+        flat.settle()
         scalar_root(caller, y)
     recovery = symmetric_recovery(symmetrized(pattern), refine=True)
     return HessianPlan(f, specs_of(prepared), recovery, mode=mode, chunk_size=chunk_size, verify=verify)

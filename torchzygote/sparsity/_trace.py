@@ -354,6 +354,7 @@ class _SkippedByDynamo(Recorder):  # type: ignore[no-untyped-call]
 
 def recorder(inputs: Sequence[Tensor], probes: dict[str, Callable[[tuple[Any, ...], Any], Any]]) -> Recorder:
     """A :class:`Recorder` of the kind that this process needs."""
+    # A name that is looked up, lest Dynamo be imported; nothing private is used.
     return (_SkippedByDynamo if "torch._dynamo" in sys.modules else Recorder)(inputs, probes)
 
 

@@ -17,7 +17,7 @@ from .. import _state
 from .._arguments import kind_of, prepare, type_name
 from .._attention import unfused_attention
 from .._notes import annotate
-from .._random import RandomState
+from .._random import OneRun, RandomState
 from .._sight import watching
 from .._torch_private import custom_nodes, in_functorch, reaches
 from ..native.index_sets import expand_pairs, expand_sets
@@ -295,10 +295,9 @@ def jacobian_sparsity(f: Callable[..., Any], *args: Any) -> tuple[Tensor | None,
     prepared = prepare(args, arrays_only=True)
     refuse_transforms("jacobian_sparsity")
 
-    def flat(*inputs: Tensor) -> Any:
-        return _called(f, prepared, inputs)
-
+    flat = OneRun(lambda *inputs: _called(f, prepared, inputs))
     value, patterns = jacobian_patterns(flat, prepared.inputs, prepared.owned, DEFAULT_BUDGET)
+    flat.settle()
     if kind_of(value) not in ("array", "number"):
         raise ValueError(
             f"jacobian_sparsity: expected f to return an array or a number, got {type_name(value)}"
@@ -345,10 +344,9 @@ def hessian_sparsity(f: Callable[..., Any], x: Any) -> Tensor:
     prepared = prepare((x,), arrays_only=True)
     refuse_transforms("hessian_sparsity")
 
-    def flat(*inputs: Tensor) -> Any:
-        return _called(f, prepared, inputs)
-
+    flat = OneRun(lambda *inputs: _called(f, prepared, inputs))
     value, patterns = hessian_patterns(flat, prepared.inputs, None, prepared.owned, DEFAULT_BUDGET)
+    flat.settle()
     if kind_of(value) not in ("array", "number") or (hasattr(value, "shape") and len(value.shape) > 0):
         raise ValueError(f"hessian_sparsity: expected f to return a scalar, got {type_name(value)}")
     return patterns[0].to_csr(prepared.inputs[0].device)
