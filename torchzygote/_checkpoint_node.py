@@ -22,6 +22,7 @@ from ._torch_private import (
     is_wrapped,
     outside_functorch,
     plain_layer,
+    pull_back,
     without_rows,
 )
 
@@ -214,6 +215,4 @@ class _Pullback(Rerun):
         roots = [(ys[i], c) for i, c in zip(self._present, cotangents, strict=True) if ys[i].requires_grad]
         if not roots:
             return [None] * len(by)
-        return torch.autograd.grad(
-            [y for y, _ in roots], by, [c for _, c in roots], create_graph=keep, allow_unused=True
-        )
+        return pull_back([y for y, _ in roots], [c for _, c in roots], by, False, keep)

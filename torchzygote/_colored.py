@@ -19,7 +19,7 @@ from ._plan import RowCost
 from ._products import Seeds
 from ._random import RandomState
 from ._second_order import Options, SecondOrder, run
-from ._torch_private import in_functorch_compiled, nonlinear_nodes, unchecked_select
+from ._torch_private import in_functorch_compiled, unchecked_select
 from .coloring.recovery import Recovery
 
 __all__ = [
@@ -87,9 +87,7 @@ def jacobian_products(
         dtype = torch.promote_types(dtype, x.dtype)
     seeds, total = make_seeds(dtype, prepared.inputs[0].device)
     identical = not all(prepared.owned)
-    if identical or not (
-        hooked or _engine.compiling() or _engine.in_functorch() or nonlinear_nodes(lin.roots)
-    ):
+    if identical or not (hooked or _engine.compiling() or _engine.in_functorch() or lin.survey().nonlinear):
         try:
             linear = _transposed(prepared, lin)
         except Exception:

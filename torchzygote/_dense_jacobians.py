@@ -19,7 +19,6 @@ from ._plan import FREE, RowCost
 from ._random import RandomState
 from ._row_cost import row_cost
 from ._second_order import Options
-from ._torch_private import nonlinear_nodes
 
 __all__ = ["by_rows", "forward"]
 
@@ -95,9 +94,7 @@ def forward(
     are left to dual numbers: a backward that is not differentiable by its cotangent would give silent zeros.
     """
     identical = not all(prepared.owned)
-    if identical or not (
-        hooked or _engine.compiling() or _engine.in_functorch() or nonlinear_nodes(lin.roots)
-    ):
+    if identical or not (hooked or _engine.compiling() or _engine.in_functorch() or lin.survey().nonlinear):
         try:
             return _by_columns_on_tape(prepared, lin, y, options)
         except Exception:
@@ -147,7 +144,7 @@ def _by_columns_on_tape(prepared: Prepared, lin: Linearization, y: Tensor, optio
     The pullback is linear in its cotangent ``u``; pulling a seed back through *it* pushes the seed forward.
     It is the only way for tensors that ``f`` finds by identity, which no dual number can replace.
     """
-    if not all(prepared.owned) and (custom := nonlinear_nodes(lin.roots)):
+    if not all(prepared.owned) and (custom := lin.survey().nonlinear):
         names = ", ".join(node.name().removesuffix("Backward") for node in custom)
         raise RuntimeError(
             "mode 'forward' with Params differentiates the pullback by its cotangent, which is not known to "

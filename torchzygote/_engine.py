@@ -27,16 +27,18 @@ from ._flags import held_flags
 from ._forward import fit_tangent, forward_mode, jvp, non_overlapping, separate
 from ._notes import annotate
 from ._torch_private import (
+    Survey,
     batched_like,
     create_grad_input,
-    custom_nodes,
     grad_level,
     in_functorch,
     in_functorch_derivative,
     innermost_level,
     leave_grad_level,
     mark_as_own,
+    pull_back,
     pytree,
+    survey,
     swap_tensors,
 )
 from ._worker import entry_point
@@ -89,17 +91,13 @@ def recording_if(keep: bool) -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def _checked_custom_functions(roots: list[Tensor], seeds: list[Tensor]) -> Iterator[list[Tensor]]:
+def _checked_custom_functions(nodes: list[Any], seeds: list[Tensor]) -> Iterator[list[Tensor]]:
     """Around a pullback that must be differentiable: refuse custom functions whose backward isn't.
 
     PyTorch gives zeros, silently, for a backward that leaves autograd (NumPy, ``detach``), and even for
     ``once_differentiable`` as long as no cotangent requires grad. So the cotangents do, and each result of a
-    custom backward must be connected to them.
+    custom backward must be connected to them. ``nodes``: those of the custom functions.
     """
-    nodes = custom_nodes(roots)
-    if not nodes:
-        yield seeds
-        return
 
     def check(node: Any) -> Callable[..., None]:
         def hook(results: Sequence[Any], cotangents: Sequence[Any]) -> None:
@@ -132,7 +130,7 @@ def _leaves_autograd(result: Tensor) -> bool:
 
 def _refuse_reentrant(roots: list[Tensor]) -> None:
     """Refuse what hides the tensors that a function closes over: they would seem unused."""
-    if any(getattr(node, "_forward_cls", None) is CheckpointFunction for node in custom_nodes(roots)):
+    if any(getattr(node, "_forward_cls", None) is CheckpointFunction for node in survey(roots).custom):
         raise RuntimeError(
             "f calls torch.utils.checkpoint with use_reentrant=True, which can't be differentiated "
             "by what the checkpointed function closes over; pass use_reentrant=False, or use "
@@ -146,7 +144,18 @@ class Linearization:
     ``y`` is what ``f`` returned, as the code around this differentiation may see it.
     """
 
-    __slots__ = ("__weakref__", "_pull", "inputs", "prepared", "roots", "waiting", "y", "y_leaves", "y_spec")
+    __slots__ = (
+        "__weakref__",
+        "_pull",
+        "_survey",
+        "inputs",
+        "prepared",
+        "roots",
+        "waiting",
+        "y",
+        "y_leaves",
+        "y_spec",
+    )
 
     def __init__(self, prepared: Prepared, roots: list[Tensor], inputs: list[Tensor]) -> None:
         self.prepared = prepared
@@ -157,6 +166,7 @@ class Linearization:
         self.y_spec: Any = None
         self.waiting: list[_state.Waiting] = []
         self._pull: Callable[..., Any] | None = None
+        self._survey: Survey | None = None
 
     def pull(
         self, cotangents: Sequence[Tensor | None], *, retain: bool = True, create_graph: bool = False
@@ -174,34 +184,31 @@ class Linearization:
             return [None] * len(self.inputs)
         if innermost_level() is not None:
             seeds = [batched_like(seed, root) for seed, root in zip(seeds, roots, strict=True)]
+        custom = []
         if create_graph and not in_functorch():
-            with _checked_custom_functions(roots, seeds) as checked:
-                results = self._grad(roots, checked, True, True)
+            custom = (self.survey() if len(roots) == len(self.roots) else survey(roots)).custom
+        if custom:
+            with _checked_custom_functions(custom, seeds) as checked:
+                results = pull_back(roots, checked, self.inputs, True, True)
         else:
-            results = self._grad(roots, seeds, retain, create_graph)
+            results = pull_back(roots, seeds, self.inputs, retain, create_graph)
         for result in results:
             if result is None:
                 _refuse_reentrant(roots)
                 break
         return results
 
-    def _grad(
-        self, roots: list[Tensor], seeds: list[Tensor], retain: bool, create_graph: bool
-    ) -> list[Tensor | None]:
-        return list(
-            torch.autograd.grad(
-                roots,
-                self.inputs,
-                seeds,
-                retain_graph=retain or create_graph,
-                create_graph=create_graph,
-                allow_unused=True,
-            )
-        )
+    def survey(self) -> Survey:
+        """What the recorded graph of all roots tells."""
+        if self._survey is None:
+            self._survey = survey(self.roots)
+        return self._survey
 
     def restricted(self, root: int, by: int) -> Linearization:
         """``roots[root]`` alone, by ``inputs[by]`` alone: what isn't asked for isn't computed."""
         part = Linearization(self.prepared, [self.roots[root]], [self.inputs[by]])
+        if len(self.roots) == 1:
+            part._survey = self._survey
         if self._pull is not None:
             whole = self
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from . import _engine, _state, native
 from ._engine import Linearization
 from ._random import RandomState
-from ._torch_private import custom_nodes, misbatched_operation, vmap_flat
+from ._torch_private import vmap_flat
 
 __all__ = ["Chunk", "Seeds", "identity_seeds", "jvps", "vjps"]
 
@@ -94,7 +94,7 @@ def vjps(
             except Exception as error:
                 products = _row_by_row(one, rows)  # raises what f's own derivative raises, if it does
                 by_row = True
-                _warn_not_batched(custom_nodes(lin.roots), error)
+                _warn_not_batched(lin.survey().custom, error)
         else:
             products = _row_by_row(one, rows)
         yield lo, hi, products
@@ -145,7 +145,7 @@ def _must_not_be_batched(lin: Linearization, operation: str | None) -> bool:
     if _engine.compiling():
         return False
     if operation == UNKNOWN:
-        operation = misbatched_operation(lin.roots)
+        operation = lin.survey().misbatched
     if operation is None:
         return False
     warnings.warn(

@@ -15,7 +15,6 @@ from . import _engine, _plan
 from ._arguments import Prepared, type_name
 from ._engine import Linearization
 from ._plan import FREE, RowCost
-from ._torch_private import backward_bytes
 from .gradients import scalar_root
 
 __all__ = ["Options", "SecondOrder", "run"]
@@ -122,12 +121,13 @@ class SecondOrder:
             guess = FREE
             rows = max((x.numel() for x in self.prepared.inputs), default=0)
             if self._first is not None and (self._lin is None or _plan.is_small(rows * rows)):
-                nbytes, nodes, misbatched = backward_bytes(self._first.roots)
-                guess = RowCost(8 * nbytes, 4 * nodes, misbatched)
+                found = self._first.survey()
+                guess = RowCost(8 * found.nbytes, 4 * found.nodes, found.misbatched)
             if self._lin is None or (guess.nodes > 0 and _plan.is_small(rows * guess.nbytes)):
                 self._row_cost = guess
             else:
-                self._row_cost = RowCost(*backward_bytes(self._lin.roots))
+                found = self._lin.survey()
+                self._row_cost = RowCost(found.nbytes, found.nodes, found.misbatched)
         return self._row_cost
 
 

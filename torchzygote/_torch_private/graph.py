@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import graph as _graph
 
 __all__ = [
-    "backward_bytes",
+    "Survey",
     "backward_pass",
-    "custom_nodes",
     "depends_on_others",
     "mark_as_own",
-    "misbatched_operation",
     "node_attribute",
     "node_names",
     "node_shape",
-    "nonlinear_nodes",
+    "pull_back",
     "reaches",
     "saved_tensors_hooks",
     "sequence_number",
     "source_of",
+    "survey",
 ]
 
 
@@ -46,27 +46,103 @@ def saved_tensors_hooks() -> tuple[Callable[[Tensor], Any], Callable[[Any], Tens
     return hooks  # type: ignore[no-any-return]
 
 
-def custom_nodes(roots: list[Tensor], also: frozenset[str] = frozenset()) -> list[Any]:
-    """The nodes below ``roots`` that are not PyTorch's own: Python and C++ autograd functions.
+_run_backward: Any = getattr(_graph, "_engine_run_backward", None)
+_PLAIN_TENSORS = frozenset({Tensor, torch.nn.Parameter})
 
-    Their backward need not be differentiable by its cotangent, and may say so by silence. Those of this
-    package, which are, say so by a class attribute ``torchzygote_composes``. ``also``: names of others.
+
+def pull_back(
+    roots: Sequence[Tensor],
+    seeds: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    retain: bool,
+    create_graph: bool,
+) -> list[Tensor | None]:
+    """``torch.autograd.grad``, unused inputs allowed; each seed has the shape of its root.
+
+    The public function looks at its arguments for longer than the backward pass of a small function takes (60
+    and 45 microseconds). Subclasses and modes that override it get to see it.
     """
+    if (
+        _run_backward is not None
+        and torch._C._len_torch_function_stack() == 0
+        and _PLAIN_TENSORS.issuperset(map(type, (*roots, *inputs)))
+    ):
+        return list(
+            _run_backward(
+                tuple(roots),
+                tuple(seeds),
+                retain or create_graph,
+                create_graph,
+                tuple(inputs),
+                True,
+                accumulate_grad=False,
+            )
+        )
+    return list(
+        torch.autograd.grad(
+            roots,
+            inputs,
+            seeds,
+            retain_graph=retain or create_graph,
+            create_graph=create_graph,
+            allow_unused=True,
+        )
+    )
+
+
+class Survey(NamedTuple):
+    """What one walk along the recorded graph tells of a backward pass, without running it."""
+
+    nbytes: int
+    """Of all gradients that the pass makes: what one row needs at most while rows are batched."""
+    nodes: int
+    """Operations."""
+    misbatched: str | None
+    """One of them that must not run under ``vmap``, if there is one."""
+    custom: list[Any]
+    """Nodes that are not PyTorch's own: Python and C++ autograd functions. Their backward need not be
+    differentiable by its cotangent, and may say so by silence; those of this package, which are, say so by a
+    class attribute ``torchzygote_composes``."""
+    nonlinear: list[Any]
+    """These, and nodes whose derivative by the cotangent is wrong where that is zero."""
+
+
+# PyTorch's batching rule of these backwards gives wrong numbers where the rows alone are batched (2.13).
+_MISBATCHED = {"CdistBackward0": "torch.cdist"}
+# Their derivative by the cotangent is NaN where that is zero (2.13), though they are linear in it.
+_NOT_LINEAR_AT_ZERO = frozenset({"LogcumsumexpBackward0"})
+_PythonNode = torch.autograd.function.BackwardCFunction
+
+
+def survey(roots: Sequence[Tensor]) -> Survey:
+    """Walk along the graph recorded below ``roots``: 3 microseconds for each operation."""
     seen: set[Any] = set()
     stack: list[Any] = [root.grad_fn for root in roots if root.grad_fn is not None]
-    found: list[Any] = []
+    total = 0
+    misbatched = None
+    custom: list[Any] = []
+    nonlinear: list[Any] = []
     while stack:
         node = stack.pop()
         if node in seen:
             continue
         seen.add(node)
-        if isinstance(node, torch.autograd.function.BackwardCFunction):
+        name = node.name()
+        if isinstance(node, _PythonNode):
             if not getattr(node._forward_cls, "torchzygote_composes", False):  # type: ignore[attr-defined]
-                found.append(node)
-        elif "CppNode" in (name := node.name()) or name in also:
-            found.append(node)
-        stack.extend([following for following, _ in node.next_functions if following is not None])
-    return found
+                custom.append(node)
+        elif "CppNode" in name:
+            custom.append(node)
+        elif name in _NOT_LINEAR_AT_ZERO:
+            nonlinear.append(node)
+        elif name in _MISBATCHED:
+            misbatched = _MISBATCHED[name]
+        for meta in node._input_metadata:
+            total += math.prod(meta.shape) * meta.dtype.itemsize
+        for following, _ in node.next_functions:
+            if following is not None:
+                stack.append(following)
+    return Survey(total, len(seen), misbatched, custom, custom + nonlinear)
 
 
 def mark_as_own(leaf: Tensor) -> None:
@@ -95,32 +171,6 @@ def depends_on_others(root: Tensor, start: int) -> bool:
     return False
 
 
-# PyTorch's batching rule of these backwards gives wrong numbers where the rows alone are batched (2.13).
-_MISBATCHED = {"CdistBackward0": "torch.cdist"}
-# Their derivative by the cotangent is NaN where that is zero (2.13), though they are linear in it.
-_NOT_LINEAR_AT_ZERO = frozenset({"LogcumsumexpBackward0"})
-
-
-def nonlinear_nodes(roots: list[Tensor]) -> list[Any]:
-    """The nodes below ``roots`` whose backward isn't known to be differentiable by its cotangent, at zero."""
-    return custom_nodes(roots, _NOT_LINEAR_AT_ZERO)
-
-
-def misbatched_operation(roots: Sequence[Tensor]) -> str | None:
-    """An operation below ``roots`` whose backward must not run under ``vmap``; ``None`` if there is none."""
-    seen: set[Any] = set()
-    stack: list[Any] = [root.grad_fn for root in roots if root.grad_fn is not None]
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if node.name() in _MISBATCHED:
-            return _MISBATCHED[node.name()]
-        stack.extend([following for following, _ in node.next_functions if following is not None])
-    return None
-
-
 def source_of(x: Tensor) -> tuple[Any, int]:
     """The node of the graph that stands for ``x``, and which of its outputs ``x`` is."""
     edge = torch.autograd.graph.get_gradient_edge(x)
@@ -147,34 +197,6 @@ def node_names(root: Tensor) -> list[str]:
             seen.add(node)
             stack.extend(following for following, _ in node.next_functions)
     return sorted({node.name() for node in seen})
-
-
-def backward_bytes(roots: list[Tensor], most_nodes: int = 20_000) -> tuple[int, int, str | None]:
-    """Bytes of all gradients that one backward pass from ``roots`` makes, and how many operations it takes.
-
-    And the name of one that must not run under ``vmap``, as :func:`misbatched_operation` finds it.
-
-    Read off the recorded graph (``_input_metadata``), without running it: an upper bound of what one row of a
-    Jacobian needs while its rows are batched.
-    """
-    seen: set[Any] = set()
-    stack: list[Any] = [root.grad_fn for root in roots if root.grad_fn is not None]
-    total = 0
-    misbatched = None
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        if len(seen) >= most_nodes:
-            misbatched = misbatched or misbatched_operation(roots)
-            break
-        seen.add(node)
-        if node.name() in _MISBATCHED:
-            misbatched = _MISBATCHED[node.name()]
-        for meta in node._input_metadata:
-            total += math.prod(meta.shape) * meta.dtype.itemsize
-        stack.extend([following for following, _ in node.next_functions if following is not None])
-    return total, len(seen), misbatched
 
 
 def reaches(roots: list[Tensor], leaves: Sequence[Tensor]) -> bool:

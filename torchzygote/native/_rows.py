@@ -69,6 +69,8 @@ def seed_rows(
             [0., 1., 0., 0.]])
     """
     small = colors is None and (hi - lo) * numel < _SMALL and torch.device(device).type == "cpu"
+    if small and lo == 0 and hi == numel:
+        return torch.eye(numel, dtype=dtype, device=device)  # 7 microseconds for 10 x 10, two operators 20
     if 0 <= lo <= hi and numel >= 0 and not small and compiled(colors):
         block = torch.empty(hi - lo, numel, dtype=dtype, device=device)
         if compiled(block):

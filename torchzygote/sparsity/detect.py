@@ -19,7 +19,7 @@ from .._attention import unfused_attention
 from .._notes import annotate
 from .._random import OneRun, RandomState
 from .._sight import watching
-from .._torch_private import custom_nodes, in_functorch, reaches
+from .._torch_private import in_functorch, reaches, survey
 from ..native.index_sets import expand_pairs, expand_sets
 from ._replay import Replay
 from ._sets import OverBudget
@@ -89,7 +89,7 @@ def _unseen(value: Any, output: Ref | None, twins: Sequence[Tensor]) -> str | No
     """Why the recorded operators may not be all there is to the derivative, if so."""
     if not isinstance(value, Tensor) or not value.requires_grad:
         return None
-    for node in custom_nodes([value]):
+    for node in survey([value]).custom:
         forward = getattr(node, "_forward_cls", None)
         if forward is not CheckpointFunction and not getattr(forward, "derivative_of_forward", False):
             # Its backward may be that of another function (a straight-through estimator).
