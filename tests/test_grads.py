@@ -129,6 +129,9 @@ def test_grads_need_a_value_per_parameter() -> None:
         Grads(Params([w, b]), {w: None})
     with pytest.raises(TypeError, match="expected a Params"):
         Grads([w], [None])  # type: ignore[arg-type]
+    for single in (torch.ones(1, 3), np.ones((1, 3)), 3):  # not taken for its rows
+        with pytest.raises(TypeError, match="values: expected a sequence with a value for each parameter"):
+            Grads(Params([w]), single)  # type: ignore[arg-type]
 
 
 def test_from_pairs_and_mappings() -> None:

@@ -43,6 +43,9 @@ def test_the_function_comes_first(worker: Callable[..., Any]) -> None:
     [
         (lambda: tz.checkpointed(X, torch.sum), "checkpointed: f: expected a function, which comes first"),
         (lambda: tz.forwarddiff(X, torch.sum), "forwarddiff: f: expected a function, which comes first"),
+        (lambda: tz.pushforward(X, torch.sum), "pushforward: f: expected a function, which comes first"),
+        (lambda: hessian(X, torch.sum), "the function comes first, then x"),
+        (lambda: tz.hessian_sparsity(X, torch.sum), "the function comes first, then x"),
         (lambda: tz.eager_update(nn.Linear(1, 1), print), "update: expected a function update(param, grad)"),
         (lambda: tz.hook(X, torch.neg), "write hook(fn, x), the function first"),
     ],

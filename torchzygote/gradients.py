@@ -55,23 +55,18 @@ def implicit(args: tuple[Any, ...]) -> Params | None:
 
 def scalar_root(caller: str, y: Any) -> Tensor | None:
     """The tensor to pull back from, ``None`` for a constant; anything but a real scalar is refused."""
+    if isinstance(y, (Tensor, np.ndarray)) and y.ndim > 0:
+        raise ValueError(
+            f"{caller}: expected f to return a real scalar, got an array, {type_name(y)}; "
+            "perhaps you wanted jacobian"
+        )
     if isinstance(y, Tensor):
-        if y.dim() != 0:
-            raise ValueError(
-                f"{caller}: expected f to return a real scalar, got an array, {type_name(y)}; "
-                "perhaps you wanted jacobian"
-            )
         if y.dtype.is_complex:
             raise ValueError(
                 f"{caller}: expected f to return a real scalar, got a complex one of dtype {y.dtype}; "
                 "return its real part, imaginary part or absolute value"
             )
         return y if y.dtype.is_floating_point else None
-    if isinstance(y, np.ndarray) and y.ndim > 0:
-        raise ValueError(
-            f"{caller}: expected f to return a real scalar, got an array, {type_name(y)}; "
-            "perhaps you wanted jacobian"
-        )
     if isinstance(y, np.ndarray):
         y = y[()]  # what it holds
     if isinstance(y, (complex, np.complexfloating)):
@@ -348,6 +343,8 @@ def pushforward(f: Callable[..., Any], *args: Any) -> Callable[..., Any]:
     ----------
     ``pushforward`` in Zygote.jl, https://fluxml.ai/Zygote.jl/stable/utils/
     """
+    if not callable(f):  # it runs later only
+        raise TypeError(f"pushforward: f: expected a function, which comes first, got {type_name(f)}")
     if implicit(args) is not None:
         raise TypeError("pushforward: expected arguments, got Params; pass the tensors as arguments of f")
 

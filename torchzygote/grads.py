@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._arguments import type_name
 from ._entries import as_tensor
 from ._multi_tensor import OPERATORS, apply, by_kind, clone_all, describe, flatten, recorded, writable
 from .clipping import clip_norm, clip_value, finite, total_norm, value_bounds
@@ -29,6 +30,13 @@ class Grads(GradDict):
         The keys.
     values : sequence or mapping
         A value per key: in the order of ``params``, or by identity.
+
+    Raises
+    ------
+    TypeError
+        ``values`` is neither; a single tensor isn't taken for the sequence of its rows.
+    ValueError
+        There are more or fewer values than keys.
 
     Attributes
     ----------
@@ -78,6 +86,11 @@ class Grads(GradDict):
             if isinstance(values, Mapping):
                 theirs = self._matching(values, "Grads")
                 values = [theirs[key] for key in self._keys]
+            elif isinstance(values, (Tensor, np.ndarray)) or not isinstance(values, Iterable):
+                raise TypeError(
+                    "Grads: values: expected a sequence with a value for each parameter, or a mapping, got "
+                    f"{type_name(values)}; [value] for a single one"
+                )
             else:
                 values = list(values)
         if len(values) != len(self._keys):

@@ -41,9 +41,11 @@ class WithHessian(NamedTuple):
 def prepare_one(caller: str, x: Any) -> Prepared:
     kind = kind_of(x)
     if kind is not ARRAY and kind is not NUMBER:
+        advice = "for several arguments or a module, write f as a function of one flat tensor"
+        if callable(x) and not isinstance(x, torch.nn.Module):
+            advice = "the function comes first, then x"
         raise TypeError(
-            f"{caller}: expected x to be a number or an array, got {kind} x of type {type_name(x)}; "
-            "for several arguments or a module, write f as a function of one flat tensor"
+            f"{caller}: expected x to be a number or an array, got {kind} x of type {type_name(x)}; {advice}"
         )
     prepared = prepare((x,), arrays_only=True)
     _refuse_complex(caller, prepared)

@@ -340,7 +340,10 @@ def hessian_sparsity(f: Callable[..., Any], x: Any) -> Tensor:
             [0, 0, 1, 0]], dtype=torch.int32)
     """
     if kind_of(x) not in ("array", "number"):
-        raise TypeError(f"hessian_sparsity: expected x to be a number or an array, got {type_name(x)}")
+        advice = "; the function comes first, then x" if callable(x) else ""
+        raise TypeError(
+            f"hessian_sparsity: expected x to be a number or an array, got {type_name(x)}{advice}"
+        )
     prepared = prepare((x,), arrays_only=True)
     refuse_transforms("hessian_sparsity")
 
