@@ -1,0 +1,93 @@
+"""Grads assigned and accumulated for optimizers: copies that fit, and steps as of plain autograd."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from grads_samples import close, two
+from torch import nn
+
+from torchzygote import Grads, Params, gradient
+
+
+def test_assigned_gradients_are_copies() -> None:
+    w, b, g, _ = two()
+    unused = torch.ones(1)
+    g[unused] = None
+    unused.grad = torch.tensor([7.0])
+    g.assign_()
+    assert torch.equal(w.grad, g[w])
+    assert unused.grad == 7
+    before = g.copy()
+    w.grad.zero_()
+    assert g == before
+    b_grad = b.grad.clone()
+    g *= 2
+    assert torch.equal(b.grad, b_grad)
+    g.assign_(share=True)
+    assert w.grad is g[w]
+
+
+def test_accumulation_adds_weighted_and_never_writes_into_the_grads() -> None:
+    w, b, g, h = two()
+    total = {k: 0.5 * g[k] + 2 * h[k] + g[k] for k in (w, b)}
+    before = g.copy()
+    g.accumulate_(0.5)
+    memory = w.grad.data_ptr()
+    h.accumulate_(torch.tensor(2.0))
+    g.accumulate_()
+    close({w: w.grad, b: b.grad}, total)
+    assert w.grad.data_ptr() == memory
+    w.grad = g[w]
+    g.accumulate_()
+    torch.testing.assert_close(w.grad, 2 * g[w])
+    assert g == before
+
+
+def test_a_step_is_that_of_plain_autograd() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    twin = copy.deepcopy(model)
+    x, y = torch.randn(16, 4), torch.randn(16, 2)
+    ps = Params(model)
+    mine, theirs = torch.optim.AdamW(ps, lr=0.1), torch.optim.AdamW(twin.parameters(), lr=0.1)
+    for _ in range(5):
+        g = gradient(lambda: nn.functional.mse_loss(model(x), y), ps)
+        g.clip_norm_(0.1)
+        g.assign_()
+        mine.step()
+        theirs.zero_grad()
+        nn.functional.mse_loss(twin(x), y).backward()
+        nn.utils.clip_grad_norm_(twin.parameters(), 0.1)
+        theirs.step()
+    assert torch.equal(ps.to_vector(), Params(twin).to_vector())
+
+
+def test_what_does_not_fit_its_parameter_is_not_assigned() -> None:
+    w, b = torch.ones(2, 3), torch.ones(())
+    for value, error, message in [
+        (torch.ones(6), ValueError, "shape and device"),
+        (torch.ones(2, 3, dtype=torch.complex64), TypeError, "real value"),
+    ]:
+        g = Grads(Params([b, w]), [torch.ones(()), value])
+        for attempt in (g.assign_, g.accumulate_):
+            with pytest.raises(error, match=message):
+                attempt()
+        assert b.grad is None
+        assert w.grad is None
+    g = Grads(Params([b]), [torch.ones(())])
+    for weight in ("1", None, True, torch.ones(2), 1j):
+        with pytest.raises(TypeError, match="weight: expected"):
+            g.accumulate_(weight)  # type: ignore[arg-type]
+    Grads(Params([w]), [torch.ones(2, 3, dtype=torch.float64)]).assign_()
+    assert w.grad is not None
+    assert w.grad.dtype is torch.float32
+
+
+def test_a_graph_survives_assignment() -> None:
+    w = torch.tensor([1.0, 2.0], requires_grad=True)
+    gradient(lambda: (w**3).sum(), Params([w]), create_graph=True).assign_()
+    assert w.grad is not None
+    (second,) = torch.autograd.grad(w.grad.sum(), w)
+    torch.testing.assert_close(second, 6 * w.detach())

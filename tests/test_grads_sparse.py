@@ -1,0 +1,60 @@
+"""Sparse gradients among Grads: arithmetic, norms, clipping and assignment as of dense ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from grads_samples import BINARY, IN_PLACE
+from torch import Tensor, nn
+
+from torchzygote import GradDict, Grads, Params, gradient
+
+
+@pytest.fixture
+def embedding() -> tuple[nn.Embedding, Tensor, Grads, Grads]:
+    """An embedding with sparse gradients, its rows, and the same gradients sparse and dense."""
+    layer = nn.Embedding(5, 2, sparse=True)
+    rows = torch.tensor([1, 3, 1])
+    bias = torch.ones(2)
+    g = gradient(lambda: (layer(rows) * bias).pow(2).sum(), Params([layer, bias]))
+    dense = g.map(lambda x: x.to_dense() if x.is_sparse else x)
+    assert g[layer.weight].is_sparse
+    return layer, bias, g, dense
+
+
+def densely(g: GradDict) -> dict[Tensor, Any]:
+    return {k: v.to_dense() if v.layout is not torch.strided else v for k, v in g.items()}
+
+
+@pytest.mark.parametrize("symbol", BINARY)
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+def test_sparse_gradients_take_part(symbol: str, embedding: Any) -> None:
+    layer, _bias, g, d = embedding
+    op = BINARY[symbol]
+    for right, dense_right in [(g, d), (d, d), (2.0, 2.0), (torch.tensor(2.0), torch.tensor(2.0))]:
+        torch.testing.assert_close(densely(op(g, right)), densely(op(d, dense_right)), equal_nan=True)
+    torch.testing.assert_close(densely(op(d, g)), densely(op(d, d)), equal_nan=True)
+    torch.testing.assert_close(densely(op(3.0, g)), densely(op(3.0, d)), equal_nan=True)
+    torch.testing.assert_close(
+        densely(IN_PLACE[symbol](g.copy(), g)), densely(IN_PLACE[symbol](d.copy(), d)), equal_nan=True
+    )
+    assert (g + g)[layer.weight].is_sparse
+    assert (2 * g)[layer.weight].is_sparse
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+def test_sparse_gradients_are_normed_clipped_and_assigned(embedding: Any) -> None:
+    layer, _bias, g, d = embedding
+    for p in (2.0, 1.0, float("inf"), float("-inf")):
+        torch.testing.assert_close(g.norm(p), d.norm(p))
+    torch.testing.assert_close(densely(g.clip_norm(0.5)), densely(d.clip_norm(0.5)))
+    torch.testing.assert_close(densely(g.clip_value(0.5)), densely(d.clip_value(0.5)))
+    torch.testing.assert_close(g.to_vector(), d.to_vector())
+    assert g.nonfinite() == []
+    g.assign_()
+    assert layer.weight.grad.is_sparse
+    d.accumulate_()
+    g.accumulate_(2.0)
+    torch.testing.assert_close(layer.weight.grad.to_dense(), 4 * d[layer.weight])
