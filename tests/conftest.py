@@ -31,3 +31,9 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    """A point to differentiate at; a file that needs another one has its own ``x``."""
+    return torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)

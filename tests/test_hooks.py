@@ -1,38 +1,27 @@
-"""hook and showgrad: what fn sees, what it may return, what is printed, and when."""
+"""hook: what fn sees and may return, in every mode, for batches and structures, and compiled."""
 
 from __future__ import annotations
 
-import functools
-import re
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchzygote import (
-    Buffer,
     Params,
     diaghessian,
-    forwarddiff,
     gradient,
     hessian_dual,
     hessian_reverse,
     hook,
-    ignore_derivatives,
     jacobian,
     pullback,
     pushforward,
     showgrad,
 )
-from torchzygote._argument_text import on_one_line
 
 func = torch.func
-
-
-@pytest.fixture
-def x() -> Tensor:
-    return torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
 
 
 def cube_sum(x: Tensor) -> Tensor:
@@ -257,285 +246,6 @@ def test_a_joint_norm_of_several_gradients(x: Tensor) -> None:
 
     a, b = gradient(lambda a, b: sum((t**2).sum() for t in hook(joint, (a, b))), x, 2 * x)
     torch.testing.assert_close(torch.cat([a, b]).norm(), torch.tensor(1.0, dtype=torch.float64))
-
-
-# ---- where nothing arrives -------------------------------------------------------------------------------
-
-
-def test_where_nothing_arrives_fn_is_called_once_with_none_at_the_end(x: Tensor) -> None:
-    seen: list[object] = []
-
-    def f(x: Tensor) -> Tensor:
-        hook(lambda g: seen.append(("unused", g)), x * 2)
-        hook(lambda g: seen.append(("constant", g)), torch.ones(2))
-        hook(lambda g: seen.append(("number", g)), 3.0)
-        return (hook(lambda g: seen.append("used"), x) * 2).sum()
-
-    gradient(f, x)
-    assert seen == ["used", ("unused", None), ("constant", None), ("number", None)]
-
-
-def test_it_is_the_outermost_differentiation_that_reports(x: Tensor) -> None:
-    seen: list[object] = []
-
-    def inner(x: Tensor) -> Tensor:
-        def f(y: Tensor) -> Tensor:
-            hook(seen.append, y)
-            return (y**2).sum()
-
-        g = gradient(f, x)[0]
-        assert not seen
-        return g.sum()
-
-    gradient(inner, x)
-    assert seen == [None]
-
-
-def test_a_pullback_reports_after_the_first_pull(x: Tensor) -> None:
-    seen: list[object] = []
-    _, back = pullback(lambda x: (hook(seen.append, x), x * 2)[1], x)
-    assert not seen
-    back(torch.ones_like(x))
-    back(torch.ones_like(x))
-    assert seen == [None]
-
-
-@pytest.mark.parametrize("fn", [torch.neg, lambda g: g.norm(), lambda g: -g])
-def test_an_error_for_the_none_is_ignored(fn: Any, x: Tensor) -> None:
-    torch.testing.assert_close(gradient(lambda x: (hook(fn, x), (x**2).sum())[1], x)[0], 2 * x)
-
-
-def test_other_errors_for_the_none_are_not() -> None:
-    def fn(g: Tensor | None) -> None:
-        if g is None:
-            raise LookupError("nothing arrived")
-
-    with pytest.raises(LookupError, match="nothing arrived"):
-        gradient(lambda x: (hook(fn, x), 2 * x)[1], 1.0)
-
-
-def test_forward_mode_and_plain_calls_report_nothing(x: Tensor) -> None:
-    seen: list[object] = []
-
-    def f(x: Tensor) -> Tensor:
-        hook(seen.append, x)
-        return x**2
-
-    f(x)
-    pushforward(f, x)(x)
-    jacobian(f, x, mode="forward")
-    func.jacfwd(f)(x)
-    ignore_derivatives(lambda: f(x))
-    gradient(lambda x: (x * ignore_derivatives(lambda: f(x))).sum(), x)
-    assert not seen
-
-
-@pytest.mark.parametrize(
-    "outer",
-    [
-        lambda f, x: jacobian(f, x, mode="forward"),
-        lambda f, x: jacobian(f, x, mode="forward", chunk_size=1),
-        lambda f, x: jacobian(f, x, mode="forward", sparse=True),
-        lambda f, x: jacobian(f, x, mode="reverse", chunk_size=1),
-        lambda f, x: pushforward(f, x)(x),
-        lambda f, x: gradient(lambda x: forwarddiff(f, x).sum(), x),
-        lambda f, x: jacobian(lambda x: jacobian(f, x, mode="forward")[0], x, mode="forward"),
-    ],
-)
-def test_a_gradient_inside_of_forward_mode_reports_once(outer: Any, x: Tensor) -> None:
-    seen: list[object] = []
-
-    def f(x: Tensor) -> Tensor:
-        def inner(y: Tensor) -> Tensor:
-            hook(lambda g: seen.append(("unused", g)), y)
-            return (hook(lambda g: None, y) ** 3).sum()
-
-        return gradient(inner, x)[0]
-
-    outer(f, x)
-    assert seen == [("unused", None)]
-
-
-def test_a_hessian_in_chunks_reports_once(x: Tensor) -> None:
-    for hessian_way in (hessian_dual, hessian_reverse):
-        seen: list[object] = []
-
-        def f(x: Tensor, seen: list[object] = seen) -> Tensor:
-            hook(seen.append, x)
-            return (x**3).sum()
-
-        hessian_way(f, x, chunk_size=1)
-        assert seen == [None]
-
-
-# ---- bad input -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "differentiate",
-    [lambda f, x: gradient(f, x), lambda f, x: jacobian(f, x), lambda f, x: func.grad(f)(x)],
-)
-@pytest.mark.parametrize(
-    ("fn", "error", "message"),
-    [
-        (lambda g: g[..., :1], ValueError, r"expected <lambda> to return a gradient of the shape .*3"),
-        (lambda g: 2.0, TypeError, "expected <lambda> to return a tensor, or None.*got float"),
-        (lambda g: (g,), TypeError, "expected <lambda> to return a tensor, or None.*got tuple"),
-        (lambda g: g * 1j, ValueError, "expected <lambda> to return a real gradient"),
-        (
-            lambda g: g.to("meta"),
-            ValueError,
-            "expected <lambda> to return a gradient on cpu, got one on meta",
-        ),
-    ],
-)
-def test_what_cannot_be_a_gradient_is_refused(
-    fn: Any, error: type[Exception], message: str, differentiate: Any, x: Tensor
-) -> None:
-    fn.__qualname__ = "<lambda>"
-    with pytest.raises(error, match=message):
-        differentiate(lambda x: hook(fn, x).sum(), x)
-
-
-def test_another_structure_is_refused(x: Tensor) -> None:
-    with pytest.raises(ValueError, match="expected .* to return the structure that it got"):
-        gradient(lambda x: sum(t.sum() for t in hook(lambda g: g[:1], (x, x))), x)
-    with pytest.raises(ValueError, match="gradient of the shape"):
-        gradient(lambda x: sum(t.sum() for t in hook(lambda g: (g[0][:1], g[1]), (x, x))), x)
-
-
-def test_the_function_comes_first(x: Tensor) -> None:
-    with pytest.raises(TypeError, match=r"fn: expected a function .* write hook\(fn, x\)"):
-        hook(x, torch.neg)
-
-
-def test_a_buffer_is_refused(x: Tensor) -> None:
-    for value in (Buffer(x), [x, Buffer(x)]):
-        with pytest.raises(TypeError, match=r"got a Buffer.*copy\(\)"):
-            hook(torch.neg, value)
-
-
-@pytest.mark.parametrize("x", ["text", None, True, 3.0, torch.arange(3), nn.Linear(1, 1), object()])
-def test_what_has_no_gradient_passes_untouched(x: object) -> None:
-    assert hook(torch.neg, x) is x
-
-
-# ---- showgrad --------------------------------------------------------------------------------------------
-
-
-class Holder:
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-
-def shown(f: Any, capsys: pytest.CaptureFixture[str], *args: Any) -> list[str]:
-    gradient(f, *args)
-    return capsys.readouterr().out.splitlines()
-
-
-def test_showgrad_prints_the_source_of_its_argument(capsys: pytest.CaptureFixture[str]) -> None:
-    # fmt: off
-    def f(a: Tensor, b: Tensor) -> Tensor:
-        holder, items = Holder(a), [a, {"key": b}]
-        return (
-            showgrad(a)
-            + showgrad(holder.value)
-            + showgrad(items[0])
-            + showgrad(items[1]["key"])
-            + showgrad(a*b + 1)
-            + showgrad(x=b)
-            + showgrad(torch.sin(a).cos())
-            + showgrad(a, name="mine")
-            + showgrad(a, "second")
-        )
-
-    # fmt: on
-    lines = shown(f, capsys, 2.0, 3.0)
-    names = {re.match(r"∂\((.*)\) = tensor\(1\.\)", line).group(1) for line in lines}
-    expected = "a; holder.value; items[0]; items[1]['key']; a*b + 1; b; torch.sin(a).cos(); mine; second"
-    assert names == set(expected.replace("'", '"').split("; "))
-
-
-def test_showgrad_over_several_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    def f(a: Tensor) -> Tensor:
-        return showgrad(
-            torch.stack(
-                [
-                    a,  # a comment, (with brackets
-                    2   *   a,
-                ]
-            )
-            .sum(),
-        ) + showgrad(
-            a
-        )  # fmt: skip
-
-    assert set(shown(f, capsys, 1.0)) == {
-        "∂(torch.stack([a, 2 * a,]).sum()) = tensor(1.)",
-        "∂(a) = tensor(1.)",
-    }
-
-
-def test_showgrad_without_source_or_call_says_x(capsys: pytest.CaptureFixture[str]) -> None:
-    scope: dict[str, Any] = {"showgrad": showgrad}
-    exec("f = lambda a: showgrad(a) * 2", scope)
-    assert shown(scope["f"], capsys, 1.0) == ["∂(x) = tensor(2.)"]
-    assert shown(lambda a: sum(map(showgrad, [a])), capsys, 1.0) == ["∂(x) = tensor(1.)"]
-    assert shown(lambda a: functools.partial(showgrad, a)(), capsys, 1.0) == ["∂(x) = tensor(1.)"]
-    assert shown(lambda a: showgrad(*[a]), capsys, 1.0) == ["∂(x) = tensor(1.)"]
-    other = showgrad
-    assert shown(lambda a: other(a), capsys, 1.0) == ["∂(a) = tensor(1.)"]
-
-
-def test_showgrad_under_another_differentiation_prints_plain_values(
-    x: Tensor, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def f(a: Tensor) -> Tensor:
-        return (showgrad(a) ** 2).sum()
-
-    jacobian(lambda a: showgrad(a) * 2, x[:2], mode="reverse")
-    func.vmap(lambda a: gradient(f, a)[0])(x[None])
-    gradient(lambda x: gradient(f, x)[0].sum(), x[:1])
-    func.grad(func.grad(lambda a: f(a)))(x[0])
-    assert capsys.readouterr().out.splitlines() == [
-        "∂(a) = tensor([[2., 0.],",
-        "        [0., 2.]], dtype=torch.float64)",
-        "∂(a) = tensor([[ 1., -2.,  4.]], dtype=torch.float64)",
-        "∂(a) = tensor([1.], dtype=torch.float64)",
-        "∂(a) = tensor([2.], dtype=torch.float64)",
-        "∂(a) = tensor(1., dtype=torch.float64)",
-        "∂(a) = tensor(2., dtype=torch.float64)",
-    ]
-
-
-def test_showgrad_prints_none_where_nothing_arrives(capsys: pytest.CaptureFixture[str]) -> None:
-    def f(a: Tensor, b: Tensor) -> Tensor:
-        showgrad(b)
-        return showgrad(a) * 2
-
-    assert shown(f, capsys, 1.0, 2.0) == ["∂(a) = tensor(2.)", "∂(b) = None"]
-
-
-def test_showgrad_prints_nothing_in_forward_mode(x: Tensor, capsys: pytest.CaptureFixture[str]) -> None:
-    jacobian(lambda a: showgrad(a) * 2, x, mode="forward")
-    pushforward(lambda a: showgrad(a) * 2, x)(x)
-    assert not capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [
-        ("a", "a"),
-        ("a  +  b", "a + b"),
-        ("f(\n  a,\n  b\n)", "f(a, b)"),
-        ("a  # comment\n+ b", "a + b"),
-        ("x\n  .y", "x.y"),
-        ("'two  spaces'", "'two  spaces'"),
-        ("a if b\nelse c", "a if b else c"),
-    ],
-)
-def test_source_on_one_line(text: str, line: str) -> None:
-    assert on_one_line(text) == line
 
 
 # ---- torch.compile ---------------------------------------------------------------------------------------
