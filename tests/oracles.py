@@ -1,4 +1,4 @@
-"""Derivatives by other means: central finite differences in float64, and torch.func.
+"""Derivatives by other means: central differences in float64, torch.func and torch.autograd.functional.
 
 They share no code with the package. Complex arguments are perturbed along both axes; the results follow the
 convention of PyTorch (and Zygote): df/d(re) + i df/d(im).
@@ -83,3 +83,18 @@ def func_hessian(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """``torch.func.hessian`` in the layout of this package."""
     H: Tensor = torch.func.hessian(f)(x)
     return H.reshape(x.numel(), x.numel())
+
+
+def true_jacobian(f: Callable[..., Tensor], x: Tensor) -> Tensor:
+    """Which entries ``torch.autograd.functional`` finds to be nonzero, as a matrix."""
+    J = torch.autograd.functional.jacobian(f, x)
+    return J.reshape(-1, x.numel()) != 0
+
+
+def true_hessian(f: Callable[..., Tensor], x: Tensor) -> Tensor:
+    return torch.autograd.functional.hessian(f, x).reshape(x.numel(), x.numel()).abs() > 1e-10
+
+
+def covers(found: Tensor, expected: Tensor) -> bool:
+    """Whether a pattern lists all that it must."""
+    return not bool((expected & ~found).any())

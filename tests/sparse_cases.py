@@ -1,4 +1,4 @@
-"""Functions with sparse derivatives, for the tests of compressed results and of plans."""
+"""Functions with sparse derivatives, for the tests of detection, compressed results and plans."""
 
 from __future__ import annotations
 
@@ -18,6 +18,21 @@ def heat(u: Tensor) -> Tensor:
 
 def rosenbrock(x: Tensor) -> Tensor:
     return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
+
+
+def brusselator(n: int) -> Callable[[Tensor], Tensor]:
+    """Two substances that react at each point of a grid, and diffuse across its edges to the other side."""
+
+    def laplacian(v: Tensor) -> Tensor:
+        return v.roll(1, 0) + v.roll(-1, 0) + v.roll(1, 1) + v.roll(-1, 1) - 4 * v
+
+    def f(state: Tensor) -> Tensor:
+        u, v = state.view(2, n, n)
+        du = 1 + u * u * v - 4.4 * u + 0.02 * laplacian(u)
+        dv = 3.4 * u - u * u * v + 0.02 * laplacian(v)
+        return torch.stack([du, dv]).view(-1)
+
+    return f
 
 
 # name: f, shapes of its arguments

@@ -1,0 +1,51 @@
+"""Budgets of detection end it with dense, and its cost grows in proportion."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from sparse_cases import brusselator
+from torch import Tensor
+
+from torchzygote.sparsity.detect import detect_hessian, detect_jacobian
+
+
+def test_a_budget_ends_detection_with_dense() -> None:
+    x = torch.rand(100)
+    assert detect_jacobian(brusselator(5), [torch.rand(50)], budget=100)[0].dense
+    assert detect_hessian(lambda x: x.sum() ** 2, [x], budget=5000)[0].dense
+    assert detect_hessian(lambda x: x.sum() ** 2, [x], budget=20000)[0].nnz == 10000
+    assert detect_jacobian(lambda x: x.cumsum(0), [x], budget=1000)[0].dense
+    assert detect_jacobian(lambda x: x * 2, [x], budget=1000)[0].nnz == 100
+
+
+def test_a_long_sum_costs_no_set() -> None:
+    x = torch.rand(20000)
+    (pattern,) = detect_hessian(lambda x: (x**2).sum() * 0.5 + x.mean(), [x], budget=100_000)
+    assert pattern.nnz == 20000
+
+
+def test_couplings_within_larger_ones_cost_nothing() -> None:
+    """Every step couples what the next one couples again: only the last couplings are written out."""
+
+    def heat(x: Tensor) -> Tensor:
+        for _ in range(20):
+            x = x + 0.1 * (x.roll(1) - 2 * x + x.roll(-1)) + 0.01 * x**3
+        return x.square().sum()
+
+    x = torch.rand(100)
+    (pattern,) = detect_hessian(heat, [x], budget=100 * 81**2)
+    assert pattern.nnz == 100 * 81
+
+
+def test_cost_grows_in_proportion() -> None:
+    def seconds(n: int) -> float:
+        x = torch.rand(2 * n * n)
+        detect_jacobian(brusselator(n), [x])
+        start = time.process_time()
+        detect_jacobian(brusselator(n), [x])
+        return time.process_time() - start
+
+    # Sixteen times the size; the bound is loose, since machines are busy.
+    assert seconds(128) < 60 * max(seconds(32), 2e-3)

@@ -1,0 +1,85 @@
+"""Each input of detection has its pattern; results and refusals of the public functions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from torchzygote.sparsity.detect import detect_hessian, detect_jacobian, hessian_sparsity, jacobian_sparsity
+
+
+def test_each_input_has_its_pattern() -> None:
+    a, b = torch.rand(3), torch.rand(2, 3)
+    first, second = detect_jacobian(lambda a, b: (b * a).sum(0), [a, b])
+    assert torch.equal(first.to_dense(), torch.eye(3) > 0)
+    assert torch.equal(second.to_dense(), torch.cat([torch.eye(3), torch.eye(3)], 1) > 0)
+    first, second = detect_hessian(lambda a, b: (b * a**2).sum() + (b**2).sum(), [a, b])
+    assert torch.equal(first.to_dense(), torch.eye(3) > 0)
+    assert torch.equal(second.to_dense(), torch.eye(6) > 0)
+    (only,) = detect_hessian(lambda a, b: (b * a**2).sum() + (b**2).sum(), [a, b], which=[1])
+    assert only == second
+
+
+def test_an_input_that_f_also_closes_over_is_told_apart() -> None:
+    x = torch.rand(3)
+    assert detect_hessian(lambda y: (y * x).sum(), [x])[0].nnz == 0
+
+
+def test_inputs_found_by_identity() -> None:
+    weight = torch.rand(3, requires_grad=True)
+    (pattern,) = detect_jacobian(lambda w: weight[1:] * weight[:-1], [weight], owned=[False])
+    assert pattern.nnz == 4
+
+
+def test_expanded_and_strided_inputs() -> None:
+    x = torch.rand(1).expand(3)
+    assert torch.equal(detect_jacobian(lambda x: x * 2, [x])[0].to_dense(), torch.eye(3) > 0)
+    x = torch.rand(3, 2).t()
+    (pattern,) = detect_jacobian(lambda x: x[0], [x])
+    assert pattern.indices.tolist() == [0, 1, 2]
+
+
+def test_complex_inputs() -> None:
+    x = torch.rand(3, dtype=torch.complex128)
+    (pattern,) = detect_jacobian(lambda z: (z * z).real, [x])
+    assert torch.equal(pattern.to_dense(), torch.eye(3) > 0)
+
+
+def test_results_that_depend_on_nothing() -> None:
+    x = torch.rand(3)
+    weight = nn.Parameter(torch.rand(2))
+    for f in (lambda x: torch.ones(2), lambda x: weight * 2, lambda x: (x > 0).float()[:2]):
+        assert detect_jacobian(f, [x])[0].nnz == 0
+        assert detect_jacobian(f, [x])[0].shape == (2, 3)
+    assert detect_hessian(lambda x: 3.0, [x])[0].nnz == 0
+    assert detect_jacobian(lambda x: x[:0], [x])[0].shape == (0, 3)
+    assert detect_jacobian(lambda x: x.sum(), [torch.rand(0)])[0].shape == (1, 0)
+
+
+def test_public_results_are_boolean_csr_tensors_that_say_whether_they_are_local() -> None:
+    a, b, text = jacobian_sparsity(lambda x, n, s: x[1:] * n, torch.rand(3), 2.0, "s")
+    assert a.layout == torch.sparse_csr
+    assert a.dtype == torch.bool
+    assert torch.equal(a.to_dense(), torch.eye(3)[1:] > 0)
+    assert b.shape == (2, 1)
+    assert b.to_dense().all()
+    assert text is None
+    assert a.is_local is False
+    h = hessian_sparsity(lambda x: x**3, 2.0)
+    assert h.shape == (1, 1)
+    assert h.to_dense().all()
+
+
+def test_public_functions_refuse_what_they_must() -> None:
+    x = torch.rand(3)
+    with pytest.raises(
+        ValueError, match="jacobian_sparsity: expected f to return an array or a number, got tuple"
+    ):
+        jacobian_sparsity(lambda x: (x, x), x)
+    with pytest.raises(ValueError, match="hessian_sparsity: expected f to return a scalar"):
+        hessian_sparsity(lambda x: x, x)
+    with pytest.raises(TypeError, match="hessian_sparsity: expected x to be a number or an array, got dict"):
+        hessian_sparsity(lambda x: x, {"x": x})
+    with pytest.raises(RuntimeError, match="jacobian_sparsity: expected a plain call"):
+        torch.func.vmap(lambda x: jacobian_sparsity(lambda x: x, x)[0].to_dense())(torch.rand(2, 3))
