@@ -1,4 +1,4 @@
-"""Elementwise operators as rows of the table in test_sparsity_rules.py, and what its other rows are made of."""
+"""Elementwise operators as rows of the table in test_sparsity_rules.py, and what other rows are made of."""
 
 from __future__ import annotations
 
