@@ -187,7 +187,7 @@ def hessian_products(
         inputs = list(second.prepared.inputs)
         inputs[which] = primal
         inner = run(second.caller, f, second.prepared.at(inputs), True, recorded=False)
-        inner.take_gradient()
+        inner.take_gradient(pushed=True)
         grad = inner.grads[which]
         return (torch.zeros_like(primal) if grad is None else grad,)
 

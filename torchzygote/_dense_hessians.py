@@ -119,7 +119,7 @@ def _by_columns(
 
     def gradient_of(primal: Tensor) -> tuple[Tensor]:
         inner = run(second.caller, f, prepared.at([primal]), True, recorded=False)
-        inner.take_gradient()
+        inner.take_gradient(pushed=True)
         (grad,) = inner.grads
         return (torch.zeros_like(primal) if grad is None else grad,)
 

@@ -34,6 +34,7 @@ from ._torch_private import (
     in_functorch,
     in_functorch_derivative,
     innermost_level,
+    leads_to,
     leave_grad_level,
     mark_as_own,
     pull_back,
@@ -138,6 +139,17 @@ def _refuse_reentrant(roots: list[Tensor]) -> None:
         )
 
 
+def _refuse_twice(operations: Sequence[tuple[str, Any]], inputs: Sequence[Tensor]) -> None:
+    """Refuse a second derivative that PyTorch gets wrong, by a bias: it would be zero, silently."""
+    for name, bias in operations:
+        if leads_to(bias, inputs):
+            raise RuntimeError(
+                f"f can't be differentiated twice, or its pullback by a cotangent: PyTorch's derivative of the "
+                f"gradient of {name} by its bias is zero or fails where it has no weight; pass "
+                "weight=torch.ones(...) with it"
+            )
+
+
 class Linearization:
     """``f`` at one point, ready to be pulled back: ``roots`` are its tensor outputs, ``inputs`` what by.
 
@@ -169,9 +181,17 @@ class Linearization:
         self._survey: Survey | None = None
 
     def pull(
-        self, cotangents: Sequence[Tensor | None], *, retain: bool = True, create_graph: bool = False
+        self,
+        cotangents: Sequence[Tensor | None],
+        *,
+        retain: bool = True,
+        create_graph: bool = False,
+        pushed: bool = False,
     ) -> list[Tensor | None]:
-        """One pullback: a cotangent (or ``None``) per root gives a gradient (or ``None``) per input."""
+        """One pullback: a cotangent (or ``None``) per root gives a gradient (or ``None``) per input.
+
+        ``pushed``: it is going to be differentiated by forward mode only.
+        """
         if self._pull is not None:
             return self._pull_compiled(cotangents)
         roots: list[Tensor] = []
@@ -186,7 +206,10 @@ class Linearization:
             seeds = [batched_like(seed, root) for seed, root in zip(seeds, roots, strict=True)]
         custom = []
         if create_graph and not in_functorch():
-            custom = (self.survey() if len(roots) == len(self.roots) else survey(roots)).custom
+            found = self.survey() if len(roots) == len(self.roots) else survey(roots)
+            custom = found.custom
+            if found.once and not pushed:
+                _refuse_twice(found.once, self.inputs)
         if custom:
             with _checked_custom_functions(custom, seeds) as checked:
                 results = pull_back(roots, checked, self.inputs, True, True)

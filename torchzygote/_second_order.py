@@ -68,10 +68,12 @@ class SecondOrder:
         self._lin, self._positions = lin, positions
         self._row_cost = None
 
-    def take_gradient(self) -> None:
-        """The gradient alone, by a plain pullback."""
+    def take_gradient(self, *, pushed: bool = False) -> None:
+        """The gradient alone, by a plain pullback; ``pushed``: forward mode is going to differentiate it."""
         if self._first is not None and self._root is not None:
-            self.grads = self._first.pull([torch.ones_like(self._root)], retain=True, create_graph=self.keep)
+            self.grads = self._first.pull(
+                [torch.ones_like(self._root)], retain=True, create_graph=self.keep, pushed=pushed
+            )
 
     def differentiate(self) -> None:
         """The gradient, recorded so that it can be pulled back."""

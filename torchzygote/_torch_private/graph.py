@@ -14,6 +14,7 @@ __all__ = [
     "Survey",
     "backward_pass",
     "depends_on_others",
+    "leads_to",
     "mark_as_own",
     "node_attribute",
     "node_names",
@@ -105,12 +106,24 @@ class Survey(NamedTuple):
     class attribute ``torchzygote_composes``."""
     nonlinear: list[Any]
     """These, and nodes whose derivative by the cotangent is wrong where that is zero."""
+    unpushable: list[str]
+    """Names of operators made with ``torch.library``: forward mode gives zeros for them, silently."""
+    once: list[tuple[str, Any]]
+    """Operations whose second derivative PyTorch gets wrong, and the node below that it is wrong by."""
 
 
 # PyTorch's batching rule of these backwards gives wrong numbers where the rows alone are batched (2.13).
 _MISBATCHED = {"CdistBackward0": "torch.cdist"}
 # Their derivative by the cotangent is NaN where that is zero (2.13), though they are linear in it.
 _NOT_LINEAR_AT_ZERO = frozenset({"LogcumsumexpBackward0"})
+# Without a weight, PyTorch's second derivative by the bias is zero, or fails (2.13).
+_BIASED = {
+    "NativeLayerNormBackward0": "layer_norm",
+    "NativeBatchNormBackward0": "batch_norm",
+    "CudnnBatchNormBackward0": "batch_norm",
+    "MiopenBatchNormBackward0": "batch_norm",
+    "NativeGroupNormBackward0": "group_norm",
+}
 _PythonNode = torch.autograd.function.BackwardCFunction
 
 
@@ -122,6 +135,8 @@ def survey(roots: Sequence[Tensor]) -> Survey:
     misbatched = None
     custom: list[Any] = []
     nonlinear: list[Any] = []
+    unpushable: list[str] = []
+    once: list[tuple[str, Any]] = []
     while stack:
         node = stack.pop()
         if node in seen:
@@ -131,18 +146,38 @@ def survey(roots: Sequence[Tensor]) -> Survey:
         if isinstance(node, _PythonNode):
             if not getattr(node._forward_cls, "torchzygote_composes", False):  # type: ignore[attr-defined]
                 custom.append(node)
+                if node._forward_cls.__module__ == "torch._library.autograd":  # type: ignore[attr-defined]
+                    unpushable.append(_operator_name(name))
         elif "CppNode" in name:
             custom.append(node)
         elif name in _NOT_LINEAR_AT_ZERO:
             nonlinear.append(node)
         elif name in _MISBATCHED:
             misbatched = _MISBATCHED[name]
+        elif name in _BIASED and (bias := _only_bias(node)) is not None:
+            once.append((_BIASED[name], bias))
         for meta in node._input_metadata:
             total += math.prod(meta.shape) * meta.dtype.itemsize
         for following, _ in node.next_functions:
             if following is not None:
                 stack.append(following)
-    return Survey(total, len(seen), misbatched, custom, custom + nonlinear)
+    return Survey(total, len(seen), misbatched, custom, custom + nonlinear, unpushable, once)
+
+
+def _operator_name(node: str) -> str:
+    """``ns::op`` of ``GeneratedBackwardFor_ns_op_overloadBackward``, as far as that can be told."""
+    return node.removeprefix("GeneratedBackwardFor_").removesuffix("Backward").removesuffix("_default")
+
+
+def _only_bias(node: Any) -> Any:
+    """What the bias of a normalization comes from, if it has one and no weight."""
+    (weight, _), (bias, _) = node.next_functions[1:3]
+    if bias is None or weight is not None:
+        return None
+    try:
+        return bias if node._saved_weight is None else None
+    except RuntimeError:  # freed: there will be no backward pass
+        return None
 
 
 def mark_as_own(leaf: Tensor) -> None:
@@ -197,6 +232,21 @@ def node_names(root: Tensor) -> list[str]:
             seen.add(node)
             stack.extend(following for following, _ in node.next_functions)
     return sorted({node.name() for node in seen})
+
+
+def leads_to(node: Any, inputs: Sequence[Tensor]) -> bool:
+    """Whether the recorded graph leads from ``node`` to one of the inputs that it was recorded for."""
+    wanted = {source_of(x)[0] for x in inputs}
+    seen: set[Any] = set()
+    stack = [node]
+    while stack:
+        node = stack.pop()
+        if node in wanted:
+            return True
+        if node not in seen:
+            seen.add(node)
+            stack.extend([following for following, _ in node.next_functions if following is not None])
+    return False
 
 
 def reaches(roots: list[Tensor], leaves: Sequence[Tensor]) -> bool:
