@@ -265,6 +265,8 @@ def test_compiled_hooks_bend_as_they_do_uncompiled(x: Tensor) -> None:
             func.jacrev(func.jacrev(cube_sum))(x),
             func.jacfwd(func.jacfwd(cube_sum))(x),
             gradient(lambda x: (hook(print, showgrad(x)) ** 2).sum(), x)[0],
+            gradient(lambda x: (hook(lambda g: g.float() / 3, x) ** 2).sum(), x)[0],
+            gradient(lambda x: (hook(lambda g: [g[0].float() / 3], [x])[0] ** 2).sum(), x)[0],
         ]
 
     torch._dynamo.reset()

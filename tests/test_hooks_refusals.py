@@ -46,6 +46,39 @@ def test_another_structure_is_refused(x: Tensor) -> None:
         gradient(lambda x: sum(t.sum() for t in hook(lambda g: (g[0][:1], g[1]), (x, x))), x)
 
 
+X = torch.arange(6.0).reshape(2, 3) + 1
+SHAPE = "to return a gradient of the shape that it got, "
+STRUCTURE = "to return the structure that it got, "
+
+
+@pytest.mark.parametrize(
+    ("f", "message", "dynamic"),
+    [
+        (lambda x: hook(lambda g: g.T, x), SHAPE, False),
+        (lambda x: hook(lambda g: (g[0].T,), (x,))[0], SHAPE, False),
+        (lambda x: hook(lambda g: (g[0].T,), (x,))[0], SHAPE, True),
+        (lambda x: sum(t.sum() for t in hook(lambda g: (g[1], g[0]), (x, x[0] * 2))), SHAPE, False),
+        (lambda x: hook(lambda g: [g[0]], (x,))[0], STRUCTURE, False),
+        (lambda x: sum(t.sum() for t in hook(lambda g: (g[0],), (x, x))), STRUCTURE, False),
+        (lambda x: hook(lambda g: 2.0, x), "to return a tensor, or None", False),
+        (lambda x: hook(lambda g: [2.0], [x])[0], "to return a tensor, or None", False),
+        (lambda x: hook(lambda g: g * 1j, x), "to return a real gradient of dtype torch.float32", False),
+        (lambda x: hook(lambda g: [g[0] * 1j], [x])[0], "to return a real gradient", False),
+    ],
+)
+def test_compiled_it_refuses_the_same_in_the_same_words(f: Any, message: str, dynamic: bool) -> None:
+    # Not a plain match of the message: what Dynamo says quotes these lines.
+    words = f"hook: expected .*<lambda> {message}"
+    loss = lambda x: (f(x) * X).sum()
+    with pytest.raises((ValueError, TypeError), match=words):
+        gradient(loss, X)
+    compiled = torch.compile(
+        lambda x: gradient(loss, x)[0], fullgraph=True, dynamic=dynamic, backend="aot_eager"
+    )
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=words):
+        compiled(X)
+
+
 def test_the_function_comes_first(x: Tensor) -> None:
     with pytest.raises(TypeError, match=r"fn: expected a function .* write hook\(fn, x\)"):
         hook(x, torch.neg)
@@ -55,6 +88,18 @@ def test_a_buffer_is_refused(x: Tensor) -> None:
     for value in (Buffer(x), [x, Buffer(x)]):
         with pytest.raises(TypeError, match=r"got a Buffer.*copy\(\)"):
             hook(torch.neg, value)
+
+
+@pytest.mark.parametrize("pack", [lambda buf, x: buf, lambda buf, x: [x, buf]])
+def test_compiled_a_buffer_is_refused(pack: Any, x: Tensor) -> None:
+    def f(x: Tensor) -> Tensor:
+        buf = Buffer(x)
+        buf[0] = x[0]
+        hook(torch.neg, pack(buf, x))
+        return buf.copy().sum()
+
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="expected a tensor or .* got a Buffer"):
+        torch.compile(f, fullgraph=True, backend="aot_eager")(x)
 
 
 @pytest.mark.parametrize("x", ["text", None, True, 3.0, torch.arange(3), nn.Linear(1, 1), object()])

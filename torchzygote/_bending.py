@@ -30,7 +30,7 @@ from ._torch_private import (
     transform_stack,
 )
 
-__all__ = ["attach", "fitted", "name_of"]
+__all__ = ["attach", "fitted", "is_differentiable", "leaves_of", "refuse_buffers"]
 
 Gradients = Sequence["Tensor | None"]
 
@@ -73,6 +73,17 @@ def fitted(fn: Callable[..., Any], out: Any, like: Tensor | Form, shape: torch.S
     return out.to(like.dtype)
 
 
+def leaves_of(fn: Callable[..., Any], out: Any, like: Any) -> list[Any]:
+    """The leaves of the structure that ``fn`` returned, which must be that of the spec ``like``."""
+    leaves, spec = pytree.tree_flatten(out)
+    if spec != like:
+        got, expected = " ".join(str(spec).split()), " ".join(str(like).split())
+        raise ValueError(
+            f"hook: expected {name_of(fn)} to return the structure that it got, {expected}, got {got}"
+        )
+    return leaves
+
+
 class _PlainText(TorchFunctionMode):
     """Tensors inside ``torch.func`` transforms print their values, without wrappers."""
 
@@ -97,9 +108,8 @@ class Bend:
         self.fn = fn
         self.arrived = False
         self.session = _state.session()
-        self.spec: Any = (
-            None  # of a structure; where its tensors are among the leaves, and what those are like
-        )
+        # Of a structure; where its tensors are among the leaves, and what those are like.
+        self.spec: Any = None
         self.slots: list[int] = []
         self.like: list[Form] = []
 
@@ -159,13 +169,7 @@ class Bend:
         out = self.fn(pytree.tree_unflatten(whole, self.spec))
         if out is None:
             return None
-        leaves, spec = pytree.tree_flatten(out)
-        if spec != self.spec:
-            got, expected = " ".join(str(spec).split()), " ".join(str(self.spec).split())
-            raise ValueError(
-                f"hook: expected {name_of(self.fn)} to return the structure that it got, {expected}, "
-                f"got {got}"
-            )
+        leaves = leaves_of(self.fn, out, self.spec)
         bent: list[Tensor | None] = []
         for slot, g, like in zip(self.slots, gradients, self.like, strict=True):
             new = leaves[slot]
@@ -292,11 +296,7 @@ def attach(fn: Callable[..., Any], x: Any) -> Any:
     bend = Bend(fn)
     if kind_of(x) is STRUCTURE:
         leaves, bend.spec = pytree.tree_flatten(x)
-    if isinstance(x, NotATensor) or any(isinstance(leaf, NotATensor) for leaf in leaves):
-        raise TypeError(
-            "hook: x: expected a tensor or a structure of tensors, got a Buffer, whose elements have "
-            "gradients of their own; give its copy(), or what is written into it"
-        )
+    refuse_buffers([x, *leaves])
     bend.slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and is_differentiable(leaf)]
     if not bend.slots:
         bend.waits([])
@@ -305,6 +305,15 @@ def attach(fn: Callable[..., Any], x: Any) -> Any:
     for i, y in zip(bend.slots, _attach_all(bend, tensors), strict=True):
         leaves[i] = y
     return pytree.tree_unflatten(leaves, bend.spec)
+
+
+def refuse_buffers(leaves: list[Any]) -> None:
+    """A Buffer would pass untouched, its gradients as they are."""
+    if any(isinstance(leaf, NotATensor) for leaf in leaves):
+        raise TypeError(
+            "hook: x: expected a tensor or a structure of tensors, got a Buffer, whose elements have "
+            "gradients of their own; give its copy(), or what is written into it"
+        )
 
 
 def is_differentiable(x: Tensor) -> bool:

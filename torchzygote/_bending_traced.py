@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._bending import fitted, is_differentiable, leaves_of, refuse_buffers
 from ._torch_private import (
     layer_below,
     maybe_batch_axis,
@@ -85,9 +86,15 @@ def _attach_to_tensor(fn: Callable[..., Any], x: Tensor) -> Tensor:
 def attach_traced(fn: Callable[..., Any], x: Any) -> Any:
     """A copy of ``x`` whose gradient goes through ``fn``; a leaf without a gradient counts as zeros here."""
     if isinstance(x, Tensor):
-        return _attach_to_tensor(fn, x) if _is_differentiable(x) else x
+
+        def of_one(g: Tensor) -> Tensor | None:
+            bent = fn(g)
+            return None if bent is None else fitted(fn, bent, g, g.shape)
+
+        return _attach_to_tensor(of_one, x) if is_differentiable(x) else x
     leaves, spec = pytree.tree_flatten(x)
-    slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and _is_differentiable(leaf)]
+    refuse_buffers(leaves)
+    slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and is_differentiable(leaf)]
     if not slots:
         return x
     # One tensor has one hook, which sees all leaves at once.
@@ -102,18 +109,14 @@ def attach_traced(fn: Callable[..., Any], x: Any) -> Any:
         bent = fn(pytree.tree_unflatten(whole, spec))
         if bent is None:
             return None
-        new = pytree.tree_leaves(bent)
-        parts = [whole[i] if new[i] is None else new[i] for i in slots]
+        new = leaves_of(fn, bent, spec)
+        parts = [whole[i] if new[i] is None else fitted(fn, new[i], whole[i], whole[i].shape) for i in slots]
         return torch.cat([part.reshape(-1).to(dtype) for part in parts])
 
     flat = _attach_to_tensor(of_flat, torch.cat([tensor.reshape(-1).to(dtype) for tensor in tensors]))
     for i, tensor, part in zip(slots, tensors, torch.split(flat, sizes), strict=True):
         leaves[i] = _as_like(part, tensor)
     return pytree.tree_unflatten(leaves, spec)
-
-
-def _is_differentiable(x: Tensor) -> bool:
-    return x.dtype.is_floating_point or x.dtype.is_complex
 
 
 def _as_like(part: Tensor, like: Tensor) -> Tensor:
