@@ -14,7 +14,16 @@ from torch import Tensor
 
 from .coloring.recovery import Recovery
 
-__all__ = ["agreement", "close", "precision", "probe_rows", "random_vector", "warn_mismatch", "wide"]
+__all__ = [
+    "agreement",
+    "close",
+    "precision",
+    "probe_rows",
+    "pulled_agreement",
+    "random_vector",
+    "warn_mismatch",
+    "wide",
+]
 
 
 def random_vector(numel: int) -> Tensor:
@@ -76,13 +85,7 @@ def agreement(
         return [_diagonal_agreement(recovery, values[0], probes, probed[0], eps)]
     probe = probes[0]
     if recovery.mode == "reverse":
-        found = []
-        for i, (pattern, expected) in enumerate(zip(recovery.patterns, probed, strict=True)):
-            rows = recovery.rows_on(values[i].device)[i]
-            columns = recovery.columns_on(values[i].device)[i]
-            got, scale = _summed(values[i], probe.to(values[i].device)[rows], columns, pattern.shape[1])
-            found.append(close(got, scale, expected.reshape(-1).to(got), eps))
-        return found
+        return pulled_agreement(recovery, values, probe, probed, eps)
     total: Tensor | None = None
     scales: Tensor | None = None
     parts = torch.split(probe, recovery.widths)
@@ -95,6 +98,20 @@ def agreement(
     assert total is not None
     assert scales is not None
     return [close(total, scales, probed[0].reshape(-1).to(total), eps)]
+
+
+def pulled_agreement(
+    recovery: Recovery, values: Sequence[Tensor], probe: Tensor, pulled: Sequence[Tensor | None], eps: float
+) -> list[Tensor]:
+    """:func:`agreement` with the pullback of ``probe``, whatever the mode that the values came from."""
+    found = []
+    for i, (pattern, expected) in enumerate(zip(recovery.patterns, pulled, strict=True)):
+        rows = recovery.rows_on(values[i].device)[i]
+        columns = recovery.columns_on(values[i].device)[i]
+        got, scale = _summed(values[i], probe.to(values[i].device)[rows], columns, pattern.shape[1])
+        wanted = torch.zeros_like(got) if expected is None else expected.reshape(-1).to(got)
+        found.append(close(got, scale, wanted, eps))
+    return found
 
 
 def _summed(values: Tensor, factors: Tensor, into: Tensor, length: int) -> tuple[Tensor, Tensor]:
@@ -149,7 +166,7 @@ def warn_mismatch(caller: str, recovery: Recovery) -> None:
     warnings.warn(
         f"{caller}: the sparse derivative differs from plain automatic differentiation in a product with a "
         "random vector, so that the dense one is computed instead. Either f differs from call to call, or a "
-        "sparsity that was given lacks entries, or torchzygote's rule for an operator is wrong: please "
-        f"report that, with f{listed}",
+        "sparsity that was given lacks entries, or PyTorch's forward derivative of an operator is wrong, or "
+        f"torchzygote's rule for one: please report that, with f{listed}",
         stacklevel=2,
     )

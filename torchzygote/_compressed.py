@@ -20,6 +20,7 @@ from ._arguments import Prepared
 from ._assembly import result_dtype
 from ._certificate import agreement, precision, probe_rows, warn_mismatch
 from ._colored import chunk_of, collect, color_seeds, hessian_products, jacobian_products
+from ._crosscheck import explains_pullback
 from ._engine import Linearization
 from ._plan import RowCost
 from ._random import RandomState
@@ -169,7 +170,9 @@ def _jacobian_values(
     verify: bool,
 ) -> list[Tensor] | None:
     """Values of each input's entries; ``None`` if the check fails."""
-    probes = probe_rows(recovery) if verify else None
+    # A pushforward would make the same mistakes that the products make; hooks are for reverse mode, though.
+    by_pullback = verify and recovery.mode == "forward" and not hooked
+    probes = probe_rows(recovery) if verify and not by_pullback else None
 
     chunk = chunk_of(options, cost, recovery, y)
     products = jacobian_products(
@@ -187,7 +190,13 @@ def _jacobian_values(
     dtypes = [result_dtype(x, y) for x in prepared.inputs]
     values, probed, _ = collect(recovery, products, dtypes, y.device, options.keep)
     eps = precision(prepared.inputs, y)
-    return values if certified(caller, recovery, values, probes, probed, eps) else None
+    if by_pullback:
+        right = explains_pullback(lin, y, recovery, values)
+        if not right:
+            warn_mismatch(caller, recovery)
+    else:
+        right = certified(caller, recovery, values, probes, probed, eps)
+    return values if right else None
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -18,12 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import CheckpointFunction
 
 from . import _state
 from ._arguments import Prepared, kind_of
 from ._exchange import exchanging, finding
-from ._flags import held_flags
+from ._flags import held_flags, remembered
 from ._forward import fit_tangent, forward_mode, jvp, non_overlapping, separate
 from ._notes import annotate
 from ._torch_private import (
@@ -34,7 +33,6 @@ from ._torch_private import (
     in_functorch,
     in_functorch_derivative,
     innermost_level,
-    leads_to,
     leave_grad_level,
     mark_as_own,
     pull_back,
@@ -42,16 +40,17 @@ from ._torch_private import (
     survey,
     swap_tensors,
 )
+from ._twice import checked_custom_functions, refuse_reentrant, refuse_twice
 from ._worker import entry_point
 
 __all__ = [
     "Linearization",
     "call",
+    "call_exchanged",
     "compiling",
     "detached",
     "differentiated_part",
     "entry_point",
-    "exchanged",
     "finding",
     "fit_tangent",
     "forward_mode",
@@ -89,65 +88,6 @@ def recording_if(keep: bool) -> contextlib.AbstractContextManager[None]:
 
 # ---------------------------------------------------------------------------------------------------------
 # reverse mode
-
-
-@contextlib.contextmanager
-def _checked_custom_functions(nodes: list[Any], seeds: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Around a pullback that must be differentiable: refuse custom functions whose backward isn't.
-
-    PyTorch gives zeros, silently, for a backward that leaves autograd (NumPy, ``detach``), and even for
-    ``once_differentiable`` as long as no cotangent requires grad. So the cotangents do, and each result of a
-    custom backward must be connected to them. ``nodes``: those of the custom functions.
-    """
-
-    def check(node: Any) -> Callable[..., None]:
-        def hook(results: Sequence[Any], cotangents: Sequence[Any]) -> None:
-            if any(isinstance(c, Tensor) and c.requires_grad for c in cotangents):
-                for result in results:
-                    if isinstance(result, Tensor) and _leaves_autograd(result):
-                        raise RuntimeError(
-                            f"f can't be differentiated twice: the backward of the custom autograd function "
-                            f"{node.name().removesuffix('Backward')} gives a gradient that autograd can't "
-                            "follow; write it with differentiable PyTorch operations"
-                        )
-
-        return hook
-
-    handles = [node.register_hook(check(node)) for node in nodes]
-    try:
-        yield [seed if seed.requires_grad else seed.detach().requires_grad_() for seed in seeds]
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _leaves_autograd(result: Tensor) -> bool:
-    """Whether a gradient that depends on its cotangent is cut off from it, or fails as one follows it."""
-    if result.requires_grad:
-        # What once_differentiable puts there raises only if a backward pass reaches it, and none does.
-        return result.grad_fn is not None and result.grad_fn.name() == "torch::autograd::Error"
-    return bool(result.any())
-
-
-def _refuse_reentrant(roots: list[Tensor]) -> None:
-    """Refuse what hides the tensors that a function closes over: they would seem unused."""
-    if any(getattr(node, "_forward_cls", None) is CheckpointFunction for node in survey(roots).custom):
-        raise RuntimeError(
-            "f calls torch.utils.checkpoint with use_reentrant=True, which can't be differentiated "
-            "by what the checkpointed function closes over; pass use_reentrant=False, or use "
-            "torchzygote.checkpointed"
-        )
-
-
-def _refuse_twice(operations: Sequence[tuple[str, Any]], inputs: Sequence[Tensor]) -> None:
-    """Refuse a second derivative that PyTorch gets wrong, by a bias: it would be zero, silently."""
-    for name, bias in operations:
-        if leads_to(bias, inputs):
-            raise RuntimeError(
-                f"f can't be differentiated twice, or its pullback by a cotangent: PyTorch's derivative of the "
-                f"gradient of {name} by its bias is zero or fails where it has no weight; pass "
-                "weight=torch.ones(...) with it"
-            )
 
 
 class Linearization:
@@ -209,15 +149,15 @@ class Linearization:
             found = self.survey() if len(roots) == len(self.roots) else survey(roots)
             custom = found.custom
             if found.once and not pushed:
-                _refuse_twice(found.once, self.inputs)
+                refuse_twice(found.once, self.inputs)
         if custom:
-            with _checked_custom_functions(custom, seeds) as checked:
+            with checked_custom_functions(custom, seeds) as checked:
                 results = pull_back(roots, checked, self.inputs, True, True)
         else:
             results = pull_back(roots, seeds, self.inputs, retain, create_graph)
         for result in results:
             if result is None:
-                _refuse_reentrant(roots)
+                refuse_reentrant(roots)
                 break
         return results
 
@@ -333,16 +273,20 @@ def _take_outputs(lin: Linearization, y: Any, scalar_aux: bool) -> None:
 
 @contextlib.contextmanager
 def swapped(inputs: Sequence[Tensor], twins: Sequence[Tensor]) -> Iterator[None]:
-    """Every holder of ``inputs[i]`` sees ``twins[i]`` meanwhile."""
+    """Every holder of ``inputs[i]`` sees ``twins[i]`` meanwhile; of one that is given twice, the first."""
+    pairs: dict[int, tuple[Tensor, Tensor]] = {}
+    for mine, twin in zip(inputs, twins, strict=True):
+        pairs.setdefault(id(mine), (mine, twin))
     done: list[tuple[Tensor, Tensor]] = []
-    try:
-        for mine, twin in zip(inputs, twins, strict=True):
-            swap_tensors(mine, twin)
-            done.append((mine, twin))
-        yield
-    finally:
-        for mine, twin in reversed(done):
-            swap_tensors(mine, twin)
+    with remembered(inputs):
+        try:
+            for mine, twin in pairs.values():
+                swap_tensors(mine, twin)
+                done.append((mine, twin))
+            yield
+        finally:
+            for mine, twin in reversed(done):
+                swap_tensors(mine, twin)
 
 
 @contextlib.contextmanager
@@ -352,19 +296,26 @@ def exchanged(inputs: Sequence[Tensor], twins: Sequence[Tensor]) -> Iterator[Non
         yield
 
 
+def call_exchanged(f: Callable[..., Any], prepared: Prepared, tracked: Sequence[Tensor]) -> Any:
+    """:func:`call`, where what ``f`` finds by identity has its twins among ``tracked``."""
+    mine = [x for x, owned in zip(prepared.inputs, prepared.owned, strict=True) if not owned]
+    if not mine:
+        return call(f, prepared, tracked)
+    held = {id(x) for x in mine}
+    with exchanged(mine, [x for x, owned in zip(tracked, prepared.owned, strict=True) if not owned]):
+        y = call(f, prepared, tracked)
+        # An object whose tensor is about to be exchanged back is no result.
+        return pytree.tree_map(lambda leaf: leaf.view_as(leaf) if id(leaf) in held else leaf, y)
+
+
 def _linearize_functorch(f: Callable[..., Any], prepared: Prepared, scalar_aux: bool) -> Linearization:
     """Like ``torch.func.vjp``, but "does not depend on" stays distinguishable from zero."""
-    by_identity = [x for x, owned in zip(prepared.inputs, prepared.owned, strict=True) if not owned]
     # What f finds by identity gets a twin of its own; made out here, lest the new level wraps it.
     sources = [x if owned else x.view_as(x) for x, owned in zip(prepared.inputs, prepared.owned, strict=True)]
     with grad_level() as level, torch.enable_grad():
-        tracked = [create_grad_input(x, level) for x in sources]
-        if by_identity:
-            twins = [twin for twin, owned in zip(tracked, prepared.owned, strict=True) if not owned]
-            with exchanged(by_identity, twins):
-                y = call(f, prepared, tracked)
-        else:
-            y = call(f, prepared, tracked)
+        twins = [create_grad_input(x, level) for x in sources]
+        tracked = [twins[place] for place in prepared.places()]
+        y = call_exchanged(f, prepared, tracked)
         lin = Linearization(prepared, [], tracked)
         _take_outputs(lin, y, scalar_aux)
         lin.y = pytree.tree_map(

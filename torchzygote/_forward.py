@@ -16,7 +16,7 @@ from torch import Tensor
 from ._arguments import Prepared, kind_of, number_to_tensor, numpy_to_tensor, type_name
 from ._attention import unfused_attention
 from ._exchange import forward_mode_held
-from ._torch_private import batched_like, in_functorch, load_decompositions
+from ._torch_private import batched_like, in_functorch, library_operators_watched, load_decompositions
 
 __all__ = ["fit_tangent", "forward_mode", "jvp", "non_overlapping", "separate", "tangents_for"]
 
@@ -91,5 +91,9 @@ def jvp(
     if not torch.compiler.is_compiling() and in_functorch():
         tangents = [batched_like(t, x) for t, x in zip(tangents, inputs, strict=True)]
     with forward_mode():
-        pushed: tuple[Any, ...] = torch.func.jvp(f, tuple(inputs), tuple(tangents))
+        if torch.compiler.is_compiling():
+            pushed: tuple[Any, ...] = torch.func.jvp(f, tuple(inputs), tuple(tangents))
+        else:
+            with library_operators_watched():
+                pushed = torch.func.jvp(f, tuple(inputs), tuple(tangents))
     return pushed[0], pushed[1]

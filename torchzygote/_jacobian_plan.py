@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import _compressed, _engine, _evaluation, _plan_files, _state
 from ._arguments import Prepared, prepare
+from ._crosscheck import explains_pullback
 from ._plan_base import Plan, held, no_values
 from ._random import RandomState
 from ._second_order import Options
@@ -141,6 +142,15 @@ class JacobianPlan(Plan):
             raise no_values(self)
         return tuple(values)
 
+    def agrees_with_reverse(self, args: tuple[Any, ...]) -> bool:
+        """Whether forward mode gives at ``args`` what a plain pullback does; asked once, for a new plan."""
+        random = RandomState()
+        try:
+            _, _, fine = self._run(args, False, True)
+        finally:
+            random.restore()
+        return all(bool(one.all()) for one in fine)
+
     def _prepare(self, args: tuple[Any, ...]) -> Prepared:
         params = implicit(args)
         if params is not None:
@@ -152,8 +162,9 @@ class JacobianPlan(Plan):
 
     @_engine.entry_point
     def _run(
-        self, args: tuple[Any, ...], create_graph: bool | None
+        self, args: tuple[Any, ...], create_graph: bool | None, crosscheck: bool = False
     ) -> tuple[Prepared, list[Tensor], list[Tensor]]:
+        """``crosscheck``: against reverse mode, instead of one more product of the plan's own mode."""
         prepared = self._prepare(args)
         constants = self._constants_of(prepared)
         keep = _engine.keeps_graph(create_graph) or _engine.in_functorch()
@@ -174,6 +185,8 @@ class JacobianPlan(Plan):
             values, fine = _evaluation.jacobian_values(
                 self._f, prepared, lin, y, constants, options, random, hooked
             )
+            if crosscheck and not hooked:
+                fine = [torch.tensor(explains_pullback(lin, y, self._recovery, values))]
             if self.mode == "forward":
                 # nothing is pulled back: what hooks wait for never comes
                 _state.forget_since(position, but_inner=True)

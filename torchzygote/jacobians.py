@@ -16,7 +16,9 @@ from . import _compressed, _engine, _plan, _state
 from ._arguments import Prepared, kind_of, number_to_tensor, numpy_to_tensor, prepare, type_name
 from ._assembly import Rows, as_result, result_dtype
 from ._cotangents import own
+from ._crosscheck import is_confirmed, refuse_unpushable, warn_disagreement
 from ._dense_jacobians import by_rows, forward
+from ._engine import Linearization
 from ._random import RandomState
 from ._row_cost import row_cost
 from ._second_order import Options
@@ -134,9 +136,9 @@ def matrices_of(
     if not lin.roots or rows == 0 or columns == 0:
         zeros = [Rows(rows, x, result_dtype(x, y), options.keep).matrix() for x in prepared.inputs]
         return lin.y, [_compressed.no_entries(J) for J in zeros] if options.sparse else zeros
-    taped = _state.mark()
-    hooked = taped > position
+    hooked = _state.mark() > position
     cost = _plan.FREE if rows == 1 or _engine.compiling() else row_cost(lin)
+    mode = _mode_for(caller, lin, rows, hooked, options)
     found = _compressed.jacobian(
         caller,
         f,
@@ -144,7 +146,7 @@ def matrices_of(
         lin,
         y,
         cost,
-        options.mode,
+        mode,
         options.products,
         random,
         hooked=hooked,
@@ -157,17 +159,52 @@ def matrices_of(
             _state.forget_since(position, but_inner=True)
         return lin.y, found.matrices
     matrices = None
-    if _plan.choose_mode(options.mode, rows, columns, complex_input) == "forward":
-        try:
-            matrices = forward(f, prepared, lin, y, options.products, random, hooked)
-            _state.forget_since(position, but_inner=True)
-        except Exception:
-            if options.mode == "forward":
-                raise
-            _state.forget_since(taped)
+    if _plan.choose_mode(mode, rows, columns, complex_input) == "forward":
+        matrices = _forward(caller, f, prepared, lin, y, options, random, position)
     if matrices is None:
         matrices = by_rows(prepared, lin, y, cost, options.products)
     return lin.y, [_compressed.full_csr(J) for J in matrices] if options.sparse else matrices
+
+
+def _mode_for(caller: str, lin: Linearization, rows: int, hooked: bool, options: _Options) -> str:
+    """The mode asked for; ``"auto"`` is reverse where forward mode would leave something out."""
+    mode = options.mode
+    if mode == "reverse" or _engine.compiling():
+        return mode
+    if mode == "forward":
+        refuse_unpushable(caller, lin)
+        return mode
+    return "reverse" if rows > 1 and (hooked or lin.survey().unpushable) else mode
+
+
+def _forward(
+    caller: str,
+    f: Callable[..., Any],
+    prepared: Prepared,
+    lin: Linearization,
+    y: Tensor,
+    options: _Options,
+    random: RandomState | None,
+    position: int,
+) -> list[Tensor] | None:
+    """By columns; ``None`` where reverse mode is to be taken. ``position``: as before ``f`` ran."""
+    taped = _state.mark()
+    hooked = taped > position
+    try:
+        matrices = forward(f, prepared, lin, y, options.products, random, hooked)
+    except Exception:
+        if options.mode == "forward":
+            raise
+        _state.forget_since(taped)
+        return None
+    # Hooks are for reverse mode: a pullback would tell something else, and they would see it.
+    nested = _engine.compiling() or _engine.in_functorch()
+    if options.verify and not (hooked or nested or is_confirmed(lin, y, matrices)):
+        _state.forget_since(taped)
+        warn_disagreement(caller)
+        return None
+    _state.forget_since(position, but_inner=True)
+    return matrices
 
 
 def jacobian(

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from . import _engine, _plan
 from ._arguments import prepare
+from ._crosscheck import unpushable, warn_disagreement
 from ._hessian_plan import HessianPlan
 from ._jacobian_plan import JacobianPlan
 from ._plan_base import held
 from ._random import OneRun
 from ._signature import specs_of
+from ._torch_private import survey
 from .coloring.recovery import jacobian_recovery, symmetric_recovery, symmetrized
 from .gradients import implicit, prepare_implicit, scalar_root
 from .hessians import prepare_one
@@ -50,7 +54,8 @@ def plan_jacobian(
         Products at a time.
     verify : bool
         Check each evaluation against one product with a random vector; where it fails, the plan gives the
-        dense way's answer and a warning.
+        dense way's answer and a warning. (Forward mode is compared with a pullback once, here; ``f`` runs a
+        second time for it.)
 
     Returns
     -------
@@ -102,12 +107,32 @@ def plan_jacobian(
         with held(example_args, prepared):
             y, patterns = jacobian_patterns(flat, inputs, prepared.owned, DEFAULT_BUDGET)
         flat.settle()
-        output_tensor(caller, y)
-    recovery = jacobian_recovery(patterns, mode, forward_cost=1.0, refine=True)
-    assert recovery is not None
-    return JacobianPlan(
-        f, specs_of(prepared), recovery, argnums=argnums, chunk_size=chunk_size, verify=verify
-    )
+        mode = _possible_mode(caller, output_tensor(caller, y), mode)
+
+    def colored(mode: str) -> JacobianPlan:
+        recovery = jacobian_recovery(patterns, mode, forward_cost=1.0, refine=True)
+        assert recovery is not None
+        return JacobianPlan(
+            f, specs_of(prepared), recovery, argnums=argnums, chunk_size=chunk_size, verify=verify
+        )
+
+    plan = colored(mode)
+    if plan.mode == "forward" and verify and not _agrees(caller, plan, example_args, mode):
+        plan = colored("reverse")
+    return plan
+
+
+def _agrees(caller: str, plan: JacobianPlan, args: tuple[Any, ...], mode: str) -> bool:
+    """Whether forward mode can be had, and gives what a pullback does; ``mode``: the one asked for."""
+    try:
+        right = plan.agrees_with_reverse(args)
+    except Exception:
+        if mode == "forward":
+            raise
+        return False  # an operation has no forward derivative
+    if not right:
+        warn_disagreement(caller)
+    return right
 
 
 def plan_hessian(
@@ -180,6 +205,14 @@ def plan_hessian(
         scalar_root(caller, y)
     recovery = symmetric_recovery(symmetrized(pattern), refine=True)
     return HessianPlan(f, specs_of(prepared), recovery, mode=mode, chunk_size=chunk_size, verify=verify)
+
+
+def _possible_mode(caller: str, y: Tensor, mode: str) -> str:
+    """The mode asked for; reverse for ``"auto"`` where forward mode gives zeros."""
+    names = survey([y]).unpushable
+    if names and mode == "forward":
+        raise unpushable(caller, names)
+    return "reverse" if names else mode
 
 
 def _given_patterns(caller: str, sparsity: Any, widths: Sequence[int]) -> list[Pattern]:

@@ -44,6 +44,7 @@ from .levels import (
     transform_stack,
     vmap_flat,
 )
+from .library import library_operators_watched
 from .operators import (
     DispatchMode,
     OpOverload,
@@ -108,6 +109,7 @@ __all__ = [
     "layers",
     "leads_to",
     "leave_grad_level",
+    "library_operators_watched",
     "load_decompositions",
     "mark_as_own",
     "maybe_batch_axis",

@@ -1,0 +1,218 @@
+"""Where PyTorch is wrong: forward mode against a pullback, second derivatives by a bias without weight."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from torchzygote import (
+    diaghessian,
+    forwarddiff,
+    gradient,
+    hessian,
+    hessian_dual,
+    hessian_reverse,
+    hook,
+    jacobian,
+    plan_jacobian,
+    pushforward,
+)
+
+torch.manual_seed(0)
+POINTS = torch.randn(40, 2, dtype=torch.float64)
+ROWS = torch.randn(40, 4, dtype=torch.float64)
+ONES = torch.ones(40, 1, dtype=torch.float64)
+
+
+def doubled(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@torch.library.custom_op("torchzygote_tests::sine", mutates_args=())
+def sine(x: Tensor) -> Tensor:
+    return torch.sin(x)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0])
+
+
+sine.register_autograd(lambda ctx, g: g * ctx.saved_tensors[0].cos(), setup_context=_save)
+SINES = lambda x: sine(x).repeat(20)
+
+
+def partly_unrecorded(x: Tensor) -> Tensor:
+    with torch.no_grad():
+        factor = x * 1
+    return (factor * x).repeat(20).sin()
+
+
+# function, where: its derivative of the backward formula, or PyTorch's forward formula, is wrong there
+WRONG: list[tuple[str, Callable[[Tensor], Tensor], Tensor]] = [
+    ("std of equal numbers", lambda c: (ONES * c).std(1), doubled(1, 1, 1)),
+    ("sinc at zero", lambda c: torch.sinc(ONES * c), doubled(0, 1)),
+    ("3-norm at zero", lambda c: torch.linalg.vector_norm(POINTS - c, ord=3, dim=1), POINTS[3].clone()),
+    ("product scattered", lambda c: _scattered(c), doubled(0.5, -1.5)),
+]
+
+
+def _scattered(c: Tensor) -> Tensor:
+    index = torch.zeros(2, dtype=torch.int64)
+    return torch.ones(30, dtype=c.dtype).scatter_reduce(0, index, c, "prod").cumsum(0)
+
+
+@pytest.mark.parametrize(("f", "x"), [case[1:] for case in WRONG], ids=[case[0] for case in WRONG])
+@pytest.mark.parametrize("mode", ["auto", "forward"])
+def test_forward_mode_that_a_pullback_contradicts_is_not_returned(
+    f: Callable[[Tensor], Tensor], x: Tensor, mode: str
+) -> None:
+    expected = jacobian(f, x, mode="reverse")[0]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="jacobian: (forward mode gave|the sparse derivative)")
+        found = jacobian(f, x, mode=mode)[0]
+        sparse = jacobian(f, x, mode=mode, sparse=True)[0].to_dense()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(sparse, expected)
+
+
+def test_the_warning_says_what_may_be_wrong() -> None:
+    f, x = WRONG[0][1:]
+    with pytest.warns(UserWarning, match=r"jacobian: forward mode gave another derivative of f than a plain"):
+        jacobian(f, x, mode="forward")
+
+
+def test_a_right_derivative_passes_without_a_word() -> None:
+    x = doubled(0.5, -1.5, 2.0)
+    found = jacobian(lambda x: torch.outer(POINTS[:, 0], x.exp()).sin().reshape(-1), x, mode="forward")[0]
+    torch.testing.assert_close(
+        found, torch.func.jacrev(lambda x: torch.outer(POINTS[:, 0], x.exp()).sin())(x).reshape(-1, 3)
+    )
+
+
+def test_what_is_not_finite_in_reverse_mode_alone_tells_nothing() -> None:
+    x = doubled(0.0, 1.0)
+    f = lambda x: torch.where(x > 0, x.sqrt(), 0 * x).repeat(20)  # reverse mode: 0 * inf at zero
+    found = jacobian(f, x, mode="forward")[0]
+    assert bool(found.isfinite().any())
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_code_without_recording_counts_as_constant_in_either_mode(sparse: bool) -> None:
+    x = doubled(3.0, 0.5)
+    expected = jacobian(partly_unrecorded, x, mode="reverse")[0]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="jacobian: (forward mode gave|the sparse derivative)")
+        for mode in ("auto", "forward"):
+            found = jacobian(partly_unrecorded, x, mode=mode, sparse=sparse)[0].to_dense()
+            torch.testing.assert_close(found, expected)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# operators made with torch.library
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_auto_takes_reverse_mode_for_library_operators(sparse: bool) -> None:
+    x = doubled(0.5, 1.0)
+    found = jacobian(SINES, x, sparse=sparse)[0].to_dense()
+    torch.testing.assert_close(found, torch.diag(x.cos()).repeat(20, 1))
+
+
+def test_plans_take_reverse_mode_for_library_operators() -> None:
+    x = doubled(0.5, 1.0)
+    plan = plan_jacobian(SINES, x)
+    assert plan.mode == "reverse"
+    torch.testing.assert_close(plan(x)[0].to_dense(), torch.diag(x.cos()).repeat(20, 1))
+    with pytest.raises(RuntimeError, match="plan_jacobian: mode 'forward' can't be had"):
+        plan_jacobian(SINES, x, mode="forward")
+
+
+def test_plans_with_a_given_sparsity_take_reverse_mode_too() -> None:
+    x = doubled(0.5, 1.0)
+    plan = plan_jacobian(SINES, x, sparsity=torch.eye(2).repeat(20, 1))
+    assert plan.mode == "reverse"
+    torch.testing.assert_close(plan(x)[0].to_dense(), torch.diag(x.cos()).repeat(20, 1))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: jacobian(SINES, x, mode="forward"),
+        lambda x: pushforward(sine, x)(torch.ones_like(x)),
+        lambda x: pushforward(torch.ops.torchzygote_tests.sine, x)(torch.ones_like(x)),
+        lambda x: gradient(lambda x: forwarddiff(sine, x).sum(), x),
+    ],
+)
+def test_forward_mode_refuses_library_operators(call: Callable[[Tensor], Any]) -> None:
+    with pytest.raises(RuntimeError, match=r"made with torch\.library"):
+        call(doubled(0.5, 1.0))
+
+
+def test_constants_may_go_through_library_operators_in_forward_mode() -> None:
+    c = doubled(0.5, 1.0)
+    found = pushforward(lambda x: x * sine(c), doubled(2.0, 3.0))(doubled(1.0, 1.0))
+    torch.testing.assert_close(found, c.sin())
+
+
+# ---------------------------------------------------------------------------------------------------------
+# hooks
+
+
+@pytest.mark.parametrize("n", [2, 4, 16, 64])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_hook_acts_whatever_the_sizes(n: int, sparse: bool) -> None:
+    f = lambda a: hook(torch.neg, a).sum() * torch.ones(n, dtype=torch.float64)
+    found = jacobian(f, doubled(0.3, -0.7, 1.1, 0.2), sparse=sparse)[0].to_dense()
+    torch.testing.assert_close(found, -torch.ones(n, 4, dtype=torch.float64))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# second derivatives by the bias of a normalization that has no weight
+
+NORMALIZED: dict[str, Callable[[Tensor], Tensor]] = {
+    "layer_norm": lambda b: F.layer_norm(ROWS, (4,), None, b),
+    "batch_norm": lambda b: F.batch_norm(ROWS, None, None, None, b, training=True),
+    "instance_norm": lambda b: F.instance_norm(ROWS[None].transpose(1, 2), bias=b),
+}
+
+
+@pytest.mark.parametrize("name", NORMALIZED)
+def test_second_derivatives_by_a_bias_without_weight(name: str) -> None:
+    f = NORMALIZED[name]
+    loss = lambda b: f(b).square().sum()
+    b = doubled(0.1, 0.2, 0.3, 0.4)
+    expected = 80 * torch.eye(4, dtype=torch.float64)
+    torch.testing.assert_close(hessian(loss, b), expected)
+    torch.testing.assert_close(hessian_dual(loss, b), expected)
+    for call in (
+        lambda: hessian_reverse(loss, b),
+        lambda: diaghessian(loss, b),
+        lambda: gradient(lambda b: gradient(loss, b)[0].sum(), b),
+    ):
+        with pytest.raises(RuntimeError, match=r"pass weight=torch\.ones"):
+            call()
+    with_weight = lambda b: F.layer_norm(ROWS, (4,), torch.ones(4, dtype=torch.float64), b).square().sum()
+    torch.testing.assert_close(hessian_reverse(with_weight, b), expected)
+
+
+@pytest.mark.parametrize("name", NORMALIZED)
+@pytest.mark.parametrize("mode", ["auto", "forward", "reverse"])
+def test_jacobians_by_a_bias_without_weight(name: str, mode: str) -> None:
+    f = NORMALIZED[name]
+    b = doubled(0.1, 0.2, 0.3, 0.4)
+    expected = torch.func.jacfwd(f)(b).reshape(-1, 4)
+    torch.testing.assert_close(jacobian(f, b, mode=mode)[0], expected)
+
+
+def test_second_derivatives_by_the_rows_are_not_refused() -> None:
+    b = doubled(0.1, 0.2, 0.3, 0.4).requires_grad_()
+    loss = lambda x: F.layer_norm(x, (4,), None, b).sin().sum()
+    found = hessian_reverse(loss, ROWS[:2])
+    expected = torch.func.hessian(loss)(ROWS[:2]).reshape(8, 8)
+    torch.testing.assert_close(found, expected.detach())

@@ -1,0 +1,96 @@
+"""Matrices that forward mode gave, against one plain pullback.
+
+PyTorch's forward formulas, and its derivatives of backward formulas by the cotangent, are not always right,
+and code under ``torch.no_grad`` counts in forward mode. Knows matrices, not how they were computed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ._certificate import close, precision, pulled_agreement, random_vector, wide
+from ._engine import Linearization
+from .coloring.recovery import Recovery
+
+__all__ = ["explains_pullback", "is_confirmed", "refuse_unpushable", "unpushable", "warn_disagreement"]
+
+_ELEMENTS_AT_A_TIME = 1 << 20
+
+
+def refuse_unpushable(caller: str, lin: Linearization) -> None:
+    """Refuse forward mode through operators that it gives zeros for."""
+    names = lin.survey().unpushable
+    if names:
+        raise unpushable(caller, names)
+
+
+def unpushable(caller: str, names: Sequence[str]) -> RuntimeError:
+    """The error that says so."""
+    return RuntimeError(
+        f"{caller}: mode 'forward' can't be had for operators made with torch.library, for which PyTorch "
+        f"gives zeros there, found {', '.join(sorted(set(names)))}; use mode 'reverse'"
+    )
+
+
+def _pulled_probe(lin: Linearization, y: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+    """A random cotangent, flat, and what it gives by a plain pullback."""
+    cotangent = random_vector(y.numel()).to(y.device, y.dtype)
+    return cotangent, lin.pull([cotangent.view(y.shape)], retain=True, create_graph=False)
+
+
+def explains_pullback(lin: Linearization, y: Tensor, recovery: Recovery, values: Sequence[Tensor]) -> bool:
+    """Whether compressed values do, likewise."""
+    cotangent, pulled = _pulled_probe(lin, y)
+    with torch.no_grad():
+        detached = [v.detach() for v in values]
+        plain = [None if g is None else g.detach() for g in pulled]
+        fine = pulled_agreement(recovery, detached, cotangent, plain, precision(lin.inputs, y))
+    return all(
+        bool((one if g is None else one | ~g.reshape(-1).isfinite()).all())
+        for one, g in zip(fine, plain, strict=True)
+    )
+
+
+def is_confirmed(lin: Linearization, y: Tensor, matrices: Sequence[Tensor]) -> bool:
+    """Whether dense matrices, one per input, explain a pullback; what isn't finite there tells nothing."""
+    cotangent, pulled = _pulled_probe(lin, y)
+    eps = precision(lin.inputs, y)
+    for matrix, expected in zip(matrices, pulled, strict=True):
+        got, scale = _row_times(cotangent, matrix.detach())
+        wanted = torch.zeros_like(got) if expected is None else expected.detach().reshape(-1).to(got)
+        fine = close(got, scale, wanted, eps) | ~wanted.isfinite()
+        if not bool(fine.all()):
+            return False
+    return True
+
+
+def _row_times(row: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """``row @ matrix``, and the sum of its terms' sizes; a part of the matrix at a time."""
+    rows, columns = matrix.shape
+    step = max(1, _ELEMENTS_AT_A_TIME // max(1, columns))
+    total: Tensor | None = None
+    scale: Tensor | None = None
+    for lo in range(0, rows, step):
+        part = wide(matrix[lo : lo + step])
+        factors = row[lo : lo + step].to(part)
+        product, size = factors @ part, factors.abs() @ part.abs()
+        total = product if total is None else total + product
+        scale = size if scale is None else scale + size
+    assert total is not None
+    assert scale is not None
+    return total, scale
+
+
+def warn_disagreement(caller: str) -> None:
+    """Say that reverse mode's answer is given."""
+    warnings.warn(
+        f"{caller}: forward mode gave another derivative of f than a plain pullback, so that reverse mode's "
+        "is returned. Either f differs from call to call, or a part of it that runs under torch.no_grad "
+        "depends on its arguments (use ignore_derivatives), or PyTorch's forward derivative of one of its "
+        "operations is wrong; mode='reverse' spares the attempt",
+        stacklevel=2,
+    )

@@ -1,0 +1,68 @@
+"""Operators made in Python with ``torch.library``: forward mode gives zeros for them, without a word.
+
+PyTorch calls them below autograd, which takes the tangents off, and asks nobody for a forward derivative.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from .forward import has_tangent
+from .wrappers import layers
+
+__all__ = ["library_operators_watched"]
+
+# Whose "operators" have no derivative to lose, or refuse by themselves.
+_OWN = {"prims", "rngprims", "export", "debug_mode_ops", "torchzygote"}
+
+
+@functools.lru_cache(maxsize=1)
+def _operators(count: int) -> frozenset[str]:
+    """``ns::name`` of those with an autograd formula; ``count``: how many registrations there are."""
+    registered = [key.split("/") for key in torch.library._impls]
+    return frozenset(
+        f"{parts[0]}::{parts[1].split('.')[0]}"
+        for parts in registered
+        if len(parts) == 3 and parts[2] == "Autograd" and parts[0] not in _OWN
+    )
+
+
+class _Watch(TorchFunctionMode):
+    """Raises where a tensor with a tangent is given to one of these operators."""
+
+    def __init__(self, names: frozenset[str]) -> None:
+        super().__init__()
+        self._names = names
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        given = kwargs or {}
+        if isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+            name = str(func._qualified_op_name if hasattr(func, "_qualified_op_name") else func._name)
+            name = name.split(".")[0]
+            if name in self._names and any(_is_pushed(x) for x in (*args, *given.values())):
+                raise RuntimeError(
+                    f"the operator {name} has no forward derivative: PyTorch gives zeros for operators made "
+                    "with torch.library; use reverse mode, or make it a torch.autograd.Function with a jvp"
+                )
+        return func(*args, **given)
+
+
+def _is_pushed(x: Any) -> bool:
+    if isinstance(x, (list, tuple)):
+        return any(_is_pushed(part) for part in x)
+    return isinstance(x, Tensor) and any(has_tangent(layer) for _, layer in layers(x))
+
+
+def library_operators_watched() -> contextlib.AbstractContextManager[Any]:
+    """Around a function that is pushed forward; costs nothing where nobody has made such an operator."""
+    names = _operators(len(torch.library._impls))
+    return _Watch(names) if names else contextlib.nullcontext()

@@ -1,0 +1,76 @@
+"""What a pullback can't be trusted with: a second derivative that PyTorch would get wrong, silently.
+
+Knows nodes of the recorded graph, nothing of arguments or results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils.checkpoint import CheckpointFunction
+
+from ._torch_private import leads_to, survey
+
+__all__ = ["checked_custom_functions", "refuse_reentrant", "refuse_twice"]
+
+
+@contextlib.contextmanager
+def checked_custom_functions(nodes: list[Any], seeds: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Around a pullback that must be differentiable: refuse custom functions whose backward isn't.
+
+    PyTorch gives zeros, silently, for a backward that leaves autograd (NumPy, ``detach``), and even for
+    ``once_differentiable`` as long as no cotangent requires grad. So the cotangents do, and each result of a
+    custom backward must be connected to them. ``nodes``: those of the custom functions.
+    """
+
+    def check(node: Any) -> Callable[..., None]:
+        def hook(results: Sequence[Any], cotangents: Sequence[Any]) -> None:
+            if any(isinstance(c, Tensor) and c.requires_grad for c in cotangents):
+                for result in results:
+                    if isinstance(result, Tensor) and _leaves_autograd(result):
+                        raise RuntimeError(
+                            f"f can't be differentiated twice: the backward of the custom autograd function "
+                            f"{node.name().removesuffix('Backward')} gives a gradient that autograd can't "
+                            "follow; write it with differentiable PyTorch operations"
+                        )
+
+        return hook
+
+    handles = [node.register_hook(check(node)) for node in nodes]
+    try:
+        yield [seed if seed.requires_grad else seed.detach().requires_grad_() for seed in seeds]
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _leaves_autograd(result: Tensor) -> bool:
+    """Whether a gradient that depends on its cotangent is cut off from it, or fails as one follows it."""
+    if result.requires_grad:
+        # What once_differentiable puts there raises only if a backward pass reaches it, and none does.
+        return result.grad_fn is not None and result.grad_fn.name() == "torch::autograd::Error"
+    return bool(result.any())
+
+
+def refuse_reentrant(roots: list[Tensor]) -> None:
+    """Refuse what hides the tensors that a function closes over: they would seem unused."""
+    if any(getattr(node, "_forward_cls", None) is CheckpointFunction for node in survey(roots).custom):
+        raise RuntimeError(
+            "f calls torch.utils.checkpoint with use_reentrant=True, which can't be differentiated "
+            "by what the checkpointed function closes over; pass use_reentrant=False, or use "
+            "torchzygote.checkpointed"
+        )
+
+
+def refuse_twice(operations: Sequence[tuple[str, Any]], inputs: Sequence[Tensor]) -> None:
+    """Refuse a second derivative that PyTorch gets wrong, by a bias: it would be zero, silently."""
+    for name, bias in operations:
+        if leads_to(bias, inputs):
+            raise RuntimeError(
+                "f can't be differentiated twice, or its pullback by a cotangent: PyTorch's derivative of "
+                f"{name}'s gradient by its bias is zero or fails where there is no weight; pass "
+                "weight=torch.ones(...) with the bias"
+            )
