@@ -158,6 +158,36 @@ def test_a_backward_that_cannot_be_differentiated_is_refused(function: type[Cube
         jacobian(lambda x: gradient(lambda x: function.apply(x).sum(), x)[0], x)
 
 
+class CubeBatched(torch.autograd.Function):
+    """As ``CubeOnce``, and its rows can be batched, where nobody asks the tape."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):  # type: ignore[no-untyped-def]
+        return x**3
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):  # type: ignore[no-untyped-def]
+        (x,) = ctx.saved_tensors
+        return 3 * g * x**2
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 3])
+def test_batched_rows_are_refused_too(chunk_size: int | None, x: Tensor) -> None:
+    rows = lambda x: jacobian(CubeBatched.apply, x, mode="reverse", chunk_size=chunk_size)[0]
+    torch.testing.assert_close(rows(x), torch.diag(3 * x**2))
+    with pytest.raises(RuntimeError, match="differentiated twice.*CubeBatched"):
+        gradient(lambda x: rows(x).sum(), x)
+    with pytest.raises(RuntimeError, match="differentiated twice.*CubeBatched"):
+        jacobian(CubeBatched.apply, x, mode="reverse", chunk_size=chunk_size, create_graph=True)
+
+
 @pytest.mark.parametrize("nested", [False, True])
 def test_writing_into_an_argument_is_refused_and_changes_nothing(nested: bool, x: Tensor) -> None:
     before = x.clone()
