@@ -172,6 +172,18 @@ def test_a_hook_acts_whatever_the_sizes(n: int, sparse: bool) -> None:
     torch.testing.assert_close(found, -torch.ones(n, 4, dtype=torch.float64))
 
 
+def test_a_last_row_by_itself_comes_to_a_hook_as_the_others_did() -> None:
+    seen = []
+
+    def unit_rows(g: Tensor) -> Tensor:
+        seen.append(tuple(g.shape))
+        return g / g.norm(dim=1, keepdim=True)
+
+    found = jacobian(lambda a: hook(unit_rows, a) * 2, doubled(1, 2, 3), mode="reverse", chunk_size=2)[0]
+    torch.testing.assert_close(found, torch.eye(3, dtype=torch.float64))
+    assert seen == [(2, 3), (1, 3)]
+
+
 # ---------------------------------------------------------------------------------------------------------
 # second derivatives by the bias of a normalization that has no weight
 

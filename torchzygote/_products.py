@@ -84,7 +84,7 @@ def vjps(
         _check_once(lin, root)
     for lo, hi in _chunks(total, chunk, progress, what):
         rows = seeds(lo, hi).view(hi - lo, *shape)  # under vmap a view takes ten times as long
-        if hi - lo == 1:
+        if hi - lo == 1 and (chunk == 1 or total == 1):  # hooks see a last row as they saw those before
             yield lo, hi, [None if g is None else g.unsqueeze(0) for g in one(rows[0])]
             continue
         if not by_row:
@@ -103,7 +103,7 @@ def vjps(
 
 
 def _check_once(lin: Linearization, root: int) -> None:
-    """Pull back one dense cotangent: under ``vmap``, nobody notices a custom backward that leaves autograd."""
+    """Pull back one dense cotangent: ``vmap`` doesn't notice a custom backward that leaves autograd."""
     if lin.survey().custom:
         like = lin.roots[root]
         dense = torch.linspace(0.5, 1.5, like.numel(), dtype=torch.float64, device=like.device)
