@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ._flags import requires_grad
 from ._parts import parts_for
 from ._torch_private import pytree
 
@@ -120,7 +121,7 @@ def is_promoted(x: Any) -> bool:
 
 def trainable(module: nn.Module) -> dict[str, Tensor]:
     """Qualified name to parameter, trainable ones only, each once."""
-    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+    return {name: p for name, p in module.named_parameters() if requires_grad(p)}
 
 
 def check_argnums(argnums: int | Sequence[int] | None, count: int) -> frozenset[int] | None:
@@ -227,6 +228,12 @@ class Prepared:
         if self.simple:
             return tuple(results)
         return tuple(slot.result(results) for slot in self.slots)
+
+    def places(self) -> list[int]:
+        """For each input the first one that is the same tensor to ``f``: itself, unless modules share one."""
+        first: dict[int, int] = {}
+        both = zip(self.inputs, self.owned, strict=True)
+        return [i if owned else first.setdefault(id(x), i) for i, (x, owned) in enumerate(both)]
 
     def at(self, inputs: list[Tensor]) -> Prepared:
         """The same call at other inputs."""

@@ -1,17 +1,18 @@
 """Flags of tensors that ``f`` finds by identity: switched on for a call, given back after it.
 
-Knows nothing of what the flags are for.
+And what the flags were of those that are exchanged for others. Knows nothing of what the flags are for.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["held_flags"]
+__all__ = ["held_flags", "remembered", "requires_grad"]
 
 
 class _Flags:
@@ -73,3 +74,26 @@ def _nothing() -> None:
 def held_flags(tensors: Sequence[Tensor]) -> Callable[[], None]:
     """Make ``tensors`` require grad until the function returned is called."""
     return _nothing if _flags.are_needless(tensors) else _flags.hold(tensors)
+
+
+# Required grad when they were exchanged for what doesn't; they are alive, so nothing else has their ids.
+_exchanged: set[int] = set()
+
+
+@contextlib.contextmanager
+def remembered(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Around an exchange of ``tensors``: :func:`requires_grad` answers as before it.
+
+    A dual number doesn't require grad, and ``torch.func`` doesn't let it.
+    """
+    mine = {id(x) for x in tensors if x.requires_grad} - _exchanged
+    _exchanged.update(mine)
+    try:
+        yield
+    finally:
+        _exchanged.difference_update(mine)
+
+
+def requires_grad(x: Tensor) -> bool:
+    """Whether ``x`` requires grad, or did before it was exchanged for a dual number."""
+    return x.requires_grad or id(x) in _exchanged

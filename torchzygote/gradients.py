@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from . import _engine, _state, _updates
-from ._arguments import Prepared, kind_of, number_to_tensor, prepare, refuse_inference, type_name
+from ._arguments import Prepared, prepare, refuse_inference, type_name
 from ._cotangents import own, unfold_cotangent
-from ._forward import tangents_for
-from ._torch_private import pytree
+from ._pushing import push as push_through
 from .grads import Grads
 from .params import Params
 
@@ -351,46 +350,6 @@ def pushforward(f: Callable[..., Any], *args: Any) -> Callable[..., Any]:
     def push(*xdots: Any) -> Any:
         if len(xdots) != len(args):
             raise ValueError(f"push: expected {len(args)} tangents, one per argument, got {len(xdots)}")
-        return _push(f, args, xdots)
+        return push_through(f, args, xdots)
 
     return push
-
-
-@_engine.entry_point
-def _push(f: Callable[..., Any], args: tuple[Any, ...], xdots: tuple[Any, ...]) -> Any:
-    prepared = prepare(args)
-    keep = _engine.keeps_graph(None)
-    # A dual number has the memory of its tensor: f might write into that.
-    sources = [x if keep else x.detach() for x in prepared.inputs]
-    inputs = [
-        x.clone() if owned else _engine.separate(x) for x, owned in zip(sources, prepared.owned, strict=True)
-    ]
-    tangents = tangents_for(prepared, xdots, inputs, keep)
-    kept: dict[str, Any] = {}
-
-    def flat(*primals: Tensor) -> tuple[Tensor, ...]:
-        by_identity = [x for x, owned in zip(prepared.inputs, prepared.owned, strict=True) if not owned]
-        twins = [x for x, owned in zip(primals, prepared.owned, strict=True) if not owned]
-        with _engine.exchanged(by_identity, twins) if twins else _state.no_context():
-            y = _engine.call(f, prepared, primals)
-        leaves, kept["spec"] = pytree.tree_flatten(y)
-        kept["leaves"] = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        # torch.func.jvp wants at least one tensor; a function of constants has none
-        return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor)) or primals[:1]
-
-    if not inputs:
-        raise ValueError("pushforward: expected at least one number, array, structure or module, got none")
-    with _state.differentiation(), _engine.recording_if(keep):
-        _, ydots = _engine.jvp(flat, inputs, tangents)
-    remaining = iter(ydots)
-    leaves = [next(remaining) if leaf is _TENSOR else _zero_like(leaf) for leaf in kept["leaves"]]
-    ydot = pytree.tree_unflatten(leaves, kept["spec"])
-    return ydot if keep or _engine.in_functorch() else _engine.detached(ydot)
-
-
-_TENSOR = object()
-
-
-def _zero_like(leaf: Any) -> Any:
-    """The tangent of a leaf of ``y`` that is no tensor."""
-    return torch.zeros_like(number_to_tensor(leaf)) if kind_of(leaf) == "number" else None

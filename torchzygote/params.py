@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _engine
+from ._flags import requires_grad
 from ._multi_tensor import describe, flatten
 
 __all__ = ["Params"]
@@ -289,7 +290,7 @@ def _collect(source: Any, name: str = "", path: str = "") -> Iterator[tuple[Tens
         yield source, name, path
     elif isinstance(source, nn.Module):
         for own, parameter in source.named_parameters():
-            if parameter.requires_grad:
+            if requires_grad(parameter):
                 yield parameter, _join(name, own), _join(path, own)
     elif isinstance(source, Params):
         for key, p in source._members.items():
