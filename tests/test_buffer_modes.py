@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import operator
 from typing import Any
 
 import pytest
@@ -160,6 +161,31 @@ def test_a_batched_value_goes_into_an_unbatched_buffer() -> None:
         [[5, 1, 2], [0, 5, 5]],
         [[6, 1, 2], [0, 6, 6]],
     ]
+
+
+IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow")
+IN_PLACE_BITS = ("iand", "ior", "ixor", "ilshift", "irshift")
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, torch.float64) for name in IN_PLACE]
+    + [(name, torch.int64) for name in IN_PLACE + IN_PLACE_BITS if name != "itruediv"],
+)
+def test_each_in_place_operator_on_an_index_takes_a_batched_value(name: str, dtype: torch.dtype) -> None:
+    def f(x: Tensor) -> Tensor:
+        buf = Buffer(torch.zeros(2, dtype=dtype))
+        buf[0] = 5
+        buf[1] = 7
+        buf[0] = getattr(operator, name)(buf[0], x)
+        items = Buffer()
+        items.append(buf[1])
+        items[0] = getattr(operator, name)(items[0], x)
+        return torch.stack([buf[0], items[0]])
+
+    points = torch.tensor([1, 3], dtype=dtype)
+    expected = [[getattr(operator, name)(torch.tensor(v, dtype=dtype), x) for v in (5, 7)] for x in points]
+    assert torch.func.vmap(f)(points).tolist() == torch.tensor(expected).tolist()
 
 
 def test_the_outer_buffer_of_an_inner_differentiation() -> None:

@@ -5,8 +5,9 @@ Knows nothing of where a value is kept.
 
 from __future__ import annotations
 
+import operator
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -166,30 +167,35 @@ class ReadValue(Tensor):
     """What is read under ``vmap`` where it is the same for all examples.
 
     ``buf[i] += v`` with a batched ``v`` writes in place into what was read, which ``vmap`` refuses; here
-    these operators are out of place. Everything computed from it is a plain tensor.
+    all such operators are out of place. Everything computed from it is a plain tensor.
     """
 
     __torch_function__ = no_torch_function
 
-    def __iadd__(self, other: Any) -> Tensor:  # type: ignore[misc]
-        result: Tensor = self + other
+
+def _out_of_place(operation: Callable[[Any, Any], Any]) -> Callable[[Tensor, Any], Tensor]:
+    def in_place(self: Tensor, other: Any) -> Tensor:
+        result: Tensor = operation(self, other)
         return result
 
-    def __isub__(self, other: Any) -> Tensor:  # type: ignore[misc]
-        result: Tensor = self - other
-        return result
+    return in_place
 
-    def __imul__(self, other: Any) -> Tensor:  # type: ignore[misc]
-        result: Tensor = self * other
-        return result
 
-    def __itruediv__(self, other: Any) -> Tensor:  # type: ignore[misc]
-        result: Tensor = self / other
-        return result
-
-    def __ipow__(self, other: Any) -> Tensor:  # type: ignore[misc]
-        result: Tensor = self**other
-        return result
+for _name in (
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+):
+    setattr(ReadValue, f"__i{_name}__", _out_of_place(getattr(operator, f"__{_name}__")))
 
 
 def value_read(value: Tensor) -> Tensor:
