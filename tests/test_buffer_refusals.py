@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from torchzygote import Buffer
+from torchzygote import Buffer, gradient
 
 close = torch.testing.assert_close
 
@@ -62,6 +62,36 @@ def test_it_is_not_a_tensor(use: Any, form: str) -> None:
     buf = Buffer(x) if form == "array" else Buffer()
     with pytest.raises(TypeError, match="copy it first"):
         use(buf, x)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda b: torch.tensor([b, b]),
+        lambda b: torch.tensor((b,), dtype=torch.float64),
+        lambda b: torch.as_tensor([b, b]),
+        lambda b: torch.asarray([b]),
+        lambda b: torch.ones(1).new_tensor([[b]]),
+        lambda b: torch.Tensor([b, b]),
+    ],
+)
+@pytest.mark.parametrize("form", ["rows", "elements", "memory", "list"])
+def test_a_sequence_of_buffers_is_not_one_of_tensors(use: Any, form: str) -> None:
+    def f(x: torch.Tensor) -> torch.Tensor:
+        buf = Buffer() if form == "list" else Buffer(x)
+        if form == "list":
+            buf.append(x[0])
+        elif form == "memory":
+            buf[0] = 1.0
+        else:
+            buf[0 if form == "rows" else slice(1)] = x[0]
+        assert [len(row.shape) for row in buf] == [0] * len(buf)
+        return use(buf).sum()
+
+    batched = lambda x: torch.func.vmap(f)(x[None])
+    for run in (f, lambda x: gradient(f, x), torch.func.grad(f), batched):
+        with pytest.raises(TypeError, match="copy it first"):
+            run(torch.ones(3))
 
 
 def operator_iadd(a: Any, b: Any) -> Any:

@@ -5,12 +5,14 @@ Knows nothing of what a Buffer holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import torch
 
-__all__ = ["NotATensor", "NotTensorError"]
+from ._torch_private import in_tensor_constructor
+
+__all__ = ["NotATensor", "NotTensorError", "refused_elements"]
 
 
 class NotTensorError(TypeError, AttributeError):
@@ -22,6 +24,14 @@ def _refuse(what: str, error: type[Exception] = TypeError) -> NoReturn:
         f"{what}: expected a tensor, got a Buffer, which is not one; copy it first, with copy.copy(buf) or "
         "buf.copy()"
     )
+
+
+def refused_elements() -> Iterator[Any] | None:
+    """For ``torch.tensor([buf, buf])``, which would take the elements without their derivatives.
+
+    The first element raises: what ``iter`` raises is replaced by words of PyTorch's.
+    """
+    return map(_refuse, ("a conversion to a tensor",)) if in_tensor_constructor() else None
 
 
 _BINARY = (

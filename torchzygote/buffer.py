@@ -25,7 +25,7 @@ from ._buffer_form import model_of, shape_of
 from ._buffer_index import Key, parse, row_of
 from ._buffer_list import ListStore
 from ._buffer_memory import MemoryStore
-from ._buffer_refusal import NotATensor, NotTensorError
+from ._buffer_refusal import NotATensor, NotTensorError, refused_elements
 from ._buffer_rows import FOLD, RowLog
 from ._buffer_traced import TracedStore, out_of_place, selected
 from ._buffer_values import TEMPORARY, as_value, fit, is_plain, is_unshared_result, snapshot, value_read
@@ -195,7 +195,8 @@ class Buffer(NotATensor):
         return self._shape[0]
 
     def __iter__(self) -> Iterator[Any]:
-        return (self[i] for i in range(len(self)))
+        refused = None if self._traced else refused_elements()
+        return (self[i] for i in range(len(self))) if refused is None else refused
 
     def __contains__(self, item: object) -> bool:
         raise NotTensorError("in: expected a tensor, got a Buffer, which is not one; copy it first")

@@ -13,6 +13,7 @@ __all__ = [
     "DispatchMode",
     "OpOverload",
     "below_autograd",
+    "in_tensor_constructor",
     "is_tracing",
     "register_autograd_kernel",
     "trace_time",
@@ -86,6 +87,20 @@ def register_autograd_kernel(
         return result
 
     library.impl(name, kernel, "Autograd", with_keyset=True)
+
+
+_excluded = torch._C._dispatch_tls_is_dispatch_key_excluded
+_PYTHON = torch._C.DispatchKey.Python
+_TRANSFORMS = torch._C.DispatchKey.FuncTorchDynamicLayerFrontMode
+
+
+def in_tensor_constructor() -> bool:
+    """Whether ``torch.tensor`` or the like calls this, to fill a tensor with the elements of a sequence.
+
+    They take a sequence apart without asking whether it minds. What tells them from everybody else who reads
+    it are the keys that they exclude meanwhile: those of modes, and of transforms.
+    """
+    return _excluded(_PYTHON) and _excluded(_TRANSFORMS)
 
 
 def unchecked_select(flat: Any, where: Any) -> Any:
