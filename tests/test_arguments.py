@@ -46,7 +46,7 @@ def test_numpy_cotangents_and_tangents_of_any_layout(ones: Any) -> None:
 def test_a_numpy_array_that_f_returns_has_a_shape() -> None:
     _, back = pullback(lambda x: np.ones(3), 1.0)
     assert back(np.ones(3)) == (None,)
-    with pytest.raises(ValueError, match=r"shape of y, \(3,\)"):
+    with pytest.raises(ValueError, match=r"cotangent for y of shape \(3,\)"):
         back(np.ones(2))
 
 
@@ -67,6 +67,33 @@ def test_numpy_integers_are_integers() -> None:
         jacobian(lambda x: x, t([1.0]), chunk_size=np.int64(0))
     with pytest.raises(ValueError, match="argnums"):
         gradient(torch.mul, 2.0, 3.0, argnums=[np.int64(0), -2])
+
+
+def test_a_numpy_array_that_changes_before_back_is_called() -> None:
+    a, b = np.array([1.0, 2.0]), np.array([3.0])
+    y, back = pullback(lambda x, s: (x * x * s["b"][0], x), a, {"b": [b]})
+    a += 10
+    b += 10
+    assert torch.equal(y[1], t([1.0, 2.0], dtype=torch.float64))
+    ga, gs = back((np.ones(2), None))
+    assert torch.equal(ga, t([6.0, 12.0], dtype=torch.float64))
+    assert torch.equal(gs["b"][0], t([5.0], dtype=torch.float64))
+
+
+def test_a_numpy_array_that_changes_before_its_gradient_is_differentiated() -> None:
+    a, w = np.array([1.0, 2.0]), t(3.0, dtype=torch.float64, requires_grad=True)
+    (g,) = gradient(lambda x: (w * x * x).sum(), a, create_graph=True)
+    a += 10
+    assert torch.autograd.grad(g.sum(), w)[0] == 6
+
+    def f(w: torch.Tensor) -> torch.Tensor:
+        x = np.array([1.0, 2.0])
+        (g,) = gradient(lambda x: (w * x * x).sum(), x)
+        x += 10
+        return g.sum()
+
+    assert gradient(f, 3.0) == (t(6.0),)
+    assert torch.func.grad(f)(t(3.0)) == 6
 
 
 # ---- structures ----
@@ -95,6 +122,89 @@ def test_structures_that_do_not_fit_are_shown() -> None:
         for function in (back, push):
             with pytest.raises(ValueError, match=r"\{'p': \(\*, \*\)\}"):
                 function(given)
+
+
+# ---- tangents ----
+
+
+def test_tangents_for_opaque_arguments_are_refused() -> None:
+    push = pushforward(lambda x, s: x * 2, 1.0, "text")
+    assert push(1.0, None) == 2
+    with pytest.raises(ValueError, match=r"push: tangent 1: expected None.*opaque.*got int"):
+        push(1.0, 3)
+    push = pushforward(lambda s: s["a"] * 2, {"a": 1.0, "mask": t([True])})
+    assert push({"a": 1.0, "mask": None}) == 2
+    with pytest.raises(ValueError, match=r"push: tangent 0: expected None.*got Tensor of shape \(1,\)"):
+        push({"a": 1.0, "mask": t([1.0])})
+
+
+def test_the_tangent_of_what_f_returns_has_its_form() -> None:
+    push = pushforward(lambda x: (np.ones((2, 3)), np.array([True]), "text", 3, x, np.arange(2)), 1.0)
+    array, mask, text, number, ydot, integers = push(1.0)
+    assert torch.equal(array, torch.zeros(2, 3, dtype=torch.float64))
+    assert mask is None
+    assert text is None
+    assert torch.equal(number, t(0.0))
+    assert torch.equal(ydot, t(1.0))
+    assert torch.equal(integers, torch.zeros(2))
+
+
+@pytest.mark.parametrize("f", [lambda z: z * 1j, lambda z: z + 2j, lambda z: torch.complex(z, z) * 1j])
+@pytest.mark.parametrize("x", [1.0, t([1.0, 2.0]), t(1.0, dtype=torch.float64)])
+def test_a_tangent_has_the_dtype_of_what_f_returns(f: Any, x: Any) -> None:
+    tangent = pushforward(f, x)(torch.ones_like(torch.as_tensor(x)))
+    assert tangent.dtype == f(torch.as_tensor(x)).dtype
+
+
+def test_a_cotangent_for_what_has_none_is_refused() -> None:
+    _, back = pullback(lambda x: (x, "text"), 1.0)
+    assert back((1.0, None)) == (t(1.0),)
+    with pytest.raises(ValueError, match="ybar: expected None"):
+        back((1.0, 2.0))
+
+
+@pytest.mark.parametrize("given", ["text", True, [1.0]])
+def test_what_is_no_tangent_or_cotangent_is_named(given: Any) -> None:
+    with pytest.raises(ValueError, match=rf"push: tangent 0: .*got {type(given).__name__}"):
+        pushforward(torch.sin, 1.0)(given)
+    with pytest.raises(ValueError, match="ybar: expected"):
+        pullback(torch.sin, 1.0)[1](given)
+
+
+def test_complex_tangents_and_cotangents_of_what_is_real_are_refused() -> None:
+    for given in (1j, t(1j), np.complex64(1j), np.array(1j)):
+        with pytest.raises(ValueError, match="push: tangent 0: expected a real tangent.*float32"):
+            pushforward(torch.sin, 1.0)(given)
+        with pytest.raises(ValueError, match="ybar: expected a real cotangent.*float32"):
+            pullback(torch.sin, 1.0)[1](given)
+
+
+# ---- numbers and modules that make no tensor ----
+
+
+def test_integers_that_no_dtype_holds_are_named() -> None:
+    huge = 10**400
+    with pytest.raises(OverflowError, match=r"argument 1: .*float32.*10\*\*400.*argnums"):
+        gradient(lambda x, y: x, 1.0, huge)
+    with pytest.raises(OverflowError, match="a leaf of argument 0: "):
+        gradient(lambda s: s["a"][0], {"a": [huge]})
+    with pytest.raises(OverflowError, match="push: tangent 0: "):
+        pushforward(torch.sin, 1.0)(-huge)
+    with pytest.raises(OverflowError, match="ybar: "):
+        pullback(torch.sin, 1.0)[1](huge)
+    assert gradient(lambda x, y: x, 1.0, huge, argnums=0) == (t(1.0), None)
+
+
+def test_parameters_that_have_no_shape_yet_are_named() -> None:
+    layer, x = nn.LazyLinear(2), torch.ones(3)
+    with pytest.raises(ValueError, match="weight.*run the module once first"):
+        gradient(lambda m: m(x).sum(), layer)
+    with pytest.raises(ValueError, match="weight.*run the module once first"):
+        gradient(lambda: layer(x).sum(), Params(layer))
+    with pytest.raises(ValueError, match="weight.*run the module once first"):
+        pushforward(lambda m: m(x).sum(), layer)(None)
+    layer(x)
+    assert list(gradient(lambda m: m(x).sum(), layer)[0]) == ["weight", "bias"]
 
 
 # ---- what is not to be changed, or can't be seen ----

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ._flags import requires_grad
 from ._parts import parts_for
@@ -33,6 +34,11 @@ _INTEGERS = frozenset(
     for name in ("uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64")
     if hasattr(torch, name)
 )
+
+
+def is_inexact(x: object) -> bool:
+    """Whether ``x`` is a tensor of floating or complex dtype: what may have a derivative."""
+    return isinstance(x, Tensor) and (x.dtype.is_floating_point or x.dtype.is_complex)
 
 
 def kind_of(x: object) -> str:
@@ -64,7 +70,13 @@ def number_to_tensor(x: Any) -> Tensor:
         value = complex(x) if x.dtype.kind == "c" else x.item()
     if isinstance(value, complex):
         dtype = _COMPLEX_OF[dtype]
-    return torch.tensor(value, dtype=dtype)
+    try:
+        return torch.tensor(value, dtype=dtype)
+    except OverflowError:
+        size = f"about 10**{math.log10(abs(value)):.0f}"
+        raise OverflowError(
+            f"expected a number that fits into {dtype}, got an integer of {size}; scale it down"
+        ) from None
 
 
 def numpy_to_tensor(a: np.ndarray[Any, Any]) -> Tensor:
@@ -96,8 +108,13 @@ def _is_inference(x: Tensor) -> bool:
     return not torch.compiler.is_compiling() and x.is_inference()
 
 
-def refuse_inference(p: Tensor, name: str) -> None:
+def refuse_unrecordable(p: Tensor, name: str) -> None:
     """Refuse a tensor that ``f`` finds by identity and autograd can't record: it would seem unused."""
+    if is_lazy(p):
+        raise ValueError(
+            f"expected parameters that have a shape, got {name}, which has none before its lazy module is "
+            "called; run the module once first"
+        )
     if _is_inference(p):
         raise RuntimeError(
             f"expected parameters made outside torch.inference_mode(), got {name}, {type_name(p)}, made "
@@ -192,6 +209,11 @@ class _Slot:
             if not isinstance(given, dict) or not set(given) <= set(self.names):
                 raise ValueError(f"{where}: expected a dict by the names {self.names}, got {given!r}")
             return [given.get(name) for name in self.names]
+        if given is not None:
+            raise ValueError(
+                f"{where}: expected None, as the argument is {type_name(self.value)} there, which is opaque, "
+                f"got {type_name(given)}"
+            )
         return []
 
 
@@ -235,6 +257,15 @@ class Prepared:
         both = zip(self.inputs, self.owned, strict=True)
         return [i if owned else first.setdefault(id(x), i) for i, (x, owned) in enumerate(both)]
 
+    def copy_arrays(self) -> None:
+        """Let go of the memory of NumPy arrays: nothing tells that somebody writes into it later."""
+        waiting = list(self.slots)
+        while waiting:
+            slot = waiting.pop()
+            waiting.extend(slot.leaves)
+            if slot.kind is ARRAY and isinstance(slot.value, np.ndarray):
+                self.inputs[slot.start] = self.inputs[slot.start].clone()
+
     def at(self, inputs: list[Tensor]) -> Prepared:
         """The same call at other inputs."""
         moved = Prepared(self.args)
@@ -266,6 +297,10 @@ def _fill(prepared: Prepared, value: Any, where: str, kinds: Callable[[object], 
             tensor = to_tensor(value, kind)
         except TypeError as error:
             raise TypeError(f"{where}: {error}") from None
+        except OverflowError as error:
+            raise OverflowError(
+                f"{where}: {error}, or leave its position out of argnums: f gets it as it is"
+            ) from None
         prepared.inputs.append(tensor)
         prepared.owned.append(True)
         if is_promoted(value):
@@ -276,7 +311,7 @@ def _fill(prepared: Prepared, value: Any, where: str, kinds: Callable[[object], 
     elif kind is MODULE:
         found = trainable(value)
         for name, p in found.items():
-            refuse_inference(p, name)
+            refuse_unrecordable(p, name)
         slot.names = list(found)
         prepared.modules.append((value, slot.names, slot.start))
         prepared.inputs.extend(found.values())

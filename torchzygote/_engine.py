@@ -23,7 +23,7 @@ from . import _state
 from ._arguments import Prepared, kind_of
 from ._exchange import exchanging, finding
 from ._flags import held_flags, remembered
-from ._forward import fit_tangent, forward_mode, jvp, non_overlapping, separate
+from ._forward import forward_mode, jvp, non_overlapping, separate
 from ._notes import annotate
 from ._torch_private import (
     Survey,
@@ -52,7 +52,6 @@ __all__ = [
     "differentiated_part",
     "entry_point",
     "finding",
-    "fit_tangent",
     "forward_mode",
     "held_flags",
     "in_functorch",

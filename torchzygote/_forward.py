@@ -9,37 +9,16 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ._arguments import Prepared, kind_of, number_to_tensor, numpy_to_tensor, type_name
+from ._arguments import Prepared
 from ._attention import unfused_attention
 from ._exchange import forward_mode_held
+from ._fitting import fit_tangent
 from ._torch_private import batched_like, in_functorch, library_operators_watched, load_decompositions
 
-__all__ = ["fit_tangent", "forward_mode", "jvp", "non_overlapping", "separate", "tangents_for"]
-
-
-def fit_tangent(x: Tensor, tangent: Any, where: str) -> Tensor:
-    """``tangent`` as a tensor that fits ``x``; anything else is a ``ValueError``."""
-    if tangent is None:
-        return torch.zeros_like(x)
-    kind = kind_of(tangent)
-    if kind == "number":
-        tangent = number_to_tensor(tangent)
-    elif kind == "array":
-        tangent = numpy_to_tensor(tangent) if isinstance(tangent, np.ndarray) else tangent
-    else:
-        raise ValueError(f"{where}: expected a tangent of shape {tuple(x.shape)}, got {type_name(tangent)}")
-    if tangent.shape != x.shape:
-        raise ValueError(
-            f"{where}: expected a tangent of shape {tuple(x.shape)}, got shape {tuple(tangent.shape)}"
-        )
-    if tangent.dtype.is_complex and not x.dtype.is_complex:
-        raise ValueError(f"{where}: expected a real tangent of dtype {x.dtype}, got {tangent.dtype}")
-    fitted: Tensor = tangent.to(device=x.device, dtype=x.dtype)
-    return fitted
+__all__ = ["forward_mode", "jvp", "non_overlapping", "separate", "tangents_for"]
 
 
 def tangents_for(

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from . import _engine, _state, _updates
-from ._arguments import Prepared, prepare, refuse_inference, type_name
+from ._arguments import Prepared, prepare, refuse_unrecordable, type_name
 from ._cotangents import own, unfold_cotangent
 from ._pushing import push as push_through
 from .grads import Grads
@@ -39,8 +40,8 @@ def prepare_implicit(caller: str, params: Params, argnums: object) -> Prepared:
             "tensors as arguments (torch.func.functional_call calls a module with them)"
         )
     for p in params:
-        if p.is_inference():
-            refuse_inference(p, params._names.get(id(p), "a tensor"))
+        if is_lazy(p) or p.is_inference():
+            refuse_unrecordable(p, params._names.get(id(p), "a tensor"))
     prepared = Prepared(())
     prepared.inputs = list(params)
     prepared.owned = [False] * len(prepared.inputs)
@@ -88,6 +89,8 @@ def _value_and_results(
     params = implicit(args)
     prepared = prepare(args, argnums) if params is None else prepare_implicit(caller, params, argnums)
     keep = _engine.keeps_graph(create_graph)
+    if keep:
+        prepared.copy_arrays()
     release = None if params is None or _engine.in_functorch() else _engine.held_flags(prepared.inputs)
     try:
         with _state.differentiation():
@@ -292,6 +295,7 @@ def _pullback(
 ) -> tuple[Any, Callable[[Any], Any]]:
     params = implicit(args)
     prepared = prepare(args, argnums) if params is None else prepare_implicit("pullback", params, argnums)
+    prepared.copy_arrays()
     keep = _engine.keeps_graph(create_graph)
     release = None if params is None or _engine.in_functorch() else _engine.held_flags(prepared.inputs)
     waiting = _state.Session()
