@@ -255,14 +255,15 @@ def test_nobody_notices_that_where_structure_was_not_asked_for(x: Tensor) -> Non
 @pytest.mark.parametrize("mode", ["forward", "reverse"])
 def test_without_the_check_there_is_one_product_less(products: list[int], mode: str, x: Tensor) -> None:
     jacobian(f, x, sparse=True, mode=mode)
-    assert products == [3]
+    assert products == ([3] if mode == "reverse" else [2])  # a pushforward is compared with a plain pullback
     products.clear()
     (J,) = jacobian(f, x, sparse=True, mode=mode, verify=False)
     assert products == [2]
     torch.testing.assert_close(J.to_dense(), func_jacobian(f, x)[0])
     for verify in (True, False):
+        plan = plan_jacobian(f, x, mode=mode, verify=verify)
         products.clear()
-        plan_jacobian(f, x, mode=mode, verify=verify)(x)
+        plan(x)
         assert products == [2 + verify]
 
 

@@ -133,11 +133,19 @@ def test_plans_take_reverse_mode_for_library_operators() -> None:
         plan_jacobian(SINES, x, mode="forward")
 
 
-def test_plans_with_a_given_sparsity_take_reverse_mode_too() -> None:
+def test_plans_with_a_given_sparsity_refuse_as_they_are_called() -> None:
     x = doubled(0.5, 1.0)
     plan = plan_jacobian(SINES, x, sparsity=torch.eye(2).repeat(20, 1))
+    with pytest.raises(RuntimeError, match=r"made with torch\.library"):
+        plan(x)
+
+
+def test_a_plan_in_forward_mode_is_compared_with_a_pullback_as_it_is_made() -> None:
+    f, x = WRONG[0][1:]
+    with pytest.warns(UserWarning, match="plan_jacobian: forward mode gave another derivative"):
+        plan = plan_jacobian(f, x)
     assert plan.mode == "reverse"
-    torch.testing.assert_close(plan(x)[0].to_dense(), torch.diag(x.cos()).repeat(20, 1))
+    torch.testing.assert_close(plan(x)[0].to_dense(), torch.func.jacrev(f)(x))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,14 @@ from ._certificate import close, precision, pulled_agreement, random_vector, wid
 from ._engine import Linearization
 from .coloring.recovery import Recovery
 
-__all__ = ["explains_pullback", "is_confirmed", "refuse_unpushable", "unpushable", "warn_disagreement"]
+__all__ = [
+    "explains_pullback",
+    "is_confirmed",
+    "pushes_what_is_pulled",
+    "refuse_unpushable",
+    "unpushable",
+    "warn_disagreement",
+]
 
 _ELEMENTS_AT_A_TIME = 1 << 20
 
@@ -53,6 +60,26 @@ def explains_pullback(lin: Linearization, y: Tensor, recovery: Recovery, values:
         bool((one if g is None else one | ~g.reshape(-1).isfinite()).all())
         for one, g in zip(fine, plain, strict=True)
     )
+
+
+def pushes_what_is_pulled(lin: Linearization, y: Tensor, tangent: Tensor, pushed: Tensor) -> bool:
+    """Whether ``<v, J t>`` is ``<J' v, t>``; ``pushed`` is the product ``J t`` that forward mode gave.
+
+    Whatever the structure is: a defect that reaches few elements only can pass.
+    """
+    cotangent, pulled = _pulled_probe(lin, y)
+    eps = precision(lin.inputs, y)
+    flat = [
+        torch.zeros(x.numel(), device=x.device) if g is None else g
+        for x, g in zip(lin.inputs, pulled, strict=True)
+    ]
+    columns = torch.cat([g.detach().reshape(-1).double().to(y.device) for g in flat])
+    left = cotangent.double() * pushed.detach().reshape(-1).double()
+    right = columns * tangent.reshape(-1).to(columns)
+    scale = torch.maximum(left.abs().sum(), right.abs().sum()).unsqueeze(0)
+    if not bool(right.isfinite().all()):  # tells nothing
+        return True
+    return bool(close(left.sum().unsqueeze(0), scale, right.sum().unsqueeze(0), eps))
 
 
 def is_confirmed(lin: Linearization, y: Tensor, matrices: Sequence[Tensor]) -> bool:

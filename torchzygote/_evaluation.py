@@ -18,6 +18,7 @@ from ._assembly import result_dtype
 from ._certificate import agreement, precision, probe_rows
 from ._check_tables import CheckTables, check_tables
 from ._colored import Collected, chunk_of, collect, color_seeds, hessian_products, jacobian_products
+from ._crosscheck import pushes_what_is_pulled
 from ._engine import Linearization
 from ._plan import FREE
 from ._products import Seeds
@@ -94,8 +95,12 @@ def jacobian_values(
     options: Options,
     random: RandomState | None,
     hooked: bool,
+    crosscheck: bool = False,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The values of each matrix and whether the check holds, element by element."""
+    """The values of each matrix and whether the check holds, element by element.
+
+    ``crosscheck``: of forward mode against a pullback, instead of the structure.
+    """
     cost = FREE if _engine.compiling() or _engine.in_functorch() else row_cost(lin)
     products = jacobian_products(
         f,
@@ -111,6 +116,9 @@ def jacobian_values(
     )
     dtypes = [result_dtype(x, y) for x in prepared.inputs]
     found = collect(constants.recovery, products, dtypes, y.device, options.keep)
+    if crosscheck and constants.probes is not None:
+        right = hooked or pushes_what_is_pulled(lin, y, constants.probes, found.probed[0])
+        return found.values, [torch.tensor(right, device="cpu")]
     return found.values, constants.check(found, precision(prepared.inputs, y))
 
 

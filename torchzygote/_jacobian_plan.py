@@ -11,7 +11,6 @@ from torch import Tensor
 
 from . import _compressed, _engine, _evaluation, _plan_files, _state
 from ._arguments import Prepared, prepare
-from ._crosscheck import explains_pullback
 from ._plan_base import Plan, held, no_values
 from ._random import RandomState
 from ._second_order import Options
@@ -183,10 +182,8 @@ class JacobianPlan(Plan):
                 return prepared, _zeros(self.patterns, prepared), []
             hooked = _state.mark() > position
             values, fine = _evaluation.jacobian_values(
-                self._f, prepared, lin, y, constants, options, random, hooked
+                self._f, prepared, lin, y, constants, options, random, hooked, crosscheck
             )
-            if crosscheck and not hooked:
-                fine = [torch.tensor(explains_pullback(lin, y, self._recovery, values))]
             if self.mode == "forward":
                 # nothing is pulled back: what hooks wait for never comes
                 _state.forget_since(position, but_inner=True)

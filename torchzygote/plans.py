@@ -54,8 +54,8 @@ def plan_jacobian(
         Products at a time.
     verify : bool
         Check each evaluation against one product with a random vector; where it fails, the plan gives the
-        dense way's answer and a warning. (Forward mode is compared with a pullback once, here; ``f`` runs a
-        second time for it.)
+        dense way's answer and a warning. Where ``sparsity`` isn't given, forward mode is compared with a
+        pullback once, here; ``f`` runs a second time for it.
 
     Returns
     -------
@@ -117,7 +117,8 @@ def plan_jacobian(
         )
 
     plan = colored(mode)
-    if plan.mode == "forward" and verify and not _agrees(caller, plan, example_args, mode):
+    asked = verify and sparsity is None and plan.mode == "forward"
+    if asked and not _agrees(caller, plan, example_args, mode):
         plan = colored("reverse")
     return plan
 
@@ -126,7 +127,7 @@ def _agrees(caller: str, plan: JacobianPlan, args: tuple[Any, ...], mode: str) -
     """Whether forward mode can be had, and gives what a pullback does; ``mode``: the one asked for."""
     try:
         right = plan.agrees_with_reverse(args)
-    except Exception:
+    except RuntimeError:
         if mode == "forward":
             raise
         return False  # an operation has no forward derivative
