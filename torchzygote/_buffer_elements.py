@@ -190,16 +190,13 @@ class ElementLog:
         found: Tensor = node if node.shape == shape else node.reshape(shape)
         return found.clone()
 
-    def _node_at(self, position: int) -> int:
-        return bisect_right(self._ends, position)
-
     def _start_of(self, n: int) -> int:
         return self._ends[n - 1] if n else 0
 
     def _run(self, lo: int, hi: int, shape: tuple[int, ...]) -> _Pieces:
         """What covers positions ``lo`` to ``hi`` of the log, exactly."""
         pieces = _Pieces()
-        n = self._node_at(lo)
+        n = bisect_right(self._ends, lo)
         start, end = self._start_of(n), self._ends[n]
         node = self._nodes[n]
         if start == lo and end == hi and isinstance(node, Tensor) and node.shape == shape:

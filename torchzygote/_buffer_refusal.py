@@ -77,7 +77,12 @@ class NotATensor:
     def __dlpack_device__(self) -> NoReturn:
         _refuse("a conversion to a tensor")
 
-    def __getattr__(self, name: str) -> NoReturn:
+    def __getattr__(self, name: str) -> Any:
+        own = getattr(type(self), name, None)
+        if isinstance(
+            own, property
+        ):  # it raised an AttributeError, which ends here: once more, for its words
+            return own.__get__(self)
         if not name.startswith("_") and hasattr(torch.Tensor, name):
             _refuse(name, NotTensorError)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")

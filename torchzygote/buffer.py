@@ -148,7 +148,10 @@ class Buffer(NotATensor):
 
     def _array(self, what: str) -> None:
         if isinstance(self._store, ListStore):
-            raise NotTensorError(f"{what}: expected a Buffer with a shape, got a growing list")
+            raise NotTensorError(
+                f"{what}: expected a Buffer with a shape, got a growing list; copy it first, and stack "
+                "the list that this gives"
+            )
 
     def _list(self, what: str) -> ListStore:
         store = self._store
