@@ -21,6 +21,7 @@ __all__ = [
     "probe_rows",
     "pulled_agreement",
     "random_vector",
+    "slack",
     "warn_mismatch",
     "wide",
 ]
@@ -140,6 +141,15 @@ def _diagonal_agreement(
     return close(got, got.abs(), expected.to(got), eps, beside=wide(probed).abs())
 
 
+def slack(eps: float) -> tuple[float, float]:
+    """What may be rounding: relative to the terms of a sum, and to the largest sum of all.
+
+    Half of the digits may go where terms cancel inside ``f``. In half precision that would be a third of the
+    number, so that it is allowed some roundings only.
+    """
+    return (4 * eps**0.5, 64 * eps) if eps < 1e-5 else (12 * eps, 4 * eps)
+
+
 def close(
     got: Tensor, scale: Tensor, expected: Tensor, eps: float, *, beside: Tensor | None = None
 ) -> Tensor:
@@ -153,7 +163,8 @@ def close(
     largest = finite.amax()
     if beside is not None:
         largest = torch.maximum(largest, torch.where(torch.isfinite(beside), beside, 0.0).amax())
-    tolerance = 4 * eps**0.5 * finite + 64 * eps * largest
+    of_terms, of_largest = slack(eps)
+    tolerance = of_terms * finite + of_largest * largest
     both_break_down = ~torch.isfinite(got) & ~torch.isfinite(expected)
     fine: Tensor = ((got - expected).abs() <= tolerance) | both_break_down
     return fine
