@@ -120,6 +120,62 @@ def test_params_need_not_require_grad_and_are_left_so() -> None:
     assert w.grad is None
 
 
+@pytest.mark.parametrize("given", [lambda w: [w], lambda w: Params([w])])
+def test_a_tensor_that_requires_grad_only_later_is_updated_by_backward(given: Any) -> None:
+    w = torch.ones(3)
+    with eager_update(sgd, given(w)) as handle:
+        assert not w.requires_grad
+        w.requires_grad_()
+        (w**2).sum().backward()
+        assert w.grad is None
+        torch.testing.assert_close(w.detach(), torch.full((3,), 0.8))
+        handle.remove()
+        w.sum().backward()
+        torch.testing.assert_close(w.grad, torch.ones(3))
+
+
+def test_frozen_parameters_of_a_module_are_left_out() -> None:
+    model = nn.Linear(2, 1)
+    model.weight.requires_grad_(False)
+    with eager_update(sgd, model) as handle:
+        assert repr(handle) == "<eager update of 1 parameters>"
+        assert not model.weight.requires_grad
+        model.weight.requires_grad_()
+        model(torch.ones(2)).sum().backward()
+        assert model.weight.grad is not None
+        assert model.bias.grad is None
+
+
+def test_inside_a_transform_and_for_inference_tensors_nothing_is_switched_on() -> None:
+    w = torch.ones(3)
+    torch.func.grad(lambda x: (eager_update(sgd, [w]).remove(), x.sum())[1])(torch.ones(2))
+    assert not w.requires_grad
+    with torch.inference_mode():
+        w = torch.ones(3)
+    with eager_update(sgd, [w]), pytest.raises(RuntimeError, match="inference_mode"):
+        gradient(lambda: w.sum(), Params([w]))
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [
+        lambda a, b: {"a": a, "b": b},
+        lambda a, b: [{"a": a}, {"c": {"b": b}}],
+        lambda a, b: {a: "a", b: "b"},
+        lambda a, b: {"both": (a, [b])},
+        lambda a, b: [iter([a]), {b: 1}],
+        lambda a, b: (p for p in (a, Params([b]))),
+    ],
+)
+def test_what_params_take_is_taken(pack: Any) -> None:
+    a, b = torch.ones(2), torch.ones(1)
+    params = Params(pack(a, b))
+    assert [p is q for p, q in zip(params, (a, b), strict=True)] == [True, True]
+    with eager_update(sgd, pack(a, b)):
+        gradient(lambda: a.sum() + b.sum(), params)
+    torch.testing.assert_close([a, b], [torch.full((2,), 0.9), torch.full((1,), 0.9)])
+
+
 def test_parameters_without_an_update_get_their_gradient() -> None:
     model = deep(2)
     first, rest = Params(model[0]), Params(model[1])
@@ -211,6 +267,8 @@ def test_shared_parameters_are_refused() -> None:
     twice = nn.Linear(2, 2)
     with pytest.raises(ValueError, match="parameter 0 and parameter 1 are the same tensor"):
         eager_update(sgd, [twice.weight, twice.weight])
+    with pytest.raises(ValueError, match=r"a\.weight and b\.0 are the same tensor"):
+        eager_update(sgd, {"a": twice, "b": [twice.weight]})
     memory = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     memory[1].weight = nn.Parameter(memory[0].weight.data)
     with pytest.raises(ValueError, match=r"weight and \d\.weight share memory"):
@@ -256,6 +314,17 @@ def test_a_gradient_that_must_be_differentiable_is_refused_and_changes_nothing()
             gradient(lambda x: gradient(loss, ps)[w].sum() * x, 1.0)
     assert torch.equal(w, torch.ones(3))
     assert not w.requires_grad
+
+
+def test_under_vmap_alone_it_is_refused_for_what_it_is() -> None:
+    w = torch.ones(3)
+    ps = Params([w])
+    with (
+        eager_update(sgd, ps),
+        pytest.raises(RuntimeError, match=r"eager_update: .*inside torch\.func\.vmap.*remove\(\)"),
+    ):
+        torch.func.vmap(lambda x: gradient(lambda: (w * x).sum(), ps)[w])(torch.ones(2, 3))
+    assert torch.equal(w, torch.ones(3))
 
 
 def test_an_error_in_the_update_reaches_the_caller_and_leaves_no_hooks() -> None:

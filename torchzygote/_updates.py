@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ._engine import Linearization
-from ._torch_private import in_functorch
+from ._torch_private import innermost_transform
 
 __all__ = ["Update", "enroll", "pull", "registry", "withdraw"]
 
@@ -50,9 +50,22 @@ def pull(
     if not implicit or not registry:
         return lin.pull(cotangents, retain=retain, create_graph=keep)
     return _with_updates(
-        lin.prepared.inputs,
-        lambda: lin.pull(cotangents, retain=retain, create_graph=keep),
-        keep or in_functorch(),
+        lin.prepared.inputs, lambda: lin.pull(cotangents, retain=retain, create_graph=keep), keep
+    )
+
+
+def _refuse(differentiable: bool) -> None:
+    """Refuse where a gradient is needed later, or belongs to a transform."""
+    transform = innermost_transform()
+    if differentiable:
+        which = "that is differentiated itself"
+    elif transform is not None:
+        which = f"inside torch.func.{transform}{', one for each example,' if transform == 'vmap' else ''}"
+    else:
+        return
+    raise RuntimeError(
+        f"eager_update: a gradient {which} can't be used up on the way; call remove() on the handle, or "
+        "differentiate by parameters that have no eager update"
     )
 
 
@@ -66,11 +79,7 @@ def _with_updates(
     enrolled = [(i, p) for i, p in enumerate(params) if is_enrolled(p)]
     if not enrolled:
         return pullback()
-    if differentiable:
-        raise RuntimeError(
-            "eager_update: a gradient that is differentiated itself can't be used up on the way; call "
-            "remove() on the handle, or differentiate by parameters that have no eager update"
-        )
+    _refuse(differentiable)
     used: list[int] = []
 
     def used_up(i: int, p: Tensor) -> Callable[[Tensor], Tensor]:

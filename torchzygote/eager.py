@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from . import _updates
 from ._arguments import type_name
+from ._flags import held_flags
+from ._torch_private import is_wrapped, outside_functorch
 from .params import Params
 
 __all__ = ["EagerUpdate", "eager_update"]
@@ -24,9 +27,9 @@ class EagerUpdate:
         self._handles: list[Any] = []
         for p in params:
             _updates.enroll(p, update)
-            if p.requires_grad:  # without it, backward() brings it nothing
-                hook = _after_backward(update)
-                self._handles.append(p.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
+            handle = _at_backward(p, update)
+            if handle is not None:
+                self._handles.append(handle)
 
     def remove(self) -> None:
         """Stop updating; a second call does nothing."""
@@ -46,14 +49,25 @@ class EagerUpdate:
         return f"<eager update of {len(self._params)} parameters>"
 
 
-def _after_backward(update: Callable[[Tensor, Tensor], Any]) -> Callable[[Tensor], None]:
+def _at_backward(p: Tensor, update: Callable[[Tensor, Tensor], Any]) -> Any:
+    """Have ``p`` updated in ``backward()``, which may reach it only later; what ends that."""
+
     def hook(p: Tensor) -> None:
         gradient, p.grad = p.grad, None
         if gradient is not None:
             with torch.no_grad():
                 update(p, gradient)
 
-    return hook
+    if p.requires_grad:
+        return p.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+    if p.is_inference() or is_wrapped(p):
+        return None  # it never gets one
+    with outside_functorch():
+        release = held_flags([p])  # PyTorch keeps hooks of what doesn't require grad, but takes none
+        try:
+            return p.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+        finally:
+            release()
 
 
 def eager_update(
@@ -70,7 +84,9 @@ def eager_update(
         Called as ``update(param, grad)`` without recording, once per backward pass for each parameter that
         the pass reaches, when all contributions to its gradient are summed. It writes into ``param``.
     model_or_params : Module, Params or iterable of tensors
-        A module stands for its trainable parameters. Leaf tensors only.
+        A module stands for the parameters that are trainable now; iterables and mappings for what
+        :class:`Params` finds in them. Leaf tensors only; a tensor that requires no gradient yet is updated
+        from the first ``backward()`` on that brings it one.
 
     Returns
     -------
@@ -123,36 +139,39 @@ def eager_update(
 
 
 def _named(source: nn.Module | Params | Iterable[Any]) -> list[tuple[str, Tensor]]:
-    if isinstance(source, nn.Module):
-        return [(n, p) for n, p in source.named_parameters(remove_duplicate=False) if p.requires_grad]
-    if isinstance(source, Params):
-        return [(f"parameter {i}", p) for i, p in enumerate(source)]
-    given = [(f"parameter {i}", p) for i, p in enumerate(_flat(source))]
-    Params([p for _, p in given])  # refuses what can't be a parameter
-    return given
-
-
-def _flat(source: Any) -> list[Any]:
     if isinstance(source, Tensor):
         raise TypeError(
             "eager_update: expected a module, Params or an iterable of tensors, got a bare tensor; "
             "write [tensor]"
         )
-    try:
-        members = list(source)
-    except TypeError:
+    if not isinstance(source, (nn.Module, Iterable)):
         raise TypeError(
             f"eager_update: expected a module, Params or an iterable of tensors, got {type_name(source)}"
-        ) from None
-    found: list[Any] = []
-    for member in members:
-        if isinstance(member, nn.Module):
-            found.extend(p for _, p in _named(member))
-        elif isinstance(member, (list, tuple, Params)):
-            found.extend(_flat(member))
-        else:
-            found.append(member)
-    return found
+        )
+    members = list(_members(source, ""))
+    Params([p for _, p in members])  # refuses what can't be a parameter
+    return [(name or f"parameter {i}", p) for i, (name, p) in enumerate(members)]
+
+
+def _members(source: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """What ``Params`` would find, with its name if it has one; unlike there, as often as it is there."""
+    if isinstance(source, nn.Module):
+        for own, p in source.named_parameters(remove_duplicate=False):
+            if p.requires_grad:
+                yield _joined(name, own), p
+    elif isinstance(source, Mapping):
+        for key, value in source.items():
+            yield from _members(value, _joined(name, key)) if isinstance(key, str) else _members(key, name)
+    elif isinstance(source, Iterable) and not isinstance(source, (Tensor, str, bytes, np.ndarray)):
+        for i, member in enumerate(source):
+            bare = isinstance(member, Tensor) and not name
+            yield from _members(member, "" if bare else _joined(name, str(i)))
+    else:
+        yield name, source
+
+
+def _joined(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
 
 
 def _check(named: list[tuple[str, Tensor]]) -> None:
