@@ -12,6 +12,8 @@ from torch import Tensor
 
 from torchzygote import (
     Buffer,
+    GradDict,
+    Params,
     checkpointed,
     diaghessian,
     gradient,
@@ -157,6 +159,27 @@ def test_a_variable_of_an_outer_level_is_ignored_inside_of_an_inner_one(x: Tenso
 
     torch.testing.assert_close(func.grad(f)(x), torch.zeros_like(x))
     assert gradient(f, x) == (None,)
+
+
+def test_the_values_of_a_mapping_by_identity_are_detached() -> None:
+    p, q = torch.ones(2), torch.ones(3)
+    ps = Params([p, q])
+
+    def f(x: Tensor) -> Tensor:
+        grads = gradient(lambda: (p**2 * x).sum(), ps)
+        for mapping in (grads, GradDict(grads)):
+            ignored = ignore_derivatives(mapping)
+            assert type(ignored) is type(mapping)
+            assert [key is param for key, param in zip(ignored, ps, strict=True)] == [True, True]
+            assert ignored[q] is None
+            assert ignored[p].data_ptr() == mapping[p].data_ptr()
+        in_structure = ignore_derivatives(lambda: {"g": [grads]})["g"][0]
+        assert grads[p].requires_grad
+        return x * (ignored[p] + in_structure[p]).sum()
+
+    assert gradient(f, 3.0) == (torch.tensor(24.0),)
+    assert gradient(lambda x: f(x) / ignore_derivatives(x), 3.0) == (torch.tensor(8.0),)
+    assert ignore_derivatives(gradient(lambda: (p**2).sum(), ps)).params == ps
 
 
 def test_values_pass_as_they_are() -> None:

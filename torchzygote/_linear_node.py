@@ -44,8 +44,8 @@ class _Known(torch.autograd.Function):
     def jvp(ctx: Any, xdot: Tensor, _y: Any, _columns: Any) -> Tensor:
         (columns,) = ctx.saved_tensors
         # PyTorch switches forward mode off around this, and with it the levels outside of this one.
-        with forward_mode_enabled():
-            return (xdot.unsqueeze(-2) @ primal(columns)).squeeze(-2)
+        with forward_mode_enabled():  # columns have the dtype of y
+            return (xdot.to(columns.dtype).unsqueeze(-2) @ primal(columns)).squeeze(-2)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> Any:

@@ -11,7 +11,18 @@ import torch
 from torch import Tensor
 
 from . import _engine, _plan, _products, _state
-from ._arguments import MODULE, OPAQUE, kind_of, type_name
+from ._arguments import (
+    ARRAY,
+    MODULE,
+    NUMBER,
+    OPAQUE,
+    is_inexact,
+    is_size,
+    kind_of,
+    number_to_tensor,
+    numpy_to_tensor,
+    type_name,
+)
 from ._checkpoint_surroundings import Surroundings
 from ._linear_node import known_derivative, recomputed_derivative
 from ._random import RandomState
@@ -45,7 +56,8 @@ def forwarddiff(f: Callable[[Any], Any], x: Any, *, chunk_threshold: int | None 
         Called as ``f(x)``: once for the value, and once for each chunk of directions. Random numbers are the
         same in all these calls. It returns a number, an array or a structure of them.
     x : number, array or structure
-        All tensors in it are differentiated by.
+        ``f`` sees tensors in place of numbers and NumPy arrays. All floating-point and complex ones are
+        differentiated by; tensors and arrays of integers stay as they are, they may be indices.
     chunk_threshold : int, optional
         Directions that are pushed forward at a time; by default as many as fit the memory budget
         (:func:`set_memory_budget`).
@@ -98,9 +110,12 @@ def forwarddiff(f: Callable[[Any], Any], x: Any, *, chunk_threshold: int | None 
             "the parameters of a module as a dict, and call it with torch.func.functional_call"
         )
     chunk = _check_chunk(chunk_threshold)
+    leaves, spec = pytree.tree_flatten(x, is_leaf=is_size)
+    if not isinstance(x, Tensor):
+        leaves = [_as_tensor(leaf) for leaf in leaves]
+        x = pytree.tree_unflatten(leaves, spec)
     if not _engine.compiling() and in_forward_ad() and not in_functorch():
         return f(x)  # plain torch.autograd.forward_ad: it runs forward, and allows no level within another
-    leaves, spec = pytree.tree_flatten(x)
     slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and _is_followed(leaf)]
     run = _Run(f, leaves, spec, slots, chunk)
     return run.value_only(x) if not slots else run.differentiable()
@@ -113,13 +128,22 @@ def _check_chunk(chunk_threshold: object) -> int | None:
         raise type(error)(str(error).replace("chunk_size", "forwarddiff: chunk_threshold")) from None
 
 
-def _is_real_or_complex(x: object) -> bool:
-    return isinstance(x, Tensor) and (x.dtype.is_floating_point or x.dtype.is_complex)
+def _as_tensor(leaf: Any) -> Any:
+    """Numbers and NumPy arrays as ``f`` sees them."""
+    kind = kind_of(leaf)
+    try:
+        if kind is NUMBER:
+            return number_to_tensor(leaf)
+        return (
+            numpy_to_tensor(leaf, promote=False) if kind is ARRAY and not isinstance(leaf, Tensor) else leaf
+        )
+    except (TypeError, OverflowError) as error:
+        raise type(error)(f"forwarddiff: x: {error}") from None
 
 
 def _is_followed(x: Tensor) -> bool:
     """Whether some differentiation may ask for a derivative by ``x``."""
-    if not _is_real_or_complex(x):
+    if not is_inexact(x):
         return False
     if _engine.compiling():
         return True
@@ -216,7 +240,7 @@ class _Run:
         start = 0 if _engine.compiling() else sequence_number()
         y = self.call([tensor.detach() for tensor in self.inputs])
         outputs, y_spec = pytree.tree_flatten(y)
-        places = [i for i, leaf in enumerate(outputs) if _is_real_or_complex(leaf)]
+        places = [i for i, leaf in enumerate(outputs) if is_inexact(leaf)]
         if not places:
             return y
         if not _engine.compiling() and any(_follows_others(outputs[i], start) for i in places):

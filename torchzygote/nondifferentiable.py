@@ -11,6 +11,7 @@ from . import _state
 from ._arguments import type_name
 from ._torch_private import pytree
 from .buffer import Buffer
+from .graddict import GradDict
 
 __all__ = ["ignore_derivatives", "isderiving"]
 
@@ -21,8 +22,9 @@ def ignore_derivatives(x_or_fn: Any) -> Any:
     Parameters
     ----------
     x_or_fn : tensor, structure, or callable
-        A value: its tensors are detached, leaf by leaf. Or a function without arguments: it is called, with
-        :func:`isderiving` ``False`` inside, and the tensors of what it returns are detached.
+        A value: its tensors are detached, leaf by leaf, and the values of a :class:`GradDict`. Or a function
+        without arguments: it is called, with :func:`isderiving` ``False`` inside, and what it returns is
+        detached.
 
     Returns
     -------
@@ -69,6 +71,8 @@ def _detached(x: Any) -> Any:
 def _detached_leaf(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
         return leaf.detach()
+    if isinstance(leaf, GradDict):
+        return leaf._like([_detached(value) for value in leaf.values()])
     if isinstance(leaf, Buffer):
         raise TypeError(
             f"ignore_derivatives: expected a tensor, a structure of tensors or a function, got a "
