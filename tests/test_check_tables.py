@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from torchzygote import plan_jacobian
 from torchzygote._certificate import agreement, probe_rows
 from torchzygote._check_tables import check_tables
 from torchzygote._colored import Collected
@@ -108,3 +109,16 @@ def test_colors_that_meet_once_in_each_row_are_preferred_where_they_are_no_more(
     assert symmetric_recovery(Pattern.from_dense(bare), refine=True).is_valid()
     arrow = Pattern.from_dense(matrix("arrow"))
     assert symmetric_recovery(arrow, refine=True).ncolors == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_no_excuse(dtype: torch.dtype) -> None:
+    """A tenth of an entry is more than rounding in any dtype."""
+    branches = lambda x: x * 2 if x.sum() > 0 else x.flip(0) * 2
+    x = torch.tensor([1.0, 2.0, 4.0], dtype=dtype)
+    with pytest.warns(UserWarning, match="differs from plain automatic differentiation"):
+        found = plan_jacobian(branches, x)(-x)[0].to_dense()
+    torch.testing.assert_close(found, 2 * torch.eye(3, dtype=dtype).flip(0))
+    x = torch.rand(50, dtype=dtype)
+    with pytest.warns(UserWarning, match="differs from plain automatic differentiation"):
+        plan_jacobian(lambda x: x + 0.1 * x.roll(1), x, sparsity=torch.eye(50))(x)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import native
+from ._arguments import is_inexact
 from ._torch_private import in_functorch
 
 __all__ = ["Columns", "Rows", "add_rows", "result_dtype"]
@@ -18,11 +19,7 @@ __all__ = ["Columns", "Rows", "add_rows", "result_dtype"]
 
 def result_dtype(x: Tensor, y: Tensor) -> torch.dtype:
     """Dtype of the Jacobian of ``y`` by ``x``."""
-    return torch.promote_types(x.dtype, y.dtype) if _inexact(y) else x.dtype
-
-
-def _inexact(y: Tensor) -> bool:
-    return y.dtype.is_floating_point or y.dtype.is_complex
+    return torch.promote_types(x.dtype, y.dtype) if is_inexact(y) else x.dtype
 
 
 class Rows:
@@ -149,11 +146,3 @@ class Columns:
 def as_result(matrix: Tensor, scalar: bool) -> Tensor:
     """A number's Jacobian is a vector."""
     return matrix.reshape(-1) if scalar else matrix
-
-
-def zero_matrices(rows: int, inputs: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
-    """Jacobians of a constant."""
-    return [
-        torch.zeros(rows, x.numel(), dtype=dtype, device=x.device)
-        for x, dtype in zip(inputs, dtypes, strict=True)
-    ]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from . import _state
-from ._arguments import Prepared, kind_of
+from ._arguments import Prepared, is_inexact, kind_of
 from ._exchange import exchanging, finding
 from ._flags import held_flags, remembered
 from ._forward import forward_mode, jvp, non_overlapping, separate
@@ -216,10 +216,6 @@ def _tracked_on_tape(prepared: Prepared, keep: bool) -> list[Tensor]:
     return tracked
 
 
-def _is_differentiable(leaf: object) -> bool:
-    return isinstance(leaf, Tensor) and (leaf.dtype.is_floating_point or leaf.dtype.is_complex)
-
-
 def detached(y: Any) -> Any:
     """``y`` without graphs, structures leaf by leaf."""
     if isinstance(y, Tensor):
@@ -267,7 +263,7 @@ def _take_outputs(lin: Linearization, y: Any, scalar_aux: bool) -> None:
         lin.y_leaves, lin.y_spec = pytree.tree_flatten(part)
     else:
         lin.y_leaves = [part]
-    lin.roots = [leaf for leaf in lin.y_leaves if _is_differentiable(leaf)]
+    lin.roots = [leaf for leaf in lin.y_leaves if is_inexact(leaf)]
 
 
 @contextlib.contextmanager
@@ -337,8 +333,8 @@ def _linearize_compiled(f: Callable[..., Any], prepared: Prepared, scalar_aux: b
         part = differentiated_part(y) if scalar_aux else y
         leaves, kept["spec"] = pytree.tree_flatten(part)
         kept["structured"] = not isinstance(part, Tensor)
-        kept["leaves"] = [None if _is_differentiable(leaf) else leaf for leaf in leaves]
-        return tuple(leaf for leaf in leaves if _is_differentiable(leaf)), y
+        kept["leaves"] = [None if is_inexact(leaf) else leaf for leaf in leaves]
+        return tuple(leaf for leaf in leaves if is_inexact(leaf)), y
 
     traced: tuple[Any, ...] = torch.func.vjp(flat, *prepared.inputs, has_aux=True)
     roots, pull, y = traced
