@@ -9,6 +9,7 @@ products.
 from __future__ import annotations
 
 import functools
+import logging
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,6 +27,8 @@ FREE = -1
 _Shape = Sequence[int]
 # node, (alignment, shape) of each input that depends (None for the others), shape of the output -> alignment
 _Rule = Callable[[Any, "list[tuple[Alignment, _Shape] | None]", _Shape], Alignment]
+
+_log = logging.getLogger("torchzygote")
 
 _MOST_NODES = 2000
 _NAME = re.compile(r"(.+)Backward\d+$")  # a custom function's node has no number
@@ -118,12 +121,16 @@ def _inserts_axis(node: Any, inputs: list[tuple[Alignment, _Shape] | None], out:
 
 def _squeezes(node: Any, inputs: list[tuple[Alignment, _Shape] | None], out: _Shape) -> Alignment:
     alignment, shape = _only(inputs)
+    if len(out) == len(shape):  # ``dim=()`` too, which means no axis here, and all of them elsewhere
+        return alignment
     asked = _axes(node, "_saved_dim", len(shape))
     return tuple(a for i, a in enumerate(alignment) if not (i in asked and shape[i] == 1))
 
 
 def _transposes(node: Any, inputs: list[tuple[Alignment, _Shape] | None], out: _Shape) -> Alignment:
     alignment, _ = _only(inputs)
+    if not out:  # a number has no axes, though ``transpose(0, 0)`` takes one
+        return alignment
     swapped = list(alignment)
     a, b = (_axis(node_attribute(node, name), len(out)) for name in ("_saved_dim0", "_saved_dim1"))
     swapped[a], swapped[b] = swapped[b], swapped[a]
@@ -233,56 +240,69 @@ def keeps_elements_apart(roots: Sequence[Tensor]) -> bool:
     return bool(roots) and all(_keeps_apart(name) for root in roots for name in node_names(root))
 
 
+# Rules are about the first output of a node; of these operations all outputs are alike.
+_PARTS = frozenset({"Split", "SplitWithSizes", "Unbind"})
+
+
 @functools.cache
-def _rule(name: str) -> _Rule:
-    """The rule for a node of this name."""
+def _rule(name: str, first: bool) -> _Rule:
+    """The rule for the first output of a node of this name, or for its others."""
     found = _NAME.match(name)
-    return _RULES.get(found[1], _all_free) if found else _all_free
+    if found is None or not (first or found[1] in _PARTS):
+        return _all_free
+    return _RULES.get(found[1], _all_free)
 
 
 class _Walk:
-    """Alignments of the recorded values with the axes of some inputs, each value looked at once."""
+    """Alignments of the recorded values with the axes of some inputs, each value looked at once.
+
+    A value is an output of a node, as in ``node.next_functions``.
+    """
 
     def __init__(self, sources: Sequence[Tensor], axes: Sequence[Alignment]) -> None:
-        self._sources = {source_of(x): a for x, a in zip(sources, axes, strict=True)}
-        self._ends = {node for node, _ in self._sources}
-        self._known: dict[Any, Alignment | None] = {}
+        self._known: dict[tuple[Any, int], Alignment | None] = {
+            source_of(x): a for x, a in zip(sources, axes, strict=True)
+        }
 
     def of(self, root: Tensor) -> Alignment | None:
         """``None`` where ``root`` depends on none of the inputs, or nothing can be said."""
-        if root.grad_fn is None or root.grad_fn in self._ends:
+        if root.grad_fn is None:
             return None
-        known, ends = self._known, self._ends
-        stack: list[Any] = [root.grad_fn]
+        known, value = self._known, (root.grad_fn, root.output_nr)
+        stack: list[tuple[Any, int]] = [value]
         while stack:
-            node = stack[-1]
-            if node in known:
+            node, number = stack[-1]
+            if (node, number) in known:
                 stack.pop()
                 continue
-            missing = [
-                n for n, _ in node.next_functions if n is not None and n not in ends and n not in known
-            ]
+            missing = [v for v in node.next_functions if v[0] is not None and v not in known]
             if missing:
                 stack.extend(missing)
                 continue
             stack.pop()
-            known[node] = self._of_node(node)
+            known[node, number] = self._of_output(node, number)
             if len(known) > _MOST_NODES:
                 return None
-        return known[root.grad_fn]
+        found = known[value]
+        return None if found is None or len(found) != root.dim() else found
 
-    def _of_node(self, node: Any) -> Alignment | None:
-        """Alignment of the outputs of one node (of its first; those of several outputs are alike)."""
+    def _of_output(self, node: Any, number: int) -> Alignment | None:
         inputs: list[tuple[Alignment, _Shape] | None] = []
-        for following, number in node.next_functions:
-            if following in self._ends:
-                alignment = self._sources.get((following, number))
-            else:
-                alignment = None if following is None else self._known[following]
-            inputs.append(None if alignment is None else (alignment, node_shape(following, number)))
+        for before in node.next_functions:
+            alignment = self._known.get(before)  # a constant input has no node
+            inputs.append(None if alignment is None else (alignment, node_shape(*before)))
         if all(given is None for given in inputs):
             return None
-        return _rule(node.name())(node, inputs, node_shape(node, 0))
+        name, out = node.name(), node_shape(node, number)
+        try:
+            found = _rule(name, number == 0)(node, inputs, out)
+            if len(found) == len(out):
+                return found
+            problem = f"{len(found)} axes instead of {len(out)}"
+        except Exception as error:  # a form of the operation that its rule doesn't know
+            problem = f"{type(error).__name__}: {error}"
+        _log.debug("alignment: the rule for %s fails, taken as mixing everything: %s", name, problem)
+        return (FREE,) * len(out)
 
 
 def aligned_axes(root: Tensor, x: Tensor) -> list[tuple[int, int]] | None:
