@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from . import _state
-from ._arguments import STRUCTURE, kind_of, type_name
+from ._arguments import STRUCTURE, is_inexact, kind_of, name_of, type_name
 from ._buffer_refusal import NotATensor
 from ._sight import out_of_sight
 from ._torch_private import (
@@ -30,7 +30,7 @@ from ._torch_private import (
     transform_stack,
 )
 
-__all__ = ["attach", "fitted", "is_differentiable", "leaves_of", "refuse_buffers"]
+__all__ = ["attach", "fitted", "leaves_of", "refuse_buffers"]
 
 Gradients = Sequence["Tensor | None"]
 
@@ -41,11 +41,6 @@ class Form(NamedTuple):
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
-
-
-def name_of(fn: Callable[..., Any]) -> str:
-    """What to call ``fn`` in a message."""
-    return getattr(fn, "__qualname__", None) or type(fn).__name__
 
 
 def fitted(fn: Callable[..., Any], out: Any, like: Tensor | Form, shape: torch.Size) -> Tensor:
@@ -297,7 +292,7 @@ def attach(fn: Callable[..., Any], x: Any) -> Any:
     if kind_of(x) is STRUCTURE:
         leaves, bend.spec = pytree.tree_flatten(x)
     refuse_buffers([x, *leaves])
-    bend.slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and is_differentiable(leaf)]
+    bend.slots = [i for i, leaf in enumerate(leaves) if is_inexact(leaf)]
     if not bend.slots:
         bend.waits([])
         return x
@@ -316,16 +311,11 @@ def refuse_buffers(leaves: list[Any]) -> None:
         )
 
 
-def is_differentiable(x: Tensor) -> bool:
-    """Whether a gradient by ``x`` exists."""
-    return x.dtype.is_floating_point or x.dtype.is_complex
-
-
 def _attach_all(bend: Bend, tensors: list[Tensor]) -> Sequence[Tensor]:
     bend.waits(tensors)
     if innermost_level() is None and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
         return tensors
-    if not all(is_differentiable(x) for x in tensors):
+    if not all(is_inexact(x) for x in tensors):
         return tensors
     # A level of torch.func doesn't see that its tensor is a view: a write into the other would go unnoticed.
     if innermost_level() is not None:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._bending import fitted, is_differentiable, leaves_of, refuse_buffers
+from ._arguments import is_inexact
+from ._bending import fitted, leaves_of, refuse_buffers
 from ._torch_private import (
     layer_below,
     maybe_batch_axis,
@@ -91,10 +92,10 @@ def attach_traced(fn: Callable[..., Any], x: Any) -> Any:
             bent = fn(g)
             return None if bent is None else fitted(fn, bent, g, g.shape)
 
-        return _attach_to_tensor(of_one, x) if is_differentiable(x) else x
+        return _attach_to_tensor(of_one, x) if is_inexact(x) else x
     leaves, spec = pytree.tree_flatten(x)
     refuse_buffers(leaves)
-    slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and is_differentiable(leaf)]
+    slots = [i for i, leaf in enumerate(leaves) if is_inexact(leaf)]
     if not slots:
         return x
     # One tensor has one hook, which sees all leaves at once.
