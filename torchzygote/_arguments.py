@@ -79,9 +79,12 @@ def number_to_tensor(x: Any) -> Tensor:
         ) from None
 
 
-def numpy_to_tensor(a: np.ndarray[Any, Any]) -> Tensor:
-    """A NumPy array as a tensor of its dtype; memory is shared where PyTorch can share it."""
-    if a.dtype.kind in "iu":
+def numpy_to_tensor(a: np.ndarray[Any, Any], *, promote: bool = True) -> Tensor:
+    """A NumPy array as a tensor of its dtype; memory is shared where PyTorch can share it.
+
+    ``promote``: integers become floating-point values.
+    """
+    if promote and a.dtype.kind in "iu":
         return torch.as_tensor(a.astype(np.float64), dtype=torch.get_default_dtype())
     if a.dtype.itemsize > 16 or (a.dtype.kind == "f" and a.dtype.itemsize > 8):
         raise TypeError(
@@ -199,7 +202,7 @@ class _Slot:
         if self.kind is ARRAY or self.kind is NUMBER:
             return [given]
         if self.kind is STRUCTURE:
-            parts = parts_for(self.value, given, where, _is_size)
+            parts = parts_for(self.value, given, where, is_size)
             return [
                 part for leaf, its in zip(self.leaves, parts, strict=True) for part in leaf.match(its, where)
             ]
@@ -217,7 +220,8 @@ class _Slot:
         return []
 
 
-def _is_size(x: object) -> bool:
+def is_size(x: object) -> bool:
+    """Whether ``x`` is opaque, though PyTorch takes it for a structure of ints."""
     return isinstance(x, torch.Size)
 
 
@@ -306,7 +310,7 @@ def _fill(prepared: Prepared, value: Any, where: str, kinds: Callable[[object], 
         if is_promoted(value):
             prepared.promoted.append(_describe(value, where, tensor))
     elif kind is STRUCTURE:
-        leaves, slot.spec = pytree.tree_flatten(value, is_leaf=_is_size)
+        leaves, slot.spec = pytree.tree_flatten(value, is_leaf=is_size)
         slot.leaves = [_fill(prepared, leaf, f"a leaf of {where}", kinds) for leaf in leaves]
     elif kind is MODULE:
         found = trainable(value)
