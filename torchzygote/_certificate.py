@@ -6,12 +6,12 @@ Knows where entries are, not how they were computed.
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ._warning import warn
 from .coloring.recovery import Recovery
 
 __all__ = [
@@ -174,10 +174,9 @@ def warn_mismatch(caller: str, recovery: Recovery) -> None:
     """Say that the dense way is taken, and ask for a report."""
     operators = sorted({name for pattern in recovery.patterns for name in pattern.operators})
     listed = f" and its operators, {', '.join(operators)}" if operators else ""
-    warnings.warn(
+    warn(
         f"{caller}: the sparse derivative differs from plain automatic differentiation in a product with a "
         "random vector, so that the dense one is computed instead. Either f differs from call to call, or a "
         "sparsity that was given lacks entries, or PyTorch's forward derivative of an operator is wrong, or "
         f"torchzygote's rule for one: please report that, with f{listed}",
-        stacklevel=2,
     )

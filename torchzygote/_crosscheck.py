@@ -6,7 +6,6 @@ and code under ``torch.no_grad`` counts in forward mode. Knows matrices, not how
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ._certificate import close, precision, pulled_agreement, random_vector, wide
 from ._engine import Linearization
+from ._warning import warn
 from .coloring.recovery import Recovery
 
 __all__ = [
@@ -114,10 +114,9 @@ def _row_times(row: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 def warn_disagreement(caller: str) -> None:
     """Say that reverse mode's answer is given."""
-    warnings.warn(
+    warn(
         f"{caller}: forward mode gave another derivative of f than a plain pullback, so that reverse mode's "
         "is returned. Either f differs from call to call, or a part of it that runs under torch.no_grad "
         "depends on its arguments (use ignore_derivatives), or PyTorch's forward derivative of one of its "
         "operations is wrong; mode='reverse' spares the attempt",
-        stacklevel=2,
     )

@@ -6,7 +6,6 @@ identity, colors) nor where the products go.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from . import _engine, _state, native
 from ._engine import Linearization
 from ._random import RandomState
 from ._torch_private import vmap_flat
+from ._warning import warn
 
 __all__ = ["Chunk", "Seeds", "identity_seeds", "jvps", "vjps"]
 
@@ -160,10 +160,9 @@ def _must_not_be_batched(lin: Linearization, operation: str | None) -> bool:
         operation = lin.survey().misbatched
     if operation is None:
         return False
-    warnings.warn(
+    warn(
         f"rows are computed one at a time, which is slow: PyTorch gives wrong numbers for {operation} where "
         "its derivatives are batched",
-        stacklevel=3,
     )
     return True
 
@@ -172,10 +171,9 @@ def _warn_not_batched(nodes: list[Any], error: Exception) -> None:
     custom = sorted({node.name().removesuffix("Backward") for node in nodes})
     culprit = f" (custom autograd functions in f: {', '.join(custom)})" if custom else ""
     text = str(error).strip().split("\n")[0]
-    warnings.warn(
+    warn(
         f"rows are computed one at a time, which is slow: PyTorch could not batch an operation{culprit}: "
         f"{type(error).__name__}: {text}",
-        stacklevel=2,
     )
 
 

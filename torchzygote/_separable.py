@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ from ._certificate import close, precision, random_vector, slack, wide
 from ._engine import Linearization
 from ._plan import RowCost
 from ._torch_private import node_names
+from ._warning import warn
 
 __all__ = ["Blocks", "Layout", "block_products", "find_joint_layouts", "find_layout"]
 
@@ -239,10 +239,9 @@ def _by_block(layout: Layout, products: Tensor) -> Tensor:
 
 
 def _warn_mismatch(operations: list[str]) -> None:
-    warnings.warn(
+    warn(
         "a batch axis seemed to run through f unmixed, which a product with a random vector contradicts, so "
         "that the derivative is computed the dense way. Either a hook on a tensor changes the derivative, or "
         "torchzygote's rule for an operation is wrong: please report that, with the operations of f: "
         f"{', '.join(operations)}",
-        stacklevel=2,
     )
