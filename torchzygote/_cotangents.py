@@ -6,76 +6,69 @@ Knows nothing of how a cotangent is pulled back.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from sys import getrefcount
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ._arguments import kind_of, number_to_tensor, numpy_to_tensor, type_name
 from ._engine import Linearization
+from ._fitting import fit_cotangent
 from ._parts import parts_for
-from ._torch_private import pytree
+from ._torch_private import memory_holders, pytree
 
 __all__ = ["own", "unfold_cotangent"]
 
 Result = TypeVar("Result", Tensor, Tensor | None)
 
 _PLAIN = {Tensor, torch.nn.Parameter}  # subclasses needn't have memory of their own
+_STRIDED = torch.strided
 
 
 def own(results: list[Result], given: Sequence[Tensor | None] = ()) -> list[Result]:
-    """``results`` such that the caller may write into each: no stride-0 axes, no memory shared among them.
+    """``results`` such that the caller may write into each, and nobody else sees it.
 
-    ``given``: tensors of the caller that a result must not share memory with.
+    No stride-0 axes, no lazy conjugates or negative views, no memory that somebody else holds: another
+    result, a tensor of ``given``, which the caller holds, or what a hook or a custom backward kept.
     """
-    if len(results) == 1 and not given:
-        only = results[0]
-        if only is None or only.layout is not torch.strided or only.is_contiguous():
-            return results
-    taken = {x.data_ptr() for x in given if type(x) in _PLAIN and x.layout is torch.strided}  # type: ignore[union-attr]
-    for i, x in enumerate(results):
-        if x is None or type(x) not in _PLAIN or x.layout is not torch.strided:
+    # Backwards: of several that share memory, the one that comes last has it for itself.
+    for i in range(len(results) - 1, -1, -1):
+        x = results[i]
+        if x is None or type(x) not in _PLAIN or x.layout is not _STRIDED:
             continue
-        pointer = x.data_ptr()
-        if pointer == 0:
-            continue  # no elements
-        if pointer in taken:
-            results[i] = x.clone(memory_format=torch.contiguous_format)
+        held = getrefcount(x) > _REFERENCES or x._use_count() > _USES  # type: ignore[attr-defined]
+        if not held:
+            holders = memory_holders(x)
+            held = holders > 1 and not _is_alone_with_its_base(x, holders)
+        if held:
+            results[i] = _copy(x)
         elif not x.is_contiguous() and 0 in x.stride():
             results[i] = x.contiguous()
-        taken.add(pointer)
     return results
 
 
-def fit_cotangent(leaf: Any, ybar: Any) -> Tensor | None:
-    """``ybar`` as a tensor of the shape and dtype of ``leaf``, ``None`` where nothing is pulled back."""
-    if ybar is None:
-        return None
-    kind = kind_of(ybar)
-    if kind == "number":
-        cotangent = number_to_tensor(ybar)
-    elif kind == "array":
-        cotangent = numpy_to_tensor(ybar) if isinstance(ybar, np.ndarray) else ybar
-    else:
-        raise ValueError(f"ybar: expected what fits y, {type_name(leaf)}, got {type_name(ybar)}")
-    shape = leaf.shape if isinstance(leaf, (Tensor, np.ndarray)) else ()
-    if not isinstance(leaf, Tensor) and kind_of(leaf) not in ("number", "array"):
-        raise ValueError(f"ybar: expected None, as y is {type_name(leaf)} there, got {type_name(ybar)}")
-    if tuple(cotangent.shape) != tuple(shape):
-        raise ValueError(
-            f"ybar: expected the shape of y, {tuple(shape)}, got {type_name(ybar)}; "
-            "pass a cotangent for every element of y"
-        )
-    if not isinstance(leaf, Tensor) or not (leaf.dtype.is_floating_point or leaf.dtype.is_complex):
-        return None
-    if cotangent.dtype.is_complex and not leaf.dtype.is_complex:
-        raise ValueError(
-            f"ybar: expected a real cotangent for y of dtype {leaf.dtype}, got {type_name(ybar)}"
-        )
-    if cotangent.dtype != leaf.dtype or cotangent.device != leaf.device:
-        cotangent = cotangent.to(dtype=leaf.dtype, device=leaf.device)
-    return cotangent
+def _is_alone_with_its_base(x: Tensor, holders: int) -> bool:
+    """Whether ``x`` is a view of memory that nobody sees besides, and no lazy conjugate or negative one."""
+    base = x._base  # alive, mostly for the view's sake only
+    if base is None or holders > 2 or x.is_conj() or x.is_neg():
+        return False
+    return getrefcount(base) <= _BASE_REFERENCES and base._use_count() <= _BASE_USES  # type: ignore[attr-defined]
+
+
+def _copy(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)  # resolved, too
+
+
+def _counts(results: Sequence[Tensor], i: int) -> tuple[int, int, int, int]:
+    """What :func:`own` counts for a result that nobody else holds: Python's versions differ."""
+    x = results[i]
+    base = x._base
+    assert base is not None
+    return getrefcount(x), x._use_count(), getrefcount(base), base._use_count()  # type: ignore[attr-defined]
+
+
+with torch.inference_mode(False):
+    _REFERENCES, _USES, _BASE_REFERENCES, _BASE_USES = _counts([torch.empty(1, 1, device="cpu").view(1)], 0)
 
 
 def unfold_cotangent(lin: Linearization, ybar: Any) -> list[Tensor | None]:

@@ -100,7 +100,7 @@ def _value_and_jacobian(
     finally:
         if release is not None:
             release()
-    if len(matrices) > 1 and not (_engine.compiling() or _engine.in_functorch()):
+    if not (_engine.compiling() or _engine.in_functorch()):
         own(matrices)
     if params is not None:
         return value, Grads(params, [_result(x, J) for x, J in zip(params, matrices, strict=True)])

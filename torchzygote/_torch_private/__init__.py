@@ -58,6 +58,7 @@ from .operators import (
 )
 from .tensors import (
     group_by_device_and_dtype,
+    memory_holders,
     no_torch_function,
     refuse_writes,
     storage_key,
@@ -115,6 +116,7 @@ __all__ = [
     "load_decompositions",
     "mark_as_own",
     "maybe_batch_axis",
+    "memory_holders",
     "no_torch_function",
     "node_attribute",
     "node_names",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,8 +12,10 @@ from torch.utils import _foreach_utils
 
 __all__ = [
     "group_by_device_and_dtype",
+    "memory_holders",
     "no_torch_function",
     "refuse_writes",
+    "set_versions",
     "storage_key",
     "swap_tensors",
     "weak_storage",
@@ -60,6 +62,15 @@ def weak_storage(x: Tensor) -> Any:
     return StorageWeakRef(x.untyped_storage())  # type: ignore[no-untyped-call]
 
 
+def set_versions(counted: Iterable[tuple[Tensor, int]]) -> None:
+    """Set each tensor's version counter, one after the other: for contents that have been put back.
+
+    Autograd compares versions, not contents, of what it saved, and nothing public sets them.
+    """
+    for x, version in counted:
+        torch._C._autograd._unsafe_set_version_counter((x,), (version,))
+
+
 def storage_key(x: Tensor) -> int:
     """A number that names the memory of ``x`` as long as somebody holds it; 0 where there is none.
 
@@ -69,3 +80,16 @@ def storage_key(x: Tensor) -> int:
         return int(x.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):  # sparse and opaque layouts, wrappers
         return 0
+
+
+_use_count: Callable[[int], int] = torch._C._storage_Use_Count
+
+
+def memory_holders(x: Tensor) -> int:
+    """How many tensors have the memory of ``x``, itself included; one more where it isn't PyTorch's own.
+
+    No public name tells whether somebody else would see what is written into ``x``.
+    """
+    storage = x.untyped_storage()
+    # the object made for this very question counts as well
+    return _use_count(storage._cdata) - storage.resizable()
