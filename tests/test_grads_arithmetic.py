@@ -62,6 +62,13 @@ def test_unary_operators() -> None:
     plus = +g
     assert plus == g
     assert plus[w] is not g[w]
+    for dtype in (torch.complex64, torch.int8):  # multiplied by 1, the infinity would give NaN
+        z = torch.tensor([complex(torch.inf, 0), 1 + 2j]) if dtype.is_complex else torch.tensor([-128, 3])
+        h = GradDict({w: z.to(dtype), b: torch.tensor(2.0), z: None})
+        assert str((-h)[w]) == str(-h[w])
+        assert torch.equal((+h)[w], h[w])
+        assert (+h)[w].data_ptr() != h[w].data_ptr()
+        close(+h, {w: h[w], b: torch.tensor(2.0), z: torch.zeros_like(z)})
 
 
 def test_the_left_operand_gives_type_and_order() -> None:
@@ -197,6 +204,53 @@ def test_half_stays_half() -> None:
     for scale in (0.1, torch.tensor(0.1), torch.tensor(0.1, dtype=torch.float64)):
         assert (g * scale)[w].dtype is torch.float16
         assert torch.equal((g * scale)[w], torch.ones(2, dtype=torch.float16) * 0.1)
+
+
+HALF = torch.float16
+REFLECTED = [
+    (70000, torch.tensor([2.0], dtype=HALF), torch.tensor([35008.0], dtype=HALF)),
+    (1.5, torch.tensor([2, 4]), torch.tensor([0.75, 0.375])),
+    (np.float64(1.5), torch.tensor([2, 4], dtype=torch.int8), torch.tensor([0.75, 0.375])),
+    (2**40, torch.tensor([2, -4], dtype=torch.int8), torch.tensor([2.0**39, -(2.0**38)])),
+    (torch.tensor(1.5), torch.tensor([2, 4]), torch.tensor([0.75, 0.375])),
+    (1e300, torch.tensor([2.0, -1.0]), torch.tensor([torch.inf, -torch.inf])),
+    (2**70, torch.tensor([2.0**69]), torch.tensor([2.0])),
+]
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf support")
+@pytest.mark.parametrize(("number", "value", "expected"), REFLECTED)
+def test_numbers_divided_by_halves_and_integers(number: Any, value: Tensor, expected: Tensor) -> None:
+    w = torch.ones(value.shape)
+    assert torch.equal((number / GradDict({w: value}))[w], expected)
+    mixed = number / GradDict({w: value, value: torch.ones_like(w)})
+    assert torch.equal(mixed[w], expected)
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf support")
+@pytest.mark.parametrize("symbol", ["+", "-", "*", "/", "**"])
+@pytest.mark.parametrize("number", [2, 2.5, 300.5, -1.5, 2j, torch.tensor(2.5), torch.tensor(3)])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.uint8, torch.int8, torch.int64, torch.float32]
+)
+def test_reflected_operators_do_what_tensors_do(symbol: str, number: Any, dtype: torch.dtype) -> None:
+    value = torch.tensor([5, 2, 1]).to(dtype)
+    w = torch.ones(3)
+    op = BINARY[symbol]
+    try:
+        expected = op(number, value)
+    except (RuntimeError, NotImplementedError):
+        return  # as complex powers of halves on the CPU
+    found = op(number, GradDict({w: value}))[w]
+    assert found.dtype is expected.dtype
+    torch.testing.assert_close(found, expected)
+
+
+def test_bools_are_not_subtracted() -> None:
+    _, _, g, _ = two()
+    for attempt in (lambda: g - torch.tensor(True), lambda: torch.tensor(True) - g):
+        with pytest.raises(TypeError, match="-: expected .* got a bool tensor"):
+            attempt()
 
 
 def test_what_cannot_be_written_into_is_replaced() -> None:

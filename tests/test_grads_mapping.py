@@ -71,6 +71,18 @@ def test_from_pairs_and_mappings() -> None:
     assert list(GradDict(GradDict({a: 1})).values()) == [1]
 
 
+def test_what_is_no_mapping_is_refused_by_name() -> None:
+    w = torch.ones(2)
+    with pytest.raises(TypeError, match="GradDict: source: expected a mapping.*got a int"):
+        GradDict(3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="GradDict: source: .*got a Tensor of a Tensor"):
+        GradDict(torch.ones(2, 2))  # type: ignore[arg-type]
+    for g in (GradDict({w: 1}), Grads(Params([w]), [1])):
+        with pytest.raises(TypeError, match="merge_: argument 1: expected a mapping.*got a int"):
+            g.merge_({w: 2}, 3)  # type: ignore[arg-type]
+        assert g[w] == 1
+
+
 def test_gradients_are_bound_to_their_params() -> None:
     w, b = torch.ones(2), torch.ones(())
     ps = Params([b, w])

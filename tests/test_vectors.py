@@ -59,3 +59,44 @@ def test_values_that_share_memory_are_changed_once_each() -> None:
     g += {a: torch.ones(4), b: torch.ones(2, 2), c: None}
     assert g[a].tolist() == [3, 3, 3, 3]
     assert g[b].tolist() == [[3, 3], [3, 3]]
+
+
+@pytest.mark.parametrize("dtype", [object, np.longdouble, "U3"])
+def test_arrays_of_what_pytorch_has_no_dtype_for(dtype: Any) -> None:
+    w = torch.zeros(3)
+    array = np.zeros(3, dtype)
+    for attempt, name in (
+        (lambda: copy_(Params([w]), array), "src"),
+        (lambda: copy_(array, Params([w])), "dst"),
+    ):
+        with pytest.raises(
+            TypeError, match=f"copy_: expected {name} to be a vector of a dtype that PyTorch has"
+        ):
+            attempt()
+
+
+def test_arrays_that_share_memory_with_the_parameters() -> None:
+    memory = np.arange(4.0)
+    u, v = torch.from_numpy(memory[1:]), torch.from_numpy(memory[:1])
+    copy_(memory, Params([u, v]))
+    assert memory.tolist() == [1, 2, 3, 0]
+    copy_(Params([u, v]), memory)
+    assert memory.tolist() == [0, 1, 2, 3]
+
+
+def test_parameters_that_overlap_are_written_one_after_another() -> None:
+    u = torch.zeros(4)
+    copy_(Params([u[:3], u[1:]]), torch.arange(6.0))
+    assert u.tolist() == [0, 3, 4, 5]
+
+
+@pytest.mark.parametrize("kind", ["expanded", "made in inference mode"])
+def test_parameters_that_cannot_be_written(kind: str) -> None:
+    with torch.inference_mode(kind == "made in inference mode"):
+        w = torch.zeros(1).expand(2) if kind == "expanded" else torch.zeros(2)
+    b = torch.zeros(1)
+    with pytest.raises(ValueError, match="expected writable parameters"):
+        copy_(Params([b, w]), torch.ones(3))
+    assert b == 0
+    with pytest.raises(ValueError, match="expected dst to be a writable vector"):
+        copy_(w, Params([torch.ones(2)]))

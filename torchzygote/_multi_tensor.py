@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ._engine import non_overlapping
+from ._overlap import all_apart, detached_from, is_unresolved, writable
 from ._torch_private import in_forward_ad, in_functorch
 
 __all__ = [
+    "NEGATIVE",
     "OPERATORS",
     "REFLECTED",
     "Operator",
@@ -30,7 +31,6 @@ __all__ = [
     "flatten",
     "parts_of",
     "recorded",
-    "writable",
 ]
 
 Number = int | float | complex
@@ -74,20 +74,31 @@ def _power_(xs: list[Tensor], right: Any) -> None:
     torch._foreach_pow_(xs, [right] * len(xs) if isinstance(right, Tensor) else right)
 
 
+# Where the multi-tensor calls below compute in what the ordinary operators compute in: not in the dtype of
+# halves and integers, which a number may exceed.
+_WIDE = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+
+
 def _subtract_from(xs: list[Tensor], left: Any) -> Sequence[Tensor]:
+    if xs[0].dtype not in _WIDE:
+        return [left - x for x in xs]
     return torch._foreach_add(torch._foreach_neg(xs), left)
 
 
 def _divide_into(xs: list[Tensor], left: Any) -> Sequence[Tensor]:
-    if not isinstance(left, Tensor):
-        dtype = (
-            torch.promote_types(xs[0].dtype, torch.complex32) if isinstance(left, complex) else xs[0].dtype
-        )
-        left = torch.full((), left, dtype=dtype, device=xs[0].device)
+    if xs[0].dtype not in _WIDE:
+        return [left / x for x in xs]
+    if isinstance(left, complex) or (xs[0].is_complex() and not isinstance(left, Tensor)):
+        left = torch.full((), left, dtype=torch.complex128, device=xs[0].device)
+        left = left.to(torch.promote_types(xs[0].dtype, torch.complex32))
+    elif not isinstance(left, Tensor):
+        left = torch.full((), float(left), dtype=torch.float64, device=xs[0].device)
     return torch._foreach_div([left] * len(xs), xs)
 
 
 def _raise_to(xs: list[Tensor], left: Any) -> Sequence[Tensor]:
+    if xs[0].dtype not in _WIDE:
+        return [left**x for x in xs]
     if isinstance(left, Tensor):
         return torch._foreach_pow([left] * len(xs), xs)
     return torch._foreach_pow(left, xs)
@@ -100,6 +111,7 @@ OPERATORS = {
     "/": Operator("/", operator.truediv, torch._foreach_div, torch._foreach_div_),
     "**": Operator("**", operator.pow, _power, _power_),
 }
+NEGATIVE = Operator("-", lambda x, _: -x, lambda xs, _: torch._foreach_neg(xs), None)
 REFLECTED = {
     "+": Operator("+", lambda x, n: n + x, torch._foreach_add, None),
     "-": Operator("-", lambda x, n: n - x, _subtract_from, None),
@@ -111,7 +123,8 @@ REFLECTED = {
 
 def describe(x: Tensor) -> str:
     """Dtype and shape in a few characters."""
-    return f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"
+    shape = "(uninitialized)" if nn.parameter.is_lazy(x) else tuple(x.shape)
+    return f"{str(x.dtype).removeprefix('torch.')} {shape}"
 
 
 # -- what can go together ------------------------------------------------------------------------------------
@@ -226,26 +239,26 @@ def apply(op: Operator, xs: list[Tensor], right: Operand, label: Label = _positi
 def apply_(op: Operator, xs: list[Tensor], right: Operand, label: Label = _position) -> list[Tensor]:
     """The same, written into each ``x`` where that can be; returns the tensors that hold the results.
 
-    What can't be written into is replaced: see :func:`writable`. Errors come before anything is written.
+    What can't be written into is replaced: see ``_overlap``. Errors come before anything is written.
     """
     assert op.many_ is not None
     if not _alike(xs, right):
         _check(op, xs, right, label, in_place=True)
-    elif _all_writable(xs) and not _crossed(xs, right):
-        op.many_(xs, _for_many(xs, right))
-        return xs
+    elif all_apart(xs, right if isinstance(right, list) else ()):
+        try:
+            op.many_(xs, _for_many(xs, right))
+            return xs
+        except RuntimeError:  # before anything was written
+            if not any(map(is_unresolved, xs)):
+                raise
     if recorded(_operands(xs, right)):
         return [y.to(x.dtype) for x, y in zip(xs, apply(op, xs, right), strict=True)]
-    if isinstance(right, list):
-        right = _apart(xs, right)
     out = list(xs)
     inside, replaced = writable(xs)
-    seen: set[int] = set()
-    for i in [i for i in inside if xs[i].numel() > 0]:
-        if xs[i].data_ptr() in seen:  # two values with one memory would both be written into it
-            inside.remove(i)
-            replaced.append(i)
-        seen.add(xs[i].data_ptr())
+    if isinstance(right, list):
+        right = detached_from(xs, inside, right)
+    elif isinstance(right, Tensor):
+        right = right.clone()  # it may be part of one that is written to
     for i, y in zip(replaced, apply(op, [xs[i] for i in replaced], _at(right, replaced)), strict=True):
         out[i] = y.to(xs[i].dtype)
     for among in by_kind([xs[i] for i in inside]):
@@ -263,7 +276,7 @@ def _one_sparse(op: Operator, x: Tensor, y: Any) -> Tensor:
     """Sparse stays sparse where zeros stay zeros; elsewhere the result is dense."""
     scalar = not isinstance(y, Tensor) or y.dim() == 0
     if scalar:
-        keeps = op.symbol == "*" or op is OPERATORS["/"]
+        keeps = op.symbol == "*" or op in (OPERATORS["/"], NEGATIVE)
     else:
         keeps = op.symbol in "+-" and x.layout is y.layout
     if not keeps:
@@ -273,68 +286,16 @@ def _one_sparse(op: Operator, x: Tensor, y: Any) -> Tensor:
     return result
 
 
-def _crossed(xs: list[Tensor], right: Operand) -> bool:
-    """Whether writing into one of ``xs`` might change the operand of another."""
-    if not isinstance(right, list):
-        return False
-    return not {id(x) for x in xs}.isdisjoint([id(y) for x, y in zip(xs, right, strict=True) if x is not y])
-
-
-def _apart(xs: list[Tensor], right: list[Tensor]) -> list[Tensor]:
-    """``right``, cloned where writing into another ``x`` first would change it."""
-    positions = {id(x): i for i, x in enumerate(xs)}
-    return [y.clone() if positions.get(id(y), i) != i else y for i, y in enumerate(right)]
-
-
-def _all_writable(xs: list[Tensor]) -> bool:
-    """Whether :func:`writable` finds nothing to replace, told fast for the common case."""
-    if len({x.data_ptr() for x in xs}) == len(xs) and all(
-        x.is_contiguous() and not x.is_inference() for x in xs
-    ):
-        return True
-    pointers = [x.data_ptr() for x in xs if x.numel() > 0]
-    return len(set(pointers)) == len(pointers) and not writable(xs)[1]
-
-
-def writable(xs: list[Tensor]) -> tuple[list[int], list[int]]:
-    """Positions of the tensors that can be written into, and of those that must be replaced instead.
-
-    Those are sparse ones, expanded ones, one that occurs again, and tensors made in inference mode.
-    """
-    seen: set[int] = set()
-    can: list[int] = []
-    cannot: list[int] = []
-    for i, x in enumerate(xs):
-        fits = (
-            _is_strided(x)
-            and id(x) not in seen
-            and (x.is_contiguous() or non_overlapping(x))
-            and (not x.is_inference() or torch.is_inference_mode_enabled())
-        )
-        seen.add(id(x))
-        (can if fits else cannot).append(i)
-    return can, cannot
-
-
 def _check(op: Operator, xs: list[Tensor], right: Operand, label: Label, in_place: bool) -> None:
     """Refuse operands that don't go together."""
     if in_place and not isinstance(right, tuple):
-        seen: set[Any] = set()
-        for i, x in enumerate(xs):
-            y = _nth(right, i)
-            kind = (x.dtype, x.dim() > 0, y.dtype, y.dim() > 0) if isinstance(y, Tensor) else x.dtype
-            if kind in seen:
-                continue
-            seen.add(kind)
-            whole = not (x.dtype.is_floating_point or x.dtype.is_complex)
-            if (whole and op.symbol == "/") or not torch.can_cast(torch.result_type(x, y), x.dtype):
-                raise _unfit_dtype(op, x, y, label(i))
+        _check_in_place(op, xs, right, label)
     if not isinstance(right, list):
         return
     for i, (x, y) in enumerate(zip(xs, right, strict=True)):
         if x.dtype is y.dtype and x.shape == y.shape and x.device == y.device:
             continue
-        if x.device != y.device and y.dim() > 0:
+        if x.device != y.device and (y.dim() > 0 or y.device.type != "cpu"):
             raise ValueError(
                 f"{op.symbol}: expected values on one device for {label(i)}, got {x.device} and {y.device}; "
                 "move one of them"
@@ -348,6 +309,23 @@ def _check(op: Operator, xs: list[Tensor], right: Operand, label: Label, in_plac
                 f"{op.symbol}: expected values of shapes that fit for {label(i)}, got {tuple(x.shape)} and "
                 f"{tuple(y.shape)}"
             )
+
+
+def _check_in_place(op: Operator, xs: list[Tensor], right: Operand, label: Label) -> None:
+    """Refuse dtypes that can't hold the result, and what ``op`` itself refuses, before anything is written."""
+    seen: set[Any] = set()
+    for i, x in enumerate(xs):
+        y = _nth(right, i)
+        kind = (x.dtype, x.dim() > 0, y.dtype, y.dim() > 0) if isinstance(y, Tensor) else x.dtype
+        if kind in seen:
+            continue
+        seen.add(kind)
+        whole = not (x.dtype.is_floating_point or x.dtype.is_complex)
+        if (whole and op.symbol == "/") or not torch.can_cast(torch.result_type(x, y), x.dtype):
+            raise _unfit_dtype(op, x, y, label(i))
+        if whole or x.dtype is torch.complex32:
+            one = torch.ones(1, dtype=x.dtype, device=x.device)
+            op.one(one, torch.ones(1, dtype=y.dtype, device=x.device) if isinstance(y, Tensor) else y)
 
 
 def _unfit_dtype(op: Operator, x: Tensor, y: Any, label: str) -> TypeError:

@@ -84,7 +84,7 @@ def finite(xs: list[Tensor]) -> list[bool]:
     largest: list[Tensor] = []
     where: list[int] = []
     real = [_elements(x.detach()) for x in xs]
-    real = [torch.view_as_real(x) if x.is_complex() else x for x in real]
+    real = [torch.view_as_real(x.resolve_conj()) if x.is_complex() else x for x in real]
     filled = [i for i, x in enumerate(real) if x.numel() > 0]
     for group in by_kind([real[i] for i in filled]):
         # the largest modulus is finite exactly if all are

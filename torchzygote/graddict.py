@@ -9,13 +9,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from typing import Any, TypeVar
 
 from torch import Tensor
+from torch.nn import Parameter
 
 from ._entries import as_tensor, equal, scalar, show, version_of, zeros_of
-from ._multi_tensor import OPERATORS, REFLECTED, apply, apply_, clone_all, describe
+from ._multi_tensor import NEGATIVE, OPERATORS, REFLECTED, apply, apply_, clone_all, describe
 
 __all__ = ["GradDict"]
 
 Self = TypeVar("Self", bound="GradDict")
+
+_TENSOR_TYPES = frozenset({Tensor, Parameter})
 
 
 class GradDict(MutableMapping[Tensor, Any]):
@@ -77,7 +80,7 @@ class GradDict(MutableMapping[Tensor, Any]):
         self._keys = {}
         self._values = {}
         self._keys_shared = False
-        for key, value in _pairs(source):
+        for key, value in _pairs(source, f"{type(self).__name__}: source"):
             self[key] = value
 
     # -- a mapping ----------------------------------------------------------------------------------------
@@ -169,7 +172,7 @@ class GradDict(MutableMapping[Tensor, Any]):
         As with ``dict.update``, the values are the very objects of the other mapping. The ``Params`` of
         :class:`Grads` on either side stay as they are.
         """
-        for other in [list(_pairs(other)) for other in others]:
+        for other in [list(_pairs(other, f"merge_: argument {i}")) for i, other in enumerate(others)]:
             for key, value in other:
                 self[key] = value
         return self
@@ -223,16 +226,18 @@ class GradDict(MutableMapping[Tensor, Any]):
 
     def _tensors(self) -> list[Any]:
         """The values, zeros for ``None``."""
-        entries = zip(self._keys.values(), self._values.values(), strict=True)
+        return self._without_none(list(self._values.values()))
+
+    def _without_none(self, values: list[Any]) -> list[Any]:
+        if _TENSOR_TYPES.issuperset(map(type, values)):
+            return values
+        entries = zip(self._keys.values(), values, strict=True)
         return [zeros_of(key) if value is None else value for key, value in entries]
 
     def _operand(self, other: Mapping[Tensor, Any], symbol: str) -> list[Any]:
         """The values of ``other`` in the order of our keys, zeros for ``None``."""
         theirs = self._matching(other, symbol)
-        return [
-            zeros_of(key) if theirs[position] is None else theirs[position]
-            for position, key in self._keys.items()
-        ]
+        return self._without_none([theirs[key] for key in self._keys])
 
     def _matching(self, other: Mapping[Tensor, Any], symbol: str) -> dict[int, Any]:
         """The values of ``other`` by the ids of its keys, which are ours."""
@@ -254,16 +259,16 @@ class GradDict(MutableMapping[Tensor, Any]):
     def _right(self, other: object, symbol: str) -> Any:
         """The right operand as the multi-tensor calls take it; ``NotImplemented`` for what isn't one."""
         if isinstance(other, Mapping):
-            keys = self._keys.values()
-            return [
-                as_tensor(v, key, symbol) for v, key in zip(self._operand(other, symbol), keys, strict=True)
-            ]
+            return self._as_tensors(self._operand(other, symbol), symbol)
         return scalar(other, symbol)
 
     def _left(self, symbol: str) -> list[Tensor]:
-        return [
-            as_tensor(v, key, symbol) for v, key in zip(self._tensors(), self._keys.values(), strict=True)
-        ]
+        return self._as_tensors(self._tensors(), symbol)
+
+    def _as_tensors(self, values: list[Any], symbol: str) -> list[Tensor]:
+        if _TENSOR_TYPES.issuperset(map(type, values)):
+            return values
+        return [as_tensor(v, key, symbol) for v, key in zip(values, self._keys.values(), strict=True)]
 
     def _nth_label(self, i: int) -> str:
         return self._label(list(self._keys)[i])
@@ -289,10 +294,10 @@ class GradDict(MutableMapping[Tensor, Any]):
         return self._like(apply(REFLECTED[symbol], self._left(symbol), left))
 
     def __pos__(self: Self) -> Self:
-        return self._combined("*", 1)
+        return self._like(clone_all(self._left("+")))
 
     def __neg__(self: Self) -> Self:
-        return self._combined("*", -1)
+        return self._like(apply(NEGATIVE, self._left("-"), 1))
 
     def __add__(self: Self, other: object) -> Self:
         return self._combined("+", other)
@@ -344,14 +349,14 @@ def _rebuild(kind: type[GradDict], keys: list[Tensor], values: list[Any]) -> Gra
     return kind(zip(keys, values, strict=True))
 
 
-def _pairs(source: Any) -> Iterator[tuple[Any, Any]]:
+def _pairs(source: Any, name: str) -> Iterator[tuple[Any, Any]]:
     if isinstance(source, Mapping):
         yield from source.items()
         return
     for pair in source if isinstance(source, Iterable) else [source]:
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:  # a tensor of two rows is no pair
             raise TypeError(
-                "expected a mapping, or (tensor, value) pairs, got "
+                f"{name}: expected a mapping, or (tensor, value) pairs, got "
                 + ("" if pair is source else f"a {type(source).__name__} of ")
                 + f"a {type(pair).__name__}"
             )

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ._arguments import type_name
 from ._entries import as_tensor
-from ._multi_tensor import OPERATORS, apply, by_kind, clone_all, describe, flatten, recorded, writable
+from ._multi_tensor import OPERATORS, apply, by_kind, clone_all, describe, flatten, recorded
+from ._overlap import Memory, writable
 from .clipping import clip_norm, clip_value, finite, total_norm, value_bounds
 from .graddict import GradDict
 from .params import Params
@@ -378,8 +379,8 @@ def _added_into(grads: list[Any], values: list[Tensor], factor: Any, mine: list[
         values, factor = apply(OPERATORS["*"], values, factor), 1
     if recorded([*grads, *values]):
         return apply(OPERATORS["+"], grads, values)
-    memory = {v.data_ptr() for v in mine if v.layout is torch.strided}
-    inside = [i for i in writable(grads)[0] if grads[i].data_ptr() not in memory]
+    memory = Memory(mine)
+    inside = [i for i in writable(grads)[0] if not memory.meets(grads[i])]
     out = list(grads)
     apart = sorted(set(range(len(grads))).difference(inside))
     scaled = apply(OPERATORS["*"], [values[i] for i in apart], factor)

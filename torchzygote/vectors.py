@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from . import _engine
-from ._multi_tensor import copy_all, flatten, parts_of, recorded, writable
-from ._torch_private import storage_key
+from ._multi_tensor import copy_all, flatten, parts_of, recorded
+from ._overlap import Memory, can_be_written, is_unresolved, writable
 from .grads import Grads
 from .params import Params
 
@@ -80,7 +80,13 @@ def _vector(name: str, vector: Tensor | np.ndarray[Any, Any], holder: Params | G
             )
         if name == "src" or not _shareable(vector):
             vector = np.array(vector, dtype=vector.dtype.newbyteorder("="), order="C")
-        vector = torch.from_numpy(vector)
+        try:
+            vector = torch.from_numpy(vector)
+        except TypeError:
+            raise TypeError(
+                f"copy_: expected {name} to be a vector of a dtype that PyTorch has, got an array of dtype "
+                f"{vector.dtype}; nothing was written"
+            ) from None
     expected = sum(x.numel() for x in _members(holder))
     if vector.dim() != 1 or vector.numel() != expected:
         raise ValueError(
@@ -95,12 +101,6 @@ def _shareable(vector: np.ndarray[Any, Any]) -> bool:
     return vector.dtype.isnative and not any(s < 0 or s % vector.itemsize for s in vector.strides)
 
 
-def _apart(vector: Tensor, xs: list[Tensor]) -> bool:
-    """Whether writing into one side can't change the other before that is read."""
-    memory = storage_key(vector)
-    return memory == 0 or all(storage_key(x) != memory for x in xs)
-
-
 def _check_dtypes(dst: list[Tensor], src: list[Tensor]) -> None:
     for d in {x.dtype for x in dst}:
         for s in {x.dtype for x in src}:
@@ -113,37 +113,52 @@ def _check_dtypes(dst: list[Tensor], src: list[Tensor]) -> None:
 def _from_vector(dst: Params | Grads, vector: Tensor) -> None:
     xs = _members(dst)
     _check_dtypes(xs, [vector])
+    if isinstance(dst, Params):
+        _check_parameters(xs, vector)
     if vector.layout is not torch.strided:
         vector = vector.to_dense()
-    elif not _apart(vector, xs):
+    elif Memory(xs).meets(vector):
         vector = vector.clone()
     parts = parts_of(vector, xs)
-    kept = vector.requires_grad and _engine.keeps_graph(None)
     if isinstance(dst, Grads):
         inside = [] if recorded([vector, *xs]) else writable(xs)[0]
         for i in set(range(len(xs))).difference(inside):
             xs[i] = parts[i].to(dtype=xs[i].dtype, device=xs[i].device, copy=True)
         copy_all([xs[i] for i in inside], [parts[i] for i in inside])
         dst._values = dict(zip(dst._keys, xs, strict=True))
-        return
-    if kept:
+    elif writable(xs)[1]:  # conjugates and negative views, or some that lie over others
+        with torch.no_grad():
+            for x, part in zip(xs, parts, strict=True):
+                x.copy_(part)
+    else:
+        copy_all(xs, parts)
+
+
+def _check_parameters(xs: list[Tensor], vector: Tensor) -> None:
+    if vector.requires_grad and _engine.keeps_graph(None):
         raise RuntimeError(
             "copy_: expected src without a graph, as what is written into parameters has no derivative, got "
             "one that is being differentiated; pass src.detach(), or let f take the parameters as arguments"
         )
-    if writable(xs)[1]:
-        raise ValueError("copy_: expected writable parameters, got an expanded or sparse one")
-    copy_all(xs, parts)
+    if not all(map(can_be_written, xs)):
+        raise ValueError(
+            "copy_: expected writable parameters, got an expanded or sparse one, or one made in "
+            "torch.inference_mode(); nothing was written"
+        )
 
 
 def _to_vector(vector: Tensor, src: Params | Grads) -> None:
     xs = _members(src)
     _check_dtypes([vector], xs)
-    if writable([vector])[1]:
-        raise ValueError("copy_: expected dst to be a writable vector, got an expanded or sparse one")
+    if not can_be_written(vector):
+        raise ValueError(
+            "copy_: expected dst to be a writable vector, got an expanded or sparse one, or one made in "
+            "torch.inference_mode()"
+        )
     if recorded(xs) and _engine.keeps_graph(None):
         vector.copy_(flatten(xs))
-    elif not _apart(vector, xs):
-        copy_all([vector], [flatten(xs)])
+    elif is_unresolved(vector) or Memory(xs).meets(vector):
+        with torch.no_grad():
+            vector.copy_(flatten(xs))
     else:
         copy_all(parts_of(vector, xs), [x if x.layout is torch.strided else x.to_dense() for x in xs])
