@@ -328,7 +328,7 @@ def pushforward(f: Callable[..., Any], *args: Any) -> Callable[..., Any]:
     push : callable
         ``push(*xdots)``, a tangent per argument in that argument's shape and structure (a dict by qualified
         name for a module; ``None`` is zero, and what opaque arguments get), gives the tangent of what ``f``
-        returns, in its structure.
+        returns, in its structure. Tangents of a parameter that two modules share are added.
 
     Raises
     ------

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _engine
+from ._arguments import is_inexact
 from ._flags import requires_grad
 from ._multi_tensor import describe, flatten
 
@@ -316,7 +317,7 @@ def _join(prefix: str, name: str) -> str:
 
 
 def _checked(p: Tensor) -> Tensor:
-    if not (p.dtype.is_floating_point or p.dtype.is_complex):
+    if not is_inexact(p):
         raise TypeError(
             f"Params: expected tensors of floating or complex dtype, got {_what(p)}; there is no derivative "
             "by integers or bools: convert it, as in x.float(), and let f use that"
