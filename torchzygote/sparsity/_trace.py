@@ -14,9 +14,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._torch_private import DispatchMode, OpOverload, pytree, storage_key, weak_storage
+from .._torch_private import DispatchMode, OpOverload, pytree, storage_key
+from ._memory import Const, Memory
 
 __all__ = ["Const", "Op", "Place", "Program", "Recorder", "Ref", "recorder"]
+
+
+# Given the arguments, the keyword arguments and the result of an operator.
+Probe = Callable[[tuple[Any, ...], dict[str, Any], Any], Any]
 
 
 class Place:
@@ -38,31 +43,6 @@ class Ref(NamedTuple):
     stride: tuple[int, ...]
     offset: int
     dtype: torch.dtype
-
-
-class Const:
-    """A tensor whose derivative by the inputs is zero.
-
-    ``seen``: computed from the inputs all the same (a mask, an index). ``fixed``: neither that, nor random,
-    nor trainable, so that its zeros are zeros in every call.
-    """
-
-    __slots__ = ("_version", "fixed", "seen", "tensor")
-
-    def __init__(self, tensor: Tensor, seen: bool, fixed: bool, overwritten: bool = False) -> None:
-        self.tensor = tensor
-        self.seen = seen
-        self.fixed = fixed and not overwritten
-        self._version = None if overwritten else _version(tensor)
-
-    @property
-    def intact(self) -> bool:
-        """Whether nobody has written into it since."""
-        return self._version is None or _version(self.tensor) == self._version
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
 
 
 class Op(NamedTuple):
@@ -93,6 +73,7 @@ class About(NamedTuple):
     mutable: bool
     written: tuple[int | str, ...]
     parameters: tuple[tuple[str, Any], ...]
+    adds_to: bool
     random: bool
     reveals_values: bool
 
@@ -101,6 +82,8 @@ class About(NamedTuple):
 _METADATA = {"squeeze_", "unsqueeze_", "t_", "transpose_", "as_strided_", "swapaxes_", "swapdims_", "detach_"}
 # They exchange the memory itself.
 _REARRANGING = {"set", "resize", "resize_as"}
+# What they write doesn't hang on what was there.
+_OVERWRITING = {"copy", "fill", "zero", "masked_fill", "index_fill", "_foreach_copy", "_foreach_zero"}
 # Batch statistics are updated in place without the schema's saying so.
 _HIDDEN_WRITES = {"native_batch_norm": (3, 4), "cudnn_batch_norm": (3, 4), "miopen_batch_norm": (3, 4)}
 # Their results show the values of a float input, in a number or in a shape.
@@ -130,6 +113,7 @@ def about(func: Any) -> About:
             (argument.name, argument.default_value if argument.has_default_value() else None)
             for argument in schema.arguments
         ),
+        adds_to=name not in _OVERWRITING and any(isinstance(where, int) for where in written),
         random=torch.Tag.nondeterministic_seeded in tags,
         reveals_values=torch.Tag.data_dependent_output in tags or base in _REVEALING,
     )
@@ -162,19 +146,14 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
         By operator name: what a rule needs to know of the values, asked as the operator runs.
     """
 
-    def __init__(
-        self, inputs: Sequence[Tensor], probes: dict[str, Callable[[tuple[Any, ...], Any], Any]]
-    ) -> None:
+    def __init__(self, inputs: Sequence[Tensor], probes: dict[str, Probe]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._ops: list[Op] = []
         self._places: list[Place] = []
         self._dependent: dict[int, Place] = {}
         self._seen: set[int] = set()
         self._volatile: set[int] = set()
-        self._made: set[int] = set()
-        # Weak references keep an address from being given to another piece of memory.
-        self._alive: dict[int, Any] = {}
-        self._saved: dict[int, tuple[Tensor, Tensor]] = {}
+        self._memory = Memory()
         self._local = False
         self._names: dict[str, None] = {}
         self._probes = probes
@@ -184,7 +163,7 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
 
     def depends(self, x: Tensor) -> Ref:
         """Make the memory of ``x`` depend on the inputs, and say where ``x`` lies in it."""
-        return self._depends(x, self._keep(x, storage_key(x)))
+        return self._depends(x, self._memory.keep(x, storage_key(x)))
 
     def _depends(self, x: Tensor, key: int) -> Ref:
         place = self._dependent.get(key)
@@ -205,9 +184,7 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
 
     def undo(self) -> None:
         """Put back what the run wrote into memory that was there before."""
-        for tensor, copy in self._saved.values():
-            tensor.untyped_storage().copy_(copy.untyped_storage(), False)
-        self._saved.clear()
+        self._memory.undo()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -219,15 +196,11 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
         facts = about(func)
         self._names[facts.full_name] = None
         if facts.mutable:
-            self._save(facts, args, kwargs)
+            for x in self._written(facts, args, kwargs):
+                self._memory.before_write(x, storage_key(x))
         out = func(*args, **kwargs)
         self._record(facts, args, kwargs, out)
         return out
-
-    def _keep(self, x: Tensor, key: int) -> int:
-        if key not in self._alive:
-            self._alive[key] = weak_storage(x)
-        return key
 
     def _written(self, facts: About, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         found: list[Tensor] = []
@@ -239,13 +212,6 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
             else:
                 found.extend(tensors_in(kwargs.get(facts.parameters[where][0])))
         return found
-
-    def _save(self, facts: About, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for tensor in self._written(facts, args, kwargs):
-            key = storage_key(tensor)
-            if key and key not in self._made and key not in self._saved:
-                whole = torch.empty(0, dtype=torch.uint8, device=tensor.device)
-                self._saved[key] = (tensor, whole.set_(_storage_copy(tensor)))
 
     def _record(self, facts: About, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         given = [*tensors_in(args), *tensors_in(tuple(kwargs.values()))]
@@ -266,14 +232,15 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
             return  # a view: its memory is known
         for x in fresh:
             if key_of[id(x)]:
-                self._made.add(self._keep(x, key_of[id(x)]))
+                self._memory.made(x, key_of[id(x)])
+        self._memory.after_write(key_of[id(x)] for x in written)
         if dependent:
             self._append(facts, args, kwargs, out, fresh, written, key_of)
         volatile = seen or facts.random or not keys.isdisjoint(self._volatile)
         for x in (*fresh, *written):
             key = key_of[id(x)]
-            if key and volatile:
-                self._volatile.add(self._keep(x, key))
+            if key and (volatile or (facts.adds_to and self._memory.was_there(key))):
+                self._volatile.add(self._memory.keep(x, key))
                 if seen:
                     self._seen.add(key)
 
@@ -281,7 +248,7 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
         """Flags and hooks of tensors that an operator was given."""
         for x in given:
             if x.requires_grad and key_of[id(x)]:
-                self._volatile.add(self._keep(x, key_of[id(x)]))
+                self._volatile.add(self._memory.keep(x, key_of[id(x)]))
             if x._backward_hooks:
                 self.unsupported = "a hook on a tensor in f"
 
@@ -300,8 +267,9 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
         # Arguments first: what the operator makes of them must not depend on them yet.
         new = {id(x) for x in fresh}
         targets = {id(x) for x in written}
-        coded = self._code(args, targets, key_of)
-        coded_kwargs = {name: self._code(value, targets, key_of) for name, value in kwargs.items()}
+        overwritten = {key_of[id(x)] for x in written}
+        coded = self._code(args, overwritten, key_of)
+        coded_kwargs = {name: self._code(value, overwritten, key_of) for name, value in kwargs.items()}
         outs: list[Any] = []
         for x in pytree.tree_leaves(out):
             if not isinstance(x, Tensor):
@@ -309,22 +277,22 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
                 continue
             key = key_of[id(x)]
             if not carries_derivative(x.dtype):
-                outs.append(Const(x, True, False))
+                outs.append(self._memory.constant(x, key, True, False))
             elif not key:
                 self.unsupported = f"{facts.full_name} makes a tensor of layout {x.layout}"
             elif id(x) in new or id(x) in targets:
-                outs.append(self._depends(x, self._keep(x, key)))
+                outs.append(self._depends(x, self._memory.keep(x, key)))
             else:
                 outs.append(self.reference(x))
         refs = []
         for x in written:
             key = key_of[id(x)]
             if key and carries_derivative(x.dtype):
-                refs.append(self._depends(x, self._keep(x, key)))
+                refs.append(self._depends(x, self._memory.keep(x, key)))
             elif key in self._dependent or not key:
                 self.unsupported = f"{facts.full_name} writes into memory that depends on the input"
         probe = self._probes.get(facts.name)
-        extra = None if probe is None else probe(args, out)
+        extra = None if probe is None else probe(args, kwargs, out)
         self._ops.append(Op(facts, tuple(coded), coded_kwargs, tuple(outs), tuple(refs), extra))
 
     def _code(self, value: Any, overwritten: set[int], key_of: dict[int, int]) -> Any:
@@ -335,7 +303,9 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
                 return _ref(value, place)
             seen = key in self._seen or place is not None
             fixed = not seen and key not in self._volatile
-            return Const(value, seen, fixed, id(value) in overwritten)
+            if key in overwritten:  # by this very operator
+                return Const(value, seen, False)
+            return self._memory.constant(value, key, seen, fixed)
         if isinstance(value, (list, tuple)):
             return [self._code(part, overwritten, key_of) for part in value]
         return value
@@ -352,14 +322,10 @@ class _SkippedByDynamo(Recorder):  # type: ignore[no-untyped-call]
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
-def recorder(inputs: Sequence[Tensor], probes: dict[str, Callable[[tuple[Any, ...], Any], Any]]) -> Recorder:
+def recorder(inputs: Sequence[Tensor], probes: dict[str, Probe]) -> Recorder:
     """A :class:`Recorder` of the kind that this process needs."""
     # A name that is looked up, lest Dynamo be imported; nothing private is used.
     return (_SkippedByDynamo if "torch._dynamo" in sys.modules else Recorder)(inputs, probes)
-
-
-def _storage_copy(x: Tensor) -> Any:
-    return x.untyped_storage().clone()  # type: ignore[no-untyped-call]
 
 
 def _ref(x: Tensor, place: Place) -> Ref:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._trace import Probe
 from ._table import Call, Context, rule, zero_ids
 
 __all__ = ["PROBES"]
@@ -43,15 +43,15 @@ def _extreme(ctx: Context, call: Call) -> Any:
     return found if len(found) > 1 else found[0]
 
 
-def _attained(args: tuple[Any, ...], out: Any) -> list[Tensor]:
+def _attained(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> list[Tensor]:
     """Where an input equals each result; asked while the values are there."""
     x: Tensor = args[0].detach()
+    dims = args[1] if len(args) > 1 else kwargs.get("dim")
     masks = []
     for result in out if isinstance(out, (list, tuple)) else (out,):
         extreme = result.detach()
         if extreme.dtype != x.dtype:
             continue
-        dims = args[1] if len(args) > 1 else None
         if extreme.dim() not in (0, x.dim()):
             for d in sorted(d % x.dim() for d in ([dims] if isinstance(dims, int) else dims or ())):
                 extreme = extreme.unsqueeze(d)
@@ -59,12 +59,12 @@ def _attained(args: tuple[Any, ...], out: Any) -> list[Tensor]:
     return masks
 
 
-def _whole_only(args: tuple[Any, ...], out: Any) -> list[Tensor] | None:
-    return None if isinstance(out, (list, tuple)) else _attained(args, out)
+def _whole_only(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> list[Tensor] | None:
+    return None if isinstance(out, (list, tuple)) else _attained(args, kwargs, out)
 
 
 # What the recorder asks for, while values are there.
-PROBES: dict[str, Callable[[tuple[Any, ...], Any], Any]] = {
+PROBES: dict[str, Probe] = {
     "amax": _attained,
     "amin": _attained,
     "aminmax": _attained,
