@@ -6,13 +6,16 @@ told everything that the call depends on; how that is found isn't known here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._checkpoint_closure import is_recorded
+from ._checkpoint_surroundings import outside_inference
+from ._flags import held_flags
 from ._forward import separate
 from ._torch_private import (
     create_grad_input,
@@ -147,6 +150,21 @@ class _Batched(Rerun):
         return results
 
 
+@contextlib.contextmanager
+def _flags_on(tensors: list[Tensor]) -> Iterator[None]:
+    """Around a rerun that finds ``tensors``: an implicit call may have held their flags, and be over."""
+    if not tensors:
+        yield
+        return
+    with outside_functorch():  # which doesn't let flags be set
+        release = held_flags(tensors)
+    try:
+        yield
+    finally:
+        with outside_functorch():
+            release()
+
+
 class _Pullback(Rerun):
     """Inputs and cotangents to gradients: the backward pass of a rerun, as a rerun itself.
 
@@ -167,10 +185,7 @@ class _Pullback(Rerun):
         """The gradients by those inputs that need one and have one (``found``), differentiable in turn."""
         inputs = [innermost_layer(x) for x in inputs]
         keep = not self._taped or torch.is_grad_enabled()
-        if self._taped:
-            grads = self._on_tape([x.detach() for x in inputs], cotangents, keep)
-        else:
-            grads = self._in_level(inputs, cotangents)
+        grads = self._pull([x.detach() for x in inputs] if self._taped else inputs, cotangents, keep)
         self.found = [i for i, grad in zip(self._needed, grads, strict=True) if grad is not None]
         found = [grad for grad in grads if grad is not None]
         if keep and any(is_recorded(grad) for grad in found):
@@ -179,17 +194,26 @@ class _Pullback(Rerun):
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         inputs, cotangents = tensors[: self._count], tensors[self._count :]
-        grads = self._on_tape(inputs, cotangents, True) if self._taped else self._in_level(inputs, cotangents)
+        grads = self._pull(inputs, cotangents, True)
         by_input = dict(zip(self._needed, grads, strict=True))
         return tuple(
             torch.zeros_like(inputs[i]) if (grad := by_input[i]) is None else grad for i in self.found
         )
 
+    def _pull(
+        self, inputs: Sequence[Tensor], cotangents: Sequence[Tensor], keep: bool
+    ) -> Sequence[Tensor | None]:
+        """One more run, pulled back."""
+        with _flags_on(list(self.natural.values())):
+            if self._taped:
+                return self._on_tape(inputs, cotangents, keep)
+            return self._in_level(inputs, cotangents)
+
     def _on_tape(
         self, inputs: Sequence[Tensor], cotangents: Sequence[Tensor], keep: bool
     ) -> Sequence[Tensor | None]:
         """By leaves without a past, lest a gradient by one input contain the way through another."""
-        with outside_functorch(), torch.enable_grad():
+        with outside_functorch(), outside_inference(), torch.enable_grad():
             # A level that differentiates by a cotangent has wrapped the inputs too; it doesn't record them.
             inputs = [plain_layer(x) for x in inputs]
             for i in self._needed:

@@ -1,7 +1,7 @@
 """What a function sees besides its arguments, so that it does the same when it runs again.
 
-Random numbers, autocast, the default device, and whether this package is differentiating. Knows nothing of
-derivatives.
+Random numbers, autocast, the default device and dtype, and whether this package is differentiating. Knows
+nothing of derivatives.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import torch
 
 from . import _state
 from ._random import RandomState
-from ._torch_private import outside_functorch
+from ._torch_private import in_function_mode, outside_functorch
 
-__all__ = ["Surroundings"]
+__all__ = ["Surroundings", "outside_inference"]
 
 _Autocast = tuple[str, bool, torch.dtype, bool]
 
@@ -32,20 +32,29 @@ def _autocast() -> list[_Autocast]:
     ]
 
 
-def _default_device() -> torch.device:
+def _default_device() -> torch.device | None:
+    """``None``: none was set."""
+    if not in_function_mode():
+        return None
     with outside_functorch():  # PyTorch makes a tensor to find out, in a way that torch.func refuses
         return torch.get_default_device()
+
+
+def outside_inference() -> contextlib.AbstractContextManager[None]:
+    """Around a run whose graph is wanted, wherever the backward pass is that wants it."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else contextlib.nullcontext()
 
 
 class Surroundings:
     """The state at the time this was made; :meth:`restored` puts it back for one more run."""
 
-    __slots__ = ("_autocast", "_depth", "_device", "_random")
+    __slots__ = ("_autocast", "_depth", "_device", "_dtype", "_random")
 
     def __init__(self) -> None:
         self._random = RandomState()
         self._autocast = _autocast()
         self._device = _default_device()
+        self._dtype = torch.get_default_dtype()
         self._depth = _state.depth()
 
     def rewind(self) -> None:
@@ -64,6 +73,10 @@ class Surroundings:
                     torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=cached)
                 )
         if _default_device() != self._device:
-            stack.enter_context(self._device)
-        stack.enter_context(_state.at_depth(self._depth))
+            stack.enter_context(self._device or torch.device("cpu"))
+        if torch.get_default_dtype() is not self._dtype:
+            stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+            torch.set_default_dtype(self._dtype)
+        if _state.depth() != self._depth:
+            stack.enter_context(_state.at_depth(self._depth))
         return stack

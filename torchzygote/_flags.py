@@ -12,13 +12,31 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["held_flags", "remembered", "requires_grad"]
+__all__ = ["Hold", "held_again", "held_flags", "holds", "remembered", "requires_grad"]
+
+
+class Hold:
+    """The tensors whose flags one call holds, and whether it still does."""
+
+    __slots__ = ("lapsed", "tensors")
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.tensors = tuple(tensors)
+        self.lapsed = False
+
+
+class _Mine(threading.local):
+    """What calls of this thread hold."""
+
+    def __init__(self) -> None:
+        self.holds: list[Hold] = []
 
 
 class _Flags:
     """``requires_grad`` switched on for as long as anybody needs it, counted over threads and calls."""
 
     def __init__(self) -> None:
+        self.mine = _Mine()
         self._lock = threading.Lock()
         self._held: dict[int, list[Any]] = {}
         self._begun = 0  # how often anything was switched on; counted before it is
@@ -42,8 +60,14 @@ class _Flags:
                 else:
                     continue
                 mine.append(tensor)
+        held = Hold(mine)
+        holds = self.mine.holds  # of this thread; released, it may be, in another
+        holds.append(held)
 
         def release() -> None:
+            if not held.lapsed:
+                held.lapsed = True
+                holds.remove(held)
             with self._lock:
                 while mine:
                     tensor = mine.pop()
@@ -74,6 +98,17 @@ def _nothing() -> None:
 def held_flags(tensors: Sequence[Tensor]) -> Callable[[], None]:
     """Make ``tensors`` require grad until the function returned is called."""
     return _nothing if _flags.are_needless(tensors) else _flags.hold(tensors)
+
+
+def holds() -> tuple[Hold, ...]:
+    """What calls of this thread hold now; for :func:`held_again`."""
+    return tuple(_flags.mine.holds)
+
+
+def held_again(then: Sequence[Hold]) -> Callable[[], None]:
+    """Hold what was held then and isn't any more, until the function returned is called."""
+    lapsed = [tensor for hold in then if hold.lapsed for tensor in hold.tensors]
+    return held_flags(lapsed) if lapsed else _nothing
 
 
 # Required grad when they were exchanged for what doesn't; they are alive, so nothing else has their ids.

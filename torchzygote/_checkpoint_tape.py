@@ -1,0 +1,238 @@
+"""Checkpointing on the tape: ``torch.utils.checkpoint``, and what it lets pass with wrong gradients.
+
+It runs the function again and trusts that all is as it was. Here the containers among the arguments, the
+surroundings and the flags of parameters are as they were, and tensors are compared with what they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import CheckpointError, checkpoint
+
+from . import _state
+from ._checkpoint_surroundings import Surroundings, outside_inference
+from ._checkpoint_transforms import checkpoint_in_transforms, name_of
+from ._flags import Hold, held_again, holds
+from ._torch_private import backward_pass, outside_functorch, pytree
+from ._torch_private import saved_tensors_hooks as hooks_in_force
+
+__all__ = ["checkpoint_on_tape"]
+
+Seen = list[tuple[int, bool]]
+
+
+def checkpoint_on_tape(f: Callable[..., Any], xs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``f(*xs, **kwargs)``, where nothing but the tape records."""
+    runs = _Runs(f, xs, kwargs)
+    position = _state.mark()
+    try:
+        return checkpoint(
+            runs,
+            *runs.split(),
+            use_reentrant=False,
+            preserve_rng_state=False,  # which looks at the devices of xs only
+            context_fn=lambda: (_Watched(runs), _Noted(runs)),
+        )
+    except RuntimeError as error:
+        if "don't yet support saved tensor hooks" not in str(error):
+            raise
+    # f uses torch.func itself, which refuses hooks around it
+    _state.forget_since(position)
+    runs.rewind()
+    return checkpoint_in_transforms(f, xs, kwargs)
+
+
+class _Runs:
+    """``f`` for its first run and its recomputations: the same arguments in the same surroundings.
+
+    ``seen``: of each tensor that was saved in the latest recomputation, its version and whether it requires
+    grad. ``copied``: the arguments came out of somebody's hooks with other versions than they went in.
+    """
+
+    __slots__ = (
+        "_f",
+        "_given",
+        "_holds",
+        "_leaves",
+        "_places",
+        "_spec",
+        "_surroundings",
+        "_versions",
+        "copied",
+        "seen",
+    )
+
+    def __init__(self, f: Callable[..., Any], xs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._f = f
+        self._given: Any = (xs, kwargs)
+        self._holds: tuple[Hold, ...] = ()
+        self._leaves: list[Any] = []
+        self._places: list[int] = []
+        self._spec: Any = None
+        self._surroundings: Surroundings | None = None
+        self._versions: list[int] = []
+        self.copied = False
+        self.seen: Seen = []
+
+    def split(self) -> Sequence[Tensor]:
+        """The tensors among the arguments, for the tape to keep; what else there is, is kept here."""
+        xs, kwargs = self._given
+        if not kwargs and all(isinstance(x, Tensor) for x in xs):
+            return xs  # type: ignore[no-any-return]
+        leaves, self._spec = pytree.tree_flatten(self._given)
+        self._leaves = leaves
+        self._places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and not x.is_inference()]
+        tensors = [leaves[i] for i in self._places]
+        for i in self._places:
+            leaves[i] = None
+        return tensors
+
+    def _arguments(self, tensors: Sequence[Tensor]) -> Any:
+        """As they were given, in containers of their own: the caller may have changed his."""
+        if self._spec is None:
+            return tensors, {}
+        leaves = list(self._leaves)
+        for i, tensor in zip(self._places, tensors, strict=True):
+            leaves[i] = tensor
+        return pytree.tree_unflatten(leaves, self._spec)
+
+    def __call__(self, *tensors: Tensor) -> Any:
+        if self._surroundings is None:
+            return self._first_run(tensors)
+        self.copied = [x._version for x in tensors] != self._versions
+        xs, kwargs = self._arguments(tensors)
+        position = _state.mark()
+        release = held_again(self._holds)
+        try:
+            with self._surroundings.restored():
+                return self._f(*xs, **kwargs)
+        except _Enough as enough:
+            if enough.runs is not self:
+                raise
+            error = enough.error
+        finally:
+            release()
+            _state.forget_since(position)  # hooks report from the first run
+        # Out here, without the frames of f: an exception that refers to itself would keep tensors alive.
+        try:
+            raise error.with_traceback(None)
+        finally:
+            del error
+
+    def _first_run(self, tensors: Sequence[Tensor]) -> Any:
+        (xs, kwargs), self._given = self._given, None
+        self._versions = [x._version for x in tensors]
+        self._holds = holds()
+        self._surroundings = Surroundings()
+        return self._f(*xs, **kwargs)
+
+    def rewind(self) -> None:
+        """Set the random state back to where it was before the first run."""
+        if self._surroundings is not None:
+            self._surroundings.rewind()
+
+    def refusal(self, what: str, advice: str) -> RuntimeError:
+        """The error that says that ``f`` did something else when it ran again."""
+        return RuntimeError(
+            f"checkpointed: expected {name_of(self._f)} to do the same when it ran again for the backward "
+            f"pass, but {what}; {advice}"
+        )
+
+    def compare(self, x: Tensor, then: tuple[int, bool], again: tuple[int, bool]) -> None:
+        """Refuse a tensor ``x`` that was saved in another state than before, or was written to since."""
+        if x._version != again[0]:
+            raise RuntimeError(
+                f"checkpointed: {name_of(self._f)} writes in place into a tensor of shape {tuple(x.shape)} "
+                "that its own backward pass needs; write into a clone() of it"
+            )
+        if then == again:
+            return
+        if then[1] != again[1]:
+            raise self.refusal(
+                "other tensors require grad now",
+                "set requires_grad before the call, and differentiate by what f uses around the call",
+            )
+        if not self.copied:
+            raise self.refusal(
+                f"a tensor that it uses, of shape {tuple(x.shape)} and dtype {x.dtype}, has been written in "
+                "place since (by +=, an optimizer or an eager update, say)",
+                "write into a clone() of it",
+            )
+
+
+class _Enough(BaseException):
+    """What PyTorch raises to end a recomputation early, in a form that ``except Exception`` doesn't catch."""
+
+    def __init__(self, runs: _Runs, error: Exception) -> None:
+        self.runs = runs
+        self.error = error
+
+
+class _Watched(saved_tensors_hooks):
+    """During the first run: PyTorch's hooks, whose recomputation then runs outside ``torch.func`` transforms.
+
+    And whose errors say what went wrong.
+    """
+
+    def __init__(self, runs: _Runs) -> None:
+        self._runs = runs
+
+    def __enter__(self) -> None:
+        pack, unpack = hooks_in_force()
+        runs = self._runs
+        first: Seen = []
+        recomputed_in = -1
+
+        def numbered(x: Tensor) -> tuple[int, Any]:
+            first.append((x._version, x.requires_grad))
+            return len(first) - 1, pack(x)
+
+        def recomputed(packed: tuple[int, Any]) -> Tensor:
+            nonlocal recomputed_in
+            number, holder = packed
+            try:
+                now = backward_pass()
+                if now == recomputed_in >= 0:  # nothing runs any more, it is only looked up
+                    x = unpack(holder)
+                else:
+                    with outside_functorch(), outside_inference():
+                        x = unpack(holder)
+                    recomputed_in = now
+            except CheckpointError as error:
+                raise runs.refusal(
+                    "the tensors that it needs there came in other shapes, dtypes or number",
+                    f"make it depend on nothing but its arguments and on tensors that stay ({error})",
+                ) from None
+            if number < len(runs.seen):
+                runs.compare(x, first[number], runs.seen[number])
+            return x
+
+        super().__init__(numbered, recomputed)
+        super().__enter__()
+
+
+class _Noted(saved_tensors_hooks):
+    """During a recomputation: PyTorch's hooks, and the state of what they see."""
+
+    def __init__(self, runs: _Runs) -> None:
+        self._runs = runs
+
+    def __enter__(self) -> None:
+        pack, unpack = hooks_in_force()
+        runs = self._runs
+        seen: Seen = []
+        runs.seen = seen
+
+        def noted(x: Tensor) -> Any:
+            seen.append((x._version, x.requires_grad))
+            try:
+                return pack(x)
+            except Exception as error:
+                raise _Enough(runs, error) from None
+
+        super().__init__(noted, unpack)
+        super().__enter__()
