@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, namedtuple
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from torchzygote import Params, diaghessian, gradient, jacobian, pullback, pushforward
+from torchzygote import Params, diaghessian, gradient, hessian, jacobian, pullback, pushforward
 
 t = torch.tensor
 Pair = namedtuple("Pair", "a b")
@@ -94,6 +95,16 @@ def test_a_numpy_array_that_changes_before_its_gradient_is_differentiated() -> N
 
     assert gradient(f, 3.0) == (t(6.0),)
     assert torch.func.grad(f)(t(3.0)) == 6
+
+
+@pytest.mark.parametrize("way", [jacobian, hessian, diaghessian])
+def test_a_numpy_array_that_changes_before_a_matrix_is_differentiated(way: Callable[..., Any]) -> None:
+    a, w = np.array([1.0, 2.0]), t(3.0, dtype=torch.float64, requires_grad=True)
+    found = way(lambda x: (w * x**3).sum(), a, create_graph=True)
+    before = [torch.autograd.grad(h.sum(), w, retain_graph=True)[0] for h in found]
+    a += 10
+    after = [torch.autograd.grad(h.sum(), w, retain_graph=True)[0] for h in found]
+    assert before == after
 
 
 # ---- structures ----

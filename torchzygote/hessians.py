@@ -79,6 +79,8 @@ def _value_gradient_hessian(
         _compressed.refuse_nested(caller)
     options = Options(_plan.check_chunk_size(chunk_size), _engine.keeps_graph(create_graph), progress)
     prepared = prepare_one(caller, x)
+    if options.keep:
+        prepared.copy_arrays()
     with _state.differentiation(), unfused_attention():
         random = None if _engine.compiling() else RandomState()
         second = run(caller, f, prepared, options.keep, recorded=mode != "forward_over_reverse")
@@ -327,6 +329,8 @@ def _diagonals(
     else:
         prepared = prepare_implicit(caller, params, argnums)
     _refuse_complex(caller, prepared)
+    if options.keep:
+        prepared.copy_arrays()
     release = None if params is None or _engine.in_functorch() else _engine.held_flags(prepared.inputs)
     try:
         with _state.differentiation(), unfused_attention():

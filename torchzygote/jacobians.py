@@ -92,6 +92,8 @@ def _value_and_jacobian(
     else:
         prepared = prepare_implicit(caller, params, argnums)
     keep = _engine.keeps_graph(create_graph)
+    if keep:
+        prepared.copy_arrays()
     options = _Options(mode, _plan.check_chunk_size(chunk_size), keep, progress, sparse, verify)
     release = None if params is None or _engine.in_functorch() else _engine.held_flags(prepared.inputs)
     try:
