@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, func
+from torch.utils import _pytree as pytree
 
 from torchzygote import (
     Params,
@@ -17,7 +18,11 @@ from torchzygote import (
     hessian_dual,
     hessian_reverse,
     jacobian,
+    pullback,
+    pushforward,
+    withgradient,
     withhessian,
+    withjacobian,
 )
 
 
@@ -108,3 +113,22 @@ def test_a_graph_that_is_asked_for_under_no_grad(way: str) -> None:
     torch.testing.assert_close(found, expected)
     further = [torch.autograd.grad((y**2).sum(), x)[0] for y in (found, expected)]
     torch.testing.assert_close(*further)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        lambda f, x: pullback(f, x)[0],
+        lambda f, x: pullback(f, x)[1](torch.ones_like(x))[0],
+        lambda f, x: pushforward(f, x)(x),
+        lambda f, x: tuple(withgradient(lambda x: f(x).sum(), x)),
+        lambda f, x: tuple(withjacobian(f, x)),
+        lambda f, x: tuple(withhessian(lambda x: f(x).sum(), x)),
+        lambda f, x: diaghessian(lambda x: f(x).sum(), x),
+        lambda f, x: hessian_dual(lambda x: f(x).sum(), x),
+    ],
+)
+def test_under_vmap_alone_nothing_keeps_the_graph_of_what_f_closes_over(way: Callable[..., Any]) -> None:
+    w = torch.randn(3, requires_grad=True)
+    found = func.vmap(lambda x: way(lambda x: (x * w).sin(), x))(torch.randn(4, 3))
+    assert not any(leaf.requires_grad for leaf in pytree.tree_leaves(found))

@@ -219,7 +219,8 @@ def _tracked_on_tape(prepared: Prepared, keep: bool) -> list[Tensor]:
 def detached(y: Any) -> Any:
     """``y`` without graphs, structures leaf by leaf."""
     if isinstance(y, Tensor):
-        return y.detach() if y.requires_grad else y
+        # a batched tensor doesn't say whether what it wraps requires grad
+        return y.detach() if y.requires_grad or in_functorch() else y
     if kind_of(y) == "structure":
         return pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, y)
     return y
@@ -236,7 +237,7 @@ def linearize(
     if compiling():
         return _linearize_compiled(f, prepared, scalar_aux)
     if in_functorch():
-        return _linearize_functorch(f, prepared, scalar_aux)
+        return _linearize_functorch(f, prepared, keep, scalar_aux)
     if torch.is_grad_enabled():
         tracked = _tracked_on_tape(prepared, keep)
         y = call(f, prepared, tracked)
@@ -303,7 +304,9 @@ def call_exchanged(f: Callable[..., Any], prepared: Prepared, tracked: Sequence[
         return pytree.tree_map(lambda leaf: leaf.view_as(leaf) if id(leaf) in held else leaf, y)
 
 
-def _linearize_functorch(f: Callable[..., Any], prepared: Prepared, scalar_aux: bool) -> Linearization:
+def _linearize_functorch(
+    f: Callable[..., Any], prepared: Prepared, keep: bool, scalar_aux: bool
+) -> Linearization:
     """Like ``torch.func.vjp``, but "does not depend on" stays distinguishable from zero."""
     # What f finds by identity gets a twin of its own; made out here, lest the new level wraps it.
     sources = [x if owned else x.view_as(x) for x, owned in zip(prepared.inputs, prepared.owned, strict=True)]
@@ -316,6 +319,8 @@ def _linearize_functorch(f: Callable[..., Any], prepared: Prepared, scalar_aux: 
         lin.y = pytree.tree_map(
             lambda leaf: leave_grad_level(leaf, level) if isinstance(leaf, Tensor) else leaf, y
         )
+    if not keep:  # under vmap alone
+        lin.y = detached(lin.y)
     return lin
 
 

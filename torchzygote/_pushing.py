@@ -52,7 +52,7 @@ def push(f: Callable[..., Any], args: tuple[Any, ...], xdots: tuple[Any, ...]) -
     remaining = iter([ydot.to(y.dtype) for y, ydot in zip(ys, ydots, strict=True)])
     leaves = [next(remaining) if leaf is _TENSOR else _zero_like(leaf) for leaf in kept["leaves"]]
     ydot = pytree.tree_unflatten(leaves, kept["spec"])
-    return ydot if keep or _engine.in_functorch() else _engine.detached(ydot)
+    return ydot if keep else _engine.detached(ydot)
 
 
 def _each_once(

@@ -173,7 +173,7 @@ def _run_nested(caller: str, f: Callable[..., Any], prepared: Prepared, keep: bo
     outer.owned = [True] * len(outer.inputs)
     outer.simple = True
     lin = _engine.linearize(gradient_and_value, outer, keep=True)
-    grads, value = lin.y
+    grads, value = lin.y if keep else _engine.detached(lin.y)
     second = SecondOrder(caller, prepared, keep, value)
     second.grads = list(grads)
     known = _engine.compiling()
