@@ -136,8 +136,7 @@ class IndexSets:
         up[:known] = self._supersets[:known].long()
         sizes = self.ptr.diff()
         up[sizes[up] <= sizes] = 0  # two equal sets may have gone into each other
-        up[0] = 0  # stands for none
-        up[0] = 0  # the empty set ends every chain
+        up[0] = 0  # stands for none: it ends every chain
         while bool(up.any()):  # each round looks twice as far
             above = best[up]
             best = torch.where(above > 0, above, best)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .._trace import Const
@@ -63,8 +64,6 @@ def _prod(ctx: Context, call: Call) -> Any:
 
 
 def _joined(a: Tensor, b: Tensor, dim: int) -> Tensor:
-    import torch
-
     return a if b.shape[dim] == 0 else torch.cat([a, b], dim)
 
 
