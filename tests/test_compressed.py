@@ -252,6 +252,40 @@ def test_inside_torch_compile_it_is_refused(fullgraph: bool) -> None:
         compiled(torch.rand(3))
 
 
+@pytest.mark.parametrize("mode", ["auto", "reverse_over_reverse", "forward_over_reverse"])
+@pytest.mark.parametrize("constant", [5, 5.0, True, np.float64(2), np.ones(()), torch.tensor(1.0)])
+def test_the_hessian_of_a_constant_lists_nothing(constant: Any, mode: str) -> None:
+    n = 200_000  # a dense matrix would not fit into memory
+    H = hessian(lambda x: constant, torch.ones(n), sparse=True, mode=mode)
+    assert H.layout == torch.sparse_csr
+    assert H.shape == (n, n)
+    assert H.dtype == torch.float32
+    assert H.values().numel() == 0
+    value, grad, H = withhessian(lambda x: constant, torch.ones(3), sparse=True, mode=mode)
+    assert value is constant
+    assert torch.equal(grad, torch.zeros(3))
+    assert torch.equal(H.to_dense(), torch.zeros(3, 3))
+
+
+@pytest.mark.parametrize("second", [1.0, 2, np.float64(2), np.ones(()), torch.tensor(1.0)])
+def test_a_number_counts_as_one_element(second: Any) -> None:
+    """What another run returns is compared by its number of elements, not by its type."""
+    runs: list[Tensor] = []
+
+    def f(x: Tensor) -> Any:
+        runs.append(x)
+        return (x**2).sum() if len(runs) == 1 else second
+
+    x = torch.ones(3)
+    with pytest.warns(UserWarning, match="differs from plain automatic differentiation"):
+        H = hessian(f, x, sparse=True)
+    torch.testing.assert_close(H.to_dense(), 2 * torch.eye(3))
+    runs.clear()
+    with pytest.warns(UserWarning, match="differs from plain automatic differentiation"):
+        (J,) = jacobian(f, x, sparse=True, mode="reverse")
+    torch.testing.assert_close(J.to_dense(), 2 * torch.ones(1, 3))
+
+
 def test_hooks_act_on_a_sparse_result_as_on_a_dense_one() -> None:
     x = torch.rand(5)
     f = lambda x: tz.hook(lambda g: 2 * g, x.clone())[1:] * x[:-1]

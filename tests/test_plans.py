@@ -274,6 +274,18 @@ def test_attributes() -> None:
     assert torch.equal(second.sparsity.to_dense(), func_hessian(rosenbrock, torch.rand(6)) != 0)
 
 
+def test_a_hessian_of_nothing() -> None:
+    nothing = torch.empty(0, 3)
+    plan = plan_hessian(lambda x: (x**2).sum(), nothing)
+    assert plan(nothing).shape == (0, 0)
+    assert plan.diagonal(nothing).shape == (0, 3)
+    assert plan.diagonal(nothing.double()).dtype == torch.float64
+    with pytest.raises(ValueError, match="shape"):
+        plan.diagonal(torch.empty(0, 4))
+    rows = torch.func.vmap(plan.diagonal)(torch.empty(2, 0, 3))
+    assert rows.shape == (2, 0, 3)
+
+
 def test_each_shows_itself_in_a_few_lines() -> None:
     plan = plan_jacobian(product, torch.rand(200))
     lines = repr(plan).split("\n")

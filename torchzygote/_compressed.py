@@ -221,6 +221,8 @@ def hessian(
     n = x.numel()
     if x.dim() == 0 or n == 0:
         return None
+    if second.is_constant:
+        return no_entries(x.new_zeros(()).expand(n, n)) if sparse else None
     if mode != "forward_over_reverse":
         with contextlib.suppress(Exception):  # an operation may lack a second backward; forward mode is next
             second.differentiate()

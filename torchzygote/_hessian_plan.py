@@ -130,6 +130,9 @@ class HessianPlan(Plan):
 
     def diagonal(self, x: Any, *, create_graph: bool | None = None) -> Tensor:
         """The diagonal of the Hessian, in the shape of ``x``: neighbors' colors suffice, and are fewer."""
+        if 0 in self._inputs[0].shape:  # no column has a color, so that there is no product to be had
+            (nothing,) = self._prepare((x,)).inputs
+            return nothing.detach().clone()
         if self._diagonal is None and not _engine.compiling():
             self._diagonal = symmetric_recovery(self.patterns[0], diagonal=True)
         if self._diagonal is None:

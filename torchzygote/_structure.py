@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from . import _engine
-from ._arguments import Prepared, type_name
+from ._arguments import ARRAY, NUMBER, Prepared, kind_of, type_name
 from .sparsity import detect as detected
 from .sparsity.pattern import Pattern
 
@@ -71,7 +71,7 @@ def _asked(
     except Exception as error:
         _log.debug("structure not found, taken as dense: %s: %s", type(error).__name__, error)
         return None
-    if not isinstance(value, Tensor) or value.numel() != numel:
+    if _elements(value) != numel:
         if strict:
             raise ValueError(
                 f"{caller}: expected f to return the same shape in each call, got {numel} elements once "
@@ -80,3 +80,10 @@ def _asked(
         _log.debug("f returned %s elements, then %s: taken as dense", numel, type_name(value))
         return None
     return patterns
+
+
+def _elements(value: Any) -> int | None:
+    """How many numbers ``f`` returned; ``None`` where they are none."""
+    if isinstance(value, Tensor):
+        return value.numel()
+    return int(getattr(value, "size", 1)) if kind_of(value) in (ARRAY, NUMBER) else None
