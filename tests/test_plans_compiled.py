@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from oracles import func_hessian, func_jacobian
@@ -166,6 +167,59 @@ def test_a_compiled_plan_compiles_once() -> None:
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.to_dense(), func_jacobian(heat, U.float())[0])
     assert len(graphs) == 2
+
+
+def test_compiled_plans_take_numpy_arrays() -> None:
+    f = lambda x: x[1:] * x[:-1]
+    x = torch.rand(6, dtype=torch.float64)
+    plan = plan_jacobian(f, x).compile(backend="aot_eager")
+    second = plan_hessian(lambda x: f(x).sum(), x).compile(backend="aot_eager")
+    a = np.arange(6.0)
+    fixed = a.copy()
+    fixed.flags.writeable = False
+    for given in (a, a[::-1], fixed, a.astype(np.float32), a.astype(np.int64)):
+        u = torch.from_numpy(given.astype(np.float64))
+        u = u if given.dtype == np.float64 else u.float()
+        torch.testing.assert_close(plan(given)[0].to_dense(), func_jacobian(f, u)[0])
+        torch.testing.assert_close(second(given).to_dense(), func_hessian(lambda x: f(x).sum(), u))
+
+
+def test_compiled_plans_take_numbers_of_every_kind() -> None:
+    graphs = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    plan = plan_hessian(lambda x: x**3, 2.0).compile(backend=backend)
+    for x in (3.0, 2, np.float32(4), torch.tensor(5.0), np.array(6.0, np.float32)):
+        assert float(plan(x)) == 6 * float(x)
+    assert len(graphs) == 1
+
+
+def test_what_is_not_differentiated_reaches_a_compiled_function_as_it_is() -> None:
+    seen: list[Any] = []
+
+    def f(x: Tensor, power: float, label: str, c: Any) -> Tensor:
+        seen.extend([type(power), label, type(c)])
+        return x[1:] ** power * x[:-1] + torch.as_tensor(c)
+
+    x, c = np.random.default_rng(0).random(6), np.ones(5)
+    plan = plan_jacobian(f, x, 3.0, "label", c, argnums=0).compile(backend="aot_eager")
+    expected = func_jacobian(lambda x: x[1:] ** 3 * x[:-1], torch.from_numpy(x))[0]
+    found = plan(x, 3.0, "label", c)
+    torch.testing.assert_close(found[0].to_dense(), expected)
+    assert found[1:] == (None, None, None)
+    assert seen[-3:] == [float, "label", np.ndarray]
+
+
+def test_plans_do_not_use_up_each_others_recompilations() -> None:
+    """``torch.compile`` allows each function some, eight unless configured."""
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for n in range(2, 6):
+            x = torch.rand(n)
+            plan = plan_jacobian(lambda x: x[1:] * 2, x).compile(backend="eager")
+            torch.testing.assert_close(plan(x)[0].to_dense(), 2 * torch.eye(n)[1:])
 
 
 def test_what_does_not_fit_is_refused_as_without_a_compiler() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -122,7 +123,7 @@ class Plan:
         The plan itself. Its next call compiles, and so does the first one with another dtype.
         """
         options = {"fullgraph": True, "dynamic": False, **options}
-        self._compiled = torch.compile(self._values_and_verdict, **options)
+        self._compiled = torch.compile(_with_code_of_its_own(self._values_and_verdict), **options)
         return self
 
     def _prepare(self, args: tuple[Any, ...]) -> Prepared:
@@ -147,6 +148,8 @@ class Plan:
         if self._compiled is not None and not create_graph and not is_nested():
             prepared = self._prepare(args)  # what doesn't fit is refused here: a compiler hides the message
             self._constants_of(prepared)
+            if implicit(args) is None:  # tensors: a compiler can't follow how a NumPy array becomes one
+                args = tuple(prepared.arguments(prepared.inputs))
             values, verdict = self._compiled(*args)
             return prepared, list(values), verdict is None or bool(verdict)
         prepared, values, fine = self._run(args, create_graph)
@@ -189,6 +192,15 @@ class Plan:
         )
         pictures = [line for pattern in self.patterns for line in pattern.picture()]
         return "\n".join([head, *pictures])
+
+
+def _with_code_of_its_own(method: Any) -> Any:
+    """A copy of a bound method: ``torch.compile`` counts by code object, and after eight it gives up."""
+    f = method.__func__
+    copied = types.FunctionType(
+        f.__code__.replace(), f.__globals__, f.__name__, f.__defaults__, f.__closure__
+    )
+    return types.MethodType(copied, method.__self__)
 
 
 def _counted(n: int, what: str) -> str:
