@@ -241,3 +241,13 @@ def test_clipping_within_a_differentiation_is_differentiable() -> None:
         return clipped[0] + g.norm() + clipped.clamp(-0.7, 0.7)[1]
 
     torch.testing.assert_close(gradient(outer, Params([w]))[w], torch.func.grad(formula)(w))
+
+
+def test_values_of_several_dtypes_keep_theirs() -> None:
+    w, b, z = torch.zeros(2, dtype=torch.float64), torch.zeros(()), torch.zeros((), dtype=torch.complex64)
+    g = Grads(Params([w, b, z]), [torch.ones_like(w), torch.tensor(3.0), torch.tensor(4j)])
+    clipped = g.clip_norm(1.0)
+    g.clip_norm_(1.0)
+    assert [v.dtype for v in clipped.values()] == [p.dtype for p in (w, b, z)]
+    for p in (w, b, z):
+        torch.testing.assert_close(clipped[p], g[p])

@@ -96,6 +96,18 @@ def test_what_a_hook_keeps_is_not_handed_out(form: str) -> None:
             assert kept.pop().tolist()[:2] == [5, 6]
 
 
+def test_sparse_gradients_that_a_hook_keeps() -> None:
+    layer = nn.Embedding(4, 2, sparse=True)
+    kept: list[Tensor] = []
+    handle = layer.weight.register_hook(kept.append)  # type: ignore[no-untyped-call]
+    g = gradient(lambda: layer(torch.tensor([1, 3])).sum(), Params(layer))
+    handle.remove()
+    before = kept[0].to_dense()
+    g *= 2
+    g.clip_norm_(0.1)
+    assert torch.equal(kept[0].to_dense(), before)
+
+
 def test_gradients_that_tensor_hooks_keep() -> None:
     w = torch.tensor([1.0, 2.0], requires_grad=True)
     kept: list[Tensor] = []

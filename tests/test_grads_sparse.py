@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import pytest
@@ -42,6 +43,9 @@ def test_sparse_gradients_take_part(symbol: str, embedding: Any) -> None:
     )
     assert (g + g)[layer.weight].is_sparse
     assert (2 * g)[layer.weight].is_sparse
+    for sign in (operator.neg, operator.pos):
+        assert sign(g)[layer.weight].is_sparse
+        torch.testing.assert_close(densely(sign(g)), densely(sign(d)))
 
 
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")
@@ -58,3 +62,17 @@ def test_sparse_gradients_are_normed_clipped_and_assigned(embedding: Any) -> Non
     d.accumulate_()
     g.accumulate_(2.0)
     torch.testing.assert_close(layer.weight.grad.to_dense(), 4 * d[layer.weight])
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+@pytest.mark.parametrize("symbol", BINARY)
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks", "ignore:Sparse CSR tensor support")
+def test_a_dense_value_takes_a_sparse_operand_in_place(symbol: str, layout: torch.layout) -> None:
+    w, b = torch.zeros(2, 2), torch.zeros(2)
+    operand = torch.tensor([[0.0, 3.0], [2.0, 0.0]])
+    g = GradDict({b: torch.ones(2), w: torch.full((2, 2), 5.0)})
+    expected = BINARY[symbol](g, {w: operand, b: torch.full((2,), 2.0)})
+    memory = g[w].data_ptr()
+    IN_PLACE[symbol](g, {w: operand.to_sparse(layout=layout), b: torch.full((2,), 2.0)})
+    torch.testing.assert_close(densely(g), densely(expected))
+    assert g[w].data_ptr() == memory

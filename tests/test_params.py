@@ -219,3 +219,13 @@ def test_flags_and_grads_are_left_alone_also_when_f_raises() -> None:
 
 def test_no_parameters_at_all() -> None:
     assert len(gradient(lambda: torch.tensor(1.0), Params())) == 0
+
+
+def test_parameters_of_lazy_modules() -> None:
+    layer = nn.LazyLinear(2)
+    ps = Params(layer)
+    assert repr(ps) == "Params([weight: float32 (uninitialized), bias: float32 (uninitialized)])"
+    with pytest.raises(ValueError, match="run the module once first"):
+        gradient(lambda: layer(torch.ones(3)).sum(), ps)
+    layer(torch.ones(3))
+    assert gradient(lambda: layer(torch.ones(3)).sum(), ps)[layer.weight].shape == (2, 3)

@@ -22,35 +22,39 @@ __all__ = ["own", "unfold_cotangent"]
 Result = TypeVar("Result", Tensor, Tensor | None)
 
 _PLAIN = {Tensor, torch.nn.Parameter}  # subclasses needn't have memory of their own
-_STRIDED = torch.strided
 
 
-def own(results: list[Result], given: Sequence[Tensor | None] = ()) -> list[Result]:
+def own(results: list[Result]) -> list[Result]:
     """``results`` such that the caller may write into each, and nobody else sees it.
 
     No stride-0 axes, no lazy conjugates or negative views, no memory that somebody else holds: another
-    result, a tensor of ``given``, which the caller holds, or what a hook or a custom backward kept.
+    result, a cotangent, or what a hook or a custom backward kept. Whoever calls holds nothing of it himself.
     """
     # Backwards: of several that share memory, the one that comes last has it for itself.
     for i in range(len(results) - 1, -1, -1):
         x = results[i]
-        if x is None or type(x) not in _PLAIN or x.layout is not _STRIDED:
+        if x is None or type(x) not in _PLAIN:
             continue
-        held = getrefcount(x) > _REFERENCES or x._use_count() > _USES  # type: ignore[attr-defined]
-        if not held:
-            holders = memory_holders(x)
-            held = holders > 1 and not _is_alone_with_its_base(x, holders)
-        if held:
+        if getrefcount(x) <= _REFERENCES and x._use_count() <= _USES:  # type: ignore[attr-defined]
+            try:
+                holders = memory_holders(x)
+            except NotImplementedError:  # sparse
+                continue
+            if holders == 1:
+                continue
+            if holders == 2 and _is_alone_with_its_base(x):
+                if not x.is_contiguous() and 0 in x.stride():
+                    results[i] = x.contiguous()
+                continue
+        if x.layout is torch.strided:
             results[i] = _copy(x)
-        elif not x.is_contiguous() and 0 in x.stride():
-            results[i] = x.contiguous()
     return results
 
 
-def _is_alone_with_its_base(x: Tensor, holders: int) -> bool:
+def _is_alone_with_its_base(x: Tensor) -> bool:
     """Whether ``x`` is a view of memory that nobody sees besides, and no lazy conjugate or negative one."""
     base = x._base  # alive, mostly for the view's sake only
-    if base is None or holders > 2 or x.is_conj() or x.is_neg():
+    if base is None or x.is_conj() or x.is_neg():
         return False
     return getrefcount(base) <= _BASE_REFERENCES and base._use_count() <= _BASE_USES  # type: ignore[attr-defined]
 

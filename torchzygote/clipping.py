@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._multi_tensor import OPERATORS, Operator, apply, apply_, by_kind, describe, recorded
+from ._multi_tensor import apply, apply_, by_kind, describe, recorded
+from ._operators import OPERATORS, Operator
 from ._torch_private import group_by_device_and_dtype
 
 __all__ = ["clip_norm", "clip_value", "finite", "total_norm", "value_bounds"]
@@ -110,7 +111,15 @@ def clip_norm(
     total = total_norm(xs, norm_type, error_if_nonfinite)
     # clamped instead of compared: a comparison would wait for the device
     coefficient = torch.clamp(max_norm / (total + 1e-6), max=1.0)
-    return (apply_ if in_place else apply)(OPERATORS["*"], xs, coefficient), total
+    if in_place:
+        return apply_(OPERATORS["*"], xs, coefficient), total
+    scaled = apply(OPERATORS["*"], xs, coefficient)
+    # 0-dim values would take on the wider dtype of a norm over several
+    return [y.to(x.dtype) if _narrowed(x, y) else y for x, y in zip(xs, scaled, strict=True)], total
+
+
+def _narrowed(x: Tensor, y: Tensor) -> bool:
+    return x.dtype is not y.dtype and (x.is_floating_point() or x.is_complex())
 
 
 def clip_value(xs: list[Tensor], bounds: tuple[float, float], in_place: bool) -> list[Tensor]:

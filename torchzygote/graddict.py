@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from ._entries import as_tensor, equal, scalar, show, version_of, zeros_of
-from ._multi_tensor import NEGATIVE, OPERATORS, REFLECTED, apply, apply_, clone_all, describe
+from ._multi_tensor import apply, apply_, clone_all, describe
+from ._operators import NEGATIVE, OPERATORS, REFLECTED
 
 __all__ = ["GradDict"]
 
@@ -44,8 +45,9 @@ class GradDict(MutableMapping[Tensor, Any]):
     ``+ - * / **`` take a number, a 0-dim tensor, another ``GradDict`` or any mapping with the same keys, and
     keep the left operand's type and keys; with a number or a 0-dim tensor on the left they work as well.
     ``None`` counts as zeros like its key. ``+= -= *= /=`` and ``**=`` write into the values' memory. A value
-    that can't be written into (expanded, sparse, shared by two keys, part of a graph, made in inference mode)
-    is replaced by a new one instead. Each operation is one multi-tensor call per device and dtype.
+    that can't be written into (expanded, sparse, lazily conjugated, overlapping another value, part of a
+    graph, made in inference mode) is replaced by a new one instead. Each operation is one multi-tensor call
+    per device and dtype.
 
     ``==`` says whether two mappings have the same keys and equal values.
 
@@ -236,6 +238,8 @@ class GradDict(MutableMapping[Tensor, Any]):
 
     def _operand(self, other: Mapping[Tensor, Any], symbol: str) -> list[Any]:
         """The values of ``other`` in the order of our keys, zeros for ``None``."""
+        if isinstance(other, GradDict) and other._keys is self._keys:
+            return self._without_none(list(other._values.values()))
         theirs = self._matching(other, symbol)
         return self._without_none([theirs[key] for key in self._keys])
 

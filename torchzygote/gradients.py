@@ -233,7 +233,7 @@ class _Back:
             with _state.differentiation(lin.waiting):
                 flat = _updates.pull(lin, cotangents, self._params is not None, retain=True, keep=keep)
             if not _engine.in_functorch() and not _engine.compiling():
-                flat = own(flat, cotangents)
+                flat = own(flat)  # cotangents are still held: none is handed out
         return lin.prepared.results(flat) if self._params is None else Grads(self._params, flat)
 
     def __repr__(self) -> str:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ._arguments import type_name
 from ._entries import as_tensor
-from ._multi_tensor import OPERATORS, apply, by_kind, clone_all, describe, flatten, recorded
-from ._overlap import Memory, writable
+from ._multi_tensor import apply, by_kind, clone_all, describe, flatten, recorded
+from ._operators import OPERATORS
+from ._overlap import writable
 from .clipping import clip_norm, clip_value, finite, total_norm, value_bounds
 from .graddict import GradDict
 from .params import Params
@@ -379,10 +380,8 @@ def _added_into(grads: list[Any], values: list[Tensor], factor: Any, mine: list[
         values, factor = apply(OPERATORS["*"], values, factor), 1
     if recorded([*grads, *values]):
         return apply(OPERATORS["+"], grads, values)
-    memory = Memory(mine)
-    inside = [i for i in writable(grads)[0] if not memory.meets(grads[i])]
+    inside, apart = writable(grads, mine)
     out = list(grads)
-    apart = sorted(set(range(len(grads))).difference(inside))
     scaled = apply(OPERATORS["*"], [values[i] for i in apart], factor)
     for i, total in zip(apart, apply(OPERATORS["+"], [grads[i] for i in apart], scaled), strict=True):
         out[i] = total

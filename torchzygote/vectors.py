@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from . import _engine
 from ._multi_tensor import copy_all, flatten, parts_of, recorded
-from ._overlap import Memory, can_be_written, is_unresolved, writable
+from ._overlap import Memory, can_be_written, free_to_write, is_unresolved, writable
 from .grads import Grads
 from .params import Params
 
@@ -113,34 +114,35 @@ def _check_dtypes(dst: list[Tensor], src: list[Tensor]) -> None:
 def _from_vector(dst: Params | Grads, vector: Tensor) -> None:
     xs = _members(dst)
     _check_dtypes(xs, [vector])
-    if isinstance(dst, Params):
-        _check_parameters(xs, vector)
     if vector.layout is not torch.strided:
         vector = vector.to_dense()
-    elif Memory(xs).meets(vector):
+    free = free_to_write(xs, [vector])
+    if isinstance(dst, Params):
+        _check_parameters(xs, vector, free)
+    if not free and Memory(xs).meets(vector):
         vector = vector.clone()
     parts = parts_of(vector, xs)
     if isinstance(dst, Grads):
-        inside = [] if recorded([vector, *xs]) else writable(xs)[0]
+        inside: Sequence[int] = [] if recorded([vector, *xs]) else range(len(xs)) if free else writable(xs)[0]
         for i in set(range(len(xs))).difference(inside):
             xs[i] = parts[i].to(dtype=xs[i].dtype, device=xs[i].device, copy=True)
         copy_all([xs[i] for i in inside], [parts[i] for i in inside])
         dst._values = dict(zip(dst._keys, xs, strict=True))
-    elif writable(xs)[1]:  # conjugates and negative views, or some that lie over others
+    elif free or not writable(xs)[1]:
+        copy_all(xs, parts)
+    else:  # conjugates and negative views, or some that lie over others
         with torch.no_grad():
             for x, part in zip(xs, parts, strict=True):
                 x.copy_(part)
-    else:
-        copy_all(xs, parts)
 
 
-def _check_parameters(xs: list[Tensor], vector: Tensor) -> None:
+def _check_parameters(xs: list[Tensor], vector: Tensor, free: bool) -> None:
     if vector.requires_grad and _engine.keeps_graph(None):
         raise RuntimeError(
             "copy_: expected src without a graph, as what is written into parameters has no derivative, got "
             "one that is being differentiated; pass src.detach(), or let f take the parameters as arguments"
         )
-    if not all(map(can_be_written, xs)):
+    if not (free or all(map(can_be_written, xs))):
         raise ValueError(
             "copy_: expected writable parameters, got an expanded or sparse one, or one made in "
             "torch.inference_mode(); nothing was written"
@@ -157,8 +159,8 @@ def _to_vector(vector: Tensor, src: Params | Grads) -> None:
         )
     if recorded(xs) and _engine.keeps_graph(None):
         vector.copy_(flatten(xs))
-    elif is_unresolved(vector) or Memory(xs).meets(vector):
+    elif free_to_write([vector], xs) or not (is_unresolved(vector) or Memory(xs).meets(vector)):
+        copy_all(parts_of(vector, xs), [x if x.layout is torch.strided else x.to_dense() for x in xs])
+    else:
         with torch.no_grad():
             vector.copy_(flatten(xs))
-    else:
-        copy_all(parts_of(vector, xs), [x if x.layout is torch.strided else x.to_dense() for x in xs])

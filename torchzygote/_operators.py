@@ -1,0 +1,105 @@
+"""Binary operators on many tensors: what multi-tensor call each one is.
+
+Knows nothing of which tensors can go together.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["NEGATIVE", "OPERATORS", "REFLECTED", "Number", "Operator"]
+
+Number = int | float | complex
+
+
+class Operator(NamedTuple):
+    """A binary operator: for one tensor, for many, for many in place."""
+
+    symbol: str
+    one: Callable[[Any, Any], Any]
+    many: Callable[[list[Tensor], Any], Sequence[Tensor]]
+    many_: Callable[[list[Tensor], Any], None] | None
+
+
+def _subtract(xs: list[Tensor], right: Any) -> Sequence[Tensor]:
+    if isinstance(right, Tensor):
+        return torch._foreach_add(xs, right, alpha=-1)
+    return torch._foreach_sub(xs, right)
+
+
+def _subtract_(xs: list[Tensor], right: Any) -> None:
+    if isinstance(right, Tensor):
+        torch._foreach_add_(xs, right, alpha=-1)
+    else:
+        torch._foreach_sub_(xs, right)
+
+
+def _power(xs: list[Tensor], right: Any) -> Sequence[Tensor]:
+    return torch._foreach_pow(xs, [right] * len(xs) if isinstance(right, Tensor) else right)
+
+
+def _power_(xs: list[Tensor], right: Any) -> None:
+    torch._foreach_pow_(xs, [right] * len(xs) if isinstance(right, Tensor) else right)
+
+
+# Where the multi-tensor calls below compute in what the ordinary operators compute in: not in the dtype of
+# halves and integers, which a number may exceed.
+_WIDE = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+
+
+def _subtract_from(xs: list[Tensor], left: Any) -> Sequence[Tensor]:
+    if xs[0].dtype not in _WIDE:
+        return [left - x for x in xs]
+    return torch._foreach_add(torch._foreach_neg(xs), left)
+
+
+def _divide_into(xs: list[Tensor], left: Any) -> Sequence[Tensor]:
+    if xs[0].dtype not in _WIDE:
+        return [left / x for x in xs]
+    if not isinstance(left, Tensor):
+        left = _filled(left, xs[0])
+    return torch._foreach_div([left] * len(xs), xs)
+
+
+def _filled(number: Number, x: Tensor) -> Tensor:
+    """A number as a 0-dim tensor beside ``x``, infinite where it is too large."""
+    dtype = x.dtype
+    if isinstance(number, complex):
+        dtype = torch.promote_types(dtype, torch.complex32)
+    else:
+        number = float(number)
+    try:
+        return torch.full((), number, dtype=dtype, device=x.device)
+    except RuntimeError:
+        wide = torch.complex128 if dtype.is_complex else torch.float64
+        return torch.full((), number, dtype=wide, device=x.device).to(dtype)
+
+
+def _raise_to(xs: list[Tensor], left: Any) -> Sequence[Tensor]:
+    if xs[0].dtype not in _WIDE:
+        return [left**x for x in xs]
+    if isinstance(left, Tensor):
+        return torch._foreach_pow([left] * len(xs), xs)
+    return torch._foreach_pow(left, xs)
+
+
+OPERATORS = {
+    "+": Operator("+", operator.add, torch._foreach_add, torch._foreach_add_),
+    "-": Operator("-", operator.sub, _subtract, _subtract_),
+    "*": Operator("*", operator.mul, torch._foreach_mul, torch._foreach_mul_),
+    "/": Operator("/", operator.truediv, torch._foreach_div, torch._foreach_div_),
+    "**": Operator("**", operator.pow, _power, _power_),
+}
+NEGATIVE = Operator("-", lambda x, _: -x, lambda xs, _: torch._foreach_neg(xs), None)
+REFLECTED = {
+    "+": Operator("+", lambda x, n: n + x, torch._foreach_add, None),
+    "-": Operator("-", lambda x, n: n - x, _subtract_from, None),
+    "*": Operator("*", lambda x, n: n * x, torch._foreach_mul, None),
+    "/": Operator("/", lambda x, n: n / x, _divide_into, None),
+    "**": Operator("**", lambda x, n: n**x, _raise_to, None),
+}
