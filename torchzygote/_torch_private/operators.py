@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -13,12 +17,14 @@ __all__ = [
     "DispatchMode",
     "OpOverload",
     "below_autograd",
+    "dynamo_is_loaded",
     "in_tensor_constructor",
     "is_tracing",
     "register_autograd_kernel",
     "trace_time",
     "traced_value_of",
     "unchecked_select",
+    "uncompiled",
 ]
 
 
@@ -27,13 +33,51 @@ class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     PyTorch keeps Dynamo out of modes by default, which imports all of Dynamo at the first operator and takes
     more than a second; ``skipped_by_dynamo`` is for when it is there anyway.
+
+    By default Dynamo also marks all code that it meets under a mode as never to be compiled, in later calls
+    either. Here it compiles what it meets, out of the mode's sight; :func:`uncompiled` is against that.
     """
 
     skipped_by_dynamo = False
+    supports_higher_order_operators = True
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return cls.skipped_by_dynamo
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        return True
+
+
+def dynamo_is_loaded() -> bool:
+    """Whether anything can have been compiled; doesn't import Dynamo, which takes seconds."""
+    return "torch._dynamo" in sys.modules
+
+
+_stance_lock = threading.Lock()
+_stances: list[Any] = []  # one entry for each that is inside; the first one knows what was before
+
+
+@contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
+    """Around calls of a function that others may have compiled: it runs operator by operator, as written.
+
+    The public stance is the whole process's: of several threads the first sets it and the last puts it back.
+    Nothing public tells whether Dynamo is about to look at this very frame, where it can't be set.
+    """
+    if not dynamo_is_loaded() or get_eval_frame_callback() not in (None, False):
+        yield
+        return
+    with _stance_lock:
+        _stances.append(_stances[0] if _stances else torch.compiler.set_stance("force_eager"))
+    try:
+        yield
+    finally:
+        with _stance_lock:
+            stance = _stances.pop()
+            if not _stances:
+                stance.__exit__(None, None, None)
 
 
 # One overload of an operator, such as ``aten.add.Tensor``; the class has no public name.

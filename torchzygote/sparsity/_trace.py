@@ -7,14 +7,13 @@ replays it keeps a shadow of each piece of memory. Knows nothing of index sets o
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._torch_private import DispatchMode, OpOverload, pytree, storage_key
+from .._torch_private import DispatchMode, OpOverload, dynamo_is_loaded, pytree, storage_key
 from ._memory import Const, Memory
 
 __all__ = ["Const", "Op", "Place", "Program", "Recorder", "Ref", "recorder"]
@@ -324,8 +323,7 @@ class _SkippedByDynamo(Recorder):  # type: ignore[no-untyped-call]
 
 def recorder(inputs: Sequence[Tensor], probes: dict[str, Probe]) -> Recorder:
     """A :class:`Recorder` of the kind that this process needs."""
-    # A name that is looked up, lest Dynamo be imported; nothing private is used.
-    return (_SkippedByDynamo if "torch._dynamo" in sys.modules else Recorder)(inputs, probes)
+    return (_SkippedByDynamo if dynamo_is_loaded() else Recorder)(inputs, probes)
 
 
 def _ref(x: Tensor, place: Place) -> Ref:

@@ -19,7 +19,7 @@ from .._attention import unfused_attention
 from .._notes import annotate
 from .._random import OneRun, RandomState
 from .._sight import watching
-from .._torch_private import in_functorch, reaches, survey
+from .._torch_private import dynamo_is_loaded, in_functorch, reaches, survey, uncompiled
 from ..native.index_sets import expand_pairs, expand_sets
 from ._replay import Replay
 from ._sets import OverBudget
@@ -53,8 +53,18 @@ def _twin(x: Tensor, owned: bool) -> Tensor:
 
 
 def _run(f: Callable[..., Any], inputs: Sequence[Tensor], owned: Sequence[bool] | None) -> _Run:
-    """Run ``f`` once, written down; random state, statistics and callbacks are left as they were."""
+    """Run ``f``, written down; random state, statistics and callbacks are left as they were."""
     marks = owned if owned is not None else [True] * len(inputs)
+    known = dynamo_is_loaded()
+    run = _recorded(f, inputs, marks)
+    if not known and dynamo_is_loaded():
+        # f may have compiled something, which hides its operators; now that Dynamo is there, it won't.
+        run = _recorded(f, inputs, marks)
+    return run
+
+
+def _recorded(f: Callable[..., Any], inputs: Sequence[Tensor], marks: Sequence[bool]) -> _Run:
+    """One run of ``f`` under a recorder, as far as it gets."""
     random = RandomState()
     position = _state.mark()
     with (
@@ -69,7 +79,7 @@ def _run(f: Callable[..., Any], inputs: Sequence[Tensor], owned: Sequence[bool] 
         refs = [written.depends(x) for x in twins]
         reason = None
         try:
-            with written:
+            with uncompiled(), written:
                 value = f(*twins)
         except Exception as error:
             reason = f"f can't be recorded: {type(error).__name__}: {error}"
