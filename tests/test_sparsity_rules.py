@@ -225,7 +225,7 @@ ROWS = [
     Row("interpolate, linear", lambda x: F.interpolate(x, 7, mode="linear"), (1, 1, 4)),
     Row(
         "interpolate, bilinear",
-        lambda x: F.interpolate(x, (5, 4), mode="bilinear", align_corners=True),
+        lambda x: F.interpolate(x, (5, 3), mode="bilinear", align_corners=True),
         (1, 1, 3, 2),
         exact="1",
     ),
@@ -247,6 +247,8 @@ ROWS = [
     Row("amax", lambda x: x.amax((0, 2)), (2, 3, 2)),
     Row("amin, kept", lambda x: x.amin(1, keepdim=True), (2, 3)),
     Row("aminmax", lambda x: torch.stack(torch.aminmax(x)), (4,)),
+    Row("aminmax along a dimension", lambda x: torch.stack(torch.aminmax(x, dim=1)), (3, 3)),
+    Row("aminmax, kept", lambda x: torch.aminmax(x, dim=0, keepdim=True)[0], (2, 3)),
     Row("cummax", lambda x: x.cummax(0).values, (5,)),
     Row("gather by argsort", lambda x: x[x.argsort()] ** 2, (5,)),
     Row("vector_norm inf", lambda x: torch.linalg.vector_norm(x, math.inf), (4,), exact=""),

@@ -5,7 +5,7 @@ One module for each group of behaviour; importing them fills the table.
 
 from __future__ import annotations
 
-from . import elementwise, matrices, movement, recurrent, reductions, selection, windows
+from . import elementwise, interpolation, matrices, movement, recurrent, reductions, selection, windows
 from ._table import RULES, Call, Context, Dep, Rule, zero_ids
 from .elementwise import active_couplings
 from .selection import PROBES
@@ -19,6 +19,7 @@ __all__ = [
     "Rule",
     "active_couplings",
     "elementwise",
+    "interpolation",
     "matrices",
     "movement",
     "recurrent",

@@ -1,4 +1,4 @@
-"""Operators that combine a window of each spatial dimension: convolution, pooling, interpolation."""
+"""Operators that combine a window of each spatial dimension: convolution, pooling."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from torch import Tensor
 from .._trace import Const
 from ._table import PRODUCT, Call, Context, Dep, rule, zero_ids
 
-__all__: list[str] = []
-
-aten: Any = torch.ops.aten
+__all__ = ["reversed_table", "table_of", "taps", "unite_taps"]
 
 
 def _table(size: int, out: int, kernel: int, stride: int, padding: int, dilation: int) -> Tensor:
@@ -38,7 +36,7 @@ def _transposed_table(size: int, out: int, kernel: int, stride: int, padding: in
     return torch.where(inside, torch.div(reads, stride, rounding_mode="floor"), -1)
 
 
-def _taps(ids: Tensor, tables: Sequence[Tensor]) -> Tensor:
+def taps(ids: Tensor, tables: Sequence[Tensor]) -> Tensor:
     """For ids of shape (..., *sizes) those that each output reads: (..., *outs, all taps)."""
     depth = len(tables)
     sizes = ids.shape[ids.dim() - depth :]
@@ -62,7 +60,8 @@ def where_shape(tables: Sequence[Tensor]) -> list[int]:
     return [table.shape[0] for table in tables] + [table.shape[1] for table in tables]
 
 
-def _united(ctx: Context, taps: Tensor) -> Tensor:
+def unite_taps(ctx: Context, taps: Tensor) -> Tensor:
+    """The union over the last dimension."""
     return ctx.unite_dims(taps, [-1])
 
 
@@ -89,11 +88,11 @@ def _convolution(ctx: Context, call: Call) -> Any:
     grouped = ids.reshape(ids.shape[0], groups, -1, *ids.shape[2:])
     there = _nonzero_taps(weight, groups, transposed)
     if isinstance(source, Dep) and there is not None:
-        united = _by_weight(ctx, _taps(grouped, tables), there)
+        united = _by_weight(ctx, taps(grouped, tables), there)
     else:
         channels = ctx.unite_dims(grouped, [2])
         per_group = (
-            _united(ctx, _taps(channels, tables))
+            unite_taps(ctx, taps(channels, tables))
             if isinstance(source, Dep)
             else zero_ids((ids.shape[0], groups, *call.shape[2:]))
         )
@@ -142,7 +141,7 @@ def _by_weight(ctx: Context, taps: Tensor, there: Tensor) -> Tensor:
         for o in range(each):
             channel, tap = there[g, o].nonzero(as_tuple=True)
             chosen = taps[:, g].movedim(1, -2)[..., channel, tap]
-            found.append(_united(ctx, chosen) if channel.numel() else zero_ids(chosen.shape[:-1]))
+            found.append(unite_taps(ctx, chosen) if channel.numel() else zero_ids(chosen.shape[:-1]))
         rows.append(torch.stack(found, 1))
     return torch.stack(rows, 1)
 
@@ -176,7 +175,7 @@ def _adjoint(ctx: Context, call: Call, grad: Tensor) -> Tensor:
         for d in range(depth)
     ]
     channels = ctx.unite_dims(grad.reshape(grad.shape[0], groups, -1, *grad.shape[2:]), [2])
-    per_group = _united(ctx, _taps(channels, tables)).unsqueeze(2)
+    per_group = unite_taps(ctx, taps(channels, tables)).unsqueeze(2)
     spread = per_group.expand(*per_group.shape[:2], shape[1] // groups, *per_group.shape[3:])
     return spread.reshape(shape)
 
@@ -194,8 +193,7 @@ def _pool(ctx: Context, call: Call) -> Any:
         _table(ids.shape[offset + d], call.shape[offset + d], kernel[d], stride[d], padding[d], dilation[d])
         for d in range(depth)
     ]
-    united = _united(ctx, _taps(ids, tables))
-    return [united, *([None] * (len(call.outs) - 1))]
+    return [unite_taps(ctx, taps(ids, tables)), *([None] * (len(call.outs) - 1))]
 
 
 def _adaptive_tables(sizes: Sequence[int], outs: Sequence[int]) -> list[Tensor]:
@@ -214,7 +212,7 @@ def _adaptive_pool(ctx: Context, call: Call) -> Any:
     ids = call["self"].ids
     depth = 3 if "3d" in call.name else 2
     tables = _adaptive_tables(ids.shape[ids.dim() - depth :], call.shape[len(call.shape) - depth :])
-    return [_united(ctx, _taps(ids, tables)), *([None] * (len(call.outs) - 1))]
+    return [unite_taps(ctx, taps(ids, tables)), *([None] * (len(call.outs) - 1))]
 
 
 @rule("_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward")
@@ -222,18 +220,18 @@ def _adaptive_pool_backward(ctx: Context, call: Call) -> Any:
     ids = call["grad_output"].ids
     depth = 3 if "3d" in call.name else 2
     sizes, outs = call.shape[len(call.shape) - depth :], ids.shape[ids.dim() - depth :]
-    tables = [_reversed(t, n) for t, n in zip(_adaptive_tables(sizes, outs), sizes, strict=True)]
-    return _united(ctx, _taps(ids, tables))
+    tables = [reversed_table(t, n) for t, n in zip(_adaptive_tables(sizes, outs), sizes, strict=True)]
+    return unite_taps(ctx, taps(ids, tables))
 
 
-def _reversed(table: Tensor, size: int) -> Tensor:
+def reversed_table(table: Tensor, size: int) -> Tensor:
     """For each input the outputs that read it."""
     there = torch.zeros(table.shape[0], size + 1, dtype=torch.bool, device="cpu")
     there[torch.arange(table.shape[0], device="cpu")[:, None], table] = True  # -1 marks the last column
-    return _table_of(there[:, :size].t())
+    return table_of(there[:, :size].t())
 
 
-def _table_of(there: Tensor) -> Tensor:
+def table_of(there: Tensor) -> Tensor:
     """Which columns are marked in each row; -1 where there are fewer than elsewhere."""
     width = int(there.sum(1).max()) if there.shape[0] else 0
     order = torch.sort(there.to(torch.int8), dim=1, descending=True, stable=True)
@@ -251,45 +249,7 @@ def _avg_pool_backward(ctx: Context, call: Call) -> Any:
         _transposed_table(ids.shape[offset + d], call.shape[offset + d], kernel[d], stride[d], padding[d], 1)
         for d in range(depth)
     ]
-    return _united(ctx, _taps(ids, tables))
-
-
-_INTERPOLATIONS = (
-    "upsample_linear1d",
-    "upsample_bilinear2d",
-    "upsample_trilinear3d",
-    "upsample_bicubic2d",
-    "_upsample_bilinear2d_aa",
-    "_upsample_bicubic2d_aa",
-)
-_NEAREST = tuple(f"{name}{d}d" for d in (1, 2, 3) for name in ("upsample_nearest", "_upsample_nearest_exact"))
-
-
-@rule(*_INTERPOLATIONS)
-def _interpolate(ctx: Context, call: Call) -> Any:
-    ids = call["self"].ids
-    weights = [_weights_along(call, d, ids.shape[2 + d], call.shape[2 + d]) for d in range(ids.dim() - 2)]
-    return _united(ctx, _taps(ids, [_table_of(w != 0) for w in weights]))
-
-
-@rule(*(f"{name}_backward" for name in (*_INTERPOLATIONS, *_NEAREST)))
-def _interpolate_backward(ctx: Context, call: Call) -> Any:
-    ids = call["grad_output"].ids
-    weights = [_weights_along(call, d, call.shape[2 + d], ids.shape[2 + d]) for d in range(ids.dim() - 2)]
-    return _united(ctx, _taps(ids, [_table_of(w.t() != 0) for w in weights]))
-
-
-def _weights_along(call: Call, d: int, size: int, out: int) -> Tensor:
-    """Shape (out, size): the weights of one dimension, read off the operator, applied to an identity."""
-    depth = len(call.shape) - 2
-    shape = [size if k == d else 1 for k in range(depth)]
-    identity = torch.eye(size, dtype=torch.float64, device="cpu").view(size, 1, *shape)
-    given = {
-        name: v for name, v in call.args.items() if name in ("align_corners",) or name.startswith("scales")
-    }
-    given["output_size"] = [out if k == d else 1 for k in range(depth)]
-    weights: Tensor = getattr(aten, call.name.removesuffix("_backward"))(identity, **given)
-    return weights.reshape(size, out).t()
+    return unite_taps(ctx, taps(ids, tables))
 
 
 @rule("grid_sampler_2d", "grid_sampler_3d", curvature="curved")
