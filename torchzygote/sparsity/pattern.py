@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -174,24 +175,17 @@ class Pattern:
 
     @classmethod
     def from_csr(cls, matrix: Any) -> Pattern:
-        """The pattern of the entries that a ``torch.sparse_csr`` or SciPy sparse matrix stores."""
-        if isinstance(matrix, Tensor):
-            if matrix.layout != torch.sparse_csr or matrix.dim() != 2:
-                raise TypeError(
-                    f"pattern: expected a two-dimensional torch.sparse_csr tensor, got {_describe(matrix)}"
-                )
-            indptr, indices = matrix.crow_indices(), matrix.col_indices()
-        else:
-            matrix = matrix.tocsr()
-            indptr, indices = torch.as_tensor(matrix.indptr), torch.as_tensor(matrix.indices)
-        indptr = indptr.detach().to("cpu", torch.int64)
-        rows, columns = int(matrix.shape[0]), int(matrix.shape[1])
-        counts = indptr[1:] - indptr[:-1]
-        if indptr.numel() != rows + 1 or bool((counts < 0).any()) or int(indptr[-1]) != indices.numel():
-            raise ValueError("pattern: expected row pointers that ascend from 0 to the number of entries")
-        found = cls.from_coo(
-            torch.repeat_interleave(torch.arange(rows, device="cpu"), counts), indices, (rows, columns)
-        )
+        """The pattern of the entries that a compressed tensor (CSR, CSC, BSR, BSC) or SciPy matrix stores.
+
+        A stored block counts as a whole.
+        """
+        if isinstance(matrix, Tensor) and matrix.layout not in _COMPRESSED:
+            raise TypeError(f"pattern: expected a CSR, CSC, BSR or BSC tensor, got {_describe(matrix)}")
+        if len(matrix.shape) != 2:
+            raise ValueError(f"pattern: expected two dimensions, got shape {tuple(matrix.shape)}")
+        shape = (int(matrix.shape[0]), int(matrix.shape[1]))
+        rows, columns = _of_tensor(matrix) if isinstance(matrix, Tensor) else _of_scipy(matrix.tocsr())
+        found = cls.from_coo(rows, columns, shape)
         found.is_local = bool(getattr(matrix, "is_local", False))
         return found
 
@@ -201,7 +195,7 @@ class Pattern:
         if isinstance(given, Pattern):
             return given
         if isinstance(given, Tensor):
-            if given.layout == torch.sparse_csr:
+            if given.layout in _COMPRESSED and given.dim() == 2:
                 return cls.from_csr(given)
             if given.layout == torch.strided:
                 return cls.from_dense(given)
@@ -211,10 +205,16 @@ class Pattern:
         elif hasattr(given, "tocsr"):
             return cls.from_csr(given)
         elif hasattr(given, "__array__"):
-            return cls.from_dense(torch.as_tensor(given))
+            array = np.asarray(given)
+            if array.dtype.kind in "biufc":
+                # A comparison is a new array, native and writeable, whatever this one is.
+                return cls.from_dense(torch.from_numpy(np.ascontiguousarray(array != 0)))
+            raise TypeError(
+                f"pattern: expected an array of numbers or bools, got an array of dtype {array.dtype}"
+            )
         raise TypeError(
-            "pattern: expected a two-dimensional tensor (dense, COO or CSR), a SciPy sparse matrix or a "
-            f"Pattern, got {_describe(given)}"
+            "pattern: expected a two-dimensional tensor (dense or sparse), an array, a SciPy sparse matrix "
+            f"or a Pattern, got {_describe(given)}"
         )
 
     def __eq__(self, other: object) -> bool:
@@ -239,6 +239,41 @@ class Pattern:
 
 
 _NONE = torch.empty(0, dtype=torch.int64, device="cpu")
+
+
+_COMPRESSED = {torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc}
+
+
+def _of_scipy(matrix: Any) -> tuple[Tensor, Tensor]:
+    # Copies: a read-only array is none of PyTorch's.
+    indptr, indices = (torch.from_numpy(np.array(a, dtype=np.int64)) for a in (matrix.indptr, matrix.indices))
+    return _expanded(indptr, indices, matrix.shape[0])
+
+
+def _of_tensor(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of what is stored, block by block where there are blocks."""
+    blocks = matrix.layout in (torch.sparse_bsr, torch.sparse_bsc)
+    height, width = matrix.values().shape[1:] if blocks else (1, 1)
+    if matrix.layout in (torch.sparse_csc, torch.sparse_bsc):
+        count = matrix.shape[1] // width
+        columns, rows = _expanded(matrix.ccol_indices(), matrix.row_indices(), count)
+    else:
+        count = matrix.shape[0] // height
+        rows, columns = _expanded(matrix.crow_indices(), matrix.col_indices(), count)
+    if blocks:
+        rows = rows[:, None, None] * height + torch.arange(height, device="cpu")[:, None]
+        columns = columns[:, None, None] * width + torch.arange(width, device="cpu")
+        rows, columns = rows.expand(-1, -1, width), columns.expand(-1, height, -1)
+    return rows, columns
+
+
+def _expanded(indptr: Tensor, indices: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Both coordinates of what compressed rows (or columns) store."""
+    indptr, indices = (part.detach().to("cpu", torch.int64) for part in (indptr, indices))
+    counts = indptr[1:] - indptr[:-1]
+    if indptr.numel() != count + 1 or bool((counts < 0).any()) or int(indptr[-1]) != indices.numel():
+        raise ValueError("pattern: expected row pointers that ascend from 0 to the number of entries")
+    return torch.repeat_interleave(torch.arange(count, device="cpu"), counts), indices
 
 
 def indptr_of(counts: Tensor) -> Tensor:
