@@ -6,6 +6,7 @@ scripted module) shows in the recorded graphs, as a node that was there before: 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from ._torch_private import functorch_depth, is_wrapped, layers, pytree, sequence_number
 
-__all__ = ["Recorder", "is_recorded", "needs_name"]
+__all__ = ["Recorder", "has_version", "is_recorded", "needs_name", "reaches_only"]
 
 _PULLBACKS = (torch.autograd.grad, torch.autograd.backward, Tensor.backward)
 
@@ -31,11 +32,15 @@ def is_recorded(x: Tensor) -> bool:
 
 
 class Recorder(TorchFunctionMode):
-    """Notes the tensors that enter PyTorch's functions, except those made inside and ``arguments``."""
+    """Notes the tensors that enter PyTorch's functions, except those made inside and ``arguments``.
+
+    ``tensors``: by which derivatives may be asked for; ``constants``: the others, and their versions.
+    """
 
     def __init__(self, arguments: Sequence[Tensor]) -> None:
         super().__init__()
         self.tensors: list[Tensor] = []
+        self.constants: list[tuple[weakref.ref[Tensor], int]] = []
         # The number that the first node recorded inside will have.
         self.start = sequence_number()
         # A backward pass inside, on a device: its thread numbers the nodes that it records by itself.
@@ -67,7 +72,13 @@ class Recorder(TorchFunctionMode):
             if level <= self._depth:
                 x = layer
                 break
-        if id(x) not in self._known and needs_name(x) and not self._is_made_inside(x):
+        if id(x) in self._known:
+            return
+        if not needs_name(x):
+            self._known.add(id(x))
+            if not x.is_inference():
+                self.constants.append((weakref.ref(x), x._version))
+        elif not self._is_made_inside(x):
             self._known.add(id(x))
             self.tensors.append(x)
 
@@ -77,13 +88,25 @@ class Recorder(TorchFunctionMode):
             layer.grad_fn is not None and layer.grad_fn._sequence_nr() >= self.start for _, layer in layers(x)
         )
 
+    def untouched(self) -> list[tuple[weakref.ref[Tensor], int]]:
+        """The constants that weren't written to."""
+        return [(ref, version) for ref, version in self.constants if has_version(ref(), version)]
+
     def finds_all(self, roots: Sequence[Tensor], arguments: Sequence[Tensor]) -> bool:
         """Whether ``roots`` depend on nothing from outside but ``arguments`` and the tensors found."""
-        return not self.misnumbered and _reaches_only(roots, [*arguments, *self.tensors], self.start)
+        return not self.misnumbered and reaches_only(roots, [*arguments, *self.tensors], self.start)
 
 
-def _reaches_only(roots: Sequence[Tensor], named: Sequence[Tensor], start: int) -> bool:
-    """Whether the graphs behind ``roots``, at every level, end in ``named`` and nothing else from before."""
+def has_version(x: Tensor | None, version: int) -> bool:
+    """Whether ``x``, if it is still there, was written to ``version`` times; unknown of what is exchanged."""
+    return x is None or is_wrapped(x) or x._version == version
+
+
+def reaches_only(roots: Sequence[Tensor], named: Sequence[Tensor], start: int) -> bool:
+    """Whether the graphs behind ``roots``, at every level, end in ``named`` and nothing else from before.
+
+    ``start``: the number that the first node recorded since would have.
+    """
     edges: dict[int, set[tuple[Any, int]]] = {}
     leaves: dict[int, list[Tensor]] = {}
     for x in named:

@@ -6,23 +6,28 @@ surroundings and the flags of parameters are as they were, and tensors are compa
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
 from . import _state
+from ._checkpoint_holdings import Holdings
 from ._checkpoint_surroundings import Surroundings, outside_inference
-from ._checkpoint_transforms import checkpoint_in_transforms, name_of
+from ._checkpoint_transforms import checkpoint_in_transforms, name_of, refusal
 from ._flags import Hold, held_again, holds
 from ._torch_private import backward_pass, outside_functorch, pytree
 from ._torch_private import saved_tensors_hooks as hooks_in_force
 
 __all__ = ["checkpoint_on_tape"]
 
-Seen = list[tuple[int, bool]]
+# Of a tensor that is saved: version, whether it requires grad, shape, dtype, device.
+_State = tuple[int, bool, torch.Size, torch.dtype, torch.device]
+_BE_PURE = "make it depend on nothing but its arguments and tensors that stay as they are"
 
 
 def checkpoint_on_tape(f: Callable[..., Any], xs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -35,6 +40,7 @@ def checkpoint_on_tape(f: Callable[..., Any], xs: tuple[Any, ...], kwargs: dict[
             *runs.split(),
             use_reentrant=False,
             preserve_rng_state=False,  # which looks at the devices of xs only
+            determinism_check="none",  # is done here, with less time for each tensor
             context_fn=lambda: (_Watched(runs), _Noted(runs)),
         )
     except RuntimeError as error:
@@ -46,20 +52,26 @@ def checkpoint_on_tape(f: Callable[..., Any], xs: tuple[Any, ...], kwargs: dict[
     return checkpoint_in_transforms(f, xs, kwargs)
 
 
+def _text(state: _State) -> str:
+    return f"shape {tuple(state[2])}, dtype {state[3]} and device {state[4]}"
+
+
 class _Runs:
     """``f`` for its first run and its recomputations: the same arguments in the same surroundings.
 
-    ``seen``: of each tensor that was saved in the latest recomputation, its version and whether it requires
-    grad. ``copied``: the arguments came out of somebody's hooks with other versions than they went in.
+    ``seen``: the state of each tensor that was saved in the latest recomputation. ``copied``: arguments came
+    out of somebody's hooks with other versions than they went in.
     """
 
     __slots__ = (
         "_f",
         "_given",
+        "_holdings",
         "_holds",
         "_leaves",
+        "_names",
         "_places",
-        "_spec",
+        "_specs",
         "_surroundings",
         "_versions",
         "copied",
@@ -69,44 +81,67 @@ class _Runs:
     def __init__(self, f: Callable[..., Any], xs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._f = f
         self._given: Any = (xs, kwargs)
+        self._holdings: Holdings | None = None
         self._holds: tuple[Hold, ...] = ()
         self._leaves: list[Any] = []
+        self._names: tuple[str, ...] = ()
         self._places: list[int] = []
-        self._spec: Any = None
+        self._specs: list[Any] | None = None
         self._surroundings: Surroundings | None = None
         self._versions: list[int] = []
         self.copied = False
-        self.seen: Seen = []
+        self.seen: list[_State] = []
 
     def split(self) -> Sequence[Tensor]:
         """The tensors among the arguments, for the tape to keep; what else there is, is kept here."""
         xs, kwargs = self._given
         if not kwargs and all(isinstance(x, Tensor) for x in xs):
             return xs  # type: ignore[no-any-return]
-        leaves, self._spec = pytree.tree_flatten(self._given)
-        self._leaves = leaves
+        self._names = tuple(kwargs)
+        leaves = self._leaves
+        self._specs = []
+        for x in (*xs, *kwargs.values()):
+            spec = None
+            if isinstance(x, Tensor) or pytree.tree_is_leaf(x):
+                leaves.append(x)
+            else:
+                inside, spec = pytree.tree_flatten(x)
+                leaves.extend(inside)
+            self._specs.append(spec)
         self._places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and not x.is_inference()]
         tensors = [leaves[i] for i in self._places]
         for i in self._places:
             leaves[i] = None
         return tensors
 
-    def _arguments(self, tensors: Sequence[Tensor]) -> Any:
+    def _arguments(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Any], dict[str, Any]]:
         """As they were given, in containers of their own: the caller may have changed his."""
-        if self._spec is None:
+        if self._specs is None:
             return tensors, {}
         leaves = list(self._leaves)
         for i, tensor in zip(self._places, tensors, strict=True):
             leaves[i] = tensor
-        return pytree.tree_unflatten(leaves, self._spec)
+        remaining = iter(leaves)
+        values = [
+            next(remaining)
+            if spec is None
+            else pytree.tree_unflatten(list(itertools.islice(remaining, spec.num_leaves)), spec)
+            for spec in self._specs
+        ]
+        count = len(values) - len(self._names)
+        return values[:count], dict(zip(self._names, values[count:], strict=True))
 
     def __call__(self, *tensors: Tensor) -> Any:
-        if self._surroundings is None:
+        if self._surroundings is None or self._holdings is None:
             return self._first_run(tensors)
+        changes = self._holdings.changes()
+        if changes is not None:
+            raise self.refusal(*changes)
         self.copied = [x._version for x in tensors] != self._versions
         xs, kwargs = self._arguments(tensors)
         position = _state.mark()
         release = held_again(self._holds)
+        others = self._holdings.put_back()
         try:
             with self._surroundings.restored():
                 return self._f(*xs, **kwargs)
@@ -115,6 +150,7 @@ class _Runs:
                 raise
             error = enough.error
         finally:
+            Holdings.undo(others)
             release()
             _state.forget_since(position)  # hooks report from the first run
         # Out here, without the frames of f: an exception that refers to itself would keep tensors alive.
@@ -127,8 +163,11 @@ class _Runs:
         (xs, kwargs), self._given = self._given, None
         self._versions = [x._version for x in tensors]
         self._holds = holds()
+        self._holdings = Holdings(self._f)
         self._surroundings = Surroundings()
-        return self._f(*xs, **kwargs)
+        y = self._f(*xs, **kwargs)
+        self._holdings.settle()
+        return y
 
     def rewind(self) -> None:
         """Set the random state back to where it was before the first run."""
@@ -137,20 +176,19 @@ class _Runs:
 
     def refusal(self, what: str, advice: str) -> RuntimeError:
         """The error that says that ``f`` did something else when it ran again."""
-        return RuntimeError(
-            f"checkpointed: expected {name_of(self._f)} to do the same when it ran again for the backward "
-            f"pass, but {what}; {advice}"
-        )
+        return refusal(self._f, what, advice)
 
-    def compare(self, x: Tensor, then: tuple[int, bool], again: tuple[int, bool]) -> None:
-        """Refuse a tensor ``x`` that was saved in another state than before, or was written to since."""
+    def refuse(self, x: Tensor, then: _State, again: _State) -> None:
+        """Say what is wrong with ``x``, saved in another state than before, or written to since."""
         if x._version != again[0]:
             raise RuntimeError(
                 f"checkpointed: {name_of(self._f)} writes in place into a tensor of shape {tuple(x.shape)} "
                 "that its own backward pass needs; write into a clone() of it"
             )
-        if then == again:
-            return
+        if then[2:] != again[2:]:
+            raise self.refusal(
+                f"a tensor that it needs there, of {_text(then)}, came as one of {_text(again)}", _BE_PURE
+            )
         if then[1] != again[1]:
             raise self.refusal(
                 "other tensors require grad now",
@@ -158,8 +196,8 @@ class _Runs:
             )
         if not self.copied:
             raise self.refusal(
-                f"a tensor that it uses, of shape {tuple(x.shape)} and dtype {x.dtype}, has been written in "
-                "place since (by +=, an optimizer or an eager update, say)",
+                f"a tensor that it uses, of {_text(again)}, has been written in place since (by "
+                "+=, an optimizer or an eager update, say)",
                 "write into a clone() of it",
             )
 
@@ -184,11 +222,11 @@ class _Watched(saved_tensors_hooks):
     def __enter__(self) -> None:
         pack, unpack = hooks_in_force()
         runs = self._runs
-        first: Seen = []
+        first: list[_State] = []
         recomputed_in = -1
 
         def numbered(x: Tensor) -> tuple[int, Any]:
-            first.append((x._version, x.requires_grad))
+            first.append((x._version, x.requires_grad, x.shape, x.dtype, x.device))
             return len(first) - 1, pack(x)
 
         def recomputed(packed: tuple[int, Any]) -> Tensor:
@@ -203,12 +241,11 @@ class _Watched(saved_tensors_hooks):
                         x = unpack(holder)
                     recomputed_in = now
             except CheckpointError as error:
-                raise runs.refusal(
-                    "the tensors that it needs there came in other shapes, dtypes or number",
-                    f"make it depend on nothing but its arguments and on tensors that stay ({error})",
-                ) from None
+                raise runs.refusal(f"it needs other tensors there ({error})", _BE_PURE) from None
             if number < len(runs.seen):
-                runs.compare(x, first[number], runs.seen[number])
+                again = runs.seen[number]
+                if again != first[number] or x._version != again[0]:
+                    runs.refuse(x, first[number], again)
             return x
 
         super().__init__(numbered, recomputed)
@@ -224,11 +261,11 @@ class _Noted(saved_tensors_hooks):
     def __enter__(self) -> None:
         pack, unpack = hooks_in_force()
         runs = self._runs
-        seen: Seen = []
+        seen: list[_State] = []
         runs.seen = seen
 
         def noted(x: Tensor) -> Any:
-            seen.append((x._version, x.requires_grad))
+            seen.append((x._version, x.requires_grad, x.shape, x.dtype, x.device))
             try:
                 return pack(x)
             except Exception as error:

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from . import _state
-from ._checkpoint_closure import Recorder, is_recorded, needs_name
+from ._checkpoint_closure import Recorder, has_version, is_recorded, needs_name, reaches_only
+from ._checkpoint_holdings import Holdings
 from ._checkpoint_node import Rerun, attach
 from ._checkpoint_surroundings import Surroundings
 from ._engine import swapped
@@ -27,15 +28,24 @@ from ._torch_private import (
     is_wrapped,
     leave_grad_level,
     pytree,
+    sequence_number,
     transform_stack,
 )
 
-__all__ = ["checkpoint_in_transforms", "name_of"]
+__all__ = ["checkpoint_in_transforms", "name_of", "refusal"]
 
 
 def name_of(f: Callable[..., Any]) -> str:
     """The name of ``f`` for a message."""
     return getattr(f, "__qualname__", None) or type(f).__name__
+
+
+def refusal(f: Callable[..., Any], what: str, advice: str) -> RuntimeError:
+    """The error that says that ``f`` did something else when it ran again."""
+    return RuntimeError(
+        f"checkpointed: expected {name_of(f)} to do the same when it ran again for the backward pass, but "
+        f"{what}; {advice}"
+    )
 
 
 def checkpoint_in_transforms(f: Callable[..., Any], xs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -48,11 +58,13 @@ def checkpoint_in_transforms(f: Callable[..., Any], xs: tuple[Any, ...], kwargs:
     arguments = [leaves[i].view_as(leaves[i]) for i in places]
     for i, argument in zip(places, arguments, strict=True):
         leaves[i] = argument
+    holdings = Holdings(f)
     surroundings = Surroundings()
     position = _state.mark()
     with Recorder(arguments) as closure:
         xs, kwargs = pytree.tree_unflatten(leaves, spec)
         y = f(*xs, **kwargs)
+    holdings.settle()
     outputs, y_spec = pytree.tree_flatten(y)
     attached = [i for i, leaf in enumerate(outputs) if isinstance(leaf, Tensor) and is_recorded(leaf)]
     if not attached:
@@ -70,7 +82,7 @@ def checkpoint_in_transforms(f: Callable[..., Any], xs: tuple[Any, ...], kwargs:
     # Argument views are only held as long as this call.
     for i in places:
         leaves[i] = None
-    again = _Again(f, leaves, spec, places, closure.tensors, attached, roots, surroundings)
+    again = _Again(f, leaves, spec, places, closure, attached, roots, holdings, surroundings)
     again.report_later(_state.forget_since(position))
     for i, new in zip(attached, attach(again, roots, [*arguments, *closure.tensors]), strict=True):
         outputs[i] = new
@@ -86,23 +98,28 @@ class _Again(Rerun):
         leaves: list[Any],
         spec: Any,
         places: list[int],
-        closure: list[Tensor],
+        closure: Recorder,
         attached: list[int],
         roots: list[Tensor],
+        holdings: Holdings,
         surroundings: Surroundings,
     ) -> None:
         self._f = f
         self._leaves = leaves
         self._spec = spec
         self._places = places
-        self._closure = closure
+        self._closure = closure.tensors
+        self._constants = closure.untouched()
         self._attached = attached
         self._expected = [(root.shape, root.dtype) for root in roots]
+        self._holdings = holdings
         self._surroundings = surroundings
         self._in_transform = in_functorch_derivative()
         self._waiting: list[Callable[[], None]] = []
         # Plain leaves stay as they are, found by identity, so that threads may share them.
-        self.natural = {len(places) + i: tensor for i, tensor in enumerate(closure) if _is_plain_leaf(tensor)}
+        self.natural = {
+            len(places) + i: tensor for i, tensor in enumerate(self._closure) if _is_plain_leaf(tensor)
+        }
 
     def _transform(self) -> contextlib.AbstractContextManager[int | None]:
         """A level of ``torch.func`` that records nothing, where ``f`` was inside one and isn't now.
@@ -125,6 +142,8 @@ class _Again(Rerun):
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         self._waiting = []
+        self._refuse_changes()
+        start = sequence_number()
         leaves = list(self._leaves)
         for place, tensor in zip(self._places, tensors, strict=False):
             leaves[place] = tensor
@@ -136,21 +155,40 @@ class _Again(Rerun):
                 mine.append(tensor)
                 # A twin of its own: a tensor may be given for two of them.
                 twins.append(tensors[i].view_as(tensors[i]))
-        with swapped(mine, twins), self._surroundings.restored(), self._transform() as level:
-            found = pytree.tree_leaves(self._f(*xs, **kwargs))
-            results: list[Any] = [found[i] if i < len(found) else None for i in self._attached]
-            # An object whose tensor is about to be swapped back is no result.
-            results = [r.view_as(r) if any(r is tensor for tensor in mine) else r for r in results]
-            if level is not None:
-                results = [leave_grad_level(r, level) if isinstance(r, Tensor) else r for r in results]
+        others = self._holdings.put_back()
+        try:
+            with swapped(mine, twins), self._surroundings.restored(), self._transform() as level:
+                found = pytree.tree_leaves(self._f(*xs, **kwargs))
+                results: list[Any] = [found[i] if i < len(found) else None for i in self._attached]
+                # An object whose tensor is about to be swapped back is no result.
+                results = [r.view_as(r) if any(r is tensor for tensor in mine) else r for r in results]
+                if level is not None:
+                    results = [leave_grad_level(r, level) if isinstance(r, Tensor) else r for r in results]
+        finally:
+            Holdings.undo(others)
+        self._check(results, [*tensors, *self.natural.values()], start)
+        return tuple(results)
+
+    def _check(self, results: list[Any], inputs: Sequence[Tensor], start: int) -> None:
+        """Refuse what isn't that function of ``inputs`` which the first run was."""
         got = [(r.shape, r.dtype) if isinstance(r, Tensor) else type(r).__name__ for r in results]
         if got != self._expected:
-            raise RuntimeError(
-                f"checkpointed: expected {name_of(self._f)} to do the same when it ran again for the "
-                f"backward pass, but it returned {got} instead of {self._expected}; make it depend on "
-                "nothing but its arguments and tensors that stay as they are"
+            raise refusal(
+                self._f,
+                f"it returned {got} instead of {self._expected}",
+                "make it depend on nothing but its arguments and tensors that stay as they are",
             )
-        return tuple(results)
+        if not reaches_only(results, inputs, start):
+            raise refusal(
+                self._f, "it used another tensor", "pass it as an argument, or leave it where it was found"
+            )
+
+    def _refuse_changes(self) -> None:
+        changes = self._holdings.changes()
+        if changes is None and not all(has_version(ref(), version) for ref, version in self._constants):
+            changes = "a tensor that it uses has been written in place since", "write into a clone() of it"
+        if changes is not None:
+            raise refusal(self._f, *changes)
 
 
 def _is_plain_leaf(x: Tensor) -> bool:
