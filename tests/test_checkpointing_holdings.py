@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, jacrev
 
-from torchzygote import checkpointed, gradient, hessian, jacobian
+from torchzygote import Params, checkpointed, eager_update, gradient, hessian, jacobian
 
 Checkpoint = Callable[..., Any]
 
@@ -225,6 +225,19 @@ def test_a_tensor_written_in_place_is_refused_where_nobody_saves_it(x: Tensor, w
 
     with pytest.raises(RuntimeError, match="h, which it uses, has been written in place since"):
         gradient(f, x)
+
+
+@pytest.mark.parametrize("checkpoint", [plainly, checkpointed])
+def test_unless_it_is_used_after_all_that_the_backward_pass_needs(
+    checkpoint: Checkpoint, x: Tensor, w: Tensor
+) -> None:
+    """As by an eager update: the gradient by w is final before the sine is pulled back."""
+    w.requires_grad_()
+    with eager_update(lambda p, g: p.sub_(g), [w]):
+        found = gradient(lambda: (checkpoint(lambda: x.sin() + w) ** 2).sum(), Params([w, x]))
+    before = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
+    torch.testing.assert_close(found[x], 2 * (x.sin() + before) * x.cos())
+    torch.testing.assert_close(w.detach(), before - 2 * (x.sin() + before))
 
 
 def test_inside_torch_func_another_tensor_is_refused_wherever_it_comes_from(x: Tensor, w: Tensor) -> None:

@@ -82,6 +82,12 @@ class Recorder(TorchFunctionMode):
             self._known.add(id(x))
             self.tensors.append(x)
 
+    def adopt(self, x: Tensor) -> None:
+        """``x``, made inside, stands for something from outside."""
+        self._known.add(id(x))
+        if needs_name(x):
+            self.tensors.append(x)
+
     def _is_made_inside(self, x: Tensor) -> bool:
         """What an inner transform returns comes from no function that we see."""
         return any(

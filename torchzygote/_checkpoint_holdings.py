@@ -1,13 +1,13 @@
 """What a function holds besides its arguments, and what of that has become something else as it runs again.
 
-Variables that it closes over, and lists and dicts in them, are put back for the time of the rerun: the
-variable of a loop was another then. What can't be put back without others seeing it is told: another value of
-a global variable or an attribute, a tensor written in place. Knows nothing of derivatives.
+Variables that it closes over, lists and dicts in them, and what it reads of Buffers, are put back for the
+time of the rerun: the variable of a loop was another then. What can't be put back without others seeing it is
+told: another value of a global variable or an attribute, a tensor written in place. Knows nothing of
+derivatives.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dis
 import functools
 import operator
@@ -18,10 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from ._torch_private import is_wrapped
+from ._checkpoint_buffers import Reads, is_buffer
+from ._torch_private import is_wrapped, pytree
 
-__all__ = ["Holdings"]
+__all__ = ["Holdings", "Uses", "written_since"]
 
 _SIMPLE = frozenset({int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device})
 _CALLABLES = frozenset({types.FunctionType, types.MethodType, functools.partial})
@@ -30,6 +32,9 @@ _CONTAINERS = frozenset({list, dict})
 _NOT_COMPARED = frozenset({types.ModuleType, type, types.BuiltinFunctionType, *_CONTAINERS})
 _MANY = 256  # a larger list isn't looked into: that would take longer than f
 _DEEP = 8  # functions that f closes over, and so on
+# Attributes of a tensor that have its elements; methods that haven't.
+_VIEWS = frozenset({"T", "mT", "H", "mH", "real", "imag", "data"})
+_QUESTIONS = frozenset({"size", "dim", "numel", "nelement", "stride", "is_floating_point", "is_complex"})
 _NOTHING = object()
 
 # A cell or a namespace and a name in it, what was there, and of that the version or a copy.
@@ -84,9 +89,8 @@ def _look(f: Any) -> tuple[list[_Place], list[_Place]]:
         code = function.__code__
         objects = [] if bound is None else [bound]
         for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
-            try:
-                value = cell.cell_contents
-            except ValueError:  # not assigned yet
+            value = _content(cell)
+            if value is _NOTHING:
                 continue
             cells.append((cell, name, value, _state(value)))
             kind = type(value)
@@ -126,90 +130,142 @@ def _is_as_it_was(then: Any, now: Any) -> bool:
     return bool(then == now)
 
 
-def _lasting(before: list[_Place], after: list[_Place]) -> list[_Place]:
-    """Places where ``f`` changed nothing itself."""
-    return [
-        place
-        for place, (holder, _, value, state) in zip(before, after, strict=False)
-        if place[0] is holder and _are_same(place[2], value) and _is_as_it_was(place[3], state)
-    ]
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not assigned yet, or not any more
+        return _NOTHING
+
+
+def _lasts(place: _Place, now: Any) -> bool:
+    """Whether ``now`` is what was there, as it was."""
+    _, _, value, state = place
+    return _are_same(value, now) and (state is None or _is_as_it_was(state, _state(now)))
 
 
 def _weakly(value: Any) -> Callable[[], Any]:
     """What gives ``value`` back, without keeping it alive if that can be."""
     if type(value) not in _SIMPLE:
-        with contextlib.suppress(TypeError):  # has no room for weak references
+        try:
             return weakref.ref(value)
+        except TypeError:  # has no room for weak references
+            pass
     return lambda: value
 
 
 class Holdings:
-    """What ``f`` holds as it runs first: made before that, and settled after it.
+    """What ``f`` holds as it runs first, and what it reads of Buffers: a context around that run.
 
-    Until then nothing is known to last; ``f`` may run again that early, for a derivative inside of it.
+    Until that is over nothing is known to last; ``f`` may run again so early, for a derivative inside of it.
+    ``given``: its arguments; Buffers among them are looked after too. ``adopt`` is told what is read of them.
     """
 
-    __slots__ = ("_before", "_cells", "_f", "_names")
+    __slots__ = ("_before", "_cells", "_f", "_names", "_reads")
 
-    def __init__(self, f: Callable[..., Any]) -> None:
+    def __init__(
+        self, f: Callable[..., Any], given: Sequence[Any], adopt: Callable[[Tensor], None] | None = None
+    ) -> None:
         self._f = f
         self._before = _look(f)
         self._cells: list[_Place] = []
         self._names: list[_Place] = []
+        buffers = [x for x in given if is_buffer(x)]
+        buffers += [place[2] for places in self._before for place in places if is_buffer(place[2])]
+        self._reads = Reads(buffers, adopt) if buffers else None
 
-    def settle(self) -> None:
+    def __enter__(self) -> None:
+        if self._reads is not None:
+            self._reads.__enter__()
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if self._reads is not None:
+            self._reads.__exit__(kind, error, traceback)
+        if kind is None:
+            self._settle()
+
+    def _settle(self) -> None:
         """``f`` has run; what it changed itself isn't looked after."""
-        (cells_before, names_before), self._before = self._before, ([], [])
-        cells, names = _look(self._f)
-        self._cells = [
-            # of a list or dict only what was in it: the thing itself may hold what f returned, for ever
-            (cell, name, None if type(state) in _CONTAINERS else value, state)
-            for cell, name, value, state in _lasting(cells_before, cells)
-        ]
-        self._names = [
-            (namespace, name, _weakly(value), state)
-            for namespace, name, value, state in _lasting(names_before, names)
-        ]
+        (cells, names), self._before = self._before, ([], [])
+        for place in cells:
+            cell, name, value, state = place
+            if _lasts(place, _content(cell)):
+                # of a list or dict only what was in it: the thing itself may hold what f returned, for ever
+                self._cells.append((cell, name, None if type(state) in _CONTAINERS else value, state))
+        for place in names:
+            namespace, name, value, state = place
+            if _lasts(place, namespace.get(name, _NOTHING)):
+                self._names.append((namespace, name, _weakly(value), state))
 
     def changes(self) -> tuple[str, str] | None:
         """What can't be put back, and what to do about it."""
-        for namespace, name, kept, state in self._names:
-            now = namespace.get(name, _NOTHING)
-            if not _are_same(kept(), now):
+        for namespace, name, kept, _ in self._names:
+            if not _are_same(kept(), namespace.get(name, _NOTHING)):
                 return (
                     f"{name}, a global variable or an attribute that it uses, is something else now",
                     "pass it as an argument",
                 )
-            if not _is_as_it_was(state, _state(now)):
-                return _written(name)
-        for _, name, value, state in self._cells:
-            if type(state) is int and not _is_as_it_was(state, _state(value)):
-                return _written(name)
         return None
 
-    def put_back(self) -> list[tuple[types.CellType, Any]]:
-        """Give variables that ``f`` closes over the values that they had; for :meth:`undo`."""
+    def written(self) -> dict[int, str]:
+        """Tensors that were written in place since, by their names."""
+        found: dict[int, str] = {}
+        for _, name, x, state in self._cells:
+            if type(state) is int and not _is_as_it_was(state, _state(x)):
+                found[id(x)] = name
+        for _, name, kept, state in self._names:
+            if type(state) is int and not _is_as_it_was(state, _state(x := kept())):
+                found[id(x)] = name
+        return found
+
+    def put_back(self) -> Callable[[], None]:
+        """What ``f`` closes over is as it was, until the function returned is called."""
         changed: list[tuple[types.CellType, Any]] = []
         for cell, _, then, state in self._cells:
-            try:
-                now = cell.cell_contents
-            except ValueError:
-                now = _NOTHING
+            now = _content(cell)
             contained = type(state) in _CONTAINERS
             if not (_is_as_it_was(state, now) if contained else _are_same(then, now)):
                 changed.append((cell, now))
                 cell.cell_contents = state.copy() if contained else then
-        return changed
+        end_of_reads = None if self._reads is None else self._reads.again()
 
-    @staticmethod
-    def undo(changed: list[tuple[types.CellType, Any]]) -> None:
-        """Give them the values that they have."""
-        for cell, value in changed:
-            if value is _NOTHING:
-                del cell.cell_contents
-            else:
-                cell.cell_contents = value
+        def undo() -> None:
+            if end_of_reads is not None:
+                end_of_reads()
+            for cell, value in changed:
+                if value is _NOTHING:
+                    del cell.cell_contents
+                else:
+                    cell.cell_contents = value
+
+        return undo
 
 
-def _written(name: str) -> tuple[str, str]:
+def written_since(name: str) -> tuple[str, str]:
+    """What is wrong with a tensor, and what to do about it."""
     return f"{name}, which it uses, has been written in place since", "write into a clone() of it"
+
+
+class Uses(TorchFunctionMode):
+    """Around a run: ``found`` becomes the name of the first of these tensors whose elements are used."""
+
+    def __init__(self, names: dict[int, str]) -> None:
+        super().__init__()
+        self._names = names
+        self.found: str | None = None
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.found is None and _uses_elements(func):
+            for x in pytree.tree_iter((args, kwargs)):
+                if id(x) in self._names:
+                    self.found = self._names[id(x)]
+        return func(*args, **kwargs)
+
+
+def _uses_elements(func: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    if name == "__get__":
+        return getattr(func.__self__, "__name__", "") in _VIEWS
+    return name not in _QUESTIONS

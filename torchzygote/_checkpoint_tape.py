@@ -16,7 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
 from . import _state
-from ._checkpoint_holdings import Holdings
+from ._checkpoint_holdings import Holdings, Uses, written_since
 from ._checkpoint_surroundings import Surroundings, outside_inference
 from ._checkpoint_transforms import checkpoint_in_transforms, name_of, refusal
 from ._flags import Hold, held_again, holds
@@ -25,8 +25,8 @@ from ._torch_private import saved_tensors_hooks as hooks_in_force
 
 __all__ = ["checkpoint_on_tape"]
 
-# Of a tensor that is saved: version, whether it requires grad, shape, dtype, device.
-_State = tuple[int, bool, torch.Size, torch.dtype, torch.device]
+# Of a tensor that is saved: version, whether it requires grad, shape, dtype.
+_State = tuple[int, bool, torch.Size, torch.dtype]
 _BE_PURE = "make it depend on nothing but its arguments and tensors that stay as they are"
 
 
@@ -53,7 +53,7 @@ def checkpoint_on_tape(f: Callable[..., Any], xs: tuple[Any, ...], kwargs: dict[
 
 
 def _text(state: _State) -> str:
-    return f"shape {tuple(state[2])}, dtype {state[3]} and device {state[4]}"
+    return f"shape {tuple(state[2])} and dtype {state[3]}"
 
 
 class _Runs:
@@ -137,11 +137,26 @@ class _Runs:
         changes = self._holdings.changes()
         if changes is not None:
             raise self.refusal(*changes)
+        written = self._holdings.written()
+        if not written:
+            return self._rerun(tensors)
+        # It may be that what the backward pass needs comes before they are used.
+        uses = Uses(written)
+        try:
+            with uses:
+                return self._rerun(tensors)
+        finally:
+            if uses.found is not None:
+                raise self.refusal(*written_since(uses.found)) from None
+
+    def _rerun(self, tensors: Sequence[Tensor]) -> Any:
+        assert self._surroundings is not None
+        assert self._holdings is not None
         self.copied = [x._version for x in tensors] != self._versions
         xs, kwargs = self._arguments(tensors)
         position = _state.mark()
         release = held_again(self._holds)
-        others = self._holdings.put_back()
+        undo = self._holdings.put_back()
         try:
             with self._surroundings.restored():
                 return self._f(*xs, **kwargs)
@@ -150,7 +165,7 @@ class _Runs:
                 raise
             error = enough.error
         finally:
-            Holdings.undo(others)
+            undo()
             release()
             _state.forget_since(position)  # hooks report from the first run
         # Out here, without the frames of f: an exception that refers to itself would keep tensors alive.
@@ -163,11 +178,10 @@ class _Runs:
         (xs, kwargs), self._given = self._given, None
         self._versions = [x._version for x in tensors]
         self._holds = holds()
-        self._holdings = Holdings(self._f)
+        self._holdings = Holdings(self._f, self._leaves)
         self._surroundings = Surroundings()
-        y = self._f(*xs, **kwargs)
-        self._holdings.settle()
-        return y
+        with self._holdings:
+            return self._f(*xs, **kwargs)
 
     def rewind(self) -> None:
         """Set the random state back to where it was before the first run."""
@@ -226,7 +240,7 @@ class _Watched(saved_tensors_hooks):
         recomputed_in = -1
 
         def numbered(x: Tensor) -> tuple[int, Any]:
-            first.append((x._version, x.requires_grad, x.shape, x.dtype, x.device))
+            first.append((x._version, x.requires_grad, x.shape, x.dtype))
             return len(first) - 1, pack(x)
 
         def recomputed(packed: tuple[int, Any]) -> Tensor:
@@ -265,7 +279,7 @@ class _Noted(saved_tensors_hooks):
         runs.seen = seen
 
         def noted(x: Tensor) -> Any:
-            seen.append((x._version, x.requires_grad, x.shape, x.dtype, x.device))
+            seen.append((x._version, x.requires_grad, x.shape, x.dtype))
             try:
                 return pack(x)
             except Exception as error:

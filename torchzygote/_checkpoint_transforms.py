@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import _state
 from ._checkpoint_closure import Recorder, has_version, is_recorded, needs_name, reaches_only
-from ._checkpoint_holdings import Holdings
+from ._checkpoint_holdings import Holdings, written_since
 from ._checkpoint_node import Rerun, attach
 from ._checkpoint_surroundings import Surroundings
 from ._engine import swapped
@@ -58,13 +58,13 @@ def checkpoint_in_transforms(f: Callable[..., Any], xs: tuple[Any, ...], kwargs:
     arguments = [leaves[i].view_as(leaves[i]) for i in places]
     for i, argument in zip(places, arguments, strict=True):
         leaves[i] = argument
-    holdings = Holdings(f)
+    closure = Recorder(arguments)
+    holdings = Holdings(f, leaves, closure.adopt)
     surroundings = Surroundings()
     position = _state.mark()
-    with Recorder(arguments) as closure:
+    with holdings, closure:
         xs, kwargs = pytree.tree_unflatten(leaves, spec)
         y = f(*xs, **kwargs)
-    holdings.settle()
     outputs, y_spec = pytree.tree_flatten(y)
     attached = [i for i, leaf in enumerate(outputs) if isinstance(leaf, Tensor) and is_recorded(leaf)]
     if not attached:
@@ -155,7 +155,7 @@ class _Again(Rerun):
                 mine.append(tensor)
                 # A twin of its own: a tensor may be given for two of them.
                 twins.append(tensors[i].view_as(tensors[i]))
-        others = self._holdings.put_back()
+        undo = self._holdings.put_back()
         try:
             with swapped(mine, twins), self._surroundings.restored(), self._transform() as level:
                 found = pytree.tree_leaves(self._f(*xs, **kwargs))
@@ -165,7 +165,7 @@ class _Again(Rerun):
                 if level is not None:
                     results = [leave_grad_level(r, level) if isinstance(r, Tensor) else r for r in results]
         finally:
-            Holdings.undo(others)
+            undo()
         self._check(results, [*tensors, *self.natural.values()], start)
         return tuple(results)
 
@@ -185,6 +185,8 @@ class _Again(Rerun):
 
     def _refuse_changes(self) -> None:
         changes = self._holdings.changes()
+        for name in self._holdings.written().values():
+            changes = written_since(name)
         if changes is None and not all(has_version(ref(), version) for ref, version in self._constants):
             changes = "a tensor that it uses has been written in place since", "write into a clone() of it"
         if changes is not None:

@@ -29,8 +29,9 @@ def checkpointed(f: Callable[..., Any], /, *xs: Any, **kwargs: Any) -> Any:
     ----------
     f : callable
         A function, module or bound method that does the same when it runs again: random numbers of PyTorch's
-        default generators (CPU and CUDA), autocast and the default device are restored, anything else that
-        ``f`` changes is not. Tensors that it closes over, and the parameters of modules, get their gradients.
+        default generators (CPU and CUDA), autocast, the default device and dtype, containers among the
+        arguments and variables that ``f`` closes over are restored, anything else that ``f`` changes is not.
+        Tensors that it closes over, and the parameters of modules, get their gradients.
     *xs, **kwargs
         Passed to ``f``: tensors, structures of them, or anything else.
 
@@ -43,7 +44,8 @@ def checkpointed(f: Callable[..., Any], /, *xs: Any, **kwargs: Any) -> Any:
     ------
     RuntimeError
         In the backward pass, where ``f`` did something else when it ran again (saved tensors of other shapes
-        or in another number), or wrote in place into what its own backward needs.
+        or in another number, found something else in a global variable or an attribute), or wrote in place
+        into what its own backward needs, or where a tensor that it uses has been written in place since.
 
     Notes
     -----
