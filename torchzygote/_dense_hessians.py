@@ -5,7 +5,7 @@ Multiplies with ``_products``, puts together with ``_assembly``; it must not kno
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -62,6 +62,23 @@ def _chunk(rows: int, options: Options, cost: RowCost, device: torch.device) -> 
     return _plan.choose_chunk(None, rows, cost, device)
 
 
+def _pulled_rows(
+    lin: Linearization, chunk: int, options: Options, cost: RowCost
+) -> Iterator[_products.Chunk]:
+    """The rows of a Hessian, a chunk at a time."""
+    root = lin.roots[0]
+    return _products.vjps(
+        lin,
+        0,
+        _products.identity_seeds(root.numel(), root.dtype, root.device),
+        root.numel(),
+        chunk,
+        create_graph=options.keep,
+        progress=options.progress,
+        misbatched=cost.misbatched,
+    )
+
+
 def _by_rows(second: SecondOrder, lin: Linearization, options: Options, cost: RowCost) -> Tensor:
     """Reverse over reverse: the recorded gradient is pulled back."""
     x = second.prepared.inputs[0]
@@ -70,18 +87,8 @@ def _by_rows(second: SecondOrder, lin: Linearization, options: Options, cost: Ro
     if blocks is not None:
         return blocks.dense(n, n, x.dtype)
     block = Rows(n, x, x.dtype, options.keep)
-    seeds = _products.identity_seeds(n, lin.roots[0].dtype, x.device)
     chunk = _chunk(n, options, cost, x.device)
-    for lo, hi, (product,) in _products.vjps(
-        lin,
-        0,
-        seeds,
-        n,
-        chunk,
-        create_graph=options.keep,
-        progress=options.progress,
-        misbatched=cost.misbatched,
-    ):
+    for lo, hi, (product,) in _pulled_rows(lin, chunk, options, cost):
         add_rows([block], lo, hi, [product])
     return block.matrix()
 
@@ -177,23 +184,13 @@ def diagonal(second: SecondOrder, i: int, options: Options) -> Tensor:
         return torch.zeros(x.shape, dtype=x.dtype, device=x.device)
     cost = FREE if _engine.compiling() else second.row_cost()
     chunk = _chunk(n, options, cost, x.device)
-    seeds = _products.identity_seeds(n, lin.roots[0].dtype, x.device)
     parts: list[Tensor] = []
     # Not a list of parts: small pieces of memory, kept from chunk to chunk, would lie where the next chunk's
     # large ones must go, and the heap would grow by half a chunk each time.
     # (Under vmap, it would have no room for the examples.)
     joined = options.keep or _engine.in_functorch() or chunk >= n
     whole = None if joined else torch.zeros(n, dtype=x.dtype, device=x.device)
-    for lo, hi, (product,) in _products.vjps(
-        lin,
-        0,
-        seeds,
-        n,
-        chunk,
-        create_graph=options.keep,
-        progress=options.progress,
-        misbatched=cost.misbatched,
-    ):
+    for lo, hi, (product,) in _pulled_rows(lin, chunk, options, cost):
         if whole is not None:
             if product is not None:
                 whole[lo:hi].copy_(native.gather_diagonal(product.reshape(hi - lo, n), lo))
