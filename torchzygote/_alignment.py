@@ -46,11 +46,15 @@ _ELEMENTWISE = """
 def _meet(alignments: list[Alignment]) -> Alignment:
     """What holds for a value that depends on all of these."""
     first, *others = alignments
+    if all(other == first for other in others):
+        return first
     return tuple(a if all(o[i] == a for o in others) else FREE for i, a in enumerate(first))
 
 
 def _broadcast(alignment: Alignment, shape: _Shape, out: _Shape) -> Alignment:
     """Axes are matched from the right; an axis that is repeated runs along with nothing."""
+    if shape == out:
+        return alignment
     missing = len(out) - len(shape)
     kept = (a if n == m else FREE for a, n, m in zip(alignment, shape, out[missing:], strict=True))
     return (FREE,) * missing + tuple(kept)
@@ -260,8 +264,8 @@ class _Walk:
     """
 
     def __init__(self, sources: Sequence[Tensor], axes: Sequence[Alignment]) -> None:
-        self._known: dict[tuple[Any, int], Alignment | None] = {
-            source_of(x): a for x, a in zip(sources, axes, strict=True)
+        self._known: dict[tuple[Any, int], tuple[Alignment, _Shape] | None] = {
+            source_of(x): (a, tuple(x.shape)) for x, a in zip(sources, axes, strict=True)
         }
 
     def of(self, root: Tensor) -> Alignment | None:
@@ -269,40 +273,39 @@ class _Walk:
         if root.grad_fn is None:
             return None
         known, value = self._known, (root.grad_fn, root.output_nr)
-        stack: list[tuple[Any, int]] = [value]
+        # Reading what a node comes from builds a tuple of new objects, so that it is done once.
+        stack: list[tuple[tuple[Any, int], Any]] = [(value, None)]
         while stack:
-            node, number = stack[-1]
-            if (node, number) in known:
-                stack.pop()
+            current, before = stack.pop()
+            if current in known:
                 continue
-            missing = [v for v in node.next_functions if v[0] is not None and v not in known]
-            if missing:
-                stack.extend(missing)
-                continue
-            stack.pop()
-            known[node, number] = self._of_output(node, number)
+            if before is None:
+                before = current[0].next_functions
+                missing = [(v, None) for v in before if v[0] is not None and v not in known]
+                if missing:
+                    stack.append((current, before))
+                    stack.extend(missing)
+                    continue
+            known[current] = self._of_output(*current, before)
             if len(known) > _MOST_NODES:
                 return None
         found = known[value]
-        return None if found is None or len(found) != root.dim() else found
+        return None if found is None or len(found[0]) != root.dim() else found[0]
 
-    def _of_output(self, node: Any, number: int) -> Alignment | None:
-        inputs: list[tuple[Alignment, _Shape] | None] = []
-        for before in node.next_functions:
-            alignment = self._known.get(before)  # a constant input has no node
-            inputs.append(None if alignment is None else (alignment, node_shape(*before)))
-        if all(given is None for given in inputs):
+    def _of_output(self, node: Any, number: int, before: Any) -> tuple[Alignment, _Shape] | None:
+        inputs = [self._known.get(value) for value in before]  # a constant input has no node
+        if not any(inputs):
             return None
         name, out = node.name(), node_shape(node, number)
         try:
             found = _rule(name, number == 0)(node, inputs, out)
             if len(found) == len(out):
-                return found
+                return found, out
             problem = f"{len(found)} axes instead of {len(out)}"
         except Exception as error:  # a form of the operation that its rule doesn't know
             problem = f"{type(error).__name__}: {error}"
         _log.debug("alignment: the rule for %s fails, taken as mixing everything: %s", name, problem)
-        return (FREE,) * len(out)
+        return (FREE,) * len(out), out
 
 
 def aligned_axes(root: Tensor, x: Tensor) -> list[tuple[int, int]] | None:

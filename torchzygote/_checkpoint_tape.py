@@ -34,6 +34,8 @@ def checkpoint_on_tape(f: Callable[..., Any], xs: tuple[Any, ...], kwargs: dict[
     """``f(*xs, **kwargs)``, where nothing but the tape records."""
     runs = _Runs(f, xs, kwargs)
     position = _state.mark()
+    if (session := _state.session()) is not None:
+        session.recomputes = True
     try:
         return checkpoint(
             runs,

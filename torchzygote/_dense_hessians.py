@@ -17,6 +17,8 @@ from ._engine import Linearization
 from ._plan import FREE, RowCost
 from ._random import RandomState
 from ._second_order import Options, SecondOrder, run
+from ._separable import Blocks, Layout
+from ._symmetric_blocks import can_check_themselves, symmetric_blocks
 
 __all__ = ["diagonal", "diagonals_along_batch", "matrix"]
 
@@ -83,9 +85,11 @@ def _by_rows(second: SecondOrder, lin: Linearization, options: Options, cost: Ro
     """Reverse over reverse: the recorded gradient is pulled back."""
     x = second.prepared.inputs[0]
     n = x.numel()
-    blocks = _blocks(lin, options, cost)
-    if blocks is not None:
-        return blocks.dense(n, n, x.dtype)
+    layout = _separable.find_layout(lin.roots[0], lin.inputs[0], cost, same_axes=True)
+    if layout is not None:
+        found = _matrix_of_blocks(second, lin, layout, options, cost)
+        if found is not None:
+            return found
     block = Rows(n, x, x.dtype, options.keep)
     chunk = _chunk(n, options, cost, x.device)
     for lo, hi, (product,) in _pulled_rows(lin, chunk, options, cost):
@@ -93,18 +97,37 @@ def _by_rows(second: SecondOrder, lin: Linearization, options: Options, cost: Ro
     return block.matrix()
 
 
-def _blocks(lin: Linearization, options: Options, cost: RowCost) -> _separable.Blocks | None:
-    """The Hessian as blocks along a batch axis; ``None`` where it isn't known to be so."""
-    layout = _separable.find_layout(lin.roots[0], lin.inputs[0], cost, same_axes=True)
-    if layout is None:
-        return None
+def _matrix_of_blocks(
+    second: SecondOrder, lin: Linearization, layout: Layout, options: Options, cost: RowCost
+) -> Tensor | None:
+    x = second.prepared.inputs[0]
+    if _are_symmetric(second, lin, [layout]):
+        both = symmetric_blocks(lin, [layout], create_graph=options.keep, progress=options.progress)
+        return None if both is None else both.dense(x.dtype)
     found = _products_of(lin, [[layout]], options, cost)
-    return None if found is None else found[0][0]
+    return None if found is None else found[0][0].dense(x.numel(), x.numel(), x.dtype)
+
+
+def _are_symmetric(second: SecondOrder, lin: Linearization, layouts: list[Layout]) -> bool:
+    """Whether products with the blocks' columns are going to check each other."""
+    return second.is_plain() and can_check_themselves(lin, layouts)
+
+
+def _diagonals_of_blocks(
+    second: SecondOrder, lin: Linearization, layouts: list[list[Layout]], options: Options
+) -> list[Tensor] | None:
+    """The diagonal by each input of ``lin``; ``None`` if the check fails."""
+    own = [row[i] for i, row in enumerate(layouts)]
+    if _are_symmetric(second, lin, own):
+        both = symmetric_blocks(lin, own, create_graph=options.keep, progress=options.progress)
+        return None if both is None else both.diagonals()
+    found = _products_of(lin, layouts, options, second.row_cost())
+    return None if found is None else [row[i].diagonal() for i, row in enumerate(found)]
 
 
 def _products_of(
-    lin: Linearization, layouts: list[list[_separable.Layout]], options: Options, cost: RowCost
-) -> list[list[_separable.Blocks]] | None:
+    lin: Linearization, layouts: list[list[Layout]], options: Options, cost: RowCost
+) -> list[list[Blocks]] | None:
     return _separable.block_products(
         lin,
         layouts,
@@ -152,18 +175,21 @@ def diagonals_along_batch(second: SecondOrder, options: Options) -> list[Tensor 
     found: list[Tensor | None] = [None] * len(inputs)
     if _engine.compiling() or _engine.in_functorch():
         return found
-    cost = second.row_cost()
+    guess = second.row_guess()
     by = {i: lin for i in range(len(inputs)) if (lin := second.by_input(i)) is not None}
     for group in _alike({i: lin.roots[0] for i, lin in by.items()}):
         lin = second.by_inputs(group)
-        layouts = _separable.find_joint_layouts(lin, cost) if len(group) > 1 else None
-        if layouts is None:
-            for i in group:
-                blocks = _blocks(by[i], options, cost)
-                found[i] = None if blocks is None else blocks.diagonal().to(inputs[i].dtype)
-        elif (all_blocks := _products_of(lin, layouts, options, cost)) is not None:
-            for k, i in enumerate(group):
-                found[i] = all_blocks[k][k].diagonal().to(inputs[i].dtype)
+        layouts = _separable.find_joint_layouts(lin, guess) if len(group) > 1 else None
+        if layouts is not None:
+            diagonals = _diagonals_of_blocks(second, lin, layouts, options)
+            for i, h in zip(group, diagonals or [], strict=False):
+                found[i] = h.to(inputs[i].dtype)
+            continue
+        for i in group:
+            layout = _separable.find_layout(by[i].roots[0], by[i].inputs[0], guess, same_axes=True)
+            if layout is not None:
+                diagonals = _diagonals_of_blocks(second, by[i], [[layout]], options)
+                found[i] = diagonals[0].to(inputs[i].dtype) if diagonals else None
     return found
 
 

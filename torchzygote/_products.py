@@ -18,7 +18,7 @@ from ._random import RandomState
 from ._torch_private import vmap_flat
 from ._warning import warn
 
-__all__ = ["Chunk", "Seeds", "identity_seeds", "jvps", "vjps"]
+__all__ = ["Chunk", "Seeds", "identity_seeds", "jvps", "pulls", "vjps"]
 
 # seeds(lo, hi): the flat seeds of rows lo to hi, shape (hi - lo, numel)
 Seeds = Callable[[int, int], Tensor]
@@ -100,6 +100,18 @@ def vjps(
         else:
             products = _row_by_row(one, rows)
         yield lo, hi, products
+
+
+def pulls(
+    lin: Linearization,
+    cotangents: Sequence[Sequence[Tensor]],
+    *,
+    create_graph: bool = False,
+    progress: bool = False,
+) -> Iterator[list[Tensor | None]]:
+    """Pull back a few cotangents of all roots, one at a time: batched, large products take no less."""
+    for lo, _ in _chunks(len(cotangents), 1, progress, "row"):
+        yield lin.pull(cotangents[lo], retain=True, create_graph=create_graph)
 
 
 def _check_once(lin: Linearization, root: int) -> None:

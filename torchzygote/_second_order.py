@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _engine, _plan
+from . import _engine, _plan, _state
 from ._arguments import Prepared, type_name
 from ._engine import Linearization
 from ._plan import FREE, RowCost
+from ._torch_private import has_hooks, hooks_made
 from .gradients import scalar_root
 
 __all__ = ["Options", "SecondOrder", "run"]
@@ -36,6 +37,7 @@ class SecondOrder:
 
     __slots__ = (
         "_first",
+        "_hooks_before",
         "_lin",
         "_positions",
         "_root",
@@ -53,15 +55,19 @@ class SecondOrder:
         self.keep = keep
         self.value = value
         self.grads: list[Tensor | None] = [None] * len(prepared.inputs)
+        self._hooks_before = -1
         self._first: Linearization | None = None
         self._root: Tensor | None = None
         self._lin: Linearization | None = None
         self._positions: list[int | None] = [None] * len(self.grads)
         self._row_cost: RowCost | None = None
 
-    def start_from(self, lin: Linearization, root: Tensor | None) -> None:
-        """``f`` as recorded; ``root`` is ``None`` where it is constant."""
-        self._first, self._root = lin, root
+    def start_from(self, lin: Linearization, root: Tensor | None, hooks_before: int) -> None:
+        """``f`` as recorded; ``root`` is ``None`` where it is constant.
+
+        ``hooks_before``: :func:`hooks_made` before ``f`` ran.
+        """
+        self._first, self._root, self._hooks_before = lin, root, hooks_before
 
     def record(self, lin: Linearization, positions: list[int | None]) -> None:
         """``lin.roots[positions[i]]`` is the gradient by input ``i``."""
@@ -90,6 +96,18 @@ class SecondOrder:
                 roots.append(g)
         self.record(Linearization(self.prepared, roots, self._first.inputs), positions)
 
+    def is_plain(self) -> bool:
+        """Whether pulling back does what the recorded graph shows, at its cost.
+
+        Not so where tensor hooks bend what is pulled back, or a checkpointed function runs again each time.
+        """
+        session = _state.session()
+        return (
+            hooks_made() == self._hooks_before
+            and not any(has_hooks(x) for x in self.prepared.inputs)
+            and (session is None or not session.recomputes)
+        )
+
     @property
     def is_constant(self) -> bool:
         """Whether ``f`` depends on nothing."""
@@ -112,6 +130,13 @@ class SecondOrder:
         assert self._lin is not None
         roots = [self._lin.roots[p] for i in which if (p := self._positions[i]) is not None]
         return Linearization(self.prepared, roots, [self._lin.inputs[i] for i in which])
+
+    def row_guess(self) -> RowCost:
+        """About what a row of a Hessian takes, from ``f`` alone: its gradient repeats most operations."""
+        if self._row_cost is not None or self._first is None:
+            return self.row_cost()
+        found = self._first.survey()
+        return RowCost(3 * found.nbytes, 3 * found.nodes, found.misbatched)
 
     def row_cost(self) -> RowCost:
         """What a row of a Hessian takes.
@@ -148,9 +173,10 @@ def run(
     """Run ``f`` once. ``recorded``: its gradient is going to be pulled back, not only used."""
     if recorded and (_engine.compiling() or _engine.in_functorch()):
         return _run_nested(caller, f, prepared, keep)
+    hooks_before = hooks_made()
     lin = _engine.linearize(f, prepared, keep=keep)
     second = SecondOrder(caller, prepared, keep, lin.y)
-    second.start_from(lin, _root(caller, lin, lin.y))
+    second.start_from(lin, _root(caller, lin, lin.y), hooks_before)
     return second
 
 

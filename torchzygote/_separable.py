@@ -23,7 +23,14 @@ from ._plan import RowCost
 from ._torch_private import node_names
 from ._warning import warn
 
-__all__ = ["Blocks", "Layout", "block_products", "find_joint_layouts", "find_layout"]
+__all__ = [
+    "Blocks",
+    "Layout",
+    "block_products",
+    "find_joint_layouts",
+    "find_layout",
+    "warn_mismatch",
+]
 
 # Below this many rows, or bytes that the dense way moves, it takes no longer than finding out: the walk costs
 # 4 microseconds a node, as much as moving some 50 KB.
@@ -50,6 +57,16 @@ class Layout(NamedTuple):
         return [q for q in range(len(self.x_shape)) if q not in {q for _, q in self.pairs}]
 
     @property
+    def y_order(self) -> list[int]:
+        """Axes of ``y``, those of the blocks first."""
+        return [p for p, _ in self.pairs] + self.y_free
+
+    @property
+    def x_order(self) -> list[int]:
+        """Axes of ``x``, those of the blocks first."""
+        return [q for _, q in self.pairs] + self.x_free
+
+    @property
     def block_rows(self) -> int:
         """Rows of one block: products needed."""
         return math.prod(self.y_shape[p] for p in self.y_free)
@@ -61,15 +78,13 @@ class Layout(NamedTuple):
 
     def y_numbers(self, device: torch.device) -> Tensor:
         """Row numbers, shape (blocks, block rows)."""
-        order = [p for p, _ in self.pairs] + self.y_free
         numbers = torch.arange(math.prod(self.y_shape), device=device).view(self.y_shape)
-        return numbers.permute(order).reshape(-1, self.block_rows)
+        return numbers.permute(self.y_order).reshape(-1, self.block_rows)
 
     def x_numbers(self, device: torch.device) -> Tensor:
         """Column numbers, shape (blocks, block columns)."""
-        order = [q for _, q in self.pairs] + self.x_free
         numbers = torch.arange(math.prod(self.x_shape), device=device).view(self.x_shape)
-        return numbers.permute(order).reshape(-1, self.block_columns)
+        return numbers.permute(self.x_order).reshape(-1, self.block_columns)
 
 
 def find_layout(root: Tensor, x: Tensor, cost: RowCost, *, same_axes: bool = False) -> Layout | None:
@@ -133,11 +148,12 @@ class Blocks(NamedTuple):
 
     def diagonal(self) -> Tensor:
         """The diagonal, in the shape of ``x``; only for pairs of equal axes."""
-        layout = self.layout
-        order = [q for _, q in layout.pairs] + layout.x_free
+        shape, order = self.layout.x_shape, self.layout.x_order
+        values = self.values.diagonal(dim1=1, dim2=2)
+        if order == sorted(order):
+            return values.reshape(shape)
         back = sorted(range(len(order)), key=order.__getitem__)
-        diagonal = self.values.diagonal(dim1=1, dim2=2)
-        return diagonal.reshape([layout.x_shape[q] for q in order]).permute(back).contiguous()
+        return values.reshape([shape[q] for q in order]).permute(back).contiguous()
 
 
 def _seeds(layout: Layout, like: Tensor) -> Tensor:
@@ -222,7 +238,7 @@ def _are_confirmed(
         if not bool(wanted.isfinite().all()):  # zeros outside the blocks would be wrong
             return False
         if not bool(close(got, terms.abs().sum(0), wanted, eps).all()):
-            _warn_mismatch(sorted({name for root in lin.roots for name in node_names(root)}))
+            warn_mismatch(lin)
             return False
     return True
 
@@ -234,11 +250,15 @@ def _of_itself(layout: Layout) -> Layout:
 
 def _by_block(layout: Layout, products: Tensor) -> Tensor:
     """Products of shape (rows, *x's) as (rows, blocks, block columns)."""
-    order = [q + 1 for _, q in layout.pairs] + [q + 1 for q in layout.x_free]
-    return products.permute(0, *order).reshape(len(products), -1, layout.block_columns)
+    order = layout.x_order
+    if order != sorted(order):
+        products = products.permute(0, *[q + 1 for q in order])
+    return products.reshape(len(products), -1, layout.block_columns)
 
 
-def _warn_mismatch(operations: list[str]) -> None:
+def warn_mismatch(lin: Linearization) -> None:
+    """Say that the dense way is taken, and ask for a report."""
+    operations = sorted({name for root in lin.roots for name in node_names(root)})
     warn(
         "a batch axis seemed to run through f unmixed, which a product with a random vector contradicts, so "
         "that the derivative is computed the dense way. Either a hook on a tensor changes the derivative, or "

@@ -38,12 +38,14 @@ class Session(list[Waiting]):
     """What is to be done as one outermost differentiation ends.
 
     ``forward``: see :func:`pushing`. ``warned``: what has been warned of, and need not be again.
+    ``recomputes``: each pullback runs something again.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.forward = False
         self.warned: list[object] = []
+        self.recomputes = False
 
 
 class _State(threading.local):

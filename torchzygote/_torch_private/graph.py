@@ -14,6 +14,8 @@ __all__ = [
     "Survey",
     "backward_pass",
     "depends_on_others",
+    "has_hooks",
+    "hooks_made",
     "leads_to",
     "mark_as_own",
     "node_attribute",
@@ -31,6 +33,16 @@ __all__ = [
 def sequence_number() -> int:
     """The number of the next node that autograd records in this thread: what is older was there before."""
     return int(torch._C._autograd._get_sequence_nr())
+
+
+def hooks_made() -> int:
+    """How many hooks this process has made: whether a function registered any can't be seen in its graph."""
+    return int(torch.utils.hooks.RemovableHandle.next_id)
+
+
+def has_hooks(x: Tensor) -> bool:
+    """Whether hooks have been registered on ``x``; those on what was computed from it don't show."""
+    return bool(x._backward_hooks)
 
 
 def backward_pass() -> int:

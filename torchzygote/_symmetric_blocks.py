@@ -1,0 +1,183 @@
+"""Blocks of a Hessian from products that check each other, because a Hessian is symmetric.
+
+In a block diagonal Hessian with ``k`` columns per block, ``k`` products suffice: each with one column of
+every block. Here the column and its weight are drawn at random for each block. Where the structure is right,
+``H[a, b]`` from the product with column ``b`` is ``H[b, a]`` from the one with column ``a``. If blocks
+depended on each other after all, the products would contain random sums of other blocks' columns, which
+breaks the symmetry. (Two blocks that depend on each other don't show it with a probability of 0.6 at most, as
+they hide it in the diagonal or have weights in the same ratio; ``m`` such pairs with 0.6 to the ``m``.)
+
+So small blocks need no further product to check them, which would be a third one for two coordinates. The
+weights are powers of two, which change no digit of a result. Knows products and layouts; it must not know
+what is being differentiated.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _products
+from ._certificate import close, precision, slack
+from ._engine import Linearization
+from ._separable import Layout, warn_mismatch
+from ._torch_private import in_plain_eager
+
+__all__ = ["SymmetricBlocks", "can_check_themselves", "symmetric_blocks"]
+
+# With more columns, one more product costs little, and is seen by every entry.
+_COLUMNS = range(2, 5)
+_LEAST_BLOCKS = 128
+_WEIGHTS = 4  # 1, 1/2, 1/4, 1/8
+_MOST_KEPT = 1 << 16
+
+
+class _Draw(NamedTuple):
+    """Which product has which column of each block. The elements of all inputs are numbered through.
+
+    ``seeds[c]``: the cotangents of product ``c``, one per input. ``scales``: what all products, one behind
+    the other, have to be multiplied with. ``diagonals`` and ``sides`` are places in them: of the diagonal by
+    each input, and of the entries above the diagonals of the blocks and, in the same order, below. ``above``
+    and ``below`` are those entries' rows and columns.
+    """
+
+    seeds: list[list[Tensor]]
+    scales: Tensor
+    diagonals: list[Tensor]
+    sides: tuple[Tensor, Tensor]
+    above: Tensor
+    below: Tensor
+
+
+class SymmetricBlocks(NamedTuple):
+    """The blocks of a Hessian by several inputs, together."""
+
+    draw: _Draw
+    products: Tensor
+    shapes: list[torch.Size]
+
+    def diagonals(self) -> list[Tensor]:
+        """The diagonal by each input, in its shape."""
+        return [
+            self.products.index_select(0, places).view(shape)
+            for places, shape in zip(self.draw.diagonals, self.shapes, strict=True)
+        ]
+
+    def sides(self) -> tuple[Tensor, Tensor]:
+        """The entries of the blocks above their diagonals, and those below."""
+        above, below = self.draw.sides
+        return self.products.index_select(0, above), self.products.index_select(0, below)
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The whole matrix."""
+        diagonal = torch.cat([h.reshape(-1) for h in self.diagonals()])
+        n = diagonal.numel()
+        entries = torch.cat([diagonal, *self.sides()])
+        above = self.draw.above[0] * n + self.draw.above[1]
+        below = self.draw.below[0] * n + self.draw.below[1]
+        on_it = torch.arange(0, n * n, n + 1, device=diagonal.device)
+        whole = torch.zeros(n * n, dtype=dtype, device=diagonal.device)
+        return whole.index_put_((torch.cat([on_it, above, below]),), entries.to(dtype)).view(n, n)
+
+
+def can_check_themselves(lin: Linearization, layouts: Sequence[Layout]) -> bool:
+    """Whether there are few columns and many blocks, in one precision that tells rounding from structure.
+
+    ``layouts[i]`` pairs the axes of the gradient ``lin.roots[i]`` with those of ``lin.inputs[i]``.
+    """
+    first = lin.inputs[0]
+    return (
+        sum(layout.block_columns for layout in layouts) in _COLUMNS
+        and first.numel() >= _LEAST_BLOCKS * layouts[0].block_columns
+        and precision([first], lin.roots[0]) < 1e-5
+        and all(x.dtype == first.dtype and x.device == first.device for x in (*lin.inputs, *lin.roots))
+    )
+
+
+def symmetric_blocks(
+    lin: Linearization, layouts: Sequence[Layout], *, create_graph: bool = False, progress: bool = False
+) -> SymmetricBlocks | None:
+    """The blocks of the Hessian whose gradients are ``lin.roots``; ``None`` if they aren't symmetric.
+
+    ``layouts`` as above, the same batch axes for all. Nothing may bend the pullbacks, as hooks do: they must
+    be linear.
+    """
+    draw = _draw(lin.inputs[0], tuple(layouts))
+    products: list[Tensor] = []
+    for found in _products.pulls(lin, draw.seeds, create_graph=create_graph, progress=progress):
+        for x, g in zip(lin.inputs, found, strict=True):
+            products.append((x.new_zeros(x.shape) if g is None else g).reshape(-1))
+    blocks = SymmetricBlocks(draw, torch.cat(products) * draw.scales, [x.shape for x in lin.inputs])
+    return blocks if _is_symmetric(lin, blocks) else None
+
+
+def _draw(like: Tensor, layouts: tuple[Layout, ...]) -> _Draw:
+    plain = like.device.type == "cpu" and in_plain_eager() and not torch.is_inference_mode_enabled()
+    return (_kept if plain and like.numel() <= _MOST_KEPT else _new_draw)(layouts, like.dtype, like.device)
+
+
+def _new_draw(layouts: tuple[Layout, ...], dtype: torch.dtype, device: torch.device) -> _Draw:
+    cpu = torch.device("cpu")
+    numbers: list[Tensor] = []
+    total = 0
+    for layout in layouts:
+        mine = layout.x_numbers(cpu)
+        numbers.append(mine + total)
+        total += mine.numel()
+    elements = torch.cat(numbers, 1)  # (blocks, k)
+    blocks, k = elements.shape
+    generator = torch.Generator("cpu").manual_seed(20_240_229 + blocks)
+    shifts = torch.randint(k, (blocks, 1), generator=generator, device=cpu)
+    product_of = (torch.arange(k, device=cpu) - shifts) % k  # that with this column of this block
+    logarithms = torch.randint(_WEIGHTS, (k, blocks, 1), generator=generator, device=cpu)
+    sizes = [part.numel() for part in numbers]
+    of_element = torch.empty(total, dtype=torch.int64, device=cpu)
+    of_element[elements] = product_of
+    scales = torch.empty(k, total, dtype=dtype, device=cpu)
+    scales[:, elements] = torch.exp2(logarithms.to(dtype)).expand(k, blocks, k)
+    weights = torch.where(of_element == torch.arange(k, device=cpu).unsqueeze(1), 1 / scales, 0.0)
+    seeds = [
+        [part.view(layout.x_shape) for part, layout in zip(torch.split(seed, sizes), layouts, strict=True)]
+        for seed in weights.to(device)
+    ]
+    diagonals = (of_element * total + torch.arange(total, device=cpu)).to(device)
+    rows, columns = torch.triu_indices(k, k, 1, device=cpu)
+    above = torch.stack([elements[:, rows].view(-1), elements[:, columns].view(-1)])
+    below = above.flip(0)
+    sides = ((of_element[row] * total + column).to(device) for row, column in (above, below))
+    return _Draw(
+        seeds,
+        scales.view(-1).to(device),
+        list(torch.split(diagonals, sizes)),
+        (next(sides), next(sides)),
+        above.to(device),
+        below.to(device),
+    )
+
+
+# A loop asks for the same one in every call.
+_kept = functools.lru_cache(maxsize=8)(_new_draw)
+
+
+def _is_symmetric(lin: Linearization, blocks: SymmetricBlocks) -> bool:
+    """Whether each block is its transpose up to rounding; ``False`` where zeros outside might be wrong."""
+    products = blocks.products.detach()
+    eps = torch.finfo(products.dtype).eps  # `can_check_themselves` has seen that there is nothing coarser
+    above, below = SymmetricBlocks(blocks.draw, products, blocks.shapes).sides()
+    largest, difference = torch.stack([products.abs().max(), (above - below).abs().max()]).tolist()
+    # As most are; `close` asks for less. NaN is never below, and neither is infinity.
+    if difference <= slack(eps)[1] * largest < float("inf"):
+        return True
+    if not bool(products.isfinite().all()):
+        return False
+    # An entry may be what is left of terms as large as those beside it.
+    diagonal = products[torch.cat(blocks.draw.diagonals)].abs()
+    scale = above.abs() + below.abs() + diagonal[blocks.draw.above].sum(0)
+    if bool(close(above, scale, below, eps, beside=products.abs()).all()):
+        return True
+    warn_mismatch(lin)
+    return False
