@@ -15,7 +15,7 @@ from torch import Tensor
 from . import _engine, _state, native
 from ._engine import Linearization
 from ._random import RandomState
-from ._torch_private import vmap_flat
+from ._torch_private import memory_holders, vmap_flat
 from ._warning import warn
 
 __all__ = ["Chunk", "Seeds", "identity_seeds", "jvps", "pulls", "vjps"]
@@ -27,13 +27,32 @@ UNKNOWN = "unknown"
 Chunk = tuple[int, int, "list[Tensor | None]"]
 
 
-def identity_seeds(numel: int, dtype: torch.dtype, device: torch.device) -> Seeds:
-    """Rows of the identity, made for one chunk at a time: a whole one would cost ``numel`` squared."""
+class identity_seeds:
+    """Rows of the identity, made for one chunk at a time: a whole one would cost ``numel`` squared.
 
-    def seeds(lo: int, hi: int) -> Tensor:
-        return native.seed_rows(lo, hi, numel, dtype=dtype, device=device)
+    From the second chunk on, the ones are moved in the memory of the last, if nobody else has kept it: to
+    write all of it takes as long as a few operations of the product.
+    """
 
-    return seeds
+    __slots__ = ("_block", "_device", "_dtype", "_lo", "_numel")
+
+    def __init__(self, numel: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._numel = numel
+        self._dtype = dtype
+        self._device = device
+        self._block: Tensor | None = None
+        self._lo = 0
+
+    def __call__(self, lo: int, hi: int) -> Tensor:
+        block, self._block = self._block, None
+        if block is None or block.shape[0] < hi - lo or _engine.compiling() or memory_holders(block) > 1:
+            block = native.seed_rows(lo, hi, self._numel, dtype=self._dtype, device=self._device)
+        else:
+            block.diagonal(self._lo).zero_()
+            block.diagonal(lo).fill_(1)
+        if hi < self._numel:
+            self._block, self._lo = block, lo
+        return block[: hi - lo]
 
 
 def progress_bar(enabled: bool, total: int, what: str) -> Any:
@@ -83,6 +102,7 @@ def vjps(
     if create_graph and total > 1 and not (_engine.compiling() or _engine.in_functorch()):
         _check_once(lin, root)
     for lo, hi in _chunks(total, chunk, progress, what):
+        rows = None  # whoever makes the seeds may take the last ones' memory
         rows = seeds(lo, hi).view(hi - lo, *shape)  # under vmap a view takes ten times as long
         if hi - lo == 1 and (chunk == 1 or total == 1):  # hooks see a last row as they saw those before
             yield lo, hi, [None if g is None else g.unsqueeze(0) for g in one(rows[0])]
@@ -217,6 +237,7 @@ def jvps(
     by_row = False
 
     for lo, hi in _chunks(total, chunk, progress, what):
+        rows = None  # whoever makes the seeds may take the last ones' memory
         rows = seeds(lo, hi).view(hi - lo, *x.shape)
         products: Tensor | None = None
         position = _state.mark()
