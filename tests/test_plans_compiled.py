@@ -263,3 +263,12 @@ def test_without_the_check_too() -> None:
     x = torch.rand(12, dtype=torch.float64)
     plan = plan_hessian(rosenbrock, x, verify=False).compile(backend="aot_eager")
     torch.testing.assert_close(plan(x).to_dense(), func_hessian(rosenbrock, x))
+
+
+def test_a_hook_made_elsewhere_does_not_compile_a_plan_anew() -> None:
+    plan = plan_hessian(lambda x: (x**3).sum(), torch.ones(5))
+    plan.compile(backend="eager")
+    plan(torch.ones(5))
+    torch.ones(3, requires_grad=True).register_hook(lambda g: g)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        plan(torch.ones(5))

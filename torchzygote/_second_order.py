@@ -173,7 +173,8 @@ def run(
     """Run ``f`` once. ``recorded``: its gradient is going to be pulled back, not only used."""
     if recorded and (_engine.compiling() or _engine.in_functorch()):
         return _run_nested(caller, f, prepared, keep)
-    hooks_before = hooks_made()
+    # A compiler would compile anew for each hook that anybody makes.
+    hooks_before = -1 if _engine.compiling() else hooks_made()
     lin = _engine.linearize(f, prepared, keep=keep)
     second = SecondOrder(caller, prepared, keep, lin.y)
     second.start_from(lin, _root(caller, lin, lin.y), hooks_before)
