@@ -52,8 +52,8 @@ CAUSES = (
     Cause(
         "Structure by hand",
         "By hand one knows that no point meets another, or which columns share a product. Here that is "
-        "found in the function, and the result is checked against a product with a random vector: about "
-        "one more pass",
+        "found in the function, and the result is checked, by symmetry or against a product with a "
+        "random vector",
         work="PINN|plan reused",
         peer="by hand",
     ),

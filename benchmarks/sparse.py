@@ -133,8 +133,7 @@ def pinn_rows(points: int = 4096) -> Iterator[Row]:
     hand: Peers = {"nested autograd.grad by hand": nested_by_hand(net, x, t)}
     f = lambda x, t: net(torch.stack([x, t], 1)).sum()
     work = f"second derivatives of a PINN, {points} points × 2, no hint given"
-    note = "three Hessian-vector products, the third for the check, two suffice by hand: part of the gap"
-    yield compare(work, lambda: diaghessian(f, x, t), hand, target=1.2, rounds=9, note=note)
+    yield compare(work, lambda: diaghessian(f, x, t), hand, target=1.2, rounds=9)
 
 
 # ---------------------------------------------------------------------------------------------------------
