@@ -332,10 +332,18 @@ def test_gradient_refuses_what_is_no_real_scalar(result: object, error: type, me
 
 
 @pytest.mark.parametrize(
-    "y", [lambda x: ("text", x), lambda x: (x * 1j,), lambda x: (x.reshape(1), 1), lambda x: ()]
+    ("y", "what"),
+    [
+        (lambda x: ("text", x), "first field of what f returns"),
+        (lambda x: (x * 1j,), "first field of what f returns"),
+        (lambda x: (x.reshape(1), 1), "first field of what f returns"),
+        (lambda x: ((x, x), x), "first field of what f returns"),
+        (lambda x: (), "f to return"),
+        (lambda x: [x], "f to return"),
+    ],
 )
-def test_withgradient_refuses_a_first_field_that_is_no_real_scalar(y: object) -> None:
-    with pytest.raises((ValueError, TypeError)):
+def test_withgradient_refuses_a_first_field_that_is_no_real_scalar(y: object, what: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=what):
         withgradient(y, 2.0)
 
 

@@ -16,9 +16,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
 from . import _state
+from ._arguments import name_of
 from ._checkpoint_holdings import Holdings, Uses, written_since
 from ._checkpoint_surroundings import Surroundings, outside_inference
-from ._checkpoint_transforms import checkpoint_in_transforms, name_of, refusal
+from ._checkpoint_transforms import checkpoint_in_transforms, refusal
 from ._flags import Hold, held_again, holds
 from ._torch_private import backward_pass, outside_functorch, pytree
 from ._torch_private import saved_tensors_hooks as hooks_in_force

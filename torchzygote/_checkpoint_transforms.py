@@ -10,13 +10,13 @@ derivatives, more memory, and a warning.
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from . import _state
+from ._arguments import name_of
 from ._checkpoint_closure import Recorder, has_version, is_recorded, needs_name, reaches_only
 from ._checkpoint_holdings import Holdings, written_since
 from ._checkpoint_node import Rerun, attach
@@ -31,13 +31,9 @@ from ._torch_private import (
     sequence_number,
     transform_stack,
 )
+from ._warning import warn
 
-__all__ = ["checkpoint_in_transforms", "name_of", "refusal"]
-
-
-def name_of(f: Callable[..., Any]) -> str:
-    """The name of ``f`` for a message."""
-    return getattr(f, "__qualname__", None) or type(f).__name__
+__all__ = ["checkpoint_in_transforms", "refusal"]
 
 
 def refusal(f: Callable[..., Any], what: str, advice: str) -> RuntimeError:
@@ -73,10 +69,9 @@ def checkpoint_in_transforms(f: Callable[..., Any], xs: tuple[Any, ...], kwargs:
     for root in roots:
         closure.note(root)
     if not closure.finds_all(roots, arguments):
-        warnings.warn(
+        warn(
             f"checkpointed: {name_of(f)} depends on a tensor that can't be found from outside; its inside is "
             "stored for the backward pass. Pass the tensor as an argument.",
-            stacklevel=3,
         )
         return y
     # Argument views are only held as long as this call.

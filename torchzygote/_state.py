@@ -183,8 +183,3 @@ def ignoring() -> Iterator[None]:
         yield
     finally:
         _state.depth, _state.hidden = depth, hidden
-
-
-def no_context() -> contextlib.AbstractContextManager[None]:
-    """A context that does nothing."""
-    return contextlib.nullcontext()

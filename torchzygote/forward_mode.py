@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +18,7 @@ from ._arguments import (
     is_inexact,
     is_size,
     kind_of,
+    name_of,
     number_to_tensor,
     numpy_to_tensor,
     type_name,
@@ -36,6 +36,7 @@ from ._torch_private import (
     sequence_number,
     transform_stack,
 )
+from ._warning import warn
 
 __all__ = ["DroppedGradientWarning", "forwarddiff"]
 
@@ -299,10 +300,8 @@ class _Run:
             if key in session.warned:
                 return
             session.warned.append(key)
-        name = getattr(self.f, "__qualname__", None) or type(self.f).__name__
-        warnings.warn(
-            f"forwarddiff: {name} depends on tensors besides its argument; their gradients are dropped. "
-            "Make them part of x to differentiate by them.",
+        warn(
+            f"forwarddiff: {name_of(self.f)} depends on tensors besides its argument; their gradients are "
+            "dropped. Make them part of x to differentiate by them.",
             DroppedGradientWarning,
-            stacklevel=4,
         )

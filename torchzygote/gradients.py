@@ -53,27 +53,27 @@ def implicit(args: tuple[Any, ...]) -> Params | None:
     return args[0] if len(args) == 1 and isinstance(args[0], Params) else None
 
 
-def scalar_root(caller: str, y: Any) -> Tensor | None:
+def scalar_root(caller: str, y: Any, expected: str = "f to return") -> Tensor | None:
     """The tensor to pull back from, ``None`` for a constant; anything but a real scalar is refused."""
     if isinstance(y, (Tensor, np.ndarray)) and y.ndim > 0:
         raise ValueError(
-            f"{caller}: expected f to return a real scalar, got an array, {type_name(y)}; "
+            f"{caller}: expected {expected} a real scalar, got an array, {type_name(y)}; "
             "perhaps you wanted jacobian"
         )
     if isinstance(y, Tensor):
         if y.dtype.is_complex:
             raise ValueError(
-                f"{caller}: expected f to return a real scalar, got a complex one of dtype {y.dtype}; "
+                f"{caller}: expected {expected} a real scalar, got a complex one of dtype {y.dtype}; "
                 "return its real part, imaginary part or absolute value"
             )
         return y if y.dtype.is_floating_point else None
     if isinstance(y, np.ndarray):
         y = y[()]  # what it holds
     if isinstance(y, (complex, np.complexfloating)):
-        raise ValueError(f"{caller}: expected f to return a real scalar, got the complex number {y!r}")
+        raise ValueError(f"{caller}: expected {expected} a real scalar, got the complex number {y!r}")
     if isinstance(y, (bool, int, float, np.bool_, np.number)) and not isinstance(y, np.timedelta64):
         return None
-    raise TypeError(f"{caller}: expected f to return a real scalar, got {type_name(y)}")
+    raise TypeError(f"{caller}: expected {expected} a real scalar, got {type_name(y)}")
 
 
 @_engine.entry_point
@@ -96,7 +96,7 @@ def _value_and_results(
         with _state.differentiation():
             lin = _engine.linearize(f, prepared, keep=keep, scalar_aux=aux)
             y = lin.y_leaves[0] if lin.y_spec is None else _refuse_structure(caller, lin, aux)
-            root = scalar_root(caller, y)
+            root = scalar_root(caller, y, _expected(lin, aux))
             if root is None:
                 flat: list[Tensor | None] = [None] * len(prepared.inputs)
             else:
@@ -110,9 +110,14 @@ def _value_and_results(
     return value, prepared.results(flat) if params is None else Grads(params, flat)
 
 
+def _expected(lin: _engine.Linearization, aux: bool) -> str:
+    first = aux and _engine.differentiated_part(lin.y) is not lin.y
+    return "the first field of what f returns to be" if first else "f to return"
+
+
 def _refuse_structure(caller: str, lin: _engine.Linearization, aux: bool) -> Any:
     y = _engine.differentiated_part(lin.y) if aux else lin.y
-    raise TypeError(f"{caller}: expected f to return a real scalar, got {type_name(y)}")
+    raise TypeError(f"{caller}: expected {_expected(lin, aux)} a real scalar, got {type_name(y)}")
 
 
 def gradient(
