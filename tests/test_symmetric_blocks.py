@@ -221,3 +221,15 @@ def test_progress_and_chunks(capsys: pytest.CaptureFixture[str]) -> None:
     (h,) = diaghessian(f, x, chunk_size=1, progress=True)
     torch.testing.assert_close(h, by_torch_func(f, x)[0])
     assert "2/2" in capsys.readouterr().err
+
+
+def test_many_cheap_elements_take_the_other_check(pulls: list[int]) -> None:
+    """Drawing columns for so many takes longer than a product."""
+    x = points(40_000, 2)
+    (h,) = diaghessian(lambda x: (x[:, 0] ** 2 * x[:, 1]).sum(), x, chunk_size=1)
+    torch.testing.assert_close(h, torch.stack([2 * x[:, 1], torch.zeros(40_000, dtype=x.dtype)], 1))
+    assert len(pulls) == 1 + 2 + 1
+    pulls.clear()
+    net = nn.Sequential(nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 1)).double()
+    diaghessian(lambda x: net(x).sum(), x)
+    assert len(pulls) == 1 + 2

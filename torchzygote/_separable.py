@@ -29,6 +29,7 @@ __all__ = [
     "block_products",
     "find_joint_layouts",
     "find_layout",
+    "in_shape_of_x",
     "warn_mismatch",
 ]
 
@@ -148,12 +149,7 @@ class Blocks(NamedTuple):
 
     def diagonal(self) -> Tensor:
         """The diagonal, in the shape of ``x``; only for pairs of equal axes."""
-        shape, order = self.layout.x_shape, self.layout.x_order
-        values = self.values.diagonal(dim1=1, dim2=2)
-        if order == sorted(order):
-            return values.reshape(shape)
-        back = sorted(range(len(order)), key=order.__getitem__)
-        return values.reshape([shape[q] for q in order]).permute(back).contiguous()
+        return in_shape_of_x(self.layout, self.values.diagonal(dim1=1, dim2=2))
 
 
 def _seeds(layout: Layout, like: Tensor) -> Tensor:
@@ -254,6 +250,15 @@ def _by_block(layout: Layout, products: Tensor) -> Tensor:
     if order != sorted(order):
         products = products.permute(0, *[q + 1 for q in order])
     return products.reshape(len(products), -1, layout.block_columns)
+
+
+def in_shape_of_x(layout: Layout, by_block: Tensor) -> Tensor:
+    """The opposite, for one product: from (blocks, block columns), with memory of its own or the values'."""
+    order = layout.x_order
+    if order == sorted(order):
+        return by_block.reshape(layout.x_shape)
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return by_block.reshape([layout.x_shape[q] for q in order]).permute(back).contiguous()
 
 
 def warn_mismatch(lin: Linearization) -> None:

@@ -24,7 +24,8 @@ from torch import Tensor
 from . import _products
 from ._certificate import close, precision, slack
 from ._engine import Linearization
-from ._separable import Layout, warn_mismatch
+from ._plan import RowCost
+from ._separable import Layout, in_shape_of_x, warn_mismatch
 from ._torch_private import in_plain_eager
 
 __all__ = ["SymmetricBlocks", "can_check_themselves", "symmetric_blocks"]
@@ -33,7 +34,8 @@ __all__ = ["SymmetricBlocks", "can_check_themselves", "symmetric_blocks"]
 _COLUMNS = range(2, 5)
 _LEAST_BLOCKS = 128
 _WEIGHTS = 4  # 1, 1/2, 1/4, 1/8
-_MOST_KEPT = 1 << 16
+_MOST_KEPT = 1 << 16  # elements
+_BYTES_TO_DRAW = 250  # that are moved for each element
 
 
 class _Draw(NamedTuple):
@@ -41,16 +43,15 @@ class _Draw(NamedTuple):
 
     ``seeds[c]``: the cotangents of product ``c``, one per input. ``scales``: what all products, one behind
     the other, have to be multiplied with. ``diagonals`` and ``sides`` are places in them: of the diagonal by
-    each input, and of the entries above the diagonals of the blocks and, in the same order, below. ``above``
-    and ``below`` are those entries' rows and columns.
+    each input, and of the entries above the diagonals of the blocks and, in the same order, below. ``above``:
+    the rows and columns of the former.
     """
 
     seeds: list[list[Tensor]]
     scales: Tensor
     diagonals: list[Tensor]
-    sides: tuple[Tensor, Tensor]
+    sides: tuple[Tensor, ...]
     above: Tensor
-    below: Tensor
 
 
 class SymmetricBlocks(NamedTuple):
@@ -77,21 +78,25 @@ class SymmetricBlocks(NamedTuple):
         diagonal = torch.cat([h.reshape(-1) for h in self.diagonals()])
         n = diagonal.numel()
         entries = torch.cat([diagonal, *self.sides()])
-        above = self.draw.above[0] * n + self.draw.above[1]
-        below = self.draw.below[0] * n + self.draw.below[1]
+        rows, columns = self.draw.above
         on_it = torch.arange(0, n * n, n + 1, device=diagonal.device)
         whole = torch.zeros(n * n, dtype=dtype, device=diagonal.device)
-        return whole.index_put_((torch.cat([on_it, above, below]),), entries.to(dtype)).view(n, n)
+        return whole.index_put_(
+            (torch.cat([on_it, rows * n + columns, columns * n + rows]),), entries.to(dtype)
+        ).view(n, n)
 
 
-def can_check_themselves(lin: Linearization, layouts: Sequence[Layout]) -> bool:
+def can_check_themselves(lin: Linearization, layouts: Sequence[Layout], cost: RowCost) -> bool:
     """Whether there are few columns and many blocks, in one precision that tells rounding from structure.
 
-    ``layouts[i]`` pairs the axes of the gradient ``lin.roots[i]`` with those of ``lin.inputs[i]``.
+    ``layouts[i]`` pairs the axes of the gradient ``lin.roots[i]`` with those of ``lin.inputs[i]``. ``cost``:
+    about what a product takes; a cheap one takes less time than to draw for as many elements.
     """
     first = lin.inputs[0]
+    elements = sum(x.numel() for x in lin.inputs)
     return (
-        sum(layout.block_columns for layout in layouts) in _COLUMNS
+        (elements <= _MOST_KEPT or cost.nbytes >= _BYTES_TO_DRAW * elements)
+        and sum(layout.block_columns for layout in layouts) in _COLUMNS
         and first.numel() >= _LEAST_BLOCKS * layouts[0].block_columns
         and precision([first], lin.roots[0]) < 1e-5
         and all(x.dtype == first.dtype and x.device == first.device for x in (*lin.inputs, *lin.roots))
@@ -106,7 +111,7 @@ def symmetric_blocks(
     ``layouts`` as above, the same batch axes for all. Nothing may bend the pullbacks, as hooks do: they must
     be linear.
     """
-    draw = _draw(lin.inputs[0], tuple(layouts))
+    draw = _draw(lin.inputs, tuple(layouts))
     products: list[Tensor] = []
     for found in _products.pulls(lin, draw.seeds, create_graph=create_graph, progress=progress):
         for x, g in zip(lin.inputs, found, strict=True):
@@ -115,47 +120,46 @@ def symmetric_blocks(
     return blocks if _is_symmetric(lin, blocks) else None
 
 
-def _draw(like: Tensor, layouts: tuple[Layout, ...]) -> _Draw:
+def _draw(inputs: Sequence[Tensor], layouts: tuple[Layout, ...]) -> _Draw:
+    like = inputs[0]
+    few = sum(x.numel() for x in inputs) <= _MOST_KEPT
     plain = like.device.type == "cpu" and in_plain_eager() and not torch.is_inference_mode_enabled()
-    return (_kept if plain and like.numel() <= _MOST_KEPT else _new_draw)(layouts, like.dtype, like.device)
+    return (_kept if few and plain else _new_draw)(layouts, like.dtype, like.device)
 
 
 def _new_draw(layouts: tuple[Layout, ...], dtype: torch.dtype, device: torch.device) -> _Draw:
-    cpu = torch.device("cpu")
+    widths = [layout.block_columns for layout in layouts]
     numbers: list[Tensor] = []
     total = 0
     for layout in layouts:
-        mine = layout.x_numbers(cpu)
+        mine = layout.x_numbers(device)
         numbers.append(mine + total)
         total += mine.numel()
     elements = torch.cat(numbers, 1)  # (blocks, k)
     blocks, k = elements.shape
+
+    def by_element(table: Tensor) -> list[Tensor]:
+        parts = torch.split(table, widths, 1)
+        return [in_shape_of_x(layout, part) for layout, part in zip(layouts, parts, strict=True)]
+
+    # On the CPU, so that a device draws the same; bytes, as they may have to be copied.
     generator = torch.Generator("cpu").manual_seed(20_240_229 + blocks)
-    shifts = torch.randint(k, (blocks, 1), generator=generator, device=cpu)
-    product_of = (torch.arange(k, device=cpu) - shifts) % k  # that with this column of this block
-    logarithms = torch.randint(_WEIGHTS, (k, blocks, 1), generator=generator, device=cpu)
-    sizes = [part.numel() for part in numbers]
-    of_element = torch.empty(total, dtype=torch.int64, device=cpu)
-    of_element[elements] = product_of
-    scales = torch.empty(k, total, dtype=dtype, device=cpu)
-    scales[:, elements] = torch.exp2(logarithms.to(dtype)).expand(k, blocks, k)
-    weights = torch.where(of_element == torch.arange(k, device=cpu).unsqueeze(1), 1 / scales, 0.0)
-    seeds = [
-        [part.view(layout.x_shape) for part, layout in zip(torch.split(seed, sizes), layouts, strict=True)]
-        for seed in weights.to(device)
-    ]
-    diagonals = (of_element * total + torch.arange(total, device=cpu)).to(device)
-    rows, columns = torch.triu_indices(k, k, 1, device=cpu)
-    above = torch.stack([elements[:, rows].view(-1), elements[:, columns].view(-1)])
-    below = above.flip(0)
-    sides = ((of_element[row] * total + column).to(device) for row, column in (above, below))
+    drawn = torch.randint(k * _WEIGHTS, (k, blocks), generator=generator, dtype=torch.uint8, device="cpu")
+    drawn = drawn.to(device)
+    columns = torch.arange(k, device=device)
+    product_of = (columns - (drawn[0] // _WEIGHTS).unsqueeze(1)) % k  # that with this column of this block
+    scales = torch.exp2((drawn % _WEIGHTS).to(dtype))
+    first, second = torch.triu_indices(k, k, 1, device=device)
+    places = product_of * total + elements
     return _Draw(
-        seeds,
-        scales.view(-1).to(device),
-        list(torch.split(diagonals, sizes)),
-        (next(sides), next(sides)),
-        above.to(device),
-        below.to(device),
+        [by_element(torch.where(product_of == c, 1 / scales[c].unsqueeze(1), 0.0)) for c in range(k)],
+        torch.cat([h.reshape(-1) for scale in scales for h in by_element(scale.unsqueeze(1).expand(-1, k))]),
+        [h.reshape(-1) for h in by_element(places)],
+        tuple(
+            (product_of[:, row] * total + elements[:, column]).view(-1)
+            for row, column in ((first, second), (second, first))
+        ),
+        torch.stack([elements[:, first].view(-1), elements[:, second].view(-1)]),
     )
 
 
