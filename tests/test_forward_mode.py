@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections import namedtuple
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -361,3 +362,16 @@ def test_a_derivative_taken_inside_is_no_closed_over_tensor() -> None:
     found = gradient(lambda x: forwarddiff(f, x).sum(), x)[0]
     torch.testing.assert_close(found, 9 * x**2)
     assert gradient(lambda y: (forwarddiff(f, x) * y).sum(), x)[0].shape == x.shape
+
+
+@pytest.mark.parametrize("prepare", [lambda x: x, lambda x: x * 1])
+def test_a_function_that_writes_into_its_argument_is_refused(prepare: Callable[[Tensor], Tensor]) -> None:
+    def f(x: Tensor) -> Tensor:
+        return x.mul_(2).sin()
+
+    x = torch.ones(3)
+    with pytest.raises(RuntimeError, match="leave its argument as it is"):
+        gradient(lambda x: forwarddiff(f, prepare(x)).sum(), x)
+    assert torch.equal(x, torch.ones(3))
+    (g,) = gradient(lambda x: forwarddiff(lambda x: f(x.clone()), prepare(x)).sum(), x)
+    torch.testing.assert_close(g, 2 * torch.cos(2 * x))

@@ -168,3 +168,21 @@ def test_a_dense_diagonal_takes_a_chunk_of_memory_however_long() -> None:
     """500 chunks of half a megabyte; the heap once kept half of each."""
     done = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 40
+
+
+def test_compiled_functions_are_differentiated_twice_or_refused() -> None:
+    """Autograd can't follow the backward of a compiled function: its second derivatives seem to be zero."""
+    torch._dynamo.reset()
+    f = lambda x: torch.tanh(x @ torch.ones(2, 3)).sum()
+    compiled = torch.compile(f, backend="aot_eager")
+    x = torch.tensor([[0.1, 0.2], [0.3, -0.5]])
+    for call in (
+        lambda: diaghessian(compiled, x),
+        lambda: hessian_reverse(compiled, x),
+        lambda: gradient(lambda x: gradient(compiled, x)[0].sum(), x),
+    ):
+        with pytest.raises(RuntimeError, match="made with torch.compile"):
+            call()
+    torch.testing.assert_close(hessian(compiled, x), hessian(f, x))
+    torch.testing.assert_close(hessian_dual(compiled, x), hessian(f, x))
+    torch.testing.assert_close(gradient(compiled, x), gradient(f, x))

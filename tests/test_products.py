@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from torchzygote import gradient, hessian, hook, jacobian, pullback
+from torchzygote import diaghessian, forwarddiff, gradient, hessian, hook, jacobian, pullback
 from torchzygote._products import identity_seeds
 
 CPU = torch.device("cpu")
@@ -54,3 +58,90 @@ def test_a_graph_keeps_the_seeds_that_it_needs() -> None:
         loss = lambda x, f=f: hessian(f, x, chunk_size=3).square().sum()
         expected = torch.func.grad(lambda x, f=f: torch.func.hessian(f)(x).square().sum())(x)
         torch.testing.assert_close(gradient(loss, x)[0], expected)
+
+
+def shifted(g: Tensor) -> Tensor:
+    return g.copy_(g.roll(1, -1))
+
+
+class Shift(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.roll(-1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return shifted(g)
+
+
+def registered(x: Tensor) -> Tensor:
+    y = x * 2
+    y.register_hook(shifted)
+    return y
+
+
+def by_numpy(g: Tensor) -> Tensor:
+    whole = g.numpy()
+    whole[:] = np.roll(whole, 1, -1)
+    return g
+
+
+WRITERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "hook": lambda x: hook(shifted, x * 2),
+    "hook that writes by NumPy": lambda x: hook(by_numpy, x * 2),
+    "custom function": lambda x: Shift.apply(x * 2),
+    "tensor hook": registered,
+}
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 20])
+@pytest.mark.parametrize("name", WRITERS)
+def test_who_writes_into_cotangents_changes_no_other_chunk(name: str, chunk_size: int) -> None:
+    (J,) = jacobian(WRITERS[name], torch.randn(20), chunk_size=chunk_size, mode="reverse")
+    assert torch.equal(J, 2 * torch.eye(20).roll(1, 1))
+
+
+@pytest.mark.parametrize("size", [50, 6000])
+def test_a_hook_may_write_whatever_the_size(size: int) -> None:
+    (J,) = jacobian(lambda x: hook(lambda g: g.mul_(2), x * 1), torch.randn(size))
+    assert torch.equal(J.diagonal(), torch.full((size,), 2.0))
+
+
+NESTED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "jacobian": lambda x, s: jacobian(lambda x: (x * s).sin(), x, chunk_size=7)[0].sum(),
+    "forward": lambda x, s: jacobian(lambda x: (x * s).sin(), x, chunk_size=7, mode="forward")[0].sum(),
+    "hessian": lambda x, s: hessian(lambda x: (x * s).sin().sum(), x, chunk_size=7).sum(),
+    "diaghessian": lambda x, s: diaghessian(lambda x: (x * s).sin().sum(), x, chunk_size=7)[0].sum(),
+    "forwarddiff": lambda x, s: forwarddiff(torch.sin, x * s, chunk_threshold=7).sum(),
+}
+VALUES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "jacobian": lambda x, s: (s * (x * s).cos()).sum(),
+    "forward": lambda x, s: (s * (x * s).cos()).sum(),
+    "hessian": lambda x, s: -(s * s * (x * s).sin()).sum(),
+    "diaghessian": lambda x, s: -(s * s * (x * s).sin()).sum(),
+    "forwarddiff": lambda x, s: (x * s).sin().sum(),
+}
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacfwd, torch.func.jacrev, gradient])
+@pytest.mark.parametrize("name", NESTED)
+def test_chunks_inside_a_derivative(name: str, transform: Any) -> None:
+    x, s = torch.linspace(-1, 1, 20, dtype=torch.float64), torch.tensor(1.3, dtype=torch.float64)
+    if transform is gradient:
+        (found,) = gradient(lambda s: NESTED[name](x, s), s)
+    else:
+        found = transform(lambda s: NESTED[name](x, s))(s)
+    torch.testing.assert_close(found, torch.func.grad(lambda s: VALUES[name](x, s))(s))
+
+
+def test_chunks_in_inference_mode() -> None:
+    x = torch.randn(20)
+    with torch.inference_mode():
+        (J,) = jacobian(lambda x: x.sin(), x, chunk_size=7, mode="reverse")
+    torch.testing.assert_close(J, torch.diag(x.cos()))

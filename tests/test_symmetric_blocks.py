@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torchzygote import _alignment, checkpointed, diaghessian, gradient, hessian
+from torchzygote import _alignment, checkpointed, diaghessian, gradient, hessian, jacobian, plan_hessian
 from torchzygote._engine import Linearization
 from torchzygote.params import Params
 
@@ -233,3 +233,38 @@ def test_many_cheap_elements_take_the_other_check(pulls: list[int]) -> None:
     net = nn.Sequential(nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 1)).double()
     diaghessian(lambda x: net(x).sum(), x)
     assert len(pulls) == 1 + 2
+
+
+def test_a_hook_on_what_was_computed_before_the_call() -> None:
+    """It would see other sizes than the dense way's, and be neither linear nor visible in the graph."""
+
+    def squared(w: Tensor) -> Tensor:
+        t = w * 1.0
+        t.register_hook(lambda g: g * g.abs())
+        return t
+
+    w = points(BATCH, 2).requires_grad_()
+    t = squared(w)
+    with pytest.warns(UserWarning, match="contradicts|please report"):
+        h = diaghessian(lambda: (t**3).sum(1).sum(), Params([w]))[w]
+    t = squared(w)
+    (g,) = torch.autograd.grad((t**3).sum(), w, create_graph=True)
+    for i in range(4):
+        row = torch.zeros_like(w)
+        row[i, 0] = 1
+        torch.testing.assert_close(h[i, 0], torch.autograd.grad(g, w, row, retain_graph=True)[0][i, 0])
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3, 5])
+def test_half_precision_inside_f_is_no_wrong_structure(columns: int) -> None:
+    net = network(columns).float()
+
+    def f(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return net(x).sum()
+
+    x = points(BATCH, columns).float()
+    found, expected = diaghessian(f, x)[0], diaghessian(lambda x: net(x).sum(), x)[0]
+    torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1 * float(expected.abs().max()))
+    jacobian(lambda x: torch.tanh(x.bfloat16()).float(), x, sparse=True)
+    plan_hessian(f, x[:20])(x[20:40])

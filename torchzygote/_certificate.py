@@ -24,6 +24,7 @@ __all__ = [
     "slack",
     "warn_mismatch",
     "wide",
+    "within_rounding",
 ]
 
 
@@ -64,9 +65,12 @@ def probe_rows(recovery: Recovery) -> Tensor:
     return rows
 
 
-def precision(inputs: Sequence[Tensor], y: Tensor) -> float:
-    """Relative spacing of the coarsest numbers that the derivative is computed with."""
-    coarsest = max(torch.finfo(x.dtype).eps for x in (*inputs, y))
+def precision(inputs: Sequence[Tensor], y: Tensor, recorded: float = 0.0) -> float:
+    """Relative spacing of the coarsest numbers that the derivative is computed with.
+
+    ``recorded``: of those in between, where they have been recorded.
+    """
+    coarsest = max(recorded, *(torch.finfo(x.dtype).eps for x in (*inputs, y)))
     device = y.device.type
     if torch.is_autocast_enabled(device):
         coarsest = max(coarsest, torch.finfo(torch.get_autocast_dtype(device)).eps)
@@ -148,6 +152,17 @@ def slack(eps: float) -> tuple[float, float]:
     number, so that it is allowed some roundings only.
     """
     return (4 * eps**0.5, 64 * eps) if eps < 1e-5 else (12 * eps, 4 * eps)
+
+
+def within_rounding(got: Tensor, wanted: Tensor, eps: float) -> bool:
+    """Whether they agree as most do: to a few roundings of the largest element. :func:`close` asks for less.
+
+    NaN and infinity don't agree with anything.
+    """
+    if got.numel() == 0:
+        return True
+    difference, largest = torch.stack([(got - wanted).abs().max(), got.abs().max()]).tolist()
+    return bool(difference <= slack(eps)[1] * largest < float("inf"))
 
 
 def close(

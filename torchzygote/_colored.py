@@ -112,7 +112,7 @@ def _transposed(prepared: Prepared, lin: Linearization) -> Linearization:
             torch.zeros_like(x).reshape(-1) if g is None else g.reshape(-1)
             for x, g in zip(prepared.inputs, pulled, strict=True)
         ]
-        return Linearization(prepared, [flat[0] if len(flat) == 1 else torch.cat(flat)], [u])
+        return lin.onward([flat[0] if len(flat) == 1 else torch.cat(flat)], [u])
 
 
 def _pushed(

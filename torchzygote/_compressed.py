@@ -189,7 +189,7 @@ def _jacobian_values(
     )
     dtypes = [result_dtype(x, y) for x in prepared.inputs]
     values, probed, _ = collect(recovery, products, dtypes, y.device, options.keep)
-    eps = precision(prepared.inputs, y)
+    eps = precision(prepared.inputs, y, lin.survey().coarsest)
     if by_pullback:
         right = explains_pullback(lin, y, recovery, values)
         if not right:
@@ -280,7 +280,7 @@ def _hessian_values(
     else:
         assert failed is not None
         raise failed
-    eps = precision([x], x)
+    eps = precision([x], x, second.coarsest())
     return values[0] if certified(caller, recovery, values, probes, probed, eps) else None
 
 

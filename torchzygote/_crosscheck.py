@@ -43,10 +43,15 @@ def unpushable(caller: str, names: Sequence[str]) -> RuntimeError:
     )
 
 
+def _precision(lin: Linearization, y: Tensor) -> float:
+    return precision(lin.inputs, y, lin.survey().coarsest)
+
+
 def _pulled_probe(lin: Linearization, y: Tensor) -> tuple[Tensor, list[Tensor | None]]:
     """A random cotangent, flat, and what it gives by a plain pullback."""
     cotangent = random_vector(y.numel()).to(y.device, y.dtype)
-    return cotangent, lin.pull([cotangent.view(y.shape)], retain=True, create_graph=False)
+    # A copy: hooks may write into it.
+    return cotangent, lin.pull([cotangent.clone().view(y.shape)], retain=True, create_graph=False)
 
 
 def explains_pullback(lin: Linearization, y: Tensor, recovery: Recovery, values: Sequence[Tensor]) -> bool:
@@ -55,7 +60,7 @@ def explains_pullback(lin: Linearization, y: Tensor, recovery: Recovery, values:
     with torch.no_grad():
         detached = [v.detach() for v in values]
         plain = [None if g is None else g.detach() for g in pulled]
-        fine = pulled_agreement(recovery, detached, cotangent, plain, precision(lin.inputs, y))
+        fine = pulled_agreement(recovery, detached, cotangent, plain, _precision(lin, y))
     return all(
         bool((one if g is None else one | ~g.reshape(-1).isfinite()).all())
         for one, g in zip(fine, plain, strict=True)
@@ -68,7 +73,7 @@ def pushes_what_is_pulled(lin: Linearization, y: Tensor, tangent: Tensor, pushed
     Whatever the structure is: a defect that reaches few elements only can pass.
     """
     cotangent, pulled = _pulled_probe(lin, y)
-    eps = precision(lin.inputs, y)
+    eps = _precision(lin, y)
     flat = [
         torch.zeros(x.numel(), device=x.device) if g is None else g
         for x, g in zip(lin.inputs, pulled, strict=True)
@@ -85,7 +90,7 @@ def pushes_what_is_pulled(lin: Linearization, y: Tensor, tangent: Tensor, pushed
 def is_confirmed(lin: Linearization, y: Tensor, matrices: Sequence[Tensor]) -> bool:
     """Whether dense matrices, one per input, explain a pullback; what isn't finite there tells nothing."""
     cotangent, pulled = _pulled_probe(lin, y)
-    eps = precision(lin.inputs, y)
+    eps = _precision(lin, y)
     for matrix, expected in zip(matrices, pulled, strict=True):
         got, scale = _row_times(cotangent, matrix.detach())
         wanted = torch.zeros_like(got) if expected is None else expected.detach().reshape(-1).to(got)

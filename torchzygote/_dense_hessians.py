@@ -110,7 +110,7 @@ def _matrix_of_blocks(
 
 def _are_symmetric(second: SecondOrder, lin: Linearization, layouts: list[Layout]) -> bool:
     """Whether products with the blocks' columns are going to check each other."""
-    return second.is_plain() and can_check_themselves(lin, layouts, second.row_guess())
+    return second.is_plain() and can_check_themselves(lin, layouts, second.row_guess(), second.coarsest())
 
 
 def _diagonals_of_blocks(

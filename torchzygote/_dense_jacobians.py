@@ -159,7 +159,7 @@ def _by_columns_on_tape(prepared: Prepared, lin: Linearization, y: Tensor, optio
         if g is None or not g.requires_grad or x.numel() == 0:
             matrices.append(Rows(y.numel(), x, result_dtype(x, y), options.keep).matrix())
             continue
-        linear = Linearization(prepared, [g], [u])
+        linear = lin.onward([g], [u])
         cost = _row_cost(linear, x.numel())
         if (matrix := _by_blocks(linear, x, y, cost, options, transposed=True)) is not None:
             matrices.append(matrix)

@@ -30,6 +30,9 @@ from ._torch_private import (
     batched_like,
     create_grad_input,
     grad_level,
+    has_hooks,
+    has_nodes_before,
+    hooks_made,
     in_functorch,
     in_functorch_derivative,
     innermost_level,
@@ -37,6 +40,7 @@ from ._torch_private import (
     mark_as_own,
     pull_back,
     pytree,
+    sequence_number,
     survey,
     swap_tensors,
 )
@@ -98,6 +102,7 @@ class Linearization:
     __slots__ = (
         "__weakref__",
         "_pull",
+        "_start",
         "_survey",
         "inputs",
         "prepared",
@@ -118,6 +123,26 @@ class Linearization:
         self.waiting: list[_state.Waiting] = []
         self._pull: Callable[..., Any] | None = None
         self._survey: Survey | None = None
+        self._start: tuple[int, int] | None = None
+
+    def began(self, hooks: int, node: int) -> None:
+        """Note :func:`hooks_made` and :func:`sequence_number` as of before ``f`` ran."""
+        self._start = hooks, node
+
+    def onward(self, roots: list[Tensor], inputs: list[Tensor]) -> Linearization:
+        """What has been computed from this one, by ``inputs``."""
+        following = Linearization(self.prepared, roots, inputs)
+        following._start = self._start
+        return following
+
+    def may_be_bent(self) -> bool:
+        """Whether hooks may change what is pulled back, or keep it: the recorded graph doesn't show them."""
+        if self._start is None or hooks_made() != self._start[0]:
+            return True
+        if all(self.prepared.owned):
+            return False
+        # What Params hold may have hooks, and so may what was computed from it before.
+        return any(map(has_hooks, self.inputs)) or has_nodes_before(self.roots, self._start[1])
 
     def pull(
         self,
@@ -168,7 +193,7 @@ class Linearization:
 
     def restricted(self, root: int, by: int) -> Linearization:
         """``roots[root]`` alone, by ``inputs[by]`` alone: what isn't asked for isn't computed."""
-        part = Linearization(self.prepared, [self.roots[root]], [self.inputs[by]])
+        part = self.onward([self.roots[root]], [self.inputs[by]])
         if len(self.roots) == 1:
             part._survey = self._survey
         if self._pull is not None:
@@ -238,6 +263,7 @@ def linearize(
         return _linearize_compiled(f, prepared, scalar_aux)
     if in_functorch():
         return _linearize_functorch(f, prepared, keep, scalar_aux)
+    start = (hooks_made(), sequence_number())
     if torch.is_grad_enabled():
         tracked = _tracked_on_tape(prepared, keep)
         y = call(f, prepared, tracked)
@@ -246,6 +272,7 @@ def linearize(
             tracked = _tracked_on_tape(prepared, keep)
             y = call(f, prepared, tracked)
     lin = Linearization(prepared, [], tracked)
+    lin.began(*start)
     _take_outputs(lin, y, scalar_aux)
     lin.y = y if keep else detached(y)
     return lin

@@ -119,7 +119,8 @@ def jacobian_values(
     if crosscheck and constants.probes is not None:
         right = hooked or pushes_what_is_pulled(lin, y, constants.probes, found.probed[0])
         return found.values, [torch.tensor(right, device="cpu")]
-    return found.values, constants.check(found, precision(prepared.inputs, y))
+    coarsest = 0.0 if _engine.compiling() else lin.survey().coarsest
+    return found.values, constants.check(found, precision(prepared.inputs, y, coarsest))
 
 
 def hessian_values(
@@ -144,4 +145,4 @@ def hessian_values(
     chunk = chunk_of(options, cost, constants.recovery, x)
     products = hessian_products(f, second, 0, mode, constants.seeds, chunk, options, random)
     found = collect(constants.recovery, products, [x.dtype], x.device, options.keep)
-    return found.values[0], constants.check(found, precision([x], x))
+    return found.values[0], constants.check(found, precision([x], x, second.coarsest()))

@@ -34,7 +34,7 @@ class identity_seeds:
     write all of it takes as long as a few operations of the product.
     """
 
-    __slots__ = ("_block", "_device", "_dtype", "_lo", "_numel")
+    __slots__ = ("_block", "_device", "_dtype", "_lo", "_numel", "_version")
 
     def __init__(self, numel: int, dtype: torch.dtype, device: torch.device) -> None:
         self._numel = numel
@@ -42,17 +42,23 @@ class identity_seeds:
         self._device = device
         self._block: Tensor | None = None
         self._lo = 0
+        self._version = 0
 
     def __call__(self, lo: int, hi: int) -> Tensor:
         block, self._block = self._block, None
-        if block is None or block.shape[0] < hi - lo or _engine.compiling() or memory_holders(block) > 1:
+        if block is None or block.shape[0] < hi - lo or not self._is_untouched(block):
             block = native.seed_rows(lo, hi, self._numel, dtype=self._dtype, device=self._device)
         else:
             block.diagonal(self._lo).zero_()
             block.diagonal(lo).fill_(1)
-        if hi < self._numel:
-            self._block, self._lo = block, lo
+        plain = not (_engine.compiling() or _engine.in_functorch() or block.is_inference())
+        if hi < self._numel and plain:
+            self._block, self._lo, self._version = block, lo, block._version
         return block[: hi - lo]
+
+    def _is_untouched(self, block: Tensor) -> bool:
+        """Whether nobody has kept it, or written into it as hooks and custom functions may."""
+        return block._version == self._version and memory_holders(block) == 1
 
 
 def progress_bar(enabled: bool, total: int, what: str) -> Any:
@@ -101,8 +107,12 @@ def vjps(
 
     if create_graph and total > 1 and not (_engine.compiling() or _engine.in_functorch()):
         _check_once(lin, root)
+    # Hooks and custom functions see the seeds, and may write into them unnoticed.
+    shown = chunk < total and not _engine.compiling() and (lin.may_be_bent() or bool(lin.survey().custom))
+    rows = None
     for lo, hi in _chunks(total, chunk, progress, what):
-        rows = None  # whoever makes the seeds may take the last ones' memory
+        if not (shown or by_row or chunk == 1):
+            rows = None  # whoever makes the seeds may take the last ones' memory
         rows = seeds(lo, hi).view(hi - lo, *shape)  # under vmap a view takes ten times as long
         if hi - lo == 1 and (chunk == 1 or total == 1):  # hooks see a last row as they saw those before
             yield lo, hi, [None if g is None else g.unsqueeze(0) for g in one(rows[0])]

@@ -15,7 +15,6 @@ from . import _engine, _plan, _state
 from ._arguments import Prepared, type_name
 from ._engine import Linearization
 from ._plan import FREE, RowCost
-from ._torch_private import has_hooks, hooks_made
 from .gradients import scalar_root
 
 __all__ = ["Options", "SecondOrder", "run"]
@@ -37,7 +36,6 @@ class SecondOrder:
 
     __slots__ = (
         "_first",
-        "_hooks_before",
         "_lin",
         "_positions",
         "_root",
@@ -55,19 +53,15 @@ class SecondOrder:
         self.keep = keep
         self.value = value
         self.grads: list[Tensor | None] = [None] * len(prepared.inputs)
-        self._hooks_before = -1
         self._first: Linearization | None = None
         self._root: Tensor | None = None
         self._lin: Linearization | None = None
         self._positions: list[int | None] = [None] * len(self.grads)
         self._row_cost: RowCost | None = None
 
-    def start_from(self, lin: Linearization, root: Tensor | None, hooks_before: int) -> None:
-        """``f`` as recorded; ``root`` is ``None`` where it is constant.
-
-        ``hooks_before``: :func:`hooks_made` before ``f`` ran.
-        """
-        self._first, self._root, self._hooks_before = lin, root, hooks_before
+    def start_from(self, lin: Linearization, root: Tensor | None) -> None:
+        """``f`` as recorded; ``root`` is ``None`` where it is constant."""
+        self._first, self._root = lin, root
 
     def record(self, lin: Linearization, positions: list[int | None]) -> None:
         """``lin.roots[positions[i]]`` is the gradient by input ``i``."""
@@ -94,7 +88,7 @@ class SecondOrder:
             positions.append(len(roots) if depends else None)
             if g is not None and g.requires_grad:
                 roots.append(g)
-        self.record(Linearization(self.prepared, roots, self._first.inputs), positions)
+        self.record(self._first.onward(roots, self._first.inputs), positions)
 
     def is_plain(self) -> bool:
         """Whether pulling back does what the recorded graph shows, at its cost.
@@ -102,11 +96,12 @@ class SecondOrder:
         Not so where tensor hooks bend what is pulled back, or a checkpointed function runs again each time.
         """
         session = _state.session()
-        return (
-            hooks_made() == self._hooks_before
-            and not any(has_hooks(x) for x in self.prepared.inputs)
-            and (session is None or not session.recomputes)
-        )
+        recomputes = session is not None and session.recomputes
+        return self._lin is not None and not recomputes and not self._lin.may_be_bent()
+
+    def coarsest(self) -> float:
+        """Relative spacing of the coarsest numbers that ``f`` has computed with, where it was recorded."""
+        return 0.0 if self._first is None or _engine.compiling() else self._first.survey().coarsest
 
     @property
     def is_constant(self) -> bool:
@@ -129,7 +124,7 @@ class SecondOrder:
         """The gradients by several inputs that they depend on, by all of these."""
         assert self._lin is not None
         roots = [self._lin.roots[p] for i in which if (p := self._positions[i]) is not None]
-        return Linearization(self.prepared, roots, [self._lin.inputs[i] for i in which])
+        return self._lin.onward(roots, [self._lin.inputs[i] for i in which])
 
     def row_guess(self) -> RowCost:
         """About what a row of a Hessian takes, from ``f`` alone: its gradient repeats most operations."""
@@ -173,11 +168,9 @@ def run(
     """Run ``f`` once. ``recorded``: its gradient is going to be pulled back, not only used."""
     if recorded and (_engine.compiling() or _engine.in_functorch()):
         return _run_nested(caller, f, prepared, keep)
-    # A compiler would compile anew for each hook that anybody makes.
-    hooks_before = -1 if _engine.compiling() else hooks_made()
     lin = _engine.linearize(f, prepared, keep=keep)
     second = SecondOrder(caller, prepared, keep, lin.y)
-    second.start_from(lin, _root(caller, lin, lin.y), hooks_before)
+    second.start_from(lin, _root(caller, lin, lin.y))
     return second
 
 

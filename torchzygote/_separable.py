@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import _engine, _plan, _products
 from ._alignment import aligned_axes, shared_axes
-from ._certificate import close, precision, random_vector, slack, wide
+from ._certificate import close, precision, random_vector, wide, within_rounding
 from ._engine import Linearization
 from ._plan import RowCost
 from ._torch_private import node_names
@@ -157,7 +157,7 @@ def _seeds(layout: Layout, like: Tensor) -> Tensor:
     k = layout.block_rows
     sizes = [n if p in layout.y_free else 1 for p, n in enumerate(layout.y_shape)]
     rows = torch.eye(k, dtype=like.dtype, device=like.device).view(k, *sizes)
-    return rows.expand(k, *layout.y_shape).reshape(k, -1)
+    return rows.expand(k, *layout.y_shape).reshape(k, -1).contiguous()  # hooks may write into it
 
 
 def block_products(
@@ -215,7 +215,8 @@ def _are_confirmed(
     sizes = [root.numel() for root in roots]
     vectors = torch.split(random_vector(sum(sizes)), sizes)
     cotangents = [v.to(r.device, r.dtype).view(r.shape) for v, r in zip(vectors, roots, strict=True)]
-    checked = lin.pull(cotangents, retain=True, create_graph=False)
+    # Copies: hooks may write into them.
+    checked = lin.pull([c.clone() for c in cotangents], retain=True, create_graph=False)
     # (block rows, blocks, 1) each
     weights = [
         _by_block(_of_itself(row[0]), v.unsqueeze(0))[0].t().unsqueeze(2)
@@ -227,9 +228,8 @@ def _are_confirmed(
         wanted = torch.zeros_like(got)
         if expected is not None:
             wanted = _by_block(layouts[0][j], expected.detach().unsqueeze(0))[0].to(got.dtype)
-        eps = precision([x], roots[0])
-        # As most are; `close` asks for less.
-        if bool((got - wanted).abs().max() <= slack(eps)[1] * got.abs().max()):
+        eps = precision([x], roots[0], lin.survey().coarsest)
+        if within_rounding(got, wanted, eps):
             continue
         if not bool(wanted.isfinite().all()):  # zeros outside the blocks would be wrong
             return False

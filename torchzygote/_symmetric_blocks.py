@@ -86,11 +86,14 @@ class SymmetricBlocks(NamedTuple):
         ).view(n, n)
 
 
-def can_check_themselves(lin: Linearization, layouts: Sequence[Layout], cost: RowCost) -> bool:
+def can_check_themselves(
+    lin: Linearization, layouts: Sequence[Layout], cost: RowCost, coarsest: float
+) -> bool:
     """Whether there are few columns and many blocks, in one precision that tells rounding from structure.
 
     ``layouts[i]`` pairs the axes of the gradient ``lin.roots[i]`` with those of ``lin.inputs[i]``. ``cost``:
-    about what a product takes; a cheap one takes less time than to draw for as many elements.
+    about what a product takes; a cheap one takes less time than to draw for as many elements. ``coarsest``:
+    spacing of the coarsest numbers that were recorded.
     """
     first = lin.inputs[0]
     elements = sum(x.numel() for x in lin.inputs)
@@ -98,7 +101,7 @@ def can_check_themselves(lin: Linearization, layouts: Sequence[Layout], cost: Ro
         (elements <= _MOST_KEPT or cost.nbytes >= _BYTES_TO_DRAW * elements)
         and sum(layout.block_columns for layout in layouts) in _COLUMNS
         and first.numel() >= _LEAST_BLOCKS * layouts[0].block_columns
-        and precision([first], lin.roots[0]) < 1e-5
+        and precision([first], lin.roots[0], coarsest) < 1e-5
         and all(x.dtype == first.dtype and x.device == first.device for x in (*lin.inputs, *lin.roots))
     )
 

@@ -39,6 +39,12 @@ def checked_custom_functions(nodes: list[Any], seeds: list[Tensor]) -> Iterator[
 
         return hook
 
+    if any(node.name() == "CompiledFunctionBackward" for node in nodes):
+        # Its backward is another compiled function, cut off from what the first one was given.
+        raise RuntimeError(
+            "f can't be differentiated twice: it calls a function made with torch.compile, whose backward "
+            "autograd can't follow; call the uncompiled function here, and compile what differentiates it"
+        )
     handles = [node.register_hook(check(node)) for node in nodes]
     try:
         yield [seed if seed.requires_grad else seed.detach().requires_grad_() for seed in seeds]

@@ -239,7 +239,7 @@ class _Run:
         plain = not (_engine.compiling() or in_functorch() or is_tracing())
         surroundings = None if _engine.compiling() else Surroundings()
         start = 0 if _engine.compiling() else sequence_number()
-        y = self.call([tensor.detach() for tensor in self.inputs])
+        y = self._first_call()
         outputs, y_spec = pytree.tree_flatten(y)
         places = [i for i, leaf in enumerate(outputs) if is_inexact(leaf)]
         if not places:
@@ -273,6 +273,20 @@ class _Run:
         for i, tensor in zip(places, y_packing.unpack(result), strict=True):
             outputs[i] = tensor
         return pytree.tree_unflatten(outputs, y_spec)
+
+    def _first_call(self) -> Any:
+        """``f(x)`` on copies, which it must not write into: the derivative would be at another point."""
+        copies = [tensor.detach().clone() for tensor in self.inputs]
+        if _engine.compiling():
+            return self.call(copies)
+        before = [copy._version for copy in copies]
+        y = self.call(copies)
+        if [copy._version for copy in copies] != before:
+            raise RuntimeError(
+                f"forwarddiff: expected {name_of(self.f)} to leave its argument as it is, but it writes into "
+                "it in place; let it write into a copy, x.clone()"
+            )
+        return y
 
     def jacobian(self, flat: Callable[[Tensor], tuple[Tensor]], at: Tensor, y: Tensor) -> Tensor:
         """The derivative of ``flat`` by each element of ``at``, (at.numel(), y.numel())."""

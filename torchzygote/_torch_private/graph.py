@@ -15,6 +15,7 @@ __all__ = [
     "backward_pass",
     "depends_on_others",
     "has_hooks",
+    "has_nodes_before",
     "hooks_made",
     "leads_to",
     "mark_as_own",
@@ -38,6 +39,21 @@ def sequence_number() -> int:
 def hooks_made() -> int:
     """How many hooks this process has made: whether a function registered any can't be seen in its graph."""
     return int(torch.utils.hooks.RemovableHandle.next_id)
+
+
+def has_nodes_before(roots: Sequence[Tensor], start: int) -> bool:
+    """Whether what has been recorded for ``roots`` begins before :func:`sequence_number` was ``start``."""
+    seen: set[Any] = set()
+    stack: list[Any] = [root.grad_fn for root in roots if root.grad_fn is not None]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if getattr(node, "variable", None) is None and node._sequence_nr() < start:
+            return True
+        stack.extend([following for following, _ in node.next_functions if following is not None])
+    return False
 
 
 def has_hooks(x: Tensor) -> bool:
@@ -122,6 +138,8 @@ class Survey(NamedTuple):
     """Names of operators made with ``torch.library``: forward mode gives zeros for them, silently."""
     once: list[tuple[str, Any]]
     """Operations whose second derivative PyTorch gets wrong, and the node below that it is wrong by."""
+    coarsest: float
+    """Relative spacing of the coarsest numbers among the gradients, as after autocast in ``f``."""
 
 
 # PyTorch's batching rule of these backwards gives wrong numbers where the rows alone are batched (2.13).
@@ -149,6 +167,7 @@ def survey(roots: Sequence[Tensor]) -> Survey:
     nonlinear: list[Any] = []
     unpushable: list[str] = []
     once: list[tuple[str, Any]] = []
+    dtypes: set[torch.dtype] = set()
     while stack:
         node = stack.pop()
         if node in seen:
@@ -170,10 +189,12 @@ def survey(roots: Sequence[Tensor]) -> Survey:
             once.append((_BIASED[name], bias))
         for meta in node._input_metadata:
             total += math.prod(meta.shape) * meta.dtype.itemsize
+            dtypes.add(meta.dtype)
         for following, _ in node.next_functions:
             if following is not None:
                 stack.append(following)
-    return Survey(total, len(seen), misbatched, custom, custom + nonlinear, unpushable, once)
+    coarsest = max((torch.finfo(d).eps for d in dtypes if d.is_floating_point or d.is_complex), default=0.0)
+    return Survey(total, len(seen), misbatched, custom, custom + nonlinear, unpushable, once, coarsest)
 
 
 def _operator_name(node: str) -> str:
