@@ -87,6 +87,7 @@ ELEMENTWISE = [
     *(Row(name, f, (4,)) for name, f in FLAT.items()),
     Row("hardsigmoid", F.hardsigmoid, (4,), orders=1),
     Row("polygamma", lambda x: torch.polygamma(1, x), (4,)),
+    Row("polygamma in place", lambda x: x.clone().polygamma_(1), (4,)),
     Row("erfcx", torch.special.erfcx, (4,), exact="1"),
     Row("entr", torch.special.entr, (4,)),
     Row("ndtr", torch.special.ndtr, (4,)),

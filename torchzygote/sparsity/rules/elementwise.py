@@ -60,7 +60,7 @@ _COUPLINGS = {
     "lerp": "ac bc",
     "addcmul": "bc",
     "addcdiv": "bc cc",
-    "polygamma": "bb",
+    "polygamma": "aa bb",  # the order is the second operand, in place the first
     "special_polygamma": "bb",
     "igamma": "aa ab bb",
     "igammac": "aa ab bb",
