@@ -17,6 +17,9 @@ M34 = A[:12].reshape(3, 4) + 0.05
 M44 = A[:16].reshape(4, 4) + 0.03
 BAND = torch.diag(torch.ones(5, dtype=torch.float64)) + torch.diag(torch.ones(4, dtype=torch.float64), 1)
 PERM = torch.tensor([3, 1, 0, 2])
+M33 = torch.eye(3, dtype=torch.float64)
+EYES = M33 + 0.2 + A.repeat(2)[:27].reshape(3, 3, 3) / 9
+LU = torch.linalg.lu_factor(EYES)
 
 
 def spd(x: Tensor) -> Tensor:
@@ -187,6 +190,18 @@ ROWS = [
         (3, 2),
         exact="",
     ),
+    # an operand without a batch whose first size is that of the others' batch
+    Row("solve, one right side", lambda x: torch.linalg.solve(EYES, x), (3, 2), exact=""),
+    Row("solve, a vector for each", lambda x: torch.linalg.solve(EYES[:2, :2, :2], x), (2, 2), exact="1"),
+    Row("solve, one matrix", lambda x: torch.linalg.solve(x + 2 * M33, EYES), (3, 3), exact=""),
+    Row(
+        "triangular solve, one matrix",
+        lambda x: torch.linalg.solve_triangular(x + 2 * M33, EYES, upper=False),
+        (3, 3),
+        exact="",
+    ),
+    Row("cholesky_solve, one factor", lambda x: torch.cholesky_solve(EYES, x + 2 * M33), (3, 3), exact=""),
+    Row("lu_solve, one right side", lambda x: torch.linalg.lu_solve(*LU, x), (3, 2), exact=""),
     Row("pinv", torch.linalg.pinv, (2, 2), exact="1"),
     Row("matrix_power", lambda x: torch.linalg.matrix_power(x, 3), (2, 2), exact="1"),
     # windows

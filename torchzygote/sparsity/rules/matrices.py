@@ -210,18 +210,13 @@ def _cdist(ctx: Context, call: Call) -> Any:
 )
 def _factorisation(ctx: Context, call: Call) -> Any:
     """Every result of a matrix depends on all of that matrix, twice."""
-    operands = [value for value in call.tensors() if isinstance(value, (Dep, Const))]
-    batch = _batch(operands, call.out_shapes)
+    batch = _batch(call)
     if batch is None:
         united = ctx.everything(call)
     else:
-        parts = []
-        for value in operands:
-            if isinstance(value, Dep):
-                ids = value.ids
-                inner = ids.dim() - len(batch)
-                parts.append(ctx.unite_dims(ids, range(ids.dim() - inner, ids.dim())) if inner else ids)
-        united = ctx.unite(*parts)
+        operands = [value for value in call.tensors() if isinstance(value, Dep)]
+        depth = len(batch)
+        united = ctx.unite(*(ctx.unite_dims(x.ids, range(depth, x.ids.dim())) for x in operands))
     ctx.couple(united)
     depth = united.dim()
     return [
@@ -230,17 +225,35 @@ def _factorisation(ctx: Context, call: Call) -> Any:
     ]
 
 
-def _batch(operands: list[Any], out_shapes: Any) -> tuple[int, ...] | None:
+def _batch(call: Call) -> tuple[int, ...] | None:
     """The batch dimensions, if all operands and results have the same; ``None`` otherwise."""
-    first = max(operands, key=lambda value: len(_shape(value)))
-    batch = tuple(_shape(first)[:-2])
-    for value in operands:
-        shape = tuple(_shape(value))
-        if shape[: len(batch)] != batch or len(shape) > len(batch) + 2:
-            return None
-    if any(shape is not None and tuple(shape[: len(batch)]) != batch for shape in out_shapes):
+    batches = set()
+    for name, value in call.args.items():
+        if isinstance(value, (Dep, Const)):
+            shape = tuple(_shape(value))
+            depth = len(shape) - _inner(call, name)
+            if depth < 0:
+                return None
+            batches.add(shape[:depth])
+    if len(batches) != 1:
+        return None
+    batch = batches.pop()
+    depth = len(batch)
+    if any(shape is not None and tuple(shape[:depth]) != batch for shape in call.out_shapes):
         return None
     return batch
+
+
+# Operands that are no matrices: how many dimensions of theirs are not the batch's.
+_INNER = {"pivots": 1, "tau": 1, "info": 0, "atol": 0, "rtol": 0, "rcond": 0}
+
+
+def _inner(call: Call, name: str) -> int:
+    """A right-hand side is a vector if its shape is that of the matrices' rows, as PyTorch has it."""
+    if (call.name, name) in (("_linalg_solve_ex", "B"), ("linalg_lstsq", "b")):
+        matrix = call["A" if name == "B" else "self"]
+        return 1 if tuple(_shape(call[name])) == tuple(_shape(matrix))[:-1] else 2
+    return _INNER.get(name, 2)
 
 
 def _shape(value: Any) -> Any:
