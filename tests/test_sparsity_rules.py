@@ -54,6 +54,7 @@ ROWS = [
     Row("transpose and view", lambda x: x.t().reshape(-1), (2, 3)),
     Row("expand", lambda x: x.expand(3, 4) * M34, (4,)),
     Row("unfold", lambda x: x.unfold(0, 3, 2), (7,)),
+    Row("view of an operation on a slice", lambda x: (x[2:] ** 2).view(2, 2).t(), (6,)),
     Row("as_strided", lambda x: x.as_strided((2, 2), (2, 1), 1), (6,)),
     Row("unbind", lambda x: x.unbind(1)[1] * x.unbind(1)[0], (3, 2)),
     Row("split", lambda x: x.split([1, 3])[1] ** 2, (4,)),

@@ -45,11 +45,9 @@ class Shadow:
         if self._ids is not None and self._ref is not None and _same(ref, self._ref):
             return self._ids
         flat = self._memory(ref.dtype.itemsize)
-        ratio = ref.dtype.itemsize // self._unit
-        stride = [step * ratio for step in ref.stride]
-        ids = flat.as_strided(ref.size, stride, ref.offset * ratio)
-        for part in range(1, ratio):
-            ids = self._unite(ids, flat.as_strided(ref.size, stride, ref.offset * ratio + part))
+        ids, *others = _parts(flat, ref, ref.dtype.itemsize // self._unit)
+        for other in others:
+            ids = self._unite(ids, other)
         if 4 * ids.numel() < flat.numel():
             return ids.clone()  # a little of much: a later write need not copy everything
         self._mine = False
@@ -65,10 +63,8 @@ class Shadow:
         if not self._mine:
             flat = self._flat = flat.clone()
             self._mine = True
-        ratio = ref.dtype.itemsize // self._unit
-        for part in range(ratio):
-            stride = [step * ratio for step in ref.stride]
-            flat.as_strided(ref.size, stride, ref.offset * ratio + part).copy_(ids)
+        for part in _parts(flat, ref, ref.dtype.itemsize // self._unit):
+            part.copy_(ids)
 
     def _memory(self, itemsize: int) -> Tensor:
         """One id for each unit of memory, units no larger than ``itemsize``."""
@@ -86,6 +82,14 @@ class Shadow:
             self._flat = self._flat.repeat_interleave(self._unit // itemsize)
             self._unit, self._mine = itemsize, True
         return self._flat
+
+
+def _parts(flat: Tensor, ref: Ref, ratio: int) -> list[Tensor]:
+    """A tensor's view of one id for each unit of memory, ``ratio`` units to an element: one view for each."""
+    # Offsets count from the start of the storage, where those of borrowed ids needn't begin.
+    start = flat.storage_offset() + ref.offset * ratio
+    stride = [step * ratio for step in ref.stride]
+    return [flat.as_strided(ref.size, stride, start + part) for part in range(ratio)]
 
 
 def _same(a: Ref, b: Ref) -> bool:
