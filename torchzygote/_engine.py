@@ -174,6 +174,11 @@ class Linearization:
             custom = found.custom
             if found.once and not pushed:
                 refuse_twice(found.once, self.inputs)
+        if not create_graph and innermost_level() is not None:
+            # As torch.func.vjp does it: under vmap PyTorch's backward of torch.linalg.solve is wrong else.
+            return [
+                None if g is None else g.detach() for g in pull_back(roots, seeds, self.inputs, True, True)
+            ]
         if custom:
             with checked_custom_functions(custom, seeds) as checked:
                 results = pull_back(roots, checked, self.inputs, True, True)

@@ -16,7 +16,13 @@ from ._arguments import Prepared
 from ._attention import unfused_attention
 from ._exchange import forward_mode_held
 from ._fitting import fit_tangent
-from ._torch_private import batched_like, in_functorch, library_operators_watched, load_decompositions
+from ._torch_private import (
+    batched_like,
+    in_functorch,
+    library_operators_watched,
+    load_decompositions,
+    nested_batches_watched,
+)
 
 __all__ = ["forward_mode", "jvp", "non_overlapping", "separate", "tangents_for"]
 
@@ -73,6 +79,6 @@ def jvp(
         if torch.compiler.is_compiling():
             pushed: tuple[Any, ...] = torch.func.jvp(f, tuple(inputs), tuple(tangents))
         else:
-            with library_operators_watched():
+            with library_operators_watched(), nested_batches_watched():
                 pushed = torch.func.jvp(f, tuple(inputs), tuple(tangents))
     return pushed[0], pushed[1]

@@ -176,7 +176,10 @@ def _mode_for(caller: str, lin: Linearization, rows: int, hooked: bool, options:
     if mode == "forward":
         refuse_unpushable(caller, lin)
         return mode
-    return "reverse" if rows > 1 and (hooked or lin.survey().unpushable) else mode
+    if rows <= 1:
+        return mode
+    found = lin.survey()
+    return "reverse" if hooked or found.unpushable or (found.by_lu and _engine.in_functorch()) else mode
 
 
 def _forward(

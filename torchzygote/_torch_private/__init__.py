@@ -48,7 +48,7 @@ from .levels import (
     transform_stack,
     vmap_flat,
 )
-from .library import library_operators_watched
+from .library import library_operators_watched, nested_batches_watched
 from .operators import (
     DispatchMode,
     OpOverload,
@@ -129,6 +129,7 @@ __all__ = [
     "mark_as_own",
     "maybe_batch_axis",
     "memory_holders",
+    "nested_batches_watched",
     "no_torch_function",
     "node_attribute",
     "node_names",

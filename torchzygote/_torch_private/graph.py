@@ -138,6 +138,8 @@ class Survey(NamedTuple):
     """Names of operators made with ``torch.library``: forward mode gives zeros for them, silently."""
     once: list[tuple[str, Any]]
     """Operations whose second derivative PyTorch gets wrong, and the node below that it is wrong by."""
+    by_lu: bool
+    """Whether one solves by an LU decomposition, which forward mode gets wrong inside ``vmap``."""
     coarsest: float
     """Relative spacing of the coarsest numbers among the gradients, as after autocast in ``f``."""
 
@@ -154,6 +156,7 @@ _BIASED = {
     "MiopenBatchNormBackward0": "batch_norm",
     "NativeGroupNormBackward0": "group_norm",
 }
+_BY_LU = frozenset({"LinalgSolveExBackward0", "LinalgDetBackward0", "LinalgSlogdetBackward0"})
 _PythonNode = torch.autograd.function.BackwardCFunction
 
 
@@ -168,6 +171,7 @@ def survey(roots: Sequence[Tensor]) -> Survey:
     unpushable: list[str] = []
     once: list[tuple[str, Any]] = []
     dtypes: set[torch.dtype] = set()
+    by_lu = False
     while stack:
         node = stack.pop()
         if node in seen:
@@ -183,6 +187,8 @@ def survey(roots: Sequence[Tensor]) -> Survey:
             custom.append(node)
         elif name in _NOT_LINEAR_AT_ZERO:
             nonlinear.append(node)
+        elif name in _BY_LU:
+            by_lu = True
         elif name in _MISBATCHED:
             misbatched = _MISBATCHED[name]
         elif name in _BIASED and (bias := _only_bias(node)) is not None:
@@ -194,7 +200,7 @@ def survey(roots: Sequence[Tensor]) -> Survey:
             if following is not None:
                 stack.append(following)
     coarsest = max((torch.finfo(d).eps for d in dtypes if d.is_floating_point or d.is_complex), default=0.0)
-    return Survey(total, len(seen), misbatched, custom, custom + nonlinear, unpushable, once, coarsest)
+    return Survey(total, len(seen), misbatched, custom, custom + nonlinear, unpushable, once, by_lu, coarsest)
 
 
 def _operator_name(node: str) -> str:

@@ -1,6 +1,8 @@
-"""Operators made in Python with ``torch.library``: forward mode gives zeros for them, without a word.
+"""Operators that forward mode gives wrong numbers for, without a word.
 
-PyTorch calls them below autograd, which takes the tangents off, and asks nobody for a forward derivative.
+Those made in Python with ``torch.library``: zeros. PyTorch calls them below autograd, which takes the
+tangents off, and asks nobody for a forward derivative. And those that solve by an LU decomposition, where one
+``vmap`` batches the matrix and another one, inside of it, the tangents: noise (2.13).
 """
 
 from __future__ import annotations
@@ -15,9 +17,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .forward import has_tangent
-from .wrappers import layers
+from .levels import in_functorch, transform_stack
+from .wrappers import is_wrapped, layers
 
-__all__ = ["library_operators_watched"]
+__all__ = ["library_operators_watched", "nested_batches_watched"]
 
 # Whose "operators" have no derivative to lose, or refuse by themselves.
 _OWN = {"prims", "rngprims", "export", "debug_mode_ops", "torchzygote"}
@@ -54,6 +57,39 @@ class _Watch(TorchFunctionMode):
                     "with torch.library; use reverse mode, or make it a torch.autograd.Function with a jvp"
                 )
         return func(*args, **given)
+
+
+_BY_LU: dict[Callable[..., Any], str] = {
+    function: f"torch.{name}"
+    for name, functions in {
+        "linalg.solve": (torch.linalg.solve, torch.linalg.solve_ex, torch.linalg.tensorsolve),
+        "linalg.det": (torch.linalg.det, torch.det, Tensor.det),
+        "linalg.slogdet": (torch.linalg.slogdet, torch.slogdet, Tensor.slogdet),
+        "logdet": (torch.logdet, Tensor.logdet),
+    }.items()
+    for function in functions
+}
+
+
+class _WatchNested(TorchFunctionMode):
+    """Raises where one of these is given what a transform batches or differentiates."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        given = kwargs or {}
+        if func in _BY_LU and any(isinstance(x, Tensor) and is_wrapped(x) for x in (*args, *given.values())):
+            raise RuntimeError(
+                f"PyTorch's forward derivative of {_BY_LU[func]} is wrong where vmap is nested in vmap; "
+                "use reverse mode"
+            )
+        return func(*args, **given)
+
+
+def nested_batches_watched() -> contextlib.AbstractContextManager[Any]:
+    """Around a function that is pushed forward; costs nothing but inside two ``vmap``."""
+    nested = in_functorch() and transform_stack().count("vmap") > 1
+    return _WatchNested() if nested else contextlib.nullcontext()
 
 
 def _is_pushed(x: Any) -> bool:
