@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from torchzygote.gradients import gradient
 from torchzygote.hessians import diaghessian, hessian, hessian_dual, hessian_reverse, withhessian
+from torchzygote.jacobians import jacobian
 from torchzygote.params import Params
 
 
@@ -186,3 +187,25 @@ def test_compiled_functions_are_differentiated_twice_or_refused() -> None:
     torch.testing.assert_close(hessian(compiled, x), hessian(f, x))
     torch.testing.assert_close(hessian_dual(compiled, x), hessian(f, x))
     torch.testing.assert_close(gradient(compiled, x), gradient(f, x))
+
+
+SPARSE_EMBEDDING: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "jacobian": lambda e, w: jacobian(e, w)[0],
+    "forward": lambda e, w: jacobian(e, w, mode="forward")[0],
+    "Params": lambda e, w: jacobian(lambda: e(w), Params([w]))[w],
+    "hessian": lambda e, w: hessian(lambda w: e(w).pow(3).sum(), w),
+    "diaghessian": lambda e, w: diaghessian(lambda w: e(w).pow(3).sum(), w)[0],
+    "diaghessian by Params": lambda e, w: diaghessian(lambda: e(w).pow(3).sum(), Params([w]))[w],
+    "sparse": lambda e, w: jacobian(e, w, sparse=True)[0].to_dense(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:rows are computed one at a time", "ignore:There is a performance drop")
+@pytest.mark.parametrize("way", SPARSE_EMBEDDING)
+def test_gradients_that_are_sparse(way: str) -> None:
+    places, w = torch.tensor([1, 3, 3]), torch.randn(6, 3, dtype=torch.float64)
+    found, expected = (
+        SPARSE_EMBEDDING[way](lambda w, s=s: F.embedding(places, w, sparse=s), w) for s in (True, False)
+    )
+    torch.testing.assert_close(found, expected)
+    assert expected.any()

@@ -51,7 +51,7 @@ def _pulled_probe(lin: Linearization, y: Tensor) -> tuple[Tensor, list[Tensor | 
     """A random cotangent, flat, and what it gives by a plain pullback."""
     cotangent = random_vector(y.numel()).to(y.device, y.dtype)
     # A copy: hooks may write into it.
-    return cotangent, lin.pull([cotangent.clone().view(y.shape)], retain=True, create_graph=False)
+    return cotangent, lin.pull_dense([cotangent.clone().view(y.shape)])
 
 
 def explains_pullback(lin: Linearization, y: Tensor, recovery: Recovery, values: Sequence[Tensor]) -> bool:

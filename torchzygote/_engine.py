@@ -190,6 +190,13 @@ class Linearization:
                 break
         return results
 
+    def pull_dense(
+        self, cotangents: Sequence[Tensor | None], *, create_graph: bool = False
+    ) -> list[Tensor | None]:
+        """:meth:`pull`, with dense tensors where a backward gives sparse ones, as ``nn.Embedding`` may."""
+        results = self.pull(cotangents, create_graph=create_graph)
+        return [g if g is None or g.layout is torch.strided else g.to_dense() for g in results]
+
     def survey(self) -> Survey:
         """What the recorded graph of all roots tells."""
         if self._survey is None:

@@ -103,7 +103,7 @@ def vjps(
     def one(seed: Tensor) -> list[Tensor | None]:
         cotangents: list[Tensor | None] = [None] * count
         cotangents[root] = seed
-        return lin.pull(cotangents, retain=True, create_graph=create_graph)
+        return lin.pull_dense(cotangents, create_graph=create_graph)
 
     if create_graph and total > 1 and not (_engine.compiling() or _engine.in_functorch()):
         _check_once(lin, root)
@@ -141,7 +141,7 @@ def pulls(
 ) -> Iterator[list[Tensor | None]]:
     """Pull back a few cotangents of all roots, one at a time: batched, large products take no less."""
     for lo, _ in _chunks(len(cotangents), 1, progress, "row"):
-        yield lin.pull(cotangents[lo], retain=True, create_graph=create_graph)
+        yield lin.pull_dense(cotangents[lo], create_graph=create_graph)
 
 
 def _check_once(lin: Linearization, root: int) -> None:

@@ -79,7 +79,7 @@ class SecondOrder:
         """The gradient, recorded so that it can be pulled back."""
         if self._first is None or self._root is None or self._lin is not None:
             return
-        grads = self._first.pull([torch.ones_like(self._root)], retain=True, create_graph=True)
+        grads = self._first.pull_dense([torch.ones_like(self._root)], create_graph=True)
         self.grads = grads if self.keep else [None if g is None else g.detach() for g in grads]
         roots: list[Tensor] = []
         positions: list[int | None] = []

@@ -216,7 +216,7 @@ def _are_confirmed(
     vectors = torch.split(random_vector(sum(sizes)), sizes)
     cotangents = [v.to(r.device, r.dtype).view(r.shape) for v, r in zip(vectors, roots, strict=True)]
     # Copies: hooks may write into them.
-    checked = lin.pull([c.clone() for c in cotangents], retain=True, create_graph=False)
+    checked = lin.pull_dense([c.clone() for c in cotangents])
     # (block rows, blocks, 1) each
     weights = [
         _by_block(_of_itself(row[0]), v.unsqueeze(0))[0].t().unsqueeze(2)
