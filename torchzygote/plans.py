@@ -22,6 +22,7 @@ from .hessians import prepare_one
 from .jacobians import output_tensor
 from .sparsity.detect import DEFAULT_BUDGET, hessian_patterns, jacobian_patterns, refuse_transforms
 from .sparsity.pattern import Pattern
+from .sparsity.varying import varying_of
 
 __all__ = ["HessianPlan", "JacobianPlan", "plan_hessian", "plan_jacobian"]
 
@@ -44,7 +45,8 @@ def plan_jacobian(
     *example_args
         Arguments of the shapes, kinds of dtype and devices that the plan will be called with.
     argnums : int or sequence of int, optional
-        Differentiate these arguments only.
+        Differentiate these arguments only. The structure doesn't hang on the values of other tensors and
+        arrays, unless ``.patterns[0].is_local`` says so; what becomes of a Python number can't be followed.
     mode : {"auto", "reverse", "forward"}
         Color rows or columns, or whichever takes fewer products.
     sparsity : optional
@@ -105,7 +107,9 @@ def plan_jacobian(
     else:
         flat = OneRun(lambda *xs: _engine.call(f, prepared, xs))
         with held(example_args, prepared):
-            y, patterns = jacobian_patterns(flat, inputs, prepared.owned, DEFAULT_BUDGET)
+            y, patterns = jacobian_patterns(
+                flat, inputs, prepared.owned, DEFAULT_BUDGET, varying_of(prepared)
+            )
         flat.settle()
         mode = _possible_mode(caller, output_tensor(caller, y), mode)
 

@@ -19,7 +19,7 @@ __all__ = ["Const", "Memory"]
 class Const:
     """A tensor whose derivative by the inputs is zero.
 
-    ``seen``: computed from the inputs all the same (a mask, an index).
+    ``seen``: computed from the inputs all the same (a mask, an index), or from what varies besides them.
     """
 
     __slots__ = ("_fixed", "_read", "seen", "tensor")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .._torch_private import DispatchMode, OpOverload, dynamo_is_loaded, pytree, storage_key
 from ._memory import Const, Memory
+from .varying import addresses, lies_in
 
 __all__ = ["Const", "Op", "Place", "Program", "Recorder", "Ref", "recorder"]
 
@@ -143,9 +144,13 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
         Any tensor that shares their memory depends on them.
     probes : dict
         By operator name: what a rule needs to know of the values, asked as the operator runs.
+    varying : sequence of Tensor or numpy.ndarray
+        Values of this call alone: where they decide anything, the structure is local.
     """
 
-    def __init__(self, inputs: Sequence[Tensor], probes: dict[str, Probe]) -> None:
+    def __init__(
+        self, inputs: Sequence[Tensor], probes: dict[str, Probe], varying: Sequence[Any] = ()
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._ops: list[Op] = []
         self._places: list[Place] = []
@@ -157,8 +162,18 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
         self._names: dict[str, None] = {}
         self._probes = probes
         self.unsupported: str | None = None
+        self._arrays = [addresses(x) for x in varying if not isinstance(x, Tensor)]
+        for x in varying:
+            if isinstance(x, Tensor):
+                self._varies(x, storage_key(x))
         for x in inputs:
             self.depends(x)
+
+    def _varies(self, x: Tensor, key: int) -> None:
+        """Use no values in this memory; where it has no key (sparse layouts), nor in any other without."""
+        self._seen.add(key)
+        if key:
+            self._volatile.add(self._memory.keep(x, key))
 
     def depends(self, x: Tensor) -> Ref:
         """Make the memory of ``x`` depend on the inputs, and say where ``x`` lies in it."""
@@ -222,8 +237,8 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
         # What has no memory to be known by (sparse layouts) is never taken for a view.
         fresh = [x for x in results if not key_of[id(x)] or key_of[id(x)] not in keys]
         dependent = any(carries_derivative(x.dtype) and key_of[id(x)] in self._dependent for x in given)
-        seen = dependent or not keys.isdisjoint(self._seen) or not keys.isdisjoint(self._dependent)
         self._look_at(given, key_of)
+        seen = dependent or not keys.isdisjoint(self._seen) or not keys.isdisjoint(self._dependent)
         if facts.reveals_values and seen:
             self._local = True
         written = self._written(facts, args, kwargs) if facts.mutable else []
@@ -248,6 +263,8 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
         for x in given:
             if x.requires_grad and key_of[id(x)]:
                 self._volatile.add(self._memory.keep(x, key_of[id(x)]))
+            if self._arrays and lies_in(x, self._arrays):
+                self._varies(x, key_of[id(x)])
             if x._backward_hooks:
                 self.unsupported = "a hook on a tensor in f"
 
@@ -321,9 +338,9 @@ class _SkippedByDynamo(Recorder):  # type: ignore[no-untyped-call]
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
-def recorder(inputs: Sequence[Tensor], probes: dict[str, Probe]) -> Recorder:
+def recorder(inputs: Sequence[Tensor], probes: dict[str, Probe], varying: Sequence[Any] = ()) -> Recorder:
     """A :class:`Recorder` of the kind that this process needs."""
-    return (_SkippedByDynamo if dynamo_is_loaded() else Recorder)(inputs, probes)
+    return (_SkippedByDynamo if dynamo_is_loaded() else Recorder)(inputs, probes, varying)
 
 
 def _ref(x: Tensor, place: Place) -> Ref:

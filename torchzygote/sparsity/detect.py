@@ -26,6 +26,7 @@ from ._sets import OverBudget
 from ._trace import Program, Ref, recorder
 from .pattern import Pattern, indptr_of
 from .rules import PROBES
+from .varying import varying_of
 
 __all__ = ["DEFAULT_BUDGET", "detect_hessian", "detect_jacobian", "hessian_sparsity", "jacobian_sparsity"]
 
@@ -52,18 +53,25 @@ def _twin(x: Tensor, owned: bool) -> Tensor:
     return x.detach().clone().requires_grad_()
 
 
-def _run(f: Callable[..., Any], inputs: Sequence[Tensor], owned: Sequence[bool] | None) -> _Run:
+def _run(
+    f: Callable[..., Any],
+    inputs: Sequence[Tensor],
+    owned: Sequence[bool] | None,
+    varying: Sequence[Any] = (),
+) -> _Run:
     """Run ``f``, written down; random state, statistics and callbacks are left as they were."""
     marks = owned if owned is not None else [True] * len(inputs)
     known = dynamo_is_loaded()
-    run = _recorded(f, inputs, marks)
+    run = _recorded(f, inputs, marks, varying)
     if not known and dynamo_is_loaded():
         # f may have compiled something, which hides its operators; now that Dynamo is there, it won't.
-        run = _recorded(f, inputs, marks)
+        run = _recorded(f, inputs, marks, varying)
     return run
 
 
-def _recorded(f: Callable[..., Any], inputs: Sequence[Tensor], marks: Sequence[bool]) -> _Run:
+def _recorded(
+    f: Callable[..., Any], inputs: Sequence[Tensor], marks: Sequence[bool], varying: Sequence[Any]
+) -> _Run:
     """One run of ``f`` under a recorder, as far as it gets."""
     random = RandomState()
     position = _state.mark()
@@ -75,7 +83,7 @@ def _recorded(f: Callable[..., Any], inputs: Sequence[Tensor], marks: Sequence[b
         watching() as hidden,
     ):
         twins = [_twin(x, mark) for x, mark in zip(inputs, marks, strict=True)]
-        written = recorder(twins, PROBES)
+        written = recorder(twins, PROBES, varying)
         refs = [written.depends(x) for x in twins]
         reason = None
         try:
@@ -148,10 +156,14 @@ def detect_jacobian(
 
 
 def jacobian_patterns(
-    f: Callable[..., Any], inputs: Sequence[Tensor], owned: Sequence[bool] | None, budget: int
+    f: Callable[..., Any],
+    inputs: Sequence[Tensor],
+    owned: Sequence[bool] | None,
+    budget: int,
+    varying: Sequence[Any] = (),
 ) -> tuple[Any, list[Pattern]]:
-    """What ``f`` returned, and the patterns."""
-    run = _run(f, inputs, owned)
+    """What ``f`` returned, and the patterns; ``varying``: other values that the next call may replace."""
+    run = _run(f, inputs, owned, varying)
     rows = run.value.numel() if isinstance(run.value, Tensor) else int(getattr(run.value, "size", 1))
     replay = None
     try:
@@ -306,7 +318,9 @@ def jacobian_sparsity(f: Callable[..., Any], *args: Any) -> tuple[Tensor | None,
     refuse_transforms("jacobian_sparsity")
 
     flat = OneRun(lambda *inputs: _called(f, prepared, inputs))
-    value, patterns = jacobian_patterns(flat, prepared.inputs, prepared.owned, DEFAULT_BUDGET)
+    value, patterns = jacobian_patterns(
+        flat, prepared.inputs, prepared.owned, DEFAULT_BUDGET, varying_of(prepared)
+    )
     flat.settle()
     if kind_of(value) not in ("array", "number"):
         raise ValueError(

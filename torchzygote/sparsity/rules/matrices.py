@@ -14,21 +14,26 @@ from ._table import CURVED, LINEAR, PRODUCT, Call, Context, Dep, rule, zero_ids
 __all__: list[str] = []
 
 
-def _nonzero(value: Any) -> Tensor | None:
+def _nonzero(ctx: Context, value: Any) -> Tensor | None:
     """Where a constant matrix isn't zero, if it has zeros that are there in every call."""
-    if not isinstance(value, Const) or not value.fixed:
+    if not isinstance(value, Const):
         return None
     matrix = value.tensor.detach()
     if matrix.layout != torch.strided:
+        # Other values will be stored in the same places, or else the structure is local.
+        ctx.by_values(value)
+        fixed = value.fixed and not value.tensor.requires_grad
         matrix = matrix.to_sparse().cpu().coalesce()
         return torch.sparse_coo_tensor(
             matrix.indices(),
-            matrix.values() != 0,
+            matrix.values() != 0 if fixed else torch.ones_like(matrix.values(), dtype=torch.bool),
             matrix.shape,
             device="cpu",
             is_coalesced=True,
             check_invariants=False,
         )
+    if not value.fixed:
+        return None
     there = matrix.cpu() != 0
     return None if bool(there.all()) else there
 
@@ -60,7 +65,7 @@ def matmul(ctx: Context, a: Any, b: Any) -> Tensor:
         if not ctx.wanted:
             return zero_ids(shape)
     else:
-        there = _nonzero(b if isinstance(a, Dep) else a)
+        there = _nonzero(ctx, b if isinstance(a, Dep) else a)
         if there is not None and there.dim() == 2:
             if isinstance(a, Dep):
                 return _by_columns(ctx, left, there).expand(shape)
