@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from torchzygote import diaghessian, forwarddiff, gradient, hessian, hook, jacobian, pullback
+from torchzygote import _engine, diaghessian, forwarddiff, gradient, hessian, hook, jacobian, pullback
 from torchzygote._products import identity_seeds
 
 CPU = torch.device("cpu")
@@ -145,3 +145,20 @@ def test_chunks_in_inference_mode() -> None:
     with torch.inference_mode():
         (J,) = jacobian(lambda x: x.sin(), x, chunk_size=7, mode="reverse")
     torch.testing.assert_close(J, torch.diag(x.cos()))
+
+
+def test_rows_record_no_further_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded: list[bool] = []
+    pull_back = _engine.pull_back
+
+    def noting(roots: Any, seeds: Any, inputs: Any, retain: bool, create_graph: bool) -> Any:
+        recorded.append(create_graph)
+        return pull_back(roots, seeds, inputs, retain, create_graph)
+
+    monkeypatch.setattr(_engine, "pull_back", noting)
+    x = torch.randn(50)
+    jacobian(lambda x: x.sin() * x.sum(), x, chunk_size=20, mode="reverse")
+    assert recorded == [False] * 3
+    recorded.clear()
+    hessian(lambda x: x.sin().sum() ** 2, x, chunk_size=20)
+    assert recorded == [True] + [False] * 3  # the gradient, and its rows

@@ -101,6 +101,7 @@ class Linearization:
 
     __slots__ = (
         "__weakref__",
+        "_nested",
         "_pull",
         "_start",
         "_survey",
@@ -124,6 +125,7 @@ class Linearization:
         self._pull: Callable[..., Any] | None = None
         self._survey: Survey | None = None
         self._start: tuple[int, int] | None = None
+        self._nested = False
 
     def began(self, hooks: int, node: int) -> None:
         """Note :func:`hooks_made` and :func:`sequence_number` as of before ``f`` ran."""
@@ -133,6 +135,7 @@ class Linearization:
         """What has been computed from this one, by ``inputs``."""
         following = Linearization(self.prepared, roots, inputs)
         following._start = self._start
+        following._nested = self._nested
         return following
 
     def may_be_bent(self) -> bool:
@@ -174,7 +177,7 @@ class Linearization:
             custom = found.custom
             if found.once and not pushed:
                 refuse_twice(found.once, self.inputs)
-        if not create_graph and innermost_level() is not None:
+        if not create_graph and self._nested:
             # As torch.func.vjp does it: under vmap PyTorch's backward of torch.linalg.solve is wrong else.
             return [
                 None if g is None else g.detach() for g in pull_back(roots, seeds, self.inputs, True, True)
@@ -354,6 +357,7 @@ def _linearize_functorch(
         tracked = [twins[place] for place in prepared.places()]
         y = call_exchanged(f, prepared, tracked)
         lin = Linearization(prepared, [], tracked)
+        lin._nested = True
         _take_outputs(lin, y, scalar_aux)
         lin.y = pytree.tree_map(
             lambda leaf: leave_grad_level(leaf, level) if isinstance(leaf, Tensor) else leaf, y
