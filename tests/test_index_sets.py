@@ -88,3 +88,52 @@ def test_equal_sets_do_not_take_each_other_for_larger_ones() -> None:
     outermost = sets.outermost(coupled)
     assert members(sets, outermost[[int(a)]]) == [frozenset({0, 1, 2})]
     assert members(sets, outermost[[1, 2]]) == [frozenset({0, 1, 2})] * 2
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_large_set_is_searched_for_small_ones(compiled: bool) -> None:
+    if compiled and not native.info()["devices"]:
+        pytest.skip("the native library is not there")
+    module = index_sets if compiled else reference_sets
+    # 1 to 300: one member each; 301: the even ones up to 400; 302: three of them; 303: two and an odd one
+    large = list(range(0, 400, 2))
+    rows = [[], *([i] for i in range(300)), large, [0, 8, 398], [2, 4, 399]]
+    ptr = torch.tensor([0, *(len(row) for row in rows)]).cumsum(0)
+    m = torch.tensor([i for row in rows for i in row], dtype=ID)
+
+    def result(found: tuple[Tensor, Tensor, Tensor]) -> list[list[int]]:
+        ids, sizes, new = found
+        known = [*rows, *(part.tolist() for part in new.split(sizes.tolist()))]
+        return [known[i] for i in ids.tolist()]
+
+    singles = torch.arange(1, 301, dtype=ID)
+    first, second = torch.cat([singles, torch.tensor([302, 301, 303], dtype=ID)]), torch.full((303,), 301)
+    second[301] = 302
+    unions = [sorted({*rows[i], *rows[j]}) for i, j in zip(first.tolist(), second.tolist(), strict=True)]
+    found = module.unite_pairs(ptr, m, first, second.to(ID), 10**6)
+    assert result(found) == unions
+    assert (found[0] == 301).sum() == 152
+    groups = torch.tensor([1, 3, 301, 301, 1, 2, 302, 301, 303, 301, 0, 0, 301, 301], dtype=ID)
+    ends = torch.tensor([0, 4, 8, 10, 12, 14])
+    found = module.unite_groups(ptr, m, ends, groups, 10**6)
+    expected = [large, sorted({*large, 1}), sorted({*large, 399}), [], large]
+    assert [*result(found)[:3], *result(found)[3:]] == expected
+    assert found[0][[0, 3, 4]].tolist() == [301, 0, 301]
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_what_is_read_is_limited_too(compiled: bool) -> None:
+    """Unions that are all one and the same are stored once, and yet each takes its time."""
+    if compiled and not native.info()["devices"]:
+        pytest.skip("the native library is not there")
+    module = index_sets if compiled else reference_sets
+    n, count = 20_000, 1500
+    whole = torch.arange(n, dtype=ID)  # sets 1 and on: all but one member, which is another one each time
+    m = torch.cat([whole[whole != i] for i in range(count)])
+    ptr = torch.cat([torch.zeros(1, dtype=torch.int64), torch.arange(count + 1) * (n - 1)])
+    first = torch.arange(1, count, dtype=ID)
+    assert module.unite_pairs(ptr, m, first, first + 1, 10**5)[0].numel() == 0
+    few = first[:20]
+    ids, sizes, _ = module.unite_pairs(ptr, m, few, few + 1, 10**5)
+    assert sizes.tolist() == [n]
+    assert ids.unique().numel() == 1

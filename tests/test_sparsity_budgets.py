@@ -39,6 +39,18 @@ def test_couplings_within_larger_ones_cost_nothing() -> None:
     assert pattern.nnz == 100 * 81
 
 
+def test_elements_that_meet_a_large_set_that_contains_them_cost_little() -> None:
+    def seconds(n: int) -> float:
+        start = time.process_time()
+        (pattern,) = detect_jacobian(lambda x: (x / x.norm())[:2], [torch.rand(n)])
+        assert pattern.nnz == 2 * n
+        return time.process_time() - start
+
+    seconds(1000)
+    # Thirty-two times the size, which was a thousand times the work.
+    assert seconds(320_000) < 100 * max(seconds(10_000), 2e-3)
+
+
 def test_cost_grows_in_proportion() -> None:
     def seconds(n: int) -> float:
         x = torch.rand(2 * n * n)

@@ -5,12 +5,14 @@
 
 #include "../checks.h"
 #include "set_tables.h"
+#include "set_unions.h"
 
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <numeric>
 
 namespace torchzygote {
 namespace {
@@ -20,23 +22,7 @@ constexpr int64_t kBatchMembers = 1 << 22;  // and about as many members in thei
 constexpr int64_t kFirstBatch = 1 << 10;
 constexpr int64_t kAhead = 8;               // groups whose place in the table is fetched before it is needed
 constexpr int64_t kRemembered = 16;         // members from which on looking for an equal group pays
-
-template <typename T>
-struct Sets {
-  const int64_t* ptr;
-  const T* members;
-  int64_t count;
-
-  int64_t size(T set) const {
-    return ptr[set + 1] - ptr[set];
-  }
-  const T* begin(T set) const {
-    return members + ptr[set];
-  }
-  const T* end(T set) const {
-    return members + ptr[set + 1];
-  }
-};
+constexpr int64_t kReadBesides = 1 << 24;   // members that may be read whatever the limit for new ones is
 
 // What one group's union came to: one of its own sets, or members in a thread's buffer.
 struct Union {
@@ -74,39 +60,10 @@ class Buffer {
   size_t capacity_ = 0;
 };
 
-// Members of many sets, ascending, each once.
+// `read` counts the members that were looked at.
 template <typename T>
-void unite_many(const Sets<T>& sets, const T* ids, int64_t count, std::vector<T>* all) {
-  all->clear();
-  bool ascending = true;
-  for (int64_t k = 0; k < count; ++k) {
-    const T* from = sets.begin(ids[k]);
-    const T* to = sets.end(ids[k]);
-    ascending = ascending && (from == to || all->empty() || all->back() < *from);
-    all->insert(all->end(), from, to);
-  }
-  if (!ascending) {
-    std::sort(all->begin(), all->end());
-    all->erase(std::unique(all->begin(), all->end()), all->end());
-  }
-}
-
-// All members of two sets, ascending; returns the end.
-template <typename T>
-T* unite_two(const T* a, const T* a_end, const T* b, const T* b_end, T* out) {
-  while (a != a_end && b != b_end) {
-    const T x = *a;
-    const T y = *b;
-    *out++ = x < y ? x : y;
-    a += x <= y;
-    b += y <= x;
-  }
-  out = std::copy(a, a_end, out);
-  return std::copy(b, b_end, out);
-}
-
-template <typename T>
-Union unite(const Sets<T>& sets, const T* ids, int64_t count, std::vector<T>* all, Buffer<T>* buffer) {
+Union unite(
+    const Sets<T>& sets, const T* ids, int64_t count, std::vector<T>* all, Buffer<T>* buffer, int64_t* read) {
   Union result{-1, -1, 0, buffer->used, 0, 0};
   if (count == 0) {
     result.id = sets.count > 0 && sets.size(0) == 0 ? 0 : -1;
@@ -124,6 +81,18 @@ Union unite(const Sets<T>& sets, const T* ids, int64_t count, std::vector<T>* al
     result.id = sets.size(ids[0]) == 0 && sets.size(0) == 0 ? 0 : ids[0];
     return result;
   }
+  int64_t total = 0;
+  int64_t others = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    total += sets.size(ids[k]);
+    others += ids[k] == ids[largest] ? 0 : sets.size(ids[k]);
+  }
+  *read += others;
+  if (contains_others(sets, ids, count, ids[largest], others)) {
+    result.id = ids[largest];
+    return result;
+  }
+  *read += total - others;
   const T* start;
   if (count == 2) {
     T* room = buffer->room_for(sets.size(ids[0]) + sets.size(ids[1]));
@@ -157,22 +126,29 @@ struct Groups {
   int64_t count;
 };
 
-// Unions of the groups begin to end, in buffers of their own.
+// Unions of the groups begin to end, in buffers of their own; returns where that stopped as buffers were full.
 template <typename T>
-void unite_batch(
+int64_t unite_batch(
     const Sets<T>& sets, const Groups<T>& groups, int64_t begin, int64_t end, std::vector<Union>* unions,
-    std::vector<Buffer<T>>* buffers) {
+    std::vector<Buffer<T>>* buffers, int64_t* read) {
   const int64_t chunks = std::min<int64_t>(torch::stable::get_num_threads(), (end - begin + 255) / 256);
   buffers->resize(std::max<int64_t>(chunks, 1));
   const int64_t length = (end - begin + chunks - 1) / chunks;
+  std::vector<int64_t> reads(buffers->size(), 0);
+  std::vector<int64_t> stops(buffers->size(), end);
   torch::stable::parallel_for(0, chunks, 1, [&](int64_t c0, int64_t c1) {
     std::vector<T> all;
     for (int64_t c = c0; c < c1; ++c) {
+      int64_t looked_at = 0;
       Remembered<T> remembered;
       Buffer<T>& buffer = (*buffers)[c];
       buffer.clear();
       const int64_t last = std::min(end, begin + (c + 1) * length);
       for (int64_t g = begin + c * length; g < last; ++g) {
+        if (buffer.used > kBatchMembers) {
+          stops[c] = g;
+          break;
+        }
         Union& united = (*unions)[g - begin];
         T pair[2] = {0, 0};
         const T* ids = pair;
@@ -194,23 +170,30 @@ void unite_batch(
             continue;
           }
         }
-        united = unite(sets, ids, count, &all, &buffer);
+        united = unite(sets, ids, count, &all, &buffer, &looked_at);
         united.chunk = c;
       }
+      reads[c] = looked_at;
     }
   });
+  *read = std::accumulate(reads.begin(), reads.end(), *read);
+  return *std::min_element(stops.begin(), stops.end());
 }
 
-// Ids of all groups' unions; false where that takes more than `most` new members.
+// Ids of all groups' unions; false where that takes more than `most` new members, or many times as many read.
 template <typename T>
 bool unite_all(const Sets<T>& sets, const Groups<T>& groups, int64_t most, T* ids, Interned<T>* found) {
   std::vector<Union> unions;
   std::vector<Buffer<T>> buffers;
   int64_t batch = kFirstBatch;
+  int64_t read = 0;
   for (int64_t begin = 0; begin < groups.count;) {
-    const int64_t end = std::min(groups.count, begin + batch);
+    int64_t end = std::min(groups.count, begin + batch);
     unions.resize(end - begin);
-    unite_batch(sets, groups, begin, end, &unions, &buffers);
+    end = unite_batch(sets, groups, begin, end, &unions, &buffers, &read);
+    if ((read - kReadBesides) / 8 > most) {
+      return false;
+    }
     for (int64_t g = begin; g < end; ++g) {
       if (g + kAhead < end) {
         found->prefetch(unions[g - begin + kAhead].hash);

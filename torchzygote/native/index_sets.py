@@ -34,7 +34,7 @@ def unite_groups(ptr: Tensor, members: Tensor, group_ptr: Tensor, group_ids: Ten
 
     Returns the id of each group's union, the sizes of the new sets and their members, ids and members in the
     dtype of ``members``. A union that equals one of its group's own sets keeps that id, equal new ones share
-    one. With more than ``most`` new members all three are empty.
+    one. With more than ``most`` new members, or if many times as many have to be read, all three are empty.
     """
     if not _compiled:
         return reference_sets.unite_groups(ptr, members, group_ptr, group_ids, most)

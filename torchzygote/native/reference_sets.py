@@ -13,6 +13,8 @@ __all__ = ["expand_pairs", "expand_sets", "unite_groups", "unite_pairs"]
 
 # A fixed odd multiplier spreads members over 64 bits; sums of them tell sets apart, collisions are checked.
 _SPREAD = (0x9E3779B97F4A7C15 - (1 << 64), 0xBF58476D1CE4E5B9 - (1 << 64))
+# A set that has so many times as many members as the others of its group is asked whether it contains them.
+_FEW = 16
 
 
 def unite_pairs(
@@ -36,7 +38,7 @@ def unite_groups(
 
     Returns the id of each group's union (int32), the sizes of the new sets and their members. A union that
     equals one of its group's own sets keeps that id, equal new ones share one. With more than ``most`` new
-    members all three are empty.
+    members, or if many times as many have to be read, all three are empty.
     """
     groups = group_ptr.numel() - 1
     ids = group_ids.long()
@@ -45,6 +47,8 @@ def unite_groups(
     count = ptr.numel() - 1
     keys = torch.unique(owners[ids > 0] * count + ids[ids > 0])
     owners, ids = torch.div(keys, count, rounding_mode="floor"), keys % count
+    known = _containing(ptr, members, owners, ids, groups)
+    owners, ids = owners[known[owners] < 0], ids[known[owners] < 0]
     if int((ptr[ids + 1] - ptr[ids]).sum()) > 8 * most + (1 << 24):
         return _too_much()
     which, found = expand_sets(ptr, members, ids)
@@ -57,6 +61,7 @@ def unite_groups(
     same = (ptr[ids + 1] - ptr[ids]) == sizes[owners]
     result[owners[same]] = ids[same]
     result[sizes == 0] = 0
+    result = torch.where(known < 0, result, known)
     fresh = result < 0
     starts = torch.cumsum(sizes, 0) - sizes
     index = torch.nonzero(fresh).squeeze(1)
@@ -73,6 +78,27 @@ def unite_groups(
     if new.numel() > most:
         return _too_much()
     return result.to(torch.int32), sizes[kept], new
+
+
+def _containing(ptr: Tensor, members: Tensor, owners: Tensor, ids: Tensor, groups: int) -> Tensor:
+    """For each group the set of its own that is far larger than the others and contains them; -1 for none."""
+    sizes = ptr[ids + 1] - ptr[ids]
+    best = torch.zeros(groups, dtype=torch.int64, device="cpu")
+    best.scatter_reduce_(0, owners, (sizes << 32) | ids, "amax")
+    total = torch.zeros(groups, dtype=torch.int64, device="cpu").index_add_(0, owners, sizes)
+    largest, size = best & 0xFFFFFFFF, best >> 32
+    asked = (size > 0) & ((total - size) * _FEW <= size)
+    small = asked[owners] & (ids != largest[owners])
+    which, found = expand_sets(ptr, members, ids[small])
+    # Members of the large sets, each set's above those of the set before: one ascending list to look in.
+    sets = torch.unique(largest[asked])
+    width = int(members.max()) + 1 if members.numel() else 1
+    number, inside = expand_sets(ptr, members, sets)
+    there = number * width + inside
+    wanted = torch.searchsorted(sets, largest[owners[small]])[which] * width + found
+    place = torch.searchsorted(there, wanted).clamp(max=max(there.numel() - 1, 0))
+    asked[owners[small][which[there[place] != wanted]]] = False
+    return torch.where(asked, largest, -1)
 
 
 def _representatives(
