@@ -332,3 +332,53 @@ def test_an_error_in_the_update_reaches_the_caller_and_leaves_no_hooks() -> None
     with eager_update(lambda p, g: 1 // 0, Params([w])), pytest.raises(ZeroDivisionError):
         gradient(lambda: w.sum(), Params([w]))
     assert torch.equal(gradient(lambda: w.sum(), Params([w]))[w], torch.ones(3))
+
+
+class Gate(torch.autograd.Function):
+    """Gives no gradient by its second argument."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        return 2 * g, None
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_what_a_custom_function_gives_no_gradient_by_is_not_updated(route: Any) -> None:
+    v, w = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    with eager_update(sgd, [v, w]):
+        route(lambda: Gate.apply(v, w).sum(), Params([v, w]))  # type: ignore[no-untyped-call]
+        assert torch.equal(w, torch.ones(2))
+        route(lambda: (Gate.apply(v, w) + w).sum(), Params([v, w]))  # type: ignore[no-untyped-call]
+    assert torch.equal(v.detach(), torch.full((2,), 0.6))
+    assert torch.equal(w.detach(), torch.full((2,), 0.9))
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("inner", ["gradient", "backward"])
+def test_an_update_may_differentiate_by_its_own_parameter(route: Any, inner: str) -> None:
+    """Inside of an update gradients are given as usual."""
+    v, w = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    loss = lambda: (v**2).sum() + (w**3).sum()
+    updated: list[Tensor] = []
+
+    def update(p: Tensor, g: Tensor) -> None:
+        updated.append(p)
+        if inner == "gradient":
+            again = gradient(loss, Params([p]))[p]
+        else:
+            with torch.enable_grad():
+                loss().backward()
+            again = p.grad
+            v.grad = w.grad = None
+        assert again is not None
+        p -= 0.1 * again
+
+    with eager_update(update, [v, w]):
+        route(loss, Params([v, w]))
+    assert len(updated) == 2
+    assert torch.equal(v.detach(), torch.full((2,), 0.8))
+    assert torch.equal(w.detach(), torch.full((2,), 0.7))

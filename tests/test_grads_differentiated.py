@@ -10,7 +10,16 @@ import torch
 from grads_samples import BINARY, IN_PLACE, close
 from torch import Tensor
 
-from torchzygote import Grads, Params, diaghessian, gradient, hessian
+from torchzygote import (
+    GradDict,
+    Grads,
+    Params,
+    diaghessian,
+    gradient,
+    hessian,
+    pullback,
+    withgradient,
+)
 
 
 def inner(w: Tensor, b: Tensor) -> Tensor:
@@ -120,3 +129,32 @@ def test_plain_autograd_on_the_outside_with_create_graph() -> None:
     ((scale * g)[w] + (g + g)[w]).sum().backward()
     torch.testing.assert_close(w.grad, 4 * 6 * w.detach())
     torch.testing.assert_close(scale.grad, (3 * w.detach() ** 2).sum())
+
+
+def test_grads_that_f_returns_carry_no_graph() -> None:
+    """As auxiliary output, as a whole, in structures, and inside a transform; unless it is asked for."""
+    w = torch.tensor([1.0, 2.0])
+    ps = Params([w])
+    kept: list[Grads] = []
+
+    def f() -> Any:
+        g = gradient(lambda: (w**3).sum(), ps)
+        kept.append(g)
+        return g.norm(), g, {"g": [GradDict(g), g.copy()]}
+
+    val, grad = withgradient(f, ps)
+    for found in (val[1], val[2]["g"][0], val[2]["g"][1]):
+        assert not found[w].requires_grad
+        assert torch.equal(found[w], 3 * w**2)
+    assert type(val[1]) is Grads
+    assert val[1].params is ps
+    assert grad[w] is not None
+    assert kept[0][w].requires_grad  # another object
+    y, back = pullback(lambda: f()[1], ps)
+    assert not y[w].requires_grad
+    assert back(None)[w] is None
+    assert withgradient(f, ps, create_graph=True).val[1][w].requires_grad
+    plain = Grads(ps, [None])
+    assert withgradient(lambda: (w.sum(), plain), ps).val[1] is plain
+    by_row = torch.func.vmap(lambda s: withgradient(lambda s: ((f()[1][w] * s).sum(), f()[1]), s).val[1][w])
+    assert torch.equal(by_row(torch.ones(2)), (3 * w**2).expand(2, 2))

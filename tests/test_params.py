@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torchzygote import Params, gradient
+import torchzygote
+from torchzygote import Params, gradient, pullback
 
 
 def tensors(n: int) -> list[Tensor]:
@@ -229,3 +230,44 @@ def test_parameters_of_lazy_modules() -> None:
         gradient(lambda: layer(torch.ones(3)).sum(), ps)
     layer(torch.ones(3))
     assert gradient(lambda: layer(torch.ones(3)).sum(), ps)[layer.weight].shape == (2, 3)
+
+
+# ---- changed while a call is under way ---------------------------------------------------------------------
+
+
+def test_changed_before_the_pullback() -> None:
+    a, b, c = tensors(3)
+    ps = Params([a, b])
+    _, back = pullback(lambda: 10 * a.sum() + 20 * b.sum(), ps)
+    assert back(1.0).params is ps
+    ps.remove(a)
+    ps.add(c)
+    g = back(1.0)
+    assert g.params == Params([a, b])
+    assert torch.equal(g[a], torch.full_like(a, 10.0))
+    assert torch.equal(g[b], torch.full_like(b, 20.0))
+    assert ps == Params([b, c])
+
+
+@pytest.mark.parametrize("way", ["gradient", "withgradient", "jacobian", "withjacobian", "diaghessian"])
+def test_changed_inside_f(way: str) -> None:
+    a, b, c = tensors(3)
+    layer = nn.Linear(1, 1)
+    ps = Params([a, b, layer])
+
+    def f() -> Tensor:
+        ps.discard(a)
+        ps.discard(layer.weight)
+        ps.add(c)
+        ps.add(a)
+        return 5 * (a**2).sum() + 10 * (b**2).sum() + layer.weight.sum()
+
+    a += 1
+    b += 1
+    found = getattr(torchzygote, way)(f, ps)
+    g = found.grad if way.startswith("with") else found
+    assert g.params == Params([a, b, layer])
+    assert torch.equal(g[a].reshape(-1), torch.full((a.numel(),), 10.0))
+    assert torch.equal(g[b].reshape(-1), torch.full((b.numel(),), 20.0))
+    assert g._names[id(layer.weight)] == "weight"
+    assert ps == Params([b, layer.bias, c, a])

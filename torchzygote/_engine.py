@@ -12,7 +12,6 @@ Knows nothing of matrices, chunks or results.
 from __future__ import annotations
 
 import contextlib
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from ._arguments import Prepared, is_inexact, kind_of
 from ._exchange import exchanging, finding
 from ._flags import held_flags, remembered
 from ._forward import forward_mode, jvp, non_overlapping, separate
+from ._holder import Holder, each_tensor
 from ._notes import annotate
 from ._torch_private import (
     Survey,
@@ -64,7 +64,6 @@ __all__ = [
     "linearize",
     "non_overlapping",
     "recording_if",
-    "release_with",
     "separate",
     "swapped",
 ]
@@ -261,8 +260,8 @@ def detached(y: Any) -> Any:
     if isinstance(y, Tensor):
         # a batched tensor doesn't say whether what it wraps requires grad
         return y.detach() if y.requires_grad or in_functorch() else y
-    if kind_of(y) == "structure":
-        return pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, y)
+    if isinstance(y, Holder) or kind_of(y) == "structure":
+        return each_tensor(detached, y)
     return y
 
 
@@ -359,9 +358,7 @@ def _linearize_functorch(
         lin = Linearization(prepared, [], tracked)
         lin._nested = True
         _take_outputs(lin, y, scalar_aux)
-        lin.y = pytree.tree_map(
-            lambda leaf: leave_grad_level(leaf, level) if isinstance(leaf, Tensor) else leaf, y
-        )
+        lin.y = each_tensor(lambda leaf: leave_grad_level(leaf, level), y)
     if not keep:  # under vmap alone
         lin.y = detached(lin.y)
     return lin
@@ -393,8 +390,3 @@ def _linearize_compiled(f: Callable[..., Any], prepared: Prepared, scalar_aux: b
     lin.y_leaves = [next(remaining) if leaf is None else leaf for leaf in kept["leaves"]]
     lin.y_spec = kept["spec"] if kept["structured"] else None
     return lin
-
-
-def release_with(owner: object, release: Callable[[], None]) -> None:
-    """Call ``release`` when ``owner`` is gone."""
-    weakref.finalize(owner, release)

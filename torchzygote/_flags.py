@@ -10,9 +10,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-__all__ = ["Hold", "held_again", "held_flags", "holds", "remembered", "requires_grad"]
+from ._torch_private import outside_functorch
+
+__all__ = ["Hold", "flags_on", "held_again", "held_flags", "holds", "remembered", "requires_grad"]
 
 
 class Hold:
@@ -32,60 +35,88 @@ class _Mine(threading.local):
         self.holds: list[Hold] = []
 
 
+def _records(x: Tensor) -> bool:
+    """Whether ``x`` requires grad by itself; a view says that it does, too, where only its base does."""
+    if not x.requires_grad:
+        return False
+    base = x._base
+    if base is None or not x.is_leaf or not base.requires_grad:
+        return True
+    with torch.enable_grad():
+        node = x.view_as(x).grad_fn
+    return node is None or node.next_functions[0][0] is not None
+
+
 class _Flags:
     """``requires_grad`` switched on for as long as anybody needs it, counted over threads and calls."""
 
     def __init__(self) -> None:
         self.mine = _Mine()
-        self._lock = threading.Lock()
+        # Reentrant: what the garbage collector runs while it is held may come here as well.
+        self._lock = threading.RLock()
         self._held: dict[int, list[Any]] = {}
         self._begun = 0  # how often anything was switched on; counted before it is
 
     def hold(self, tensors: Sequence[Tensor]) -> Callable[[], None]:
         """Switch the flags on; the function returned gives them back (once)."""
         mine: list[Tensor] = []
-        with self._lock:
-            self._begun += 1
-            for tensor in tensors:
-                entry = self._held.get(id(tensor))
-                if entry is not None:
-                    entry[1] += 1
-                elif not tensor.requires_grad:
-                    self._held[id(tensor)] = [tensor, 1]  # first: from here on nobody trusts the flag
-                    try:
-                        tensor.requires_grad_(True)
-                    except BaseException:
-                        del self._held[id(tensor)]
-                        raise
-                else:
-                    continue
-                mine.append(tensor)
+        try:
+            self._switch_on(tensors, mine)
+        except BaseException:
+            self._switch_off(mine)
+            raise
         held = Hold(mine)
-        holds = self.mine.holds  # of this thread; released, it may be, in another
+        holds = self.mine.holds
         holds.append(held)
 
         def release() -> None:
             if not held.lapsed:
                 held.lapsed = True
                 holds.remove(held)
-            with self._lock:
-                while mine:
-                    tensor = mine.pop()
-                    entry = self._held[id(tensor)]
-                    entry[1] -= 1
-                    if entry[1] == 0:
-                        if tensor.is_leaf:
-                            tensor.requires_grad_(False)
-                        del self._held[id(tensor)]  # last: while it is there, nobody trusts the flag
+            self._switch_off(mine)
 
         return release
+
+    def _switch_on(self, tensors: Sequence[Tensor], mine: list[Tensor]) -> None:
+        with self._lock:
+            self._begun += 1
+            # All are asked before any is switched on: views seem to follow their bases.
+            for tensor in [x for x in tensors if id(x) in self._held or not _records(x)]:
+                entry = self._held.setdefault(id(tensor), [tensor, 0])  # from here on nobody trusts the flag
+                entry[1] += 1
+                mine.append(tensor)
+                if entry[1] == 1 or not tensor.requires_grad:
+                    tensor.requires_grad_(True)
+
+    def _switch_off(self, mine: list[Tensor]) -> None:
+        """Give back what of ``mine`` nobody else holds; ``mine`` is emptied."""
+        with self._lock:
+            switched = False
+            while mine:
+                tensor = mine.pop()
+                entry = self._held[id(tensor)]
+                entry[1] -= 1
+                if entry[1] == 0:
+                    if tensor.is_leaf:
+                        tensor.requires_grad_(False)
+                        switched = True
+                    del self._held[id(tensor)]  # last: while it is there, nobody trusts the flag
+            if switched:
+                torch.clear_autocast_cache()  # which has casts of leaves that require grad, and would go on
 
     def are_needless(self, tensors: Sequence[Tensor]) -> bool:
         """Whether all flags are on, and not because somebody else holds them for a while; takes no lock."""
         begun = self._begun
-        if self._held or False in [tensor.requires_grad for tensor in tensors]:
+        if self._held or False in [x.requires_grad and x._base is None for x in tensors]:
             return False
         return begun == self._begun
+
+    def is_own(self, x: Tensor) -> bool:
+        """Whether ``x`` requires grad, and not because somebody holds it for a while."""
+        if self.are_needless((x,)):
+            return True
+        with self._lock:
+            return x.requires_grad and id(x) not in self._held
 
 
 _flags = _Flags()
@@ -100,6 +131,18 @@ def held_flags(tensors: Sequence[Tensor]) -> Callable[[], None]:
     return _nothing if _flags.are_needless(tensors) else _flags.hold(tensors)
 
 
+@contextlib.contextmanager
+def flags_on(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """While it is entered, ``tensors`` require grad; in ``torch.func`` transforms, too."""
+    with outside_functorch():  # which don't let flags be set
+        release = held_flags(tensors)
+    try:
+        yield
+    finally:
+        with outside_functorch():
+            release()
+
+
 def holds() -> tuple[Hold, ...]:
     """What calls of this thread hold now; for :func:`held_again`."""
     return tuple(_flags.mine.holds)
@@ -111,24 +154,27 @@ def held_again(then: Sequence[Hold]) -> Callable[[], None]:
     return held_flags(lapsed) if lapsed else _nothing
 
 
-# Required grad when they were exchanged for what doesn't; they are alive, so nothing else has their ids.
-_exchanged: set[int] = set()
+# Of tensors that are exchanged for others: whether they required grad. They are alive, so that nothing else
+# has their ids.
+_exchanged: dict[int, bool] = {}
 
 
 @contextlib.contextmanager
 def remembered(tensors: Sequence[Tensor]) -> Iterator[None]:
     """Around an exchange of ``tensors``: :func:`requires_grad` answers as before it.
 
-    A dual number doesn't require grad, and ``torch.func`` doesn't let it.
+    A dual number doesn't require grad, and ``torch.func`` doesn't let it; the input of a derivative does.
     """
-    mine = {id(x) for x in tensors if x.requires_grad} - _exchanged
+    mine = {id(x): _flags.is_own(x) for x in tensors if id(x) not in _exchanged}
     _exchanged.update(mine)
     try:
         yield
     finally:
-        _exchanged.difference_update(mine)
+        for key in mine:
+            del _exchanged[key]
 
 
 def requires_grad(x: Tensor) -> bool:
-    """Whether ``x`` requires grad, or did before it was exchanged for a dual number."""
-    return x.requires_grad or id(x) in _exchanged
+    """Whether the caller's ``x`` requires grad: apart from who holds it, or has exchanged it for another."""
+    before = _exchanged.get(id(x)) if _exchanged else None
+    return _flags.is_own(x) if before is None else before

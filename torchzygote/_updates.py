@@ -5,6 +5,7 @@ Knows nothing of how they were chosen, nor of ``backward()``, for which PyTorch 
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,12 +16,36 @@ from torch import Tensor
 from ._engine import Linearization
 from ._torch_private import innermost_transform
 
-__all__ = ["Update", "enroll", "pull", "registry", "withdraw"]
+__all__ = ["Update", "enroll", "pull", "registry", "run", "updating", "withdraw"]
 
 Update = Callable[[Tensor, Tensor], Any]
 
 # By identity of the parameter; the reference tells whether it is still the same one.
 registry: dict[int, tuple[weakref.ref[Tensor], Update]] = {}
+
+
+class _Running(threading.local):
+    """Whether an update runs in this thread."""
+
+    updating = False
+
+
+_running = _Running()
+
+
+def updating() -> bool:
+    """Whether an update runs: what it differentiates updates nothing, lest it be entered without end."""
+    return _running.updating
+
+
+def run(update: Update, p: Tensor, gradient: Tensor) -> None:
+    """Update ``p``."""
+    _running.updating = True
+    try:
+        with torch.no_grad():
+            update(p, gradient)
+    finally:
+        _running.updating = False
 
 
 def enroll(p: Tensor, update: Update) -> None:
@@ -47,7 +72,7 @@ def pull(
 
     ``keep``: the gradients must be differentiable, which refuses updates.
     """
-    if not implicit or not registry:
+    if not implicit or not registry or updating():
         return lin.pull(cotangents, retain=retain, create_graph=keep)
     return _with_updates(
         lin.prepared.inputs, lambda: lin.pull(cotangents, retain=retain, create_graph=keep), keep
@@ -82,12 +107,14 @@ def _with_updates(
     _refuse(differentiable)
     used: list[int] = []
 
-    def used_up(i: int, p: Tensor) -> Callable[[Tensor], Tensor]:
+    def used_up(i: int, p: Tensor) -> Callable[[Tensor | None], Tensor | None]:
         update = registry[id(p)][1]
 
-        def hook(gradient: Tensor) -> Tensor:
-            with torch.no_grad():
-                update(p, gradient)
+        def hook(gradient: Tensor | None) -> Tensor | None:
+            # A custom function may give none; and a gradient inside of an update comes by here as well.
+            if gradient is None or updating():
+                return gradient
+            run(update, p, gradient)
             used.append(i)
             if gradient.layout is not torch.strided:
                 return torch.zeros_like(gradient)

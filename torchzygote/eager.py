@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from . import _updates
 from ._arguments import type_name
-from ._flags import held_flags
+from ._flags import held_flags, requires_grad
 from ._torch_private import is_wrapped, outside_functorch
 from .params import Params
 
@@ -53,10 +53,11 @@ def _at_backward(p: Tensor, update: Callable[[Tensor, Tensor], Any]) -> Any:
     """Have ``p`` updated in ``backward()``, which may reach it only later; what ends that."""
 
     def hook(p: Tensor) -> None:
+        if _updates.updating():
+            return
         gradient, p.grad = p.grad, None
         if gradient is not None:
-            with torch.no_grad():
-                update(p, gradient)
+            _updates.run(update, p, gradient)
 
     if p.requires_grad:
         return p.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
@@ -109,6 +110,7 @@ def eager_update(
     It takes part in ``backward()``, where a gradient that was in ``.grad`` before is part of ``grad``, and in
     :func:`gradient`, :func:`withgradient` and :func:`pullback` with :class:`Params`: the :class:`Grads` then
     hold ``None`` for what was updated. Jacobians and second derivatives are no gradients, and update nothing.
+    An ``update`` that differentiates in its turn gets gradients as usual, and updates nothing by that.
 
     Examples
     --------
@@ -157,7 +159,7 @@ def _members(source: Any, name: str) -> Iterator[tuple[str, Any]]:
     """What ``Params`` would find, with its name if it has one; unlike there, as often as it is there."""
     if isinstance(source, nn.Module):
         for own, p in source.named_parameters(remove_duplicate=False):
-            if p.requires_grad:
+            if requires_grad(p):
                 yield _joined(name, own), p
     elif isinstance(source, Mapping):
         for key, value in source.items():

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from ._entries import as_tensor, equal, scalar, show, version_of, zeros_of
+from ._holder import Holder
 from ._multi_tensor import apply, apply_, clone_all, describe
 from ._operators import NEGATIVE, OPERATORS, REFLECTED
 
@@ -22,7 +23,7 @@ Self = TypeVar("Self", bound="GradDict")
 _TENSOR_TYPES = frozenset({Tensor, Parameter})
 
 
-class GradDict(MutableMapping[Tensor, Any]):
+class GradDict(Holder, MutableMapping[Tensor, Any]):
     """A mapping from tensor to value that goes by the identity of its keys, with arithmetic.
 
     Parameters
@@ -154,6 +155,11 @@ class GradDict(MutableMapping[Tensor, Any]):
         new.__dict__.update(self.__dict__)
         new._values = dict(zip(self._keys, values, strict=True))
         return new
+
+    def _with_each(self: Self, fn: Callable[[Tensor], Tensor]) -> Self:
+        values = [fn(v) if isinstance(v, Tensor) else v for v in self._values.values()]
+        same = all(new is old for new, old in zip(values, self._values.values(), strict=True))
+        return self if same else self._like(values)
 
     def copy(self: Self) -> Self:
         """A copy with the same keys, whose values have memory of their own."""

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from . import _engine, _state, _updates
 from ._arguments import Prepared, prepare, refuse_unrecordable, type_name
 from ._cotangents import own, unfold_cotangent
+from ._flags import flags_on
 from ._pushing import push as push_through
 from .grads import Grads
 from .params import Params
@@ -49,8 +50,8 @@ def prepare_implicit(caller: str, params: Params, argnums: object) -> Prepared:
 
 
 def implicit(args: tuple[Any, ...]) -> Params | None:
-    """The ``Params`` of an implicit call, or ``None`` for a call with arguments."""
-    return args[0] if len(args) == 1 and isinstance(args[0], Params) else None
+    """The ``Params`` of an implicit call as they are now, or ``None`` for a call with arguments."""
+    return args[0]._taken() if len(args) == 1 and isinstance(args[0], Params) else None
 
 
 def scalar_root(caller: str, y: Any, expected: str = "f to return") -> Tensor | None:
@@ -221,12 +222,18 @@ class _Back:
         self._lin = lin
         self._params = params
         self._keep = keep
+        # What the tape knows by identity. Flags are left to the caller between f and here.
+        given = zip(lin.prepared.inputs, lin.prepared.owned, lin.inputs, strict=True)
+        self._found = [x for x, owned, tracked in given if not owned and x is tracked]
 
     def __call__(self, ybar: Any) -> Any:
         if all(self._lin.prepared.owned) or _engine.compiling():
             return self._pull(ybar)
         with _engine.finding():
-            return self._pull(ybar)
+            if ybar is None or not self._found:
+                return self._pull(ybar)
+            with flags_on(self._found):
+                return self._pull(ybar)
 
     def _pull(self, ybar: Any) -> Any:
         lin = self._lin
@@ -307,15 +314,11 @@ def _pullback(
     try:
         with _state.differentiation(waiting, defer=True):
             lin = _engine.linearize(f, prepared, keep=keep)
-    except BaseException:
+    finally:
         if release is not None:
             release()
-        raise
     lin.waiting = waiting
-    back = _Back(lin, params, keep)
-    if release is not None:
-        _engine.release_with(back, release)
-    return lin.y, back
+    return lin.y, _Back(lin, params, keep)
 
 
 def pushforward(f: Callable[..., Any], *args: Any) -> Callable[..., Any]:

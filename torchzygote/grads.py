@@ -79,6 +79,7 @@ class Grads(GradDict):
     def __init__(self, params: Params, values: Mapping[Tensor, Any] | Iterable[Any]) -> None:
         if not isinstance(params, Params):
             raise TypeError(f"Grads: expected a Params as first argument, got a {type(params).__name__}")
+        params = params._as_given()
         params._shared = True
         self._params = params
         self._names = params._names

@@ -60,12 +60,13 @@ class Params:
     ``Params`` in Zygote.jl, https://fluxml.ai/Zygote.jl/stable/utils/
     """
 
-    __slots__ = ("__weakref__", "_members", "_names", "_shared")
+    __slots__ = ("__weakref__", "_members", "_names", "_shared", "_taken_from")
 
     _members: dict[int, Tensor]
     _names: dict[int, str]
     # Members that a Grads relies on are never written to: changes are then made to a copy.
     _shared: bool
+    _taken_from: Params | None
 
     def __init__(self, source: Iterable[Any] | nn.Module = ()) -> None:
         if isinstance(source, Tensor):
@@ -76,6 +77,7 @@ class Params:
         self._members = {}
         self._names = {}
         self._shared = False
+        self._taken_from = None
         self._insert(_collect(source))
 
     def _insert(self, found: Iterable[tuple[Tensor, str, str]]) -> None:
@@ -97,7 +99,21 @@ class Params:
         new._members = members
         new._names = {key: names[key] for key in members if key in names}
         new._shared = False
+        new._taken_from = None
         return new
+
+    def _taken(self) -> Params:
+        """The members as they are now, for a call: whatever is done to this one meanwhile."""
+        new = Params.__new__(Params)
+        self._shared = new._shared = True
+        new._members, new._names = self._members, self._names
+        new._taken_from = self
+        return new
+
+    def _as_given(self) -> Params:
+        """What this one was taken from, as long as that hasn't changed."""
+        given = self._taken_from
+        return self if given is None or given._members is not self._members else given
 
     def _before_change(self) -> None:
         if self._shared:
