@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import scipy.sparse
 import torch
@@ -12,7 +13,7 @@ from oracles import func_hessian, func_jacobian
 from sparse_cases import rosenbrock
 from torch import Tensor
 
-from torchzygote import plan_hessian, plan_jacobian
+from torchzygote import hessian, hessian_sparsity, plan_hessian, plan_jacobian
 
 
 def product(x: Tensor) -> Tensor:
@@ -90,6 +91,8 @@ def test_another_precision_is_welcome() -> None:
         (lambda x: plan_jacobian(torch.sin, x, chunk_size=0), ValueError, "chunk_size: expected at least 1"),
         (lambda x: plan_jacobian(torch.sin, x, argnums=1), ValueError, "argnums"),
         (lambda x: plan_hessian(torch.sin, x), ValueError, "a real scalar.*perhaps you wanted jacobian"),
+        (lambda x: plan_hessian(lambda x: None, x), ValueError, "a real scalar, got NoneType"),
+        (lambda x: plan_hessian(lambda x: (x.sum(), x), x), ValueError, "a real scalar, got tuple"),
         (lambda x: plan_hessian(torch.sum, [x]), TypeError, "a number or an array, got structure x"),
         (lambda x: plan_hessian(torch.sum, "word"), TypeError, "a number or an array, got opaque x"),
         (lambda x: plan_hessian(torch.sum, x, mode="forward"), ValueError, "mode: expected one of"),
@@ -181,3 +184,11 @@ def test_what_has_no_second_derivative_is_named() -> None:
     plan = plan_hessian(lambda x: ByNumPy.apply(x).sum(), x)
     with pytest.raises(RuntimeError, match="can't be differentiated twice.*ByNumPy"):
         plan(x)
+
+
+@pytest.mark.parametrize("value", [True, torch.tensor(True), np.bool_(False), 3, 2.5])
+def test_constants_have_no_second_derivatives(value: Any) -> None:
+    x = torch.rand(3)
+    assert not hessian_sparsity(lambda x: value, x).to_dense().any()
+    assert not plan_hessian(lambda x: value, x)(x).to_dense().any()
+    assert not hessian(lambda x: value, x).any()

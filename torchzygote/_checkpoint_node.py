@@ -6,8 +6,7 @@ told everything that the call depends on; how that is found isn't known here.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from ._checkpoint_closure import is_recorded
 from ._checkpoint_surroundings import outside_inference
-from ._flags import held_flags
+from ._flags import flags_on
 from ._forward import separate
 from ._torch_private import (
     create_grad_input,
@@ -150,21 +149,6 @@ class _Batched(Rerun):
         return results
 
 
-@contextlib.contextmanager
-def _flags_on(tensors: list[Tensor]) -> Iterator[None]:
-    """Around a rerun that finds ``tensors``: an implicit call may have held their flags, and be over."""
-    if not tensors:
-        yield
-        return
-    with outside_functorch():  # which doesn't let flags be set
-        release = held_flags(tensors)
-    try:
-        yield
-    finally:
-        with outside_functorch():
-            release()
-
-
 class _Pullback(Rerun):
     """Inputs and cotangents to gradients: the backward pass of a rerun, as a rerun itself.
 
@@ -204,7 +188,8 @@ class _Pullback(Rerun):
         self, inputs: Sequence[Tensor], cotangents: Sequence[Tensor], keep: bool
     ) -> Sequence[Tensor | None]:
         """One more run, pulled back."""
-        with _flags_on(list(self.natural.values())):
+        # An implicit call may have held the flags of what is found here, and be over.
+        with flags_on(list(self.natural.values())):
             if self._taped:
                 return self._on_tape(inputs, cotangents, keep)
             return self._in_level(inputs, cotangents)

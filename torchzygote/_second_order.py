@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from . import _engine, _plan, _state
-from ._arguments import Prepared, type_name
+from ._arguments import Prepared
 from ._engine import Linearization
 from ._plan import FREE, RowCost
 from .gradients import scalar_root
 
-__all__ = ["Options", "SecondOrder", "run"]
+__all__ = ["Options", "SecondOrder", "real_scalar", "run"]
 
 
 class Options(NamedTuple):
@@ -154,10 +154,13 @@ class SecondOrder:
 
 
 def _root(caller: str, lin: Linearization, y: Any) -> Tensor | None:
-    if lin.y_spec is not None:
-        raise ValueError(f"{caller}: expected f to return a real scalar, got {type_name(y)}")
+    return real_scalar(caller, y if lin.y_spec is not None else lin.y_leaves[0])
+
+
+def real_scalar(caller: str, y: Any) -> Tensor | None:
+    """:func:`scalar_root`, where anything else is a ``ValueError``, as for Hessians."""
     try:
-        return scalar_root(caller, lin.y_leaves[0])
+        return scalar_root(caller, y)
     except TypeError as error:
         raise ValueError(str(error)) from None
 

@@ -14,10 +14,11 @@ from ._hessian_plan import HessianPlan
 from ._jacobian_plan import JacobianPlan
 from ._plan_base import held
 from ._random import OneRun
+from ._second_order import real_scalar
 from ._signature import specs_of
 from ._torch_private import survey
 from .coloring.recovery import jacobian_recovery, symmetric_recovery, symmetrized
-from .gradients import implicit, prepare_implicit, scalar_root
+from .gradients import implicit, prepare_implicit
 from .hessians import prepare_one
 from .jacobians import output_tensor
 from .sparsity.detect import DEFAULT_BUDGET, hessian_patterns, jacobian_patterns, refuse_transforms
@@ -207,7 +208,7 @@ def plan_hessian(
         flat = OneRun(lambda *xs: _engine.call(f, prepared, xs))
         y, (pattern,) = hessian_patterns(flat, prepared.inputs, None, prepared.owned, DEFAULT_BUDGET)
         flat.settle()
-        scalar_root(caller, y)
+        real_scalar(caller, y)
     recovery = symmetric_recovery(symmetrized(pattern), refine=True)
     return HessianPlan(f, specs_of(prepared), recovery, mode=mode, chunk_size=chunk_size, verify=verify)
 

@@ -374,7 +374,10 @@ def hessian_sparsity(f: Callable[..., Any], x: Any) -> Tensor:
     flat = OneRun(lambda *inputs: _called(f, prepared, inputs))
     value, patterns = hessian_patterns(flat, prepared.inputs, None, prepared.owned, DEFAULT_BUDGET)
     flat.settle()
-    if kind_of(value) not in ("array", "number") or (hasattr(value, "shape") and len(value.shape) > 0):
+    truth = isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
+    if not (truth or kind_of(value) in ("array", "number")) or (
+        hasattr(value, "shape") and len(value.shape) > 0
+    ):
         raise ValueError(f"hessian_sparsity: expected f to return a scalar, got {type_name(value)}")
     return patterns[0].to_csr(prepared.inputs[0].device)
 
