@@ -395,3 +395,15 @@ def test_a_list_of_lists_is_what_it_is_to_a_tensor() -> None:
         buf[index] = torch.ones((), requires_grad=tracked)
         assert torch.equal(buf[index], whole[index])
         assert torch.equal(buf.copy(), whole)
+
+
+@pytest.mark.parametrize("differentiated", [False, True])
+def test_an_ellipsis_that_covers_no_axis_keeps_index_arrays_together(differentiated: bool) -> None:
+    i, j = torch.tensor([0, 1]), torch.tensor([1, 0])
+    value = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).requires_grad_(differentiated)
+    plain = torch.zeros(2, 2, 2)
+    plain[:, i, ..., j] = value.detach()
+    buf = Buffer(plain)
+    buf[:, i, ..., j] = value
+    assert torch.equal(buf[:, i, ..., j], value)
+    assert torch.equal(buf.copy(), plain)

@@ -21,7 +21,7 @@ from buffer_programs import (
 from hypothesis import given
 from torch import Tensor
 
-from torchzygote import Buffer, diaghessian, gradient, hessian_dual, hessian_reverse, jacobian
+from torchzygote import Buffer, diaghessian, gradient, hessian_dual, hessian_reverse, hook, jacobian
 
 close = torch.testing.assert_close
 
@@ -240,3 +240,24 @@ def test_under_compile(backend: str) -> None:
     close(torch.autograd.grad(torch.compile(energy, fullgraph=True, backend=backend)(x), x)[0], expected)
     inside = torch.compile(lambda x: gradient(energy, x)[0], fullgraph=True, backend=backend)
     close(inside(POINT), expected)
+
+
+@pytest.mark.parametrize("write", ["column", "element", "part"])
+def test_compiled_after_a_hook(write: str) -> None:
+    """What is set on an object after a hook was registered is forgotten by the tracer (PyTorch 2.13)."""
+    w = torch.tensor([0.5, 2.0, 3.0])
+
+    def f(x: Tensor, hooked: bool) -> Tensor:
+        buf = Buffer(x, 3, 3)
+        buf[0] = hook(lambda g: None, x.sin()) if hooked else x.sin()
+        if write == "column":
+            buf[:, 2] = buf[:, 2] * w
+        elif write == "element":
+            buf[1, 0] += buf[0, 2]
+        else:
+            buf[2, :2] = buf[0][1:] * 3
+        return buf.copy().sum()
+
+    x = torch.tensor([0.1, 0.2, 0.3])
+    compiled = torch.compile(torch.func.grad(lambda x: f(x, True)), fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), torch.func.grad(lambda x: f(x, False))(x))

@@ -166,8 +166,11 @@ def _parse_slowly(items: list[Any], shape: Sequence[int]) -> Key:
                 _check_mask(item, basic, items, shape)
         else:
             basic.append(item)
-            if item is Ellipsis or item is None or isinstance(item, slice):
-                arrays.append(item if item is Ellipsis else slice(None))
+            if item is Ellipsis:
+                # As many axes as it covers, perhaps none: NumPy would take it for something between arrays.
+                arrays.extend([slice(None)] * (len(shape) - _axes_taken(items)))
+            elif item is None or isinstance(item, slice):
+                arrays.append(slice(None))
     if not any(isinstance(item, (np.ndarray, Tensor)) for item in items):
         return Key(tuple(basic), None, True, given)
     return Key(tuple(basic), tuple(arrays), known, given)

@@ -86,11 +86,18 @@ class TracedStore:
         self.shape = shape
         self.dtype = dtype
         self.device = device
-        self.whole = zeros
-        self.rows: list[Any] | None = [None] * shape[0] if len(shape) > 0 else None
+        # Lists that are written into, no attributes that are set: what is set after a hook was registered,
+        # the tracer forgets (PyTorch 2.13). No rows: everything is in the whole.
+        self._whole = [zeros]
+        self.rows: list[Any] = [None] * shape[0] if len(shape) > 0 else []
+
+    @property
+    def whole(self) -> Tensor:
+        """All elements, but for the rows that have been written since."""
+        return self._whole[0]
 
     def _row(self, index: Any) -> bool:
-        return self.rows is not None and isinstance(index, int) and not isinstance(index, bool)
+        return len(self.rows) > 0 and isinstance(index, int) and not isinstance(index, bool)
 
     def _check_row(self, index: int) -> None:
         if not -self.shape[0] <= index < self.shape[0]:
@@ -102,19 +109,19 @@ class TracedStore:
     def write(self, index: Any, given: Any) -> None:
         """Write a value of any kind."""
         value = as_value(given, self.dtype, self.device)
-        if self.rows is not None and self._row(index):
+        if self._row(index):
             self._check_row(index)
             row_shape = self.shape[1:]
             self.rows[index] = fit(value, row_shape, self.shape).expand(row_shape).clone()
             return
         whole = self.assemble()
         items = index if isinstance(index, tuple) else (index,)
-        self.whole = out_of_place(whole, tuple(_as_index(item) for item in items), value)
-        self.rows = None
+        self._whole[0] = out_of_place(whole, tuple(_as_index(item) for item in items), value)
+        self.rows.clear()
 
     def read(self, index: Any) -> Tensor:
         """A fresh tensor of what the index selects."""
-        if self.rows is not None and self._row(index):
+        if self._row(index):
             self._check_row(index)
             row = self.rows[index]
             return self.whole[index].clone() if row is None else row.clone()
@@ -123,8 +130,6 @@ class TracedStore:
 
     def assemble(self) -> Tensor:
         """The whole."""
-        if self.rows is None:
-            return self.whole
         if all(row is None for row in self.rows):
             return self.whole
         return torch.stack([self.whole[i] if row is None else row for i, row in enumerate(self.rows)])

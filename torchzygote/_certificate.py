@@ -185,13 +185,14 @@ def close(
     return fine
 
 
-def warn_mismatch(caller: str, recovery: Recovery) -> None:
-    """Say that the dense way is taken, and ask for a report."""
+def warn_mismatch(caller: str, recovery: Recovery, cause: str = "") -> None:
+    """Say that the dense way is taken, and ask for a report; ``cause``: one more that there may be."""
+    also = f"{cause}, or " if cause else ""
     operators = sorted({name for pattern in recovery.patterns for name in pattern.operators})
     listed = f" and its operators, {', '.join(operators)}" if operators else ""
     warn(
         f"{caller}: the sparse derivative differs from plain automatic differentiation in a product with a "
-        "random vector, so that the dense one is computed instead. Either f differs from call to call, or a "
-        "sparsity that was given lacks entries, or PyTorch's forward derivative of an operator is wrong, or "
-        f"torchzygote's rule for one: please report that, with f{listed}",
+        "random vector, so that the dense one is computed instead. Either f differs from call to call, or "
+        f"{also}a sparsity that was given lacks entries, or PyTorch's forward derivative of an operator is "
+        f"wrong, or torchzygote's rule for one: please report that, with f{listed}",
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import _compressed, _engine, _evaluation, _plan_files, _state
 from ._arguments import Prepared, prepare
+from ._certificate import warn_mismatch
 from ._plan_base import Plan, held, no_values
 from ._random import RandomState
 from ._second_order import Options
@@ -140,6 +141,10 @@ class JacobianPlan(Plan):
         if not right:
             raise no_values(self)
         return tuple(values)
+
+    def _warn(self) -> None:
+        cause = "an argument outside argnums has changed that the structure hangs on"
+        warn_mismatch(type(self).__name__, self._recovery, cause)
 
     def agrees_with_reverse(self, args: tuple[Any, ...]) -> bool:
         """Whether forward mode gives at ``args`` what a plain pullback does; asked once, for a new plan."""
