@@ -11,6 +11,7 @@ from oracles import true_hessian, true_jacobian
 from sparse_cases import brusselator, rosenbrock
 from torch import Tensor, nn
 
+from torchzygote import hessian_sparsity, jacobian_sparsity
 from torchzygote.sparsity.detect import detect_hessian, detect_jacobian
 
 
@@ -111,3 +112,18 @@ def test_a_recurrence_in_python_is_followed() -> None:
     x = torch.rand(6, dtype=torch.float64)
     (pattern,) = detect_jacobian(f, [x])
     assert torch.equal(pattern.to_dense(), true_jacobian(f, x))
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: torch.as_strided_copy(torch.tanh(x[4:]), (2,), (1,), 1),
+        lambda x: torch.as_strided_copy(x[4:], (2,), (1,), 1),
+        lambda x: torch.as_strided_scatter(torch.tanh(x[4:]), x[:2].sin(), (2,), (1,)),
+        lambda x: torch.as_strided_scatter(torch.tanh(x[2:6] * 2).flip(0)[1:].exp(), x[:2].sin(), (2,), (1,)),
+    ],
+)
+def test_operators_that_reach_behind_their_argument_count_as_dense(f) -> None:  # type: ignore[no-untyped-def]
+    x = torch.rand(8, dtype=torch.float64)
+    assert jacobian_sparsity(f, x)[0].to_dense().all()
+    assert hessian_sparsity(lambda x: f(x).prod(), x).to_dense().all()
