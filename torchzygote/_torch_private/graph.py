@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -41,19 +42,25 @@ def hooks_made() -> int:
     return int(torch.utils.hooks.RemovableHandle.next_id)
 
 
-def has_nodes_before(roots: Sequence[Tensor], start: int) -> bool:
-    """Whether what has been recorded for ``roots`` begins before :func:`sequence_number` was ``start``."""
+def _nodes_below(starts: Iterable[Any]) -> Iterator[Any]:
+    """The nodes of the recorded graph from these on, each once."""
     seen: set[Any] = set()
-    stack: list[Any] = [root.grad_fn for root in roots if root.grad_fn is not None]
+    stack = [node for node in starts if node is not None]
     while stack:
         node = stack.pop()
         if node in seen:
             continue
         seen.add(node)
-        if getattr(node, "variable", None) is None and node._sequence_nr() < start:
-            return True
+        yield node
         stack.extend([following for following, _ in node.next_functions if following is not None])
-    return False
+
+
+def has_nodes_before(roots: Sequence[Tensor], start: int) -> bool:
+    """Whether what has been recorded for ``roots`` begins before :func:`sequence_number` was ``start``."""
+    return any(
+        getattr(node, "variable", None) is None and node._sequence_nr() < start
+        for node in _nodes_below(root.grad_fn for root in roots)
+    )
 
 
 def has_hooks(x: Tensor) -> bool:
@@ -162,6 +169,7 @@ _PythonNode = torch.autograd.function.BackwardCFunction
 
 def survey(roots: Sequence[Tensor]) -> Survey:
     """Walk along the graph recorded below ``roots``: 3 microseconds for each operation."""
+    # Not by `_nodes_below`: small calls wait for this, and a generator takes a microsecond for each node.
     seen: set[Any] = set()
     stack: list[Any] = [root.grad_fn for root in roots if root.grad_fn is not None]
     total = 0
@@ -199,8 +207,13 @@ def survey(roots: Sequence[Tensor]) -> Survey:
         for following, _ in node.next_functions:
             if following is not None:
                 stack.append(following)
-    coarsest = max((torch.finfo(d).eps for d in dtypes if d.is_floating_point or d.is_complex), default=0.0)
+    coarsest = max(map(_spacing, dtypes), default=0.0)
     return Survey(total, len(seen), misbatched, custom, custom + nonlinear, unpushable, once, by_lu, coarsest)
+
+
+@functools.cache
+def _spacing(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps if dtype.is_floating_point or dtype.is_complex else 0.0
 
 
 def _operator_name(node: str) -> str:
@@ -229,19 +242,12 @@ def depends_on_others(root: Tensor, start: int) -> bool:
 
     ``start``: the :func:`sequence_number` from which nodes are not older than the computation itself.
     """
-    seen: set[Any] = set()
-    stack: list[Any] = [root.grad_fn if root.grad_fn is not None else source_of(root)[0]]
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
+    for node in _nodes_below([root.grad_fn if root.grad_fn is not None else source_of(root)[0]]):
         leaf = getattr(node, "variable", None)
         if leaf is None and node._sequence_nr() < start:
             return True
         if leaf is not None and not hasattr(leaf, "_torchzygote_own"):
             return True
-        stack.extend([following for following, _ in node.next_functions if following is not None])
     return False
 
 
@@ -263,29 +269,12 @@ def node_attribute(node: Any, name: str) -> Any:
 
 def node_names(root: Tensor) -> list[str]:
     """Names of the operations below ``root`` in the recorded graph, each once."""
-    seen: set[Any] = set()
-    stack: list[Any] = [root.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            stack.extend(following for following, _ in node.next_functions)
-    return sorted({node.name() for node in seen})
+    return sorted({node.name() for node in _nodes_below([root.grad_fn])})
 
 
 def leads_to(node: Any, inputs: Sequence[Tensor]) -> bool:
     """Whether the recorded graph leads from ``node`` to one of the inputs that it was recorded for."""
-    wanted = {source_of(x)[0] for x in inputs}
-    seen: set[Any] = set()
-    stack = [node]
-    while stack:
-        node = stack.pop()
-        if node in wanted:
-            return True
-        if node not in seen:
-            seen.add(node)
-            stack.extend([following for following, _ in node.next_functions if following is not None])
-    return False
+    return not {source_of(x)[0] for x in inputs}.isdisjoint(_nodes_below([node]))
 
 
 def reaches(roots: list[Tensor], leaves: Sequence[Tensor]) -> bool:
@@ -294,14 +283,5 @@ def reaches(roots: list[Tensor], leaves: Sequence[Tensor]) -> bool:
     ``torch.autograd.grad`` would tell by computing gradients.
     """
     wanted = {id(leaf) for leaf in leaves}
-    seen: set[Any] = set()
-    stack: list[Any] = [root.grad_fn for root in roots if root.grad_fn is not None]
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if id(getattr(node, "variable", None)) in wanted:
-            return True
-        stack.extend([following for following, _ in node.next_functions if following is not None])
-    return False
+    below = _nodes_below(root.grad_fn for root in roots)
+    return any(id(getattr(node, "variable", None)) in wanted for node in below)
