@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import hypothesis
 import pytest
 import torch
+
+from torchzygote._engine import Linearization
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=40)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=25, derandomize=True)
@@ -37,3 +40,17 @@ def float64() -> Iterator[None]:
 def x() -> torch.Tensor:
     """A point to differentiate at; a file that needs another one has its own ``x``."""
     return torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
+
+
+@pytest.fixture
+def pulls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many inputs each pullback of the test was by."""
+    counted: list[int] = []
+    pull = Linearization.pull
+
+    def counting(self: Linearization, *args: Any, **kwargs: Any) -> Any:
+        counted.append(len(self.inputs))
+        return pull(self, *args, **kwargs)
+
+    monkeypatch.setattr(Linearization, "pull", counting)
+    return counted

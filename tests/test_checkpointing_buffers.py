@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from checkpoint_cases import Checkpoint, plainly, ways
 from torch import Tensor
-from torch.func import grad
 
-from torchzygote import Buffer, checkpointed, gradient, hessian, jacobian
-
-Checkpoint = Callable[..., Any]
-
-
-def plainly(f: Callable[..., Any], *xs: Any, **kwargs: Any) -> Any:
-    return f(*xs, **kwargs)
+from torchzygote import Buffer, checkpointed
 
 
 @pytest.fixture
@@ -26,12 +19,7 @@ def x() -> Tensor:
 
 W = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
 
-DERIVATIVES: dict[str, Callable[[Any, Tensor], Any]] = {
-    "gradient": lambda f, x: gradient(lambda x: f(x).sum(), x)[0],
-    "jacobian": lambda f, x: jacobian(f, x, mode="reverse", chunk_size=1)[0],
-    "hessian": lambda f, x: hessian(lambda x: f(x).sum(), x),
-    "func.grad": lambda f, x: grad(lambda x: f(x).sum())(x),
-}
+DERIVATIVES = ways("gradient", "jacobian, row by row", "hessian", "func.grad")
 
 
 # ---- elements that stay ------------------------------------------------------------------------------------

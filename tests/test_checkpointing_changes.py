@@ -5,32 +5,25 @@ from __future__ import annotations
 import gc
 import weakref
 from collections import OrderedDict, namedtuple
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from checkpoint_cases import Checkpoint, plainly, ways
 from torch import Tensor, nn
-from torch.func import grad, jacrev
+from torch.func import grad
 
 from torchzygote import (
     Params,
     checkpointed,
     eager_update,
     gradient,
-    hessian,
-    jacobian,
     pullback,
 )
 
-Checkpoint = Callable[..., Any]
 Pair = namedtuple("Pair", "h n")
 
 REFUSED = r"written in place since|modified by an inplace operation"
-
-
-def plainly(f: Callable[..., Any], *xs: Any, **kwargs: Any) -> Any:
-    return f(*xs, **kwargs)
 
 
 @pytest.fixture
@@ -43,13 +36,7 @@ def w() -> Tensor:
     return torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
 
 
-DERIVATIVES: dict[str, Callable[[Any, Tensor], Any]] = {
-    "gradient": lambda f, x: gradient(lambda x: f(x).sum(), x)[0],
-    "jacobian": lambda f, x: jacobian(f, x, mode="reverse", chunk_size=3)[0],
-    "hessian": lambda f, x: hessian(lambda x: f(x).sum(), x),
-    "func.grad": lambda f, x: grad(lambda x: f(x).sum())(x),
-    "func.jacrev": lambda f, x: jacrev(f)(x),
-}
+DERIVATIVES = ways("gradient", "jacobian", "hessian", "func.grad", "func.jacrev")
 
 
 # ---- containers that the caller changes --------------------------------------------------------------------

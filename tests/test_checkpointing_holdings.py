@@ -5,21 +5,15 @@ from __future__ import annotations
 import functools
 import gc
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from checkpoint_cases import Checkpoint, plainly, ways
 from torch import Tensor, nn
-from torch.func import grad, jacrev
+from torch.func import grad
 
-from torchzygote import Params, checkpointed, eager_update, gradient, hessian, jacobian
-
-Checkpoint = Callable[..., Any]
-
-
-def plainly(f: Callable[..., Any], *xs: Any, **kwargs: Any) -> Any:
-    return f(*xs, **kwargs)
+from torchzygote import Params, checkpointed, eager_update, gradient
 
 
 @pytest.fixture
@@ -32,14 +26,7 @@ def w() -> Tensor:
     return torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
 
 
-DERIVATIVES: dict[str, Callable[[Any, Tensor], Any]] = {
-    "gradient": lambda f, x: gradient(lambda x: f(x).sum(), x)[0],
-    "jacobian": lambda f, x: jacobian(f, x, mode="reverse", chunk_size=3)[0],
-    "hessian": lambda f, x: hessian(lambda x: f(x).sum(), x),
-    "func.grad": lambda f, x: grad(lambda x: f(x).sum())(x),
-    "func.jacrev": lambda f, x: jacrev(f)(x),
-    "func.jacrev twice": lambda f, x: jacrev(jacrev(f))(x),
-}
+DERIVATIVES = ways("gradient", "jacobian", "hessian", "func.grad", "func.jacrev", "func.jacrev twice")
 
 LAYERS = [nn.Linear(4, 4, dtype=torch.float64) for _ in range(3)]
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from torchzygote import _alignment, checkpointed, diaghessian, gradient, hessian, jacobian, plan_hessian
-from torchzygote._engine import Linearization
 from torchzygote.params import Params
 
 BATCH = 300
@@ -19,20 +17,6 @@ BATCH = 300
 @pytest.fixture(autouse=True)
 def search_small_problems(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torchzygote._separable._LEAST_BYTES", 0)
-
-
-@pytest.fixture
-def pulls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many inputs each pullback was by."""
-    counted: list[int] = []
-    pull = Linearization.pull
-
-    def counting(self: Linearization, *args: Any, **kwargs: Any) -> Any:
-        counted.append(len(self.inputs))
-        return pull(self, *args, **kwargs)
-
-    monkeypatch.setattr(Linearization, "pull", counting)
-    return counted
 
 
 def network(inputs: int) -> nn.Module:
