@@ -242,6 +242,7 @@ class _Bent(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.bend = inputs[0]
         ctx.depth = max(0, functorch_depth() - 1)
+        ctx.forms = [Form(x.shape, x.dtype, x.device) for x in inputs[1:]]
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -252,12 +253,17 @@ class _Bent(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Any:
         # Views only: PyTorch drops the derivative of anything else that is made here, in nested forward mode.
-        return tuple(None if t is None else t.view_as(t) for t in tangents)
+        # It takes no None; the derivative of zeros is no loss.
+        return tuple(
+            torch.zeros(form.shape, dtype=form.dtype, device=form.device) if t is None else t.view_as(t)
+            for t, form in zip(tangents, ctx.forms, strict=True)
+        )
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], bend: Bend, *tensors: Tensor) -> Any:
+        # Copies: forward mode refuses elements that share memory.
         examples = [
-            x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+            x.expand(info.batch_size, *x.shape).clone() if dim is None else x.movedim(dim, 0)
             for x, dim in zip(tensors, in_dims[1:], strict=True)
         ]
         outside = _OfExample(bend, info.randomness)
