@@ -1,4 +1,4 @@
-"""hook of structures of which only some leaves depend on what is differentiated: the identity in forward mode."""
+"""hook of structures that are constant in part: the identity in forward mode."""
 
 from __future__ import annotations
 

@@ -79,7 +79,14 @@ def test_public_functions_refuse_what_they_must() -> None:
         jacobian_sparsity(lambda x: (x, x), x)
     with pytest.raises(ValueError, match="hessian_sparsity: expected f to return a scalar"):
         hessian_sparsity(lambda x: x, x)
-    with pytest.raises(TypeError, match="hessian_sparsity: expected x to be a number or an array, got dict"):
+    with pytest.raises(
+        TypeError,
+        match="hessian_sparsity: expected x to be a number or an array, got structure x of type dict",
+    ):
         hessian_sparsity(lambda x: x, {"x": x})
+    with pytest.raises(ValueError, match="hessian_sparsity: expected real arguments"):
+        hessian_sparsity(lambda x: (x * x.conj()).real.sum(), x + 1j)
+    with pytest.raises(ValueError, match="hessian_sparsity: expected a real f"):
+        hessian_sparsity(lambda x: (x + 1j).sum(), x)
     with pytest.raises(RuntimeError, match="jacobian_sparsity: expected a plain call"):
         torch.func.vmap(lambda x: jacobian_sparsity(lambda x: x, x)[0].to_dense())(torch.rand(2, 3))

@@ -13,10 +13,11 @@ from ._arguments import Prepared
 from ._attention import unfused_attention
 from ._plan_base import Plan, is_nested, no_values
 from ._random import RandomState
+from ._real_arguments import prepare_one
 from ._second_order import Options
 from ._signature import check_inputs
 from .coloring.recovery import Recovery, symmetric_recovery
-from .hessians import diaghessian, hessian, prepare_one
+from .hessians import diaghessian, hessian
 
 __all__ = ["HessianPlan"]
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from . import _compressed, _dense_hessians, _engine, _plan, _state
-from ._arguments import ARRAY, NUMBER, Prepared, kind_of, prepare, type_name
+from ._arguments import prepare
 from ._attention import unfused_attention
 from ._random import RandomState
+from ._real_arguments import prepare_one, refuse_complex
 from ._second_order import Options, run
 from .gradients import implicit, prepare_implicit
 from .grads import Grads
@@ -36,29 +37,6 @@ class WithHessian(NamedTuple):
     val: Any
     grad: Tensor
     hess: Tensor
-
-
-def prepare_one(caller: str, x: Any) -> Prepared:
-    kind = kind_of(x)
-    if kind is not ARRAY and kind is not NUMBER:
-        advice = "for several arguments or a module, write f as a function of one flat tensor"
-        if callable(x) and not isinstance(x, torch.nn.Module):
-            advice = "the function comes first, then x"
-        raise TypeError(
-            f"{caller}: expected x to be a number or an array, got {kind} x of type {type_name(x)}; {advice}"
-        )
-    prepared = prepare((x,), arrays_only=True)
-    _refuse_complex(caller, prepared)
-    return prepared
-
-
-def _refuse_complex(caller: str, prepared: Prepared) -> None:
-    for x in prepared.inputs:
-        if x.dtype.is_complex:
-            raise ValueError(
-                f"{caller}: expected real arguments, got {type_name(x)}; "
-                "write f as a function of the real and imaginary parts (torch.view_as_real)"
-            )
 
 
 @_engine.entry_point
@@ -328,7 +306,7 @@ def _diagonals(
         prepared = prepare(args, argnums, arrays_only=True)
     else:
         prepared = prepare_implicit(caller, params, argnums)
-    _refuse_complex(caller, prepared)
+    refuse_complex(caller, prepared)
     if options.keep:
         prepared.copy_arrays()
     release = None if params is None or _engine.in_functorch() else _engine.held_flags(prepared.inputs)

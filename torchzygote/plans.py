@@ -14,12 +14,12 @@ from ._hessian_plan import HessianPlan
 from ._jacobian_plan import JacobianPlan
 from ._plan_base import held
 from ._random import OneRun
+from ._real_arguments import prepare_one
 from ._second_order import real_scalar
 from ._signature import specs_of
 from ._torch_private import survey
 from .coloring.recovery import jacobian_recovery, symmetric_recovery, symmetrized
 from .gradients import implicit, prepare_implicit
-from .hessians import prepare_one
 from .jacobians import output_tensor
 from .sparsity.detect import DEFAULT_BUDGET, hessian_patterns, jacobian_patterns, refuse_transforms
 from .sparsity.pattern import Pattern

@@ -18,6 +18,7 @@ from .._arguments import kind_of, prepare, type_name
 from .._attention import unfused_attention
 from .._notes import annotate
 from .._random import OneRun, RandomState
+from .._real_arguments import prepare_one
 from .._sight import watching
 from .._torch_private import dynamo_is_loaded, in_functorch, reaches, survey, uncompiled
 from ..native.index_sets import expand_pairs, expand_sets
@@ -351,7 +352,7 @@ def hessian_sparsity(f: Callable[..., Any], x: Any) -> Tensor:
     TypeError
         ``x`` is a structure, a module or opaque.
     ValueError
-        ``f(x)`` is no scalar.
+        ``x`` is complex, or ``f(x)`` is complex or no scalar.
 
     Examples
     --------
@@ -363,12 +364,7 @@ def hessian_sparsity(f: Callable[..., Any], x: Any) -> Tensor:
             [0, 1, 0, 1],
             [0, 0, 1, 0]], dtype=torch.int32)
     """
-    if kind_of(x) not in ("array", "number"):
-        advice = "; the function comes first, then x" if callable(x) else ""
-        raise TypeError(
-            f"hessian_sparsity: expected x to be a number or an array, got {type_name(x)}{advice}"
-        )
-    prepared = prepare((x,), arrays_only=True)
+    prepared = prepare_one("hessian_sparsity", x)
     refuse_transforms("hessian_sparsity")
 
     flat = OneRun(lambda *inputs: _called(f, prepared, inputs))
@@ -379,6 +375,8 @@ def hessian_sparsity(f: Callable[..., Any], x: Any) -> Tensor:
         hasattr(value, "shape") and len(value.shape) > 0
     ):
         raise ValueError(f"hessian_sparsity: expected f to return a scalar, got {type_name(value)}")
+    if torch.as_tensor(value).is_complex():
+        raise ValueError(f"hessian_sparsity: expected a real f, got {type_name(value)}; take its .real first")
     return patterns[0].to_csr(prepared.inputs[0].device)
 
 
