@@ -48,7 +48,9 @@ inline bool is_complex(ScalarType dtype) {
 }
 
 inline void check_matrix(const std::string& name, const Tensor& x) {
-  if (x.layout() != torch::headeronly::Layout::Strided) {
+  int32_t layout = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(x.get(), &layout));
+  if (layout != aoti_torch_layout_strided()) {
     refuse(name, ": expected a strided tensor");
   }
   if (x.dim() != 2) {
@@ -148,17 +150,17 @@ inline std::pair<int64_t, int64_t> extremes_on_device(const Tensor& x) {
       torch::stable::detail::from(x),
       torch::stable::detail::from(std::optional<int64_t>()),
       torch::stable::detail::from(false)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::aminmax", "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::aminmax", "", stack.data(), TORCH_ABI_VERSION));
   const auto smallest = torch::stable::detail::to<Tensor>(stack[0]);
   const auto largest = torch::stable::detail::to<Tensor>(stack[1]);
   const auto value = [&x](const Tensor& scalar) {
     if (x.scalar_type() == ScalarType::Int) {
       int32_t found = 0;
-      STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_item_int32(scalar.get(), &found));
+      TORCH_ERROR_CODE_CHECK(aoti_torch_item_int32(scalar.get(), &found));
       return static_cast<int64_t>(found);
     }
     int64_t found = 0;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_item_int64(scalar.get(), &found));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_item_int64(scalar.get(), &found));
     return found;
   };
   return {value(smallest), value(largest)};

@@ -139,3 +139,11 @@ def test_every_operator_has_its_files_and_its_kernels() -> None:
     assert set(registered["cpu"]) == schemas
     only_cpu = {"unite_sets", "unite_pairs", "expand_pairs", "color_graph"}
     assert registered["cuda"] == {k: v for k, v in registered["cpu"].items() if k not in only_cpu}
+
+
+def test_the_sources_use_no_newer_headers_than_those_of_the_oldest_torch() -> None:
+    """``TORCH_TARGET_VERSION`` doesn't hide these: 2.10 has neither, and the library isn't built there."""
+    newer = re.compile(r"\bSTABLE_TORCH_ERROR_CODE_CHECK\b|\.layout\(\)|\bheaderonly::Layout\b")
+    files = [path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cuh", ".cpp", ".cu")]
+    assert [path.name for path in files if newer.search(path.read_text())] == []
+    assert len(files) > 10
