@@ -7,7 +7,6 @@ means that the dense way is to be taken.
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ from ._plan import RowCost
 from ._random import RandomState
 from ._second_order import Options, SecondOrder
 from ._separable import find_layout
+from ._warning import making_sparse
 from .coloring.recovery import Recovery, jacobian_recovery, symmetric_recovery, symmetrized
 from .sparsity.pattern import Pattern
 
@@ -332,9 +332,8 @@ def csr(pattern: Pattern, values: Tensor, device: torch.device) -> Tensor:
 
 
 def csr_tensor(indptr: Tensor, indices: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
-    """A ``torch.sparse_csr`` tensor without PyTorch's warning that these are in beta."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support", category=UserWarning)
+    """A ``torch.sparse_csr`` tensor without PyTorch's warnings."""
+    with making_sparse():
         return torch.sparse_csr_tensor(
             indptr, indices, values, shape, device=values.device, check_invariants=False
         )

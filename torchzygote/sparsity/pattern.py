@@ -5,13 +5,13 @@ Holds structure alone; it must not know how the structure was found, nor what it
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .._warning import making_sparse
 from ._picture import picture
 
 __all__ = ["Pattern"]
@@ -126,9 +126,7 @@ class Pattern:
         """A ``torch.sparse_csr`` tensor of ``True``, with the attribute ``is_local``."""
         values = torch.ones(self.nnz, dtype=torch.bool, device=device or "cpu")
         indptr, indices = self.indptr.to(values.device), self.indices.to(values.device)
-        with warnings.catch_warnings():
-            # PyTorch says once per process that its CSR tensors are in beta.
-            warnings.filterwarnings("ignore", message="Sparse CSR tensor support", category=UserWarning)
+        with making_sparse():
             csr = torch.sparse_csr_tensor(
                 indptr, indices, values, self.shape, device=values.device, check_invariants=False
             )

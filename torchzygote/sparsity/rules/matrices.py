@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._warning import making_sparse
 from .._sets import broadcast_shapes
 from .._trace import Const, Ref
 from ._table import CURVED, LINEAR, PRODUCT, Call, Context, Dep, rule, zero_ids
@@ -24,14 +25,15 @@ def _nonzero(ctx: Context, value: Any) -> Tensor | None:
         ctx.by_values(value)
         fixed = value.fixed and not value.tensor.requires_grad
         matrix = matrix.to_sparse().cpu().coalesce()
-        return torch.sparse_coo_tensor(
-            matrix.indices(),
-            matrix.values() != 0 if fixed else torch.ones_like(matrix.values(), dtype=torch.bool),
-            matrix.shape,
-            device="cpu",
-            is_coalesced=True,
-            check_invariants=False,
-        )
+        with making_sparse():
+            return torch.sparse_coo_tensor(
+                matrix.indices(),
+                matrix.values() != 0 if fixed else torch.ones_like(matrix.values(), dtype=torch.bool),
+                matrix.shape,
+                device="cpu",
+                is_coalesced=True,
+                check_invariants=False,
+            )
     if not value.fixed:
         return None
     there = matrix.cpu() != 0
