@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from needs_torch import hooks_compiled, hooks_compiled_twice, tracer_forgets_hooks
 from torch import Tensor
 
 from torchzygote import (
@@ -251,6 +252,7 @@ def test_a_joint_norm_of_several_gradients(x: Tensor) -> None:
 # ---- torch.compile ---------------------------------------------------------------------------------------
 
 
+@hooks_compiled_twice
 def test_compiled_hooks_bend_as_they_do_uncompiled(x: Tensor) -> None:
     def joint(x: Tensor) -> Tensor:
         a, b = hook(lambda g: (g[1], g[0]), (x, x.sin()))
@@ -274,6 +276,7 @@ def test_compiled_hooks_bend_as_they_do_uncompiled(x: Tensor) -> None:
     torch.testing.assert_close(found, all_of_them(x))
 
 
+@hooks_compiled_twice
 def test_compiled_inside_vmap_it_works_on_one_example(x: Tensor) -> None:
     X = torch.randn(4, 3, dtype=torch.float64)
 
@@ -294,3 +297,19 @@ def test_compiled_inside_vmap_it_works_on_one_example(x: Tensor) -> None:
         X.requires_grad_()
     ).backward()
     torch.testing.assert_close(X.grad, found[2])
+
+
+@hooks_compiled
+@pytest.mark.skipif(not tracer_forgets_hooks, reason="Dynamo follows hooks in second derivatives")
+@pytest.mark.parametrize(
+    "twice",
+    [
+        lambda x: func.grad(lambda x: gradient(cube_sum, x)[0].sum())(x),
+        lambda x: func.hessian(cube_sum)(x),
+        lambda x: func.grad(lambda x: pushforward(cube_sum, x)(x))(x),
+    ],
+)
+def test_compiled_second_derivatives_are_refused_where_they_would_be_zero(twice: Any, x: Tensor) -> None:
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="forgets hooks|ApplyTemplate|jvp function for custom"):
+        torch.compile(twice, fullgraph=True, backend="aot_eager")(x)

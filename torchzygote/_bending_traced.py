@@ -23,6 +23,7 @@ from ._torch_private import (
     pytree,
     trace_time,
     traced_value_of,
+    tracer_follows_lower_hooks,
     transform_stack,
 )
 
@@ -66,6 +67,15 @@ def _for_each_example(fn: Callable[..., Any], axis: int) -> Callable[..., Any]:
     return of_batch
 
 
+def _refuse_below(layer: Tensor, y: Tensor) -> None:
+    if layer is not y and not tracer_follows_lower_hooks:
+        raise RuntimeError(
+            "hook: expected one derivative where torch.compile traces, by tensors that don't require grad "
+            "outside of it, got more: the tracer of PyTorch 2.10 to 2.12 forgets hooks there; take a newer "
+            "PyTorch, or leave the hook out of what is compiled"
+        )
+
+
 def _attach_to_tensor(fn: Callable[..., Any], x: Tensor) -> Tensor:
     y = x.view_as(x)
     layer = y
@@ -77,9 +87,11 @@ def _attach_to_tensor(fn: Callable[..., Any], x: Tensor) -> Tensor:
                 continue
             fn = _for_each_example(fn, axis)
         elif recorded:
+            _refuse_below(layer, y)
             layer.register_hook(fn)  # type: ignore[no-untyped-call]
         layer = _below(layer)
     if layer.requires_grad:
+        _refuse_below(layer, y)
         layer.register_hook(fn)  # type: ignore[no-untyped-call]
     return y
 

@@ -43,6 +43,7 @@ from ._torch_private import (
     sequence_number,
     survey,
     swap_tensors,
+    tracer_follows_pullbacks,
 )
 from ._twice import checked_custom_functions, refuse_reentrant, refuse_twice
 from ._worker import entry_point
@@ -381,7 +382,12 @@ def _linearize_compiled(f: Callable[..., Any], prepared: Prepared, scalar_aux: b
         kept["leaves"] = [None if is_inexact(leaf) else leaf for leaf in leaves]
         return tuple(leaf for leaf in leaves if is_inexact(leaf)), y
 
-    traced: tuple[Any, ...] = torch.func.vjp(flat, *prepared.inputs, has_aux=True)
+    if tracer_follows_pullbacks:
+        traced: tuple[Any, ...] = torch.func.vjp(flat, *prepared.inputs, has_aux=True)
+    else:
+        from ._pullback_traced import vjp_traced
+
+        traced = vjp_traced(flat, *prepared.inputs)
     roots, pull, y = traced
     lin = Linearization(prepared, list(roots), list(prepared.inputs))
     lin._pull = pull

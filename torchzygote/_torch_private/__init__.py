@@ -72,6 +72,7 @@ from .tensors import (
     swap_tensors,
     weak_storage,
 )
+from .tracer import trace_name, tracer_follows_lower_hooks, tracer_follows_pullbacks
 from .wrappers import (
     batched_everywhere,
     batched_like,
@@ -152,8 +153,11 @@ __all__ = [
     "survey",
     "swap_tensors",
     "take_rows_off",
+    "trace_name",
     "trace_time",
     "traced_value_of",
+    "tracer_follows_lower_hooks",
+    "tracer_follows_pullbacks",
     "transform_stack",
     "unchecked_select",
     "uncompiled",
