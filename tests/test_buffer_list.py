@@ -153,7 +153,7 @@ def test_under_compile() -> None:
             buf.append(torch.sin(buf[-1]) * x)
         buf[0] = buf.pop()
         del buf[1]
-        return torch.stack(copy.copy(buf)).sum()
+        return torch.stack(buf.copy()).sum()
 
     x = torch.tensor([0.3, 0.8], dtype=torch.float64)
     compiled = torch.compile(lambda x: gradient(f, x)[0], fullgraph=True, backend="aot_eager")

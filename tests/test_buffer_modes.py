@@ -19,6 +19,7 @@ from buffer_programs import (
     value_of,
 )
 from hypothesis import given
+from needs_torch import copy_compiled, hooks_compiled
 from torch import Tensor
 
 from torchzygote import Buffer, diaghessian, gradient, hessian_dual, hessian_reverse, hook, jacobian
@@ -217,7 +218,7 @@ def compiled_program(x: Tensor) -> Tensor:
         buf[t] += 1
     buf[1:3, 0] = x[:2]
     buf[torch.tensor([0, 3]), torch.tensor([2, 1])] = x[1] * 2
-    return copy.copy(buf)
+    return buf.copy()
 
 
 def compiled_reference(x: Tensor) -> Tensor:
@@ -242,6 +243,18 @@ def test_under_compile(backend: str) -> None:
     close(inside(POINT), expected)
 
 
+@copy_compiled
+def test_compiled_copy_copy() -> None:
+    def f(x: Tensor) -> Tensor:
+        buf = Buffer(x, 2)
+        buf[0], buf[1] = x[0] * x[1], x[2]
+        return (copy.copy(buf) ** 2).sum()
+
+    compiled = torch.compile(lambda x: gradient(f, x)[0], fullgraph=True, backend="eager")
+    close(compiled(POINT), torch.func.grad(lambda x: (x[0] * x[1]) ** 2 + x[2] ** 2)(POINT))
+
+
+@hooks_compiled
 @pytest.mark.parametrize("write", ["column", "element", "part"])
 def test_compiled_after_a_hook(write: str) -> None:
     """What is set on an object after a hook was registered is forgotten by the tracer (PyTorch 2.13)."""

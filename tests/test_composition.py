@@ -5,7 +5,6 @@ The table in docs/composition.md is written from what is tested here: ``python t
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from needs_torch import hooks_compiled, hooks_compiled_twice
 from torch import Tensor
 
 from torchzygote import (
@@ -57,7 +57,7 @@ def with_buffer(x: Tensor) -> Tensor:
     for i in range(1, len(x)):
         buf[1, i] = buf[1, i - 1] * x[i]  # reads back what was written
     buf[0, 1] = x[2]  # overwrites
-    return copy.copy(buf).reshape(-1)
+    return buf.copy().reshape(-1)
 
 
 def without_buffer(x: Tensor) -> Tensor:
@@ -274,11 +274,20 @@ def test_each_utility_in_each_way(row: str, column: str, i: int, x: Tensor) -> N
     assert expected.abs().max() > 0.1  # zeros would prove nothing
 
 
-@pytest.mark.parametrize("row", ROWS, ids=[row.replace("`", "") for row in ROWS])
-@pytest.mark.parametrize(
-    "i",
-    [pytest.param(i, id=what, marks=[pytest.mark.slow] if i else []) for i, (what, _) in enumerate(COMPILED)],
-)
+def compiled_case(row: str, i: int) -> Any:
+    what = COMPILED[i][0]
+    marks: list[Any] = [pytest.mark.slow] if i else []
+    if "hook" in row:
+        marks.append(hooks_compiled_twice if "Hessian" in what else hooks_compiled)
+    return pytest.param(row, i, id=f"{what}-{row}".replace("`", ""), marks=marks)
+
+
+COMPILED_ROWS = [
+    pytest.param(row, id=row.replace("`", ""), marks=hooks_compiled if "hook" in row else []) for row in ROWS
+]
+
+
+@pytest.mark.parametrize(("row", "i"), [compiled_case(row, i) for i in range(len(COMPILED)) for row in ROWS])
 def test_each_utility_compiled_whole(row: str, i: int, x: Tensor) -> None:
     with_utility, without = ROWS[row]
     torch._dynamo.reset()
@@ -290,7 +299,7 @@ def test_each_utility_compiled_whole(row: str, i: int, x: Tensor) -> None:
     torch.testing.assert_close(compiled(x), COMPILED_EXPECTED[i](without, x), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=[row.replace("`", "") for row in ROWS])
+@pytest.mark.parametrize("row", COMPILED_ROWS)
 def test_each_utility_in_a_compiled_function_that_backward_differentiates(row: str, x: Tensor) -> None:
     with_utility, without = ROWS[row]
     torch._dynamo.reset()
@@ -301,7 +310,7 @@ def test_each_utility_in_a_compiled_function_that_backward_differentiates(row: s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", ROWS, ids=[row.replace("`", "") for row in ROWS])
+@pytest.mark.parametrize("row", COMPILED_ROWS)
 def test_each_utility_compiled_to_machine_code(row: str, x: Tensor) -> None:
     with_utility, without = ROWS[row]
     torch._dynamo.reset()

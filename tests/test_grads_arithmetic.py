@@ -315,4 +315,5 @@ def test_one_multi_tensor_call_per_dtype(work: Callable[[Grads], Any], name: str
         work(g)
     assert calls.names.count(name) == 2
     loops = [n for n in calls.names if not n.startswith("_foreach")]
-    assert len(loops) < 20 or set(loops) <= {"_to_copy", "view"}
+    cloned = set() if hasattr(torch, "_foreach_clone") else {"clone"}  # 2.12
+    assert len(loops) < 20 or set(loops) <= {"_to_copy", "view"} | cloned

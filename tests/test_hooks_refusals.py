@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from needs_torch import hooks_compiled
 from torch import Tensor, nn
 
 from torchzygote import Buffer, gradient, hook, jacobian
@@ -51,6 +52,7 @@ SHAPE = "to return a gradient of the shape that it got, "
 STRUCTURE = "to return the structure that it got, "
 
 
+@hooks_compiled
 @pytest.mark.parametrize(
     ("f", "message", "dynamic"),
     [
