@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torchzygote import (
     Buffer,
+    _state,
     diaghessian,
     gradient,
     hessian,
@@ -78,3 +79,15 @@ def test_a_compiled_derivative_is_right_where_the_graph_breaks(f: Any, way: str,
     torch._dynamo.reset()
     found = torch.compile(lambda x: differentiate(f, x), backend="aot_eager")(x)
     torch.testing.assert_close(found, differentiate(unbroken, x))
+    assert _state.depth() == 0
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_what_comes_after_is_right_too(x: Tensor) -> None:
+    """What a broken graph enters while tracing it leaves uncompiled; so it was counted once too often."""
+    twice = lambda f, x: gradient(lambda x: pushforward(f, x)(x), x)[0]
+    expected = twice(unbroken, x)
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(lambda x: twice(broken, x), backend="aot_eager")(x), expected)
+    assert _state.depth() == 0
+    torch.testing.assert_close(twice(broken, x), expected)

@@ -129,23 +129,25 @@ class differentiation:
     ``back`` runs now); ``defer=True`` leaves the callbacks in ``waiting`` instead of calling them.
     """
 
-    __slots__ = ("defer", "outermost", "waiting")
+    __slots__ = ("defer", "entered", "outermost", "waiting")
 
     def __init__(self, waiting: list[Waiting] | None = None, defer: bool = False) -> None:
         self.waiting = waiting
         self.defer = defer
+        self.entered = False
         self.outermost = False
 
     def __enter__(self) -> None:
         if torch.compiler.is_compiling():
             return  # Dynamo can't follow thread-local state, and traces nothing that asks for it
+        self.entered = True
         self.outermost = _state.callbacks is None
         if self.outermost:
             _state.callbacks = Session() if self.waiting is None else self.waiting
         _state.depth += 1
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        if torch.compiler.is_compiling():
+        if not self.entered:  # where a graph breaks in between, what is around may be traced, and this not
             return
         _state.depth -= 1
         if not self.outermost:
