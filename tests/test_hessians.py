@@ -61,6 +61,27 @@ def test_layers_in_every_way(name: str) -> None:
     torch.testing.assert_close(diagonal.reshape(-1), expected.diagonal(), atol=1e-6, rtol=1e-6)
 
 
+NESTED: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]] = {
+    "jacobian reverse": lambda g, x: jacobian(g, x, mode="reverse")[0],
+    "jacobian forward": lambda g, x: jacobian(g, x, mode="forward")[0],
+    "jacrev": lambda g, x: torch.func.jacrev(g)(x).reshape(x.numel(), -1),
+    "jacfwd": lambda g, x: torch.func.jacfwd(g)(x).reshape(x.numel(), -1),
+}
+
+
+@pytest.mark.parametrize("way", NESTED.values(), ids=NESTED.keys())
+@pytest.mark.parametrize("name", layers())
+def test_layers_in_nested_calls(
+    name: str, way: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
+) -> None:
+    f = layers()[name]
+    torch.manual_seed(4)
+    x = torch.randn(1, 3, 4, dtype=torch.float64)
+    torch.testing.assert_close(
+        way(lambda x: gradient(f, x)[0], x), by_differences(f, x), atol=1e-6, rtol=1e-6
+    )
+
+
 def test_fused_kernels_are_switched_back_on() -> None:
     assert torch.backends.cuda.flash_sdp_enabled()
     with pytest.raises(ValueError, match="real scalar"):

@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchzygote import hessian_sparsity, jacobian_sparsity, plan_hessian, plan_jacobian
+from torchzygote import (
+    diaghessian,
+    hessian,
+    hessian_sparsity,
+    jacobian,
+    jacobian_sparsity,
+    plan_hessian,
+    plan_jacobian,
+)
 
 
 @pytest.mark.parametrize("find", [jacobian_sparsity, plan_jacobian, hessian_sparsity, plan_hessian])
@@ -25,3 +33,48 @@ def test_random_numbers_go_on_as_after_one_plain_call(find: Callable[..., Any]) 
     torch.manual_seed(0)
     find(f, x)
     assert torch.equal(torch.rand(3), expected)
+
+
+# A draw that decides which entries there are: what finds them has to draw the same.
+
+
+def shuffled(x: Tensor) -> Tensor:
+    found: Tensor = (x**3)[torch.randperm(len(x))]
+    return found
+
+
+def chosen(x: Tensor) -> Tensor:
+    found: Tensor = x[torch.rand(len(x)) > 0.5] ** 3
+    return found
+
+
+@pytest.mark.parametrize("f", [shuffled, chosen])
+@pytest.mark.parametrize("seed", range(4))
+def test_structure_is_that_of_the_draw_that_gave_the_value(f: Callable[[Tensor], Tensor], seed: int) -> None:
+    x = torch.linspace(0.5, 1.5, 8, dtype=torch.float64)
+    torch.manual_seed(seed)
+    y = f(x)
+    after = torch.get_rng_state()
+    torch.manual_seed(seed)
+    found = jacobian(f, x, sparse=True)[0]
+    assert torch.equal(torch.get_rng_state(), after)
+    torch.manual_seed(seed)
+    torch.testing.assert_close(found.to_dense(), torch.func.jacrev(f)(x))
+    assert found._nnz() == len(y)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_so_is_that_of_hessians_and_their_diagonals(seed: int) -> None:
+    def energy(x: Tensor) -> Tensor:
+        return (shuffled(x) * x).sum()
+
+    x = torch.linspace(0.5, 1.5, 400, dtype=torch.float64)
+    torch.manual_seed(seed)
+    order = torch.randperm(len(x))
+    expected = torch.func.hessian(lambda x: ((x**3)[order] * x).sum())(x)
+    torch.manual_seed(seed)
+    found = hessian(energy, x, sparse=True)
+    torch.testing.assert_close(found.to_dense(), expected)
+    assert found._nnz() <= 3 * len(x)
+    torch.manual_seed(seed)
+    torch.testing.assert_close(diaghessian(energy, x)[0], expected.diagonal())

@@ -132,3 +132,25 @@ def test_under_vmap_alone_nothing_keeps_the_graph_of_what_f_closes_over(way: Cal
     w = torch.randn(3, requires_grad=True)
     found = func.vmap(lambda x: way(lambda x: (x * w).sin(), x))(torch.randn(4, 3))
     assert not any(leaf.requires_grad for leaf in pytree.tree_leaves(found))
+
+
+@pytest.mark.parametrize("structured", [False, True], ids=["", "in a structure"])
+def test_a_push_leaves_the_tangent_alone(structured: bool) -> None:
+    def writes(a: Tensor) -> Tensor:
+        return a.mul_(3)
+
+    def inside(d: dict[str, Tensor]) -> Tensor:
+        return writes(d["a"])
+
+    x, xdot = torch.tensor([1.0, 2.0]), torch.ones(2)
+    push = pushforward(inside, {"a": x}) if structured else pushforward(writes, x)
+    for _ in range(2):
+        torch.testing.assert_close(push({"a": xdot} if structured else xdot), torch.full((2,), 3.0))
+    assert torch.equal(xdot, torch.ones(2))
+    assert torch.equal(x, torch.tensor([1.0, 2.0]))
+
+
+def test_what_a_push_gives_is_no_view_of_the_tangent() -> None:
+    xdot = torch.ones(2)
+    pushforward(lambda a: a[:1], torch.tensor([1.0, 2.0]))(xdot).zero_()
+    assert torch.equal(xdot, torch.ones(2))

@@ -126,7 +126,7 @@ def jacobian(
     if not sparse and (not _is_worth_looking(products, cost, lin.roots) or _has_batch_axis(lin, cost)):
         return None
     limit = None if sparse else products * cost.nbytes
-    patterns = _structure.jacobian_patterns(caller, f, prepared, rows, limit)
+    patterns = _structure.jacobian_patterns(caller, f, prepared, rows, limit, random)
     if patterns is None or all(pattern.dense for pattern in patterns):
         return None
     most = products if sparse else products / _GAIN
@@ -233,7 +233,8 @@ def hessian(
             return None
         if mode != "forward_over_reverse" and (lin is None or _has_batch_axis(lin, cost, same_axes=True)):
             return None
-    patterns = _structure.hessian_patterns(caller, f, second.prepared, None if sparse else n * cost.nbytes)
+    limit = None if sparse else n * cost.nbytes
+    patterns = _structure.hessian_patterns(caller, f, second.prepared, limit, random)
     if patterns is None or patterns[0].dense:
         return None
     pattern = symmetrized(patterns[0])
@@ -305,7 +306,7 @@ def add_diagonals(
     if not worth:
         return
     limit = sum(inputs[i].numel() for i in worth) * cost.nbytes
-    patterns = _structure.hessian_patterns(caller, f, second.prepared, limit)
+    patterns = _structure.hessian_patterns(caller, f, second.prepared, limit, random)
     if patterns is None:
         return
     for i in worth:

@@ -12,7 +12,7 @@ Knows nothing of matrices, chunks or results.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,8 +20,9 @@ from torch import Tensor
 
 from . import _state
 from ._arguments import Prepared, is_inexact, kind_of
-from ._exchange import exchanging, finding
-from ._flags import held_flags, remembered
+from ._attention import unfused_attention
+from ._exchange import exchanged, finding, swapped
+from ._flags import held_flags
 from ._forward import forward_mode, jvp, non_overlapping, separate
 from ._holder import Holder, each_tensor
 from ._notes import annotate
@@ -42,7 +43,6 @@ from ._torch_private import (
     pytree,
     sequence_number,
     survey,
-    swap_tensors,
     tracer_follows_pullbacks,
 )
 from ._twice import checked_custom_functions, refuse_reentrant, refuse_twice
@@ -276,8 +276,16 @@ def linearize(
     """
     if compiling():
         return _linearize_compiled(f, prepared, scalar_aux)
-    if in_functorch():
-        return _linearize_functorch(f, prepared, keep, scalar_aux)
+    way = _linearize_functorch if in_functorch() else _linearize_on_tape
+    if not keep:
+        return way(f, prepared, keep, scalar_aux)
+    with unfused_attention():
+        return way(f, prepared, keep, scalar_aux)
+
+
+def _linearize_on_tape(
+    f: Callable[..., Any], prepared: Prepared, keep: bool, scalar_aux: bool
+) -> Linearization:
     start = (hooks_made(), sequence_number())
     if torch.is_grad_enabled():
         tracked = _tracked_on_tape(prepared, keep)
@@ -307,31 +315,6 @@ def _take_outputs(lin: Linearization, y: Any, scalar_aux: bool) -> None:
     else:
         lin.y_leaves = [part]
     lin.roots = [leaf for leaf in lin.y_leaves if is_inexact(leaf)]
-
-
-@contextlib.contextmanager
-def swapped(inputs: Sequence[Tensor], twins: Sequence[Tensor]) -> Iterator[None]:
-    """Every holder of ``inputs[i]`` sees ``twins[i]`` meanwhile; of one that is given twice, the first."""
-    pairs: dict[int, tuple[Tensor, Tensor]] = {}
-    for mine, twin in zip(inputs, twins, strict=True):
-        pairs.setdefault(id(mine), (mine, twin))
-    done: list[tuple[Tensor, Tensor]] = []
-    with remembered(inputs):
-        try:
-            for mine, twin in pairs.values():
-                swap_tensors(mine, twin)
-                done.append((mine, twin))
-            yield
-        finally:
-            for mine, twin in reversed(done):
-                swap_tensors(mine, twin)
-
-
-@contextlib.contextmanager
-def exchanged(inputs: Sequence[Tensor], twins: Sequence[Tensor]) -> Iterator[None]:
-    """:func:`swapped`, while no other thread is in a call that finds tensors by identity."""
-    with exchanging(), swapped(inputs, twins):
-        yield
 
 
 def call_exchanged(f: Callable[..., Any], prepared: Prepared, tracked: Sequence[Tensor]) -> Any:

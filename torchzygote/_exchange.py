@@ -16,8 +16,10 @@ import numpy as np
 from torch import Tensor
 
 from . import _state
+from ._flags import remembered
+from ._torch_private import swap_tensors
 
-__all__ = ["exchanging", "finding", "finds_by_identity", "forward_mode_held"]
+__all__ = ["exchanged", "exchanging", "finding", "finds_by_identity", "forward_mode_held", "swapped"]
 
 # How long an exchange waits for the others: for ever could be for ever, if one of them waits for us.
 _PATIENCE = 10.0
@@ -112,3 +114,28 @@ def exchanging() -> Iterator[None]:
             with _changed:
                 _exchanging.remove(me)
                 _changed.notify_all()
+
+
+@contextlib.contextmanager
+def swapped(inputs: Sequence[Tensor], twins: Sequence[Tensor]) -> Iterator[None]:
+    """Every holder of ``inputs[i]`` sees ``twins[i]`` meanwhile; of one that is given twice, the first."""
+    pairs: dict[int, tuple[Tensor, Tensor]] = {}
+    for mine, twin in zip(inputs, twins, strict=True):
+        pairs.setdefault(id(mine), (mine, twin))
+    done: list[tuple[Tensor, Tensor]] = []
+    with remembered(inputs):
+        try:
+            for mine, twin in pairs.values():
+                swap_tensors(mine, twin)
+                done.append((mine, twin))
+            yield
+        finally:
+            for mine, twin in reversed(done):
+                swap_tensors(mine, twin)
+
+
+@contextlib.contextmanager
+def exchanged(inputs: Sequence[Tensor], twins: Sequence[Tensor]) -> Iterator[None]:
+    """:func:`swapped`, while no other thread is in a call that finds tensors by identity."""
+    with exchanging(), swapped(inputs, twins):
+        yield

@@ -36,7 +36,8 @@ def tangents_for(
         where = f"push: tangent {position}"
         for value in [xdot] if prepared.simple else prepared.slots[position].match(xdot, where):
             tangent = fit_tangent(inputs[len(tangents)], value, where)
-            tangents.append(separate(tangent if keep else tangent.detach()))
+            # A copy: f may write into its argument, and may return a view of it.
+            tangents.append(separate(tangent if keep else tangent.detach()).clone())
     return tangents
 
 

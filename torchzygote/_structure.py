@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import _engine
 from ._arguments import ARRAY, NUMBER, Prepared, kind_of, type_name
+from ._random import RandomState
 from .sparsity import detect as detected
 from .sparsity.pattern import Pattern
 
@@ -32,25 +33,33 @@ def _budget(limit: int | None) -> int:
 
 
 def jacobian_patterns(
-    caller: str, f: Callable[..., Any], prepared: Prepared, rows: int, limit: int | None
+    caller: str,
+    f: Callable[..., Any],
+    prepared: Prepared,
+    rows: int,
+    limit: int | None,
+    random: RandomState | None,
 ) -> list[Pattern] | None:
-    """A pattern per input, ``None`` where detection fails; ``limit``: bytes that the dense way moves."""
+    """A pattern per input, ``None`` where detection fails; ``limit``: bytes that the dense way moves.
+
+    ``random``: from where ``f`` draws the numbers that it drew for its value.
+    """
 
     def detect(flat: Callable[..., Any]) -> tuple[Any, list[Pattern]]:
         return detected.jacobian_patterns(flat, prepared.inputs, prepared.owned, _budget(limit))
 
-    return _asked(caller, detect, f, prepared, rows, strict=limit is None)
+    return _asked(caller, detect, f, prepared, rows, limit is None, random)
 
 
 def hessian_patterns(
-    caller: str, f: Callable[..., Any], prepared: Prepared, limit: int | None
+    caller: str, f: Callable[..., Any], prepared: Prepared, limit: int | None, random: RandomState | None
 ) -> list[Pattern] | None:
     """The pattern of each input's own Hessian; likewise."""
 
     def detect(flat: Callable[..., Any]) -> tuple[Any, list[Pattern]]:
         return detected.hessian_patterns(flat, prepared.inputs, None, prepared.owned, _budget(limit))
 
-    return _asked(caller, detect, f, prepared, 1, strict=limit is None)
+    return _asked(caller, detect, f, prepared, 1, limit is None, random)
 
 
 def _asked(
@@ -60,17 +69,23 @@ def _asked(
     prepared: Prepared,
     numel: int,
     strict: bool,
+    random: RandomState | None,
 ) -> list[Pattern] | None:
     """``strict``: structure was asked for, so that an ``f`` that returns something else now is an error."""
 
     def flat(*inputs: Tensor) -> Any:
         return _engine.call(f, prepared, inputs)
 
+    after = RandomState()
+    if random is not None:
+        random.restore()
     try:
         value, patterns = detect(flat)
     except Exception as error:
         _log.debug("structure not found, taken as dense: %s: %s", type(error).__name__, error)
         return None
+    finally:
+        after.restore()
     if _elements(value) != numel:
         if strict:
             raise ValueError(

@@ -106,13 +106,25 @@ def outside_functorch() -> Iterator[None]:
                 torch._C._autograd._saved_tensors_hooks_disable(refused, False)
 
 
+# The phrase by which a checkpoint on the tape knows both refusals.
+_NO_HOOKS = (
+    "torch.func.{grad, vjp, jacrev, hessian} don't yet support saved tensor hooks, and neither do "
+    "derivatives of torchzygote inside a torch.func transform or forward mode: leave out what sets them "
+    "around f or inside of it (torch.utils.checkpoint, save_on_cpu); torchzygote.checkpointed works there"
+)
+
+
 @contextlib.contextmanager
 def grad_level() -> Iterator[int]:
     """A new ``torch.func`` reverse-mode level.
 
-    ``torch.func.vjp`` is this, but it turns "does not depend on" into zeros; the contract wants ``None``.
+    ``torch.func.vjp`` is this, but it turns "does not depend on" into zeros; the contract wants ``None``. As
+    there, hooks on saved tensors are refused: they get them without their levels, and derivatives are lost.
     """
-    with _eager_transforms.grad_increment_nesting() as level:
+    with (
+        torch.autograd.graph.disable_saved_tensors_hooks(_NO_HOOKS),
+        _eager_transforms.grad_increment_nesting() as level,
+    ):
         yield level
 
 
