@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ._arguments import is_inexact
 from ._engine import Linearization
 from ._fitting import fit_cotangent
 from ._parts import parts_for
@@ -84,9 +85,8 @@ def unfold_cotangent(lin: Linearization, ybar: Any) -> list[Tensor | None]:
         if spec != lin.y_spec:
             leaves = parts_for(lin.y, ybar, "ybar")
     cotangents = []
-    roots = {id(root) for root in lin.roots}
     for leaf, bar in zip(lin.y_leaves, leaves, strict=True):
         fitted = fit_cotangent(leaf, bar)
-        if id(leaf) in roots:
+        if is_inexact(leaf):
             cotangents.append(fitted)
     return cotangents

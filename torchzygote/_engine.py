@@ -361,9 +361,13 @@ def _linearize_compiled(f: Callable[..., Any], prepared: Prepared, scalar_aux: b
         y = f(*prepared.arguments(inputs))
         part = differentiated_part(y) if scalar_aux else y
         leaves, kept["spec"] = pytree.tree_flatten(part)
-        kept["structured"] = not isinstance(part, Tensor)
-        kept["leaves"] = [None if is_inexact(leaf) else leaf for leaf in leaves]
-        return tuple(leaf for leaf in leaves if is_inexact(leaf)), y
+        kept["structured"] = not pytree.tree_is_leaf(part)
+        kept["leaves"] = [None if is_inexact(leaf) else (leaf,) for leaf in leaves]
+        # vjp hands tensors on, nothing else, and wants at least one to differentiate.
+        given, kept["y"] = pytree.tree_flatten(y)
+        kept["given"] = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in given]
+        roots = tuple(leaf for leaf in leaves if is_inexact(leaf))
+        return roots or (torch.zeros(()),), tuple(leaf for leaf in given if isinstance(leaf, Tensor))
 
     if tracer_follows_pullbacks:
         traced: tuple[Any, ...] = torch.func.vjp(flat, *prepared.inputs, has_aux=True)
@@ -371,11 +375,15 @@ def _linearize_compiled(f: Callable[..., Any], prepared: Prepared, scalar_aux: b
         from ._pullback_traced import vjp_traced
 
         traced = vjp_traced(flat, *prepared.inputs)
-    roots, pull, y = traced
-    lin = Linearization(prepared, list(roots), list(prepared.inputs))
-    lin._pull = pull
-    lin.y = y
+    roots, pull, tensors = traced
+    constant = None not in kept["leaves"]
+    lin = Linearization(prepared, [] if constant else list(roots), list(prepared.inputs))
+    lin._pull = None if constant else pull
+    given = iter(tensors)
+    lin.y = pytree.tree_unflatten(
+        [next(given) if leaf is None else leaf[0] for leaf in kept["given"]], kept["y"]
+    )
     remaining = iter(roots)
-    lin.y_leaves = [next(remaining) if leaf is None else leaf for leaf in kept["leaves"]]
+    lin.y_leaves = [next(remaining) if leaf is None else leaf[0] for leaf in kept["leaves"]]
     lin.y_spec = kept["spec"] if kept["structured"] else None
     return lin
