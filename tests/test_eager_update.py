@@ -382,3 +382,28 @@ def test_an_update_may_differentiate_by_its_own_parameter(route: Any, inner: str
     assert len(updated) == 2
     assert torch.equal(v.detach(), torch.full((2,), 0.8))
     assert torch.equal(w.detach(), torch.full((2,), 0.7))
+
+
+@pytest.mark.parametrize("implicit", [False, True], ids=["backward", "gradient"])
+def test_removed_in_the_midst_of_a_pass(implicit: bool) -> None:
+    params = [torch.nn.Parameter(torch.ones(())) for _ in range(4)]
+    updated: list[Tensor] = []
+
+    def update(p: Tensor, gradient: Tensor) -> None:
+        updated.append(p)
+        handle.remove()
+
+    def loss() -> Tensor:
+        y = torch.ones(())
+        for p in params:
+            y = (y * p).sin()
+        return y
+
+    handle = eager_update(update, params)
+    if implicit:
+        grads = dict(gradient(loss, Params(params)).items())
+    else:
+        loss().backward()
+        grads = {p: p.grad for p in params}
+    assert len(updated) == 1
+    assert [grads[p] is None for p in params] == [p is updated[0] for p in params]

@@ -24,6 +24,7 @@ from torchzygote import (
     gradient,
     hessian,
     hessian_dual,
+    hessian_reverse,
     hook,
     isderiving,
     jacobian,
@@ -375,3 +376,31 @@ def test_a_function_that_writes_into_its_argument_is_refused(prepare: Callable[[
     assert torch.equal(x, torch.ones(3))
     (g,) = gradient(lambda x: forwarddiff(lambda x: f(x.clone()), prepare(x)).sum(), x)
     torch.testing.assert_close(g, 2 * torch.cos(2 * x))
+
+
+IN_PLACE: dict[str, Callable[..., Any]] = {
+    "gradient": lambda f, x: gradient(f, x)[0],
+    "func.grad": lambda f, x: func.grad(f)(x),
+    "hessian": hessian,
+    "hessian_dual": hessian_dual,
+    "hessian_reverse": hessian_reverse,
+    "func.hessian": lambda f, x: func.hessian(f)(x),
+}
+
+
+@pytest.mark.parametrize("way", IN_PLACE.values(), ids=IN_PLACE.keys())
+def test_the_result_may_be_written_into(way: Callable[..., Any], x: Tensor) -> None:
+    def of(call: Callable[..., Any]) -> Callable[[Tensor], Tensor]:
+        def f(a: Tensor) -> Tensor:
+            y, (z, _) = call(lambda a: (a.sin(), (a[0] * a, a.sum())), a)
+            y += 1
+            z[0] = y[1]
+            return (y**2 * z).sum()
+
+        return f
+
+    plain = of(lambda f, a: f(a))
+    torch.testing.assert_close(way(of(forwarddiff), x), way(plain, x))
+    torch.testing.assert_close(
+        way(lambda a: forwarddiff(torch.sin, a).mul_(a).sum(), x), way(lambda a: (a.sin() * a).sum(), x)
+    )

@@ -108,13 +108,12 @@ def _with_updates(
     used: list[int] = []
 
     def used_up(i: int, p: Tensor) -> Callable[[Tensor | None], Tensor | None]:
-        update = registry[id(p)][1]
-
         def hook(gradient: Tensor | None) -> Tensor | None:
-            # A custom function may give none; and a gradient inside of an update comes by here as well.
-            if gradient is None or updating():
+            # A custom function may give none; a gradient inside of an update comes by here as well; and an
+            # update may have removed the others.
+            if gradient is None or updating() or not is_enrolled(p):
                 return gradient
-            run(update, p, gradient)
+            run(registry[id(p)][1], p, gradient)
             used.append(i)
             if gradient.layout is not torch.strided:
                 return torch.zeros_like(gradient)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -185,8 +185,18 @@ class _Packing:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def unpack(self, flat: Tensor) -> list[Tensor]:
+        """The tensors; views."""
+        return self._shaped(torch.split(flat, self.sizes))
+
+    def unpack_writable(self, flat: Tensor) -> list[Tensor]:
+        """The tensors, into which may be written: PyTorch refuses that for what ``split`` gives."""
+        if len(self.sizes) == 1:
+            return self._shaped([flat])
+        return self._shaped([part.clone() for part in torch.split(flat, self.sizes)])
+
+    def _shaped(self, parts: Sequence[Tensor]) -> list[Tensor]:
         tensors = []
-        for part, (shape, dtype) in zip(torch.split(flat, self.sizes), self.forms, strict=True):
+        for part, (shape, dtype) in zip(parts, self.forms, strict=True):
             if dtype.is_complex:
                 pairs = part.to(_real(dtype)).reshape(*shape, 2)
                 tensors.append(torch.complex(pairs[..., 0], pairs[..., 1]))
@@ -270,7 +280,7 @@ class _Run:
             result = known_derivative_in_graph(x_flat, y_flat, columns(x_flat))
         else:
             result = known_derivative(x_flat, y_flat, columns(x_flat))
-        for i, tensor in zip(places, y_packing.unpack(result), strict=True):
+        for i, tensor in zip(places, y_packing.unpack_writable(result), strict=True):
             outputs[i] = tensor
         return pytree.tree_unflatten(outputs, y_spec)
 
