@@ -118,7 +118,8 @@ REFUSED: dict[str, Callable[[Program, Tensor], object]] = {
 def test_hooks_inside_of_f_are_refused_where_they_lose_derivatives(
     way: Callable[[Program, Tensor], object], f: Program, x: Tensor
 ) -> None:
-    with pytest.raises(RuntimeError, match="saved tensor hooks.*torchzygote.checkpointed works there"):
+    ours = "saved tensor hooks.*torchzygote.checkpointed works there"
+    with pytest.raises(RuntimeError, match=f"{ours}|_NoopSaveInputs"):  # PyTorch 2.11 comes first
         way(f, x)
 
 
