@@ -36,8 +36,8 @@ def tangents_for(
         where = f"push: tangent {position}"
         for value in [xdot] if prepared.simple else prepared.slots[position].match(xdot, where):
             tangent = fit_tangent(inputs[len(tangents)], value, where)
-            # A copy: f may write into its argument, and may return a view of it.
-            tangents.append(separate(tangent if keep else tangent.detach()).clone())
+            # A copy, with an element for each: f may write into its argument, and may return a view of it.
+            tangents.append((tangent if keep else tangent.detach()).clone())
     return tangents
 
 

@@ -48,7 +48,7 @@ def jacobian_patterns(
     def detect(flat: Callable[..., Any]) -> tuple[Any, list[Pattern]]:
         return detected.jacobian_patterns(flat, prepared.inputs, prepared.owned, _budget(limit))
 
-    return _asked(caller, detect, f, prepared, rows, limit is None, random)
+    return _asked(caller, detect, f, prepared, rows, strict=limit is None, random=random)
 
 
 def hessian_patterns(
@@ -59,7 +59,7 @@ def hessian_patterns(
     def detect(flat: Callable[..., Any]) -> tuple[Any, list[Pattern]]:
         return detected.hessian_patterns(flat, prepared.inputs, None, prepared.owned, _budget(limit))
 
-    return _asked(caller, detect, f, prepared, 1, limit is None, random)
+    return _asked(caller, detect, f, prepared, 1, strict=limit is None, random=random)
 
 
 def _asked(
@@ -68,6 +68,7 @@ def _asked(
     f: Callable[..., Any],
     prepared: Prepared,
     numel: int,
+    *,
     strict: bool,
     random: RandomState | None,
 ) -> list[Pattern] | None:
