@@ -145,6 +145,14 @@ CAUSES = (
         work="^peak memory",
     ),
     Cause(
+        "A dense diagonal",
+        "The products are the same as the peer's, which keeps all of them where a chunk is kept here: a "
+        "tenth of the memory. What a peer pays in time for its memory depends on the state of the machine: "
+        "the ratio was between 0.5 and 1 in runs of one day, with the same code",
+        part="second_order",
+        work="diaghessian, dense",
+    ),
+    Cause(
         "Small or dense matrices",
         "The products are the same as the peer's. Around them, a call here prepares arguments, chooses "
         "the mode, walks the recorded graph for structure and divides the rows into chunks: some tenths "
