@@ -5,8 +5,10 @@ binary serves every torch from 2.10 and every Python from 3.10 on. Environment v
 
 ``TORCHZYGOTE_NATIVE``
     ``auto``, ``require`` (whatever keeps a library from being built is an error) or ``off``.
-``CXX``, ``CUDA_HOME``, ``TORCH_CUDA_ARCH_LIST``, ``MAX_JOBS``
+``CXX``, ``CUDA_HOME``, ``MAX_JOBS``
     As for PyTorch's own extensions.
+``TORCH_CUDA_ARCH_LIST``
+    Numbers such as ``8.0;9.0+PTX``, as for PyTorch's own extensions; names such as ``Ampere`` are not known.
 ``FORCE_CUDA``
     ``1``: no nvcc is an error; ``0``: the CUDA kernels are not compiled.
 ``TORCHZYGOTE_WERROR``
@@ -95,14 +97,15 @@ def nvcc() -> str:
 
 def gencode() -> list[str]:
     """Options for the architectures to compile for; the last one also as PTX, for later GPUs."""
-    names = re.split(r"[;, ]+", os.environ.get("TORCH_CUDA_ARCH_LIST") or ARCHITECTURES)
+    given = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
+    names = re.split(r"[;, ]+", given or ARCHITECTURES)
     options = []
     for position, name in enumerate(filter(None, names)):
         number = name.removesuffix("+PTX").replace(".", "")
         if not re.fullmatch(r"\d+[af]?", number):
-            raise SystemExit(f"TORCH_CUDA_ARCH_LIST: expected numbers such as 8.0;9.0+PTX, got {name!r}")
+            raise Unavailable(f"TORCH_CUDA_ARCH_LIST: expected numbers such as 8.0;9.0+PTX, got {name!r}")
         options.append(f"-gencode=arch=compute_{number},code=sm_{number}")
-        last = position == len(names) - 1 and "TORCH_CUDA_ARCH_LIST" not in os.environ
+        last = position == len(names) - 1 and not given
         if name.endswith("+PTX") or last:
             options.append(f"-gencode=arch=compute_{number},code=compute_{number}")
     return options
@@ -118,11 +121,14 @@ class Toolchain:
         common = ["-std=c++20", "-O1" if SANITIZE else "-O3", TARGET, *includes]
         host = ["-fPIC", "-fvisibility=hidden"]
         host_compiler = cxx()
+        program = next(
+            (word for word in reversed(host_compiler) if not word.startswith("-")), host_compiler[0]
+        )
         if cuda:
             strict = ["-Werror", "all-warnings", "--expt-relaxed-constexpr"]
             self.compiler = [nvcc(), *common, *gencode(), "-DUSE_CUDA", *strict]
-            self.compiler += [f"-Xcompiler={','.join(host)}", "-ccbin", host_compiler[-1], "-x", "cu"]
-            self.linker = [nvcc(), "-shared", "-cudart", "static", "-ccbin", host_compiler[-1]]
+            self.compiler += [f"-Xcompiler={','.join(host)}", "-ccbin", program, "-x", "cu"]
+            self.linker = [nvcc(), "-shared", "-cudart", "static", "-ccbin", program]
             # libtorch brings in the libraries of the torch that loads this, with CUDA or without
             libraries = ["-Xlinker", "--no-as-needed,--exclude-libs,ALL,-s", "-ltorch"]
         else:
@@ -191,7 +197,10 @@ class BuildNative(build_ext):
             except (subprocess.CalledProcessError, Unavailable) as error:
                 if SETTING == "require" or os.environ.get("FORCE_CUDA") == "1":
                     raise SystemExit(f"torchzygote: {extension.name} could not be built: {error}") from error
-                print(f"torchzygote: {extension.name} could not be built, going on without it", flush=True)
+                print(
+                    f"torchzygote: {extension.name} could not be built, going on without it: {error}",
+                    flush=True,
+                )
 
     def build_library(self, extension: Extension) -> None:
         folder = (Path(self.build_temp) / extension.name).resolve()

@@ -76,15 +76,21 @@ inline void check_like(const std::string& name, const Tensor& x, const std::stri
   }
 }
 
-inline void check_range(int64_t lo, int64_t hi, int64_t most) {
+// Whether rows lo to lo + rows are among the first `most`; their end may be no int64_t.
+inline bool lie_within(int64_t lo, int64_t rows, int64_t most) {
+  return rows <= most && lo <= most - rows;
+}
+
+inline uint64_t end_of(int64_t lo, int64_t rows) {
+  return static_cast<uint64_t>(lo) + static_cast<uint64_t>(rows);
+}
+
+inline void check_range(int64_t lo, int64_t rows, int64_t most) {
   if (lo < 0) {
     refuse("lo: expected at least 0, got ", lo);
   }
-  if (hi < lo) {
-    refuse("hi: expected at least lo = ", lo, ", got ", hi);
-  }
-  if (hi > most) {
-    refuse("hi: expected at most the number of columns, ", most, ", got ", hi);
+  if (!lie_within(lo, rows, most)) {
+    refuse("hi: expected at most the number of columns, ", most, ", got ", end_of(lo, rows));
   }
 }
 
@@ -192,10 +198,10 @@ inline void check_seed_rows(const Tensor& out, int64_t lo, const std::optional<T
   check_matrix("out", out);
   check_written("out", out);
   if (!colors.has_value()) {
-    check_range(lo, lo + out.size(0), out.size(1));
+    check_range(lo, out.size(0), out.size(1));
     return;
   }
-  check_range(lo, lo + out.size(0), std::numeric_limits<int64_t>::max());
+  check_range(lo, 0, std::numeric_limits<int64_t>::max());
   check_integers("colors", *colors, out.size(1), out);
   check_values("colors", *colors, -1);
 }
@@ -217,8 +223,8 @@ inline void check_scatter_rows(const std::vector<Tensor>& blocks, const std::vec
     if (product.dim() == 0 || product.size(0) != rows || product.numel() != rows * block.size(1)) {
       refuse(name, ": expected ", rows, " rows of ", block.size(1), " elements, got shape ", shape_of(product));
     }
-    if (lo + rows > block.size(0)) {
-      refuse(item_of("blocks", i), ": expected at least ", lo + rows, " rows, got ", block.size(0));
+    if (!lie_within(lo, rows, block.size(0))) {
+      refuse(item_of("blocks", i), ": expected at least ", end_of(lo, rows), " rows, got ", block.size(0));
     }
     if (!same_device(product, block)) {
       refuse(name, ": expected the device of its block, ", device_of(block), ", got ", device_of(product));
@@ -235,7 +241,7 @@ inline void check_gather_diagonal(
   check_matrix("products", products);
   const int64_t rows = products.size(0);
   const int64_t columns = products.size(1);
-  check_range(lo, lo + rows, colors.has_value() ? std::numeric_limits<int64_t>::max() : columns);
+  check_range(lo, colors.has_value() ? 0 : rows, colors.has_value() ? std::numeric_limits<int64_t>::max() : columns);
   const int64_t size = colors.has_value() ? columns : rows;
   if (out.dim() != 1 || out.size(0) != size) {
     refuse("out: expected shape (", size, "), got ", shape_of(out));

@@ -323,6 +323,9 @@ void check_graph(
   if (std::max(rows, ncols) >= std::numeric_limits<int32_t>::max()) {
     refuse("ncols: expected less than 2**31 rows and columns, got ", std::max(rows, ncols));
   }
+  if (ncols < 0) {
+    refuse("ncols: expected at least 0, got ", ncols);
+  }
   if ((kind == "distance1" || kind == "star") && rows != ncols) {
     refuse("ncols: expected a square pattern for '", kind, "', ", rows, ", got ", ncols);
   }

@@ -35,9 +35,10 @@ struct Indices {
   }
 };
 
+// Everything by value: what lay in memory would be read again after each write.
 template <typename T, typename Rows, typename Columns, typename To>
-void read_slots(const Products<T>& products, const Rows& slot_row, const Columns& slot_column, int64_t count, To to) {
-  torch::stable::parallel_for(0, count, kGrain, [&](int64_t begin, int64_t end) {
+void read_slots(Products<T> products, Rows slot_row, Columns slot_column, int64_t count, To to) {
+  torch::stable::parallel_for(0, count, kGrain, [=](int64_t begin, int64_t end) {
     for (int64_t e = begin; e < end; ++e) {
       const int64_t r = slot_row[e] - products.lo;
       if (r >= 0 && r < products.rows) {

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 namespace torchzygote {
 namespace {
@@ -207,6 +208,9 @@ std::tuple<Tensor, Tensor> expand_pairs_cpu(
   check_values("second", second, 0, set_ptr.size(0) - 1);
   const auto run = [&](auto zero) {
     using T = decltype(zero);
+    if (size > std::numeric_limits<T>::max()) {
+      refuse("bounds: expected at most the largest value that set_members can hold, got ", size);
+    }
     const T* members = static_cast<const T*>(set_members.const_data_ptr());
     check_members(members, set_members.size(0), size);
     const Couplings<T> couplings{ptr, members, a, b, first.size(0), blocks, bounds.size(0) - 1};

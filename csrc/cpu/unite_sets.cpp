@@ -102,8 +102,9 @@ Union unite(
   } else {
     unite_many(sets, ids, count, all);
     result.size = static_cast<int64_t>(all->size());
-    start = buffer->room_for(result.size);
-    std::copy(all->begin(), all->end(), buffer->room_for(result.size));
+    T* room = buffer->room_for(result.size);
+    start = room;
+    std::copy(all->begin(), all->end(), room);
   }
   if (result.size == sets.size(ids[largest])) {  // contains all others
     result.id = ids[largest];
@@ -233,6 +234,9 @@ std::tuple<Tensor, Tensor, Tensor> unite_typed(
   const Sets<T> sets{
       static_cast<const int64_t*>(set_ptr.const_data_ptr()), static_cast<const T*>(set_members.const_data_ptr()),
       set_ptr.size(0) - 1};
+  if (sets.count + groups.count > static_cast<int64_t>(std::numeric_limits<T>::max())) {
+    refuse("set_members: expected int64 for more than 2**31 sets, old and new, got ", dtype);
+  }
   Interned<T> found(std::min<int64_t>(groups.count, 1 << 20));
   Tensor ids = new_vector(groups.count, dtype);
   if (!unite_all(sets, groups, most, static_cast<T*>(ids.mutable_data_ptr()), &found)) {

@@ -43,8 +43,8 @@ void run(
 
 void compress_cuda(
     const Tensor& out, const Tensor& row_ptr, const Tensor& columns, const Tensor& values, const Tensor& colors) {
-  const OnDevice device(out);
   check_compress(out, row_ptr, columns, values, colors);
+  const OnDevice device(out);
   Tensor zeroed = out;
   torch::stable::zero_(zeroed);
   if (values.numel() == 0 || out.numel() == 0) {

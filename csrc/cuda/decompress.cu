@@ -58,8 +58,8 @@ Shape shape_of_products(const Tensor& products, int64_t lo) {
 
 void decompress_cuda(
     const Tensor& out, const Tensor& products, int64_t lo, const Tensor& slot_row, const Tensor& slot_column) {
-  const OnDevice device(products);
   check_decompress(out, products, lo, slot_row, slot_column);
+  const OnDevice device(products);
   if (products.numel() == 0) {
     return;
   }
@@ -75,8 +75,8 @@ void decompress_cuda(
 void decompress_dense_cuda(
     const Tensor& out, const Tensor& products, int64_t lo, const Tensor& slot_row, const Tensor& slot_column,
     const Tensor& rows, const Tensor& columns) {
-  const OnDevice device(products);
   check_decompress_dense(out, products, lo, slot_row, slot_column, rows, columns);
+  const OnDevice device(products);
   if (products.numel() == 0) {
     return;
   }

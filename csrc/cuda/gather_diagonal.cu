@@ -30,8 +30,8 @@ __global__ void gather_colors(
 
 void gather_diagonal_cuda(
     const Tensor& out, const Tensor& products, int64_t lo, const std::optional<Tensor>& colors) {
-  const OnDevice device(products);
   check_gather_diagonal(out, products, lo, colors);
+  const OnDevice device(products);
   with_bits(out.element_size(), [&](auto zero) {
     using T = decltype(zero);
     T* to = static_cast<T*>(out.mutable_data_ptr());

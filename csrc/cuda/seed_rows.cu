@@ -32,8 +32,8 @@ __global__ void seed_colors(
 }  // namespace
 
 void seed_rows_cuda(const Tensor& out, int64_t lo, const std::optional<Tensor>& colors) {
-  const OnDevice device(out);
   check_seed_rows(out, lo, colors);
+  const OnDevice device(out);
   const Bits128 one = bits_of_one(out.scalar_type());
   with_bits(out.element_size(), [&](auto zero) {
     using T = decltype(zero);

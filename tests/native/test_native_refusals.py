@@ -14,6 +14,7 @@ from torchzygote.native import reference
 
 SEEDS = {"dtype": torch.float32, "device": "cpu"}
 INDEX = torch.tensor([0, 1, 2])
+LAST = 2**63 - 1  # rows from here on end where no int64 is
 
 
 def changed(sample: dict[str, Any], **changes: Any) -> dict[str, Any]:
@@ -58,6 +59,9 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("seed_rows", seeds(colors=INDEX.double()), "colors: expected int64 or int32, got"),
     ("scatter_rows_", rows(lo=3), r"blocks\[0\]: expected at least 5 rows, got 4"),
     ("scatter_rows_", rows(lo=-1), "lo: expected at least 0, got -1"),
+    ("scatter_rows_", rows(lo=LAST), rf"blocks\[0\]: expected at least {LAST + 2} rows, got 4"),
+    ("seed_rows", seeds(lo=LAST - 1, hi=LAST), f"hi: expected at most the number of columns, 3, got {LAST}"),
+    ("gather_diagonal", gathered(lo=LAST), f"hi: expected at most the number of columns, 3, got {LAST + 2}"),
     ("scatter_rows_", rows(products=[torch.ones(2, 3)]), "products: expected 2, one for each block, got 1"),
     (
         "scatter_rows_",
@@ -137,7 +141,20 @@ def test_bad_input_is_refused_before_anything_is_written(
 def operators() -> list[tuple[str, Callable[[], tuple], str]]:
     products = torch.ones(2, 3)
     csr = (torch.tensor([0, 1, 2]), torch.tensor([0, 2]), torch.ones(2))
+    members = torch.tensor([0, 1], dtype=torch.int32)
+    pairs = (torch.tensor([0, 1, 2]), members, torch.tensor([0]), torch.tensor([1]))
     return [
+        (
+            "color_graph",
+            lambda: (torch.tensor([0, 1]), torch.tensor([0]), -1, "distance2_rows", "natural"),
+            "ncols: ",
+        ),
+        (
+            "expand_pairs",
+            lambda: (*pairs, torch.tensor([0, 2**31]), 100),
+            "bounds: expected at most the largest",
+        ),
+        ("seed_rows_", lambda: (torch.ones(2, 3), LAST, None), "hi: expected at most the number of columns"),
         (
             "seed_rows_",
             lambda: (torch.ones(1, 3).expand(2, 3), 0, None),
