@@ -10,7 +10,17 @@ import pytest
 import torch
 from torch import Tensor, func, nn
 
-from torchzygote import Params, diaghessian, gradient, hessian_dual, jacobian, pullback, pushforward
+from torchzygote import (
+    Params,
+    _exchange,
+    _state,
+    diaghessian,
+    gradient,
+    hessian_dual,
+    jacobian,
+    pullback,
+    pushforward,
+)
 
 x = torch.linspace(0.5, 1.5, 4, dtype=torch.float64)
 p = torch.linspace(1.0, 2.0, 4, dtype=torch.float64)
@@ -107,3 +117,60 @@ def test_a_flag_that_another_thread_holds_is_not_taken_for_granted() -> None:
     assert seen == [False, False]
     assert not watched.requires_grad
     assert flags.are_needless([torch.ones(2, requires_grad=True)])
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[threading.Event]:
+    """Another thread is in a derivative by ``ps``, until the event is set."""
+    inside, leave = threading.Event(), threading.Event()
+
+    def slow() -> Tensor:
+        inside.set()
+        leave.wait(60)
+        return total(p)
+
+    thread = threading.Thread(target=lambda: gradient(slow, ps))
+    thread.start()
+    inside.wait(60)
+    yield leave
+    leave.set()
+    thread.join()
+
+
+def exchange() -> Tensor:
+    return func.vmap(lambda z: gradient(lambda: (z * p).sum(), ps)[p])(x)
+
+
+def assert_nothing_is_left_behind() -> None:
+    assert not _exchange._waiting
+    assert not _exchange._exchanging
+    assert not _exchange._finding
+    assert _state.forward_mode_lock.acquire(blocking=False)
+    _state.forward_mode_lock.release()
+
+
+def test_an_exchange_never_goes_ahead_of_a_call_elsewhere(
+    elsewhere: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_exchange, "_PATIENCE", 0.05)
+    with pytest.raises(RuntimeError, match="waited for 0.05 seconds for other threads"):
+        exchange()
+    assert not _exchange._waiting
+    threading.Timer(0.1, elsewhere.set).start()
+    monkeypatch.setattr(_exchange, "_PATIENCE", 60.0)
+    torch.testing.assert_close(exchange(), x.unsqueeze(1).expand(4, 4))
+
+
+def test_what_interrupts_a_wait_leaves_nothing_behind(
+    elsewhere: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(me: int) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_exchange, "_alone", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        gradient(lambda: exchange().sum() * total(p), ps)
+    elsewhere.set()
+    while threading.active_count() > 1 and _exchange._finding:
+        pass
+    assert_nothing_is_left_behind()

@@ -21,8 +21,8 @@ from ._torch_private import swap_tensors
 
 __all__ = ["exchanged", "exchanging", "finding", "finds_by_identity", "forward_mode_held", "swapped"]
 
-# How long an exchange waits for the others: for ever could be for ever, if one of them waits for us.
-_PATIENCE = 10.0
+# How long an exchange waits for the others, in seconds: for ever could be for ever, if one waits for us.
+_PATIENCE = 300.0
 # How long those who come later let a waiting exchange go first.
 _COURTESY = 0.5
 
@@ -73,41 +73,57 @@ def _leave(me: int) -> None:
 
 
 @contextlib.contextmanager
-def forward_mode_held() -> Iterator[None]:
-    """The lock of forward mode; who waits for it doesn't count as being in a call."""
-    lock = _state.forward_mode_lock
-    if not lock.acquire(blocking=False):
-        me = threading.get_ident()
-        with _changed:
-            mine = _finding.pop(me, 0)
-            _changed.notify_all()
-        lock.acquire()
+def _absent(me: int) -> Iterator[None]:
+    """While a thread waits, it doesn't count as being in a call: it does nothing meanwhile."""
+    with _changed:
+        mine = _finding.pop(me, 0)
+        _changed.notify_all()
+    try:
+        yield
+    finally:
         if mine:
             with _changed:
                 _finding[me] = mine
+
+
+@contextlib.contextmanager
+def forward_mode_held() -> Iterator[None]:
+    """The lock of forward mode."""
+    lock = _state.forward_mode_lock
+    if not lock.acquire(blocking=False):
+        with _absent(threading.get_ident()):
+            lock.acquire()
     try:
         yield
     finally:
         lock.release()
 
 
+def _wait_until_alone(me: int) -> None:
+    """Wait for the other calls; whatever interrupts that leaves nothing behind. ``_changed`` is held."""
+    _waiting.add(me)
+    try:
+        alone = _changed.wait_for(lambda: _alone(me), _PATIENCE)
+    finally:
+        _waiting.discard(me)
+        _changed.notify_all()  # of those who let us go first
+    if not alone:
+        raise RuntimeError(
+            "a derivative by Params inside a torch.func transform exchanges them for all threads. It has "
+            f"waited for {_PATIENCE:g} seconds for other threads to leave derivatives that find tensors "
+            "by identity, and one of them may be waiting for this thread. Pass the tensors as arguments, or "
+            "take the derivatives one after the other"
+        )
+
+
 @contextlib.contextmanager
 def exchanging() -> Iterator[None]:
-    """Around an exchange: no other thread exchanges, or is in a call that finds tensors by identity.
-
-    One that waits here itself doesn't count as being in such a call: it does nothing meanwhile.
-    """
+    """Around an exchange: no other thread exchanges, or is in a call that finds tensors by identity."""
     me = threading.get_ident()
     with forward_mode_held():
-        with _changed:
-            mine = _finding.pop(me, 0)
-            _waiting.add(me)
-            _changed.notify_all()
-            _changed.wait_for(lambda: _alone(me), _PATIENCE)
-            _waiting.discard(me)
+        with _absent(me), _changed:
+            _wait_until_alone(me)
             _exchanging.append(me)
-            if mine:
-                _finding[me] = mine
         try:
             yield
         finally:

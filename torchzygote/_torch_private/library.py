@@ -29,7 +29,7 @@ _OWN = {"prims", "rngprims", "export", "debug_mode_ops", "torchzygote"}
 @functools.lru_cache(maxsize=1)
 def _operators(count: int) -> frozenset[str]:
     """``ns::name`` of those with an autograd formula; ``count``: how many registrations there are."""
-    registered = [key.split("/") for key in torch.library._impls]
+    registered = [key.split("/") for key in tuple(torch.library._impls)]  # other threads add to it
     return frozenset(
         f"{parts[0]}::{parts[1].split('.')[0]}"
         for parts in registered
