@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from torchzygote.sparsity.detect import detect_hessian, detect_jacobian, hessian_sparsity, jacobian_sparsity
+from torchzygote import Grads, Params, hessian_sparsity, jacobian, jacobian_sparsity
+from torchzygote.sparsity.detect import detect_hessian, detect_jacobian
 
 
 def test_each_input_has_its_pattern() -> None:
@@ -90,3 +91,43 @@ def test_public_functions_refuse_what_they_must() -> None:
         hessian_sparsity(lambda x: (x + 1j).sum(), x)
     with pytest.raises(RuntimeError, match="jacobian_sparsity: expected a plain call"):
         torch.func.vmap(lambda x: jacobian_sparsity(lambda x: x, x)[0].to_dense())(torch.rand(2, 3))
+
+
+def test_params_give_grads_of_patterns() -> None:
+    layer = nn.Linear(3, 2).requires_grad_(False)
+    layer.weight.requires_grad_()
+    x = torch.rand(3)
+    plain = torch.rand(2)
+    ps = Params([layer.weight, plain, layer.bias])
+    f = lambda: layer(x)[:1] * plain
+    found = jacobian_sparsity(f, ps)
+    assert isinstance(found, Grads)
+    assert found.params == ps
+    for p, J in jacobian(f, ps).items():
+        assert found[p].dtype == torch.bool
+        assert found[p].layout == torch.sparse_csr
+        assert torch.equal(found[p].to_dense(), J != 0)
+        assert found[p].is_local is False
+    assert [p.requires_grad for p in ps] == [True, False, False]
+
+
+def test_params_that_f_does_not_use_and_a_number() -> None:
+    w, unused = torch.rand(3), torch.rand(2)
+    found = jacobian_sparsity(lambda: (w**2).sum(), Params([w, unused]))
+    assert found[w].to_dense().tolist() == [[True] * 3]
+    assert found[unused].shape == (1, 2)
+    assert not found[unused].to_dense().any()
+
+
+def test_what_f_raises_with_params_leaves_their_flags() -> None:
+    w = torch.rand(3)
+    with pytest.raises(RuntimeError, match="size"):
+        jacobian_sparsity(lambda: w + torch.rand(4), Params([w]))
+    assert not w.requires_grad
+
+
+def test_params_beside_other_arguments_are_one_of_them() -> None:
+    w = torch.rand(3)
+    found = jacobian_sparsity(lambda x, ps: x * w, torch.rand(3), Params([w]))
+    assert found[0].to_dense().diagonal().all()
+    assert found[1] is None

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from oracles import true_jacobian
 from torch import nn
 
-from torchzygote.sparsity.detect import detect_jacobian, jacobian_sparsity
+from torchzygote import jacobian_sparsity
+from torchzygote.sparsity.detect import detect_jacobian
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from .hooks import hook, showgrad
 from .jacobians import WithJacobian, jacobian, withjacobian
 from .nondifferentiable import ignore_derivatives, isderiving
 from .params import Params
-from .plans import HessianPlan, JacobianPlan, plan_hessian, plan_jacobian
-from .sparsity.detect import hessian_sparsity, jacobian_sparsity
+from .plans import HessianPlan, JacobianPlan, jacobian_sparsity, plan_hessian, plan_jacobian
+from .sparsity.detect import hessian_sparsity
 from .vectors import copy_
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Plans: structure found and colored once, evaluated for new values as often as one likes."""
+"""Structure to look at, and plans: found and colored once, evaluated for new values as often as one likes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from . import _engine, _plan
-from ._arguments import prepare
+from ._arguments import Prepared, kind_of, prepare, type_name
 from ._crosscheck import unpushable, warn_disagreement
 from ._hessian_plan import HessianPlan
 from ._jacobian_plan import JacobianPlan
@@ -20,12 +20,80 @@ from ._signature import specs_of
 from ._torch_private import survey
 from .coloring.recovery import jacobian_recovery, symmetric_recovery, symmetrized
 from .gradients import implicit, prepare_implicit
+from .grads import Grads
 from .jacobians import output_tensor
 from .sparsity.detect import DEFAULT_BUDGET, hessian_patterns, jacobian_patterns, refuse_transforms
 from .sparsity.pattern import Pattern
 from .sparsity.varying import varying_of
 
-__all__ = ["HessianPlan", "JacobianPlan", "plan_hessian", "plan_jacobian"]
+__all__ = ["HessianPlan", "JacobianPlan", "jacobian_sparsity", "plan_hessian", "plan_jacobian"]
+
+
+def jacobian_sparsity(f: Callable[..., Any], *args: Any) -> Any:
+    """Structure of the Jacobian: which entries can be nonzero.
+
+    Parameters
+    ----------
+    f : callable
+        ``f(*args)`` is an array or a number. It is run once.
+    *args
+        As for :func:`jacobian`: numbers and arrays, anything else reaches ``f`` untouched. Or one
+        :class:`Params`; then ``f`` takes no arguments.
+
+    Returns
+    -------
+    tuple or Grads
+        For each number or array ``a`` a ``torch.sparse_csr`` tensor of dtype bool and shape
+        ``(y.numel(), a.numel())``, ``None`` for anything else. An entry that isn't listed is zero; one that
+        is may turn out zero. Its attribute ``is_local`` says whether the structure is that of these arguments
+        alone (``f`` sorts, takes a maximum, or branches on values): at other ones it may differ then. For
+        :class:`Params` a :class:`Grads` of such tensors, one per member.
+
+    Raises
+    ------
+    ValueError
+        ``f`` returns neither an array nor a number.
+    RuntimeError
+        Inside a ``torch.func`` transform or ``torch.compile``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torchzygote import Params, jacobian_sparsity
+    >>> pattern = jacobian_sparsity(lambda x: x[1:] * x[:-1], torch.rand(4))[0]
+    >>> pattern.to_dense().int()
+    tensor([[1, 1, 0, 0],
+            [0, 1, 1, 0],
+            [0, 0, 1, 1]], dtype=torch.int32)
+    >>> pattern.is_local
+    False
+    >>> w, b = torch.rand(3), torch.rand(1)
+    >>> jacobian_sparsity(lambda: w[1:] * b, Params([w, b]))[w].to_dense().int()
+    tensor([[0, 1, 0],
+            [0, 0, 1]], dtype=torch.int32)
+
+    References
+    ----------
+    Gebremedhin, Manne and Pothen, "What color is your Jacobian?", SIAM Review 47 (2005).
+    """
+    caller = "jacobian_sparsity"
+    refuse_transforms(caller)
+    params = implicit(args)
+    prepared = prepare(args, arrays_only=True) if params is None else prepare_implicit(caller, params, None)
+    y, patterns = _detected(f, args, prepared)
+    if kind_of(y) not in ("array", "number"):
+        raise ValueError(f"{caller}: expected f to return an array or a number, got {type_name(y)}")
+    found = [p.to_csr(x.device) for p, x in zip(patterns, prepared.inputs, strict=True)]
+    return prepared.results(found) if params is None else Grads(params, found)
+
+
+def _detected(f: Callable[..., Any], args: tuple[Any, ...], prepared: Prepared) -> tuple[Any, list[Pattern]]:
+    """What ``f`` returns, and the pattern of its Jacobian by each input."""
+    flat = OneRun(lambda *xs: _engine.call(f, prepared, xs))
+    with held(args, prepared):
+        found = jacobian_patterns(flat, prepared.inputs, prepared.owned, DEFAULT_BUDGET, varying_of(prepared))
+    flat.settle()
+    return found
 
 
 def plan_jacobian(
@@ -44,7 +112,9 @@ def plan_jacobian(
     f : callable
         As for :func:`jacobian`. Run once, unless ``sparsity`` is given.
     *example_args
-        Arguments of the shapes, kinds of dtype and devices that the plan will be called with.
+        Arguments of the shapes, kinds of dtype and devices that the plan will be called with. Or one
+        :class:`Params`; then ``f`` takes no arguments, and the plan is called with these ``Params`` again
+        when their values have changed.
     argnums : int or sequence of int, optional
         Differentiate these arguments only. The structure doesn't hang on the values of other tensors and
         arrays, unless ``.patterns[0].is_local`` says so; what becomes of a Python number can't be followed.
@@ -63,7 +133,7 @@ def plan_jacobian(
     Returns
     -------
     JacobianPlan
-        Call it with new arguments.
+        Call it with new arguments: a tuple of matrices, :class:`Grads` for :class:`Params`.
 
     Raises
     ------
@@ -106,12 +176,7 @@ def plan_jacobian(
     if sparsity is not None:
         patterns = _given_patterns(caller, sparsity, [x.numel() for x in inputs])
     else:
-        flat = OneRun(lambda *xs: _engine.call(f, prepared, xs))
-        with held(example_args, prepared):
-            y, patterns = jacobian_patterns(
-                flat, inputs, prepared.owned, DEFAULT_BUDGET, varying_of(prepared)
-            )
-        flat.settle()
+        y, patterns = _detected(f, example_args, prepared)
         mode = _possible_mode(caller, output_tensor(caller, y), mode)
 
     def colored(mode: str) -> JacobianPlan:

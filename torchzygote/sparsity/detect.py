@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import CheckpointFunction
 
 from .. import _state
-from .._arguments import kind_of, prepare, type_name
+from .._arguments import kind_of, type_name
 from .._attention import unfused_attention
 from .._notes import annotate
 from .._random import OneRun, RandomState
@@ -27,9 +27,8 @@ from ._sets import OverBudget
 from ._trace import Program, Ref, recorder
 from .pattern import Pattern, indptr_of
 from .rules import PROBES
-from .varying import varying_of
 
-__all__ = ["DEFAULT_BUDGET", "detect_hessian", "detect_jacobian", "hessian_sparsity", "jacobian_sparsity"]
+__all__ = ["DEFAULT_BUDGET", "detect_hessian", "detect_jacobian", "hessian_sparsity"]
 
 logger = logging.getLogger("torchzygote")
 
@@ -274,61 +273,6 @@ def _blocks(replay: Replay, about: dict[str, Any]) -> list[Pattern]:
             Pattern((hi - lo, hi - lo), indptr[lo : hi + 1] - begin, indices[begin:end] - lo, **about)
         )
     return patterns
-
-
-def jacobian_sparsity(f: Callable[..., Any], *args: Any) -> tuple[Tensor | None, ...]:
-    """Structure of the Jacobian: which entries can be nonzero.
-
-    Parameters
-    ----------
-    f : callable
-        ``f(*args)`` is an array or a number. It is run once.
-    *args
-        As for :func:`jacobian`.
-
-    Returns
-    -------
-    tuple
-        For each number or array ``a`` a ``torch.sparse_csr`` tensor of dtype bool and shape
-        ``(y.numel(), a.numel())``, ``None`` for anything else. An entry that isn't listed is zero; one that
-        is may turn out zero. Its attribute ``is_local`` says whether the structure is that of these arguments
-        alone (``f`` sorts, takes a maximum, or branches on values): at other ones it may differ then.
-
-    Raises
-    ------
-    ValueError
-        ``f`` returns neither an array nor a number.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from torchzygote import jacobian_sparsity
-    >>> pattern = jacobian_sparsity(lambda x: x[1:] * x[:-1], torch.rand(4))[0]
-    >>> pattern.to_dense().int()
-    tensor([[1, 1, 0, 0],
-            [0, 1, 1, 0],
-            [0, 0, 1, 1]], dtype=torch.int32)
-    >>> pattern.is_local
-    False
-
-    References
-    ----------
-    Gebremedhin, Manne and Pothen, "What color is your Jacobian?", SIAM Review 47 (2005).
-    """
-    prepared = prepare(args, arrays_only=True)
-    refuse_transforms("jacobian_sparsity")
-
-    flat = OneRun(lambda *inputs: _called(f, prepared, inputs))
-    value, patterns = jacobian_patterns(
-        flat, prepared.inputs, prepared.owned, DEFAULT_BUDGET, varying_of(prepared)
-    )
-    flat.settle()
-    if kind_of(value) not in ("array", "number"):
-        raise ValueError(
-            f"jacobian_sparsity: expected f to return an array or a number, got {type_name(value)}"
-        )
-    results = [p.to_csr(x.device) for p, x in zip(patterns, prepared.inputs, strict=True)]
-    return prepared.results(results)
 
 
 def hessian_sparsity(f: Callable[..., Any], x: Any) -> Tensor:
