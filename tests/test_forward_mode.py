@@ -18,6 +18,7 @@ from oracles import fd_gradient
 from torch import Tensor, nn
 
 from torchzygote import (
+    DroppedGradientWarning,
     checkpointed,
     diaghessian,
     forwarddiff,
@@ -30,7 +31,6 @@ from torchzygote import (
     jacobian,
     pushforward,
 )
-from torchzygote.forward_mode import DroppedGradientWarning
 
 func = torch.func
 
@@ -321,6 +321,13 @@ def test_the_parameters_of_a_module_are_dropped_unless_they_are_given(x: Tensor)
     given = lambda p, x: forwarddiff(lambda t: func.functional_call(model, t[0], (t[1],)), (p, x)).sum()
     found = gradient(given, dict(model.named_parameters()), x)
     torch.testing.assert_close(found[0]["weight"], x.expand(2, 3))
+
+
+def test_the_warning_can_be_silenced_by_its_class() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DroppedGradientWarning)
+        assert gradient(lambda a, b: forwarddiff(lambda a: a * b, a), 2.0, 3.0) == (torch.tensor(3.0), None)
 
 
 def test_nothing_is_named_where_nothing_is_dropped(x: Tensor) -> None:

@@ -10,7 +10,7 @@ from ._version import __version__
 from .buffer import Buffer
 from .checkpointing import checkpointed
 from .eager import eager_update
-from .forward_mode import forwarddiff
+from .forward_mode import DroppedGradientWarning, forwarddiff
 from .graddict import GradDict
 from .gradients import WithGradient, gradient, pullback, pushforward, withgradient
 from .grads import Grads
@@ -25,6 +25,7 @@ from .vectors import copy_
 
 __all__ = [
     "Buffer",
+    "DroppedGradientWarning",
     "GradDict",
     "Grads",
     "HessianPlan",

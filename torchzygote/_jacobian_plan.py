@@ -146,7 +146,7 @@ class JacobianPlan(Plan):
         cause = "an argument outside argnums has changed that the structure hangs on"
         warn_mismatch(type(self).__name__, self._recovery, cause)
 
-    def agrees_with_reverse(self, args: tuple[Any, ...]) -> bool:
+    def _agrees_with_reverse(self, args: tuple[Any, ...]) -> bool:
         """Whether forward mode gives at ``args`` what a plain pullback does; asked once, for a new plan."""
         random = RandomState()
         try:

@@ -42,7 +42,19 @@ __all__ = ["DroppedGradientWarning", "forwarddiff"]
 
 
 class DroppedGradientWarning(UserWarning):
-    """A function given to :func:`forwarddiff` depends on more than its argument."""
+    """A function given to :func:`forwarddiff` depends on more than its argument.
+
+    Gradients to the rest are dropped. Where that is meant, the warning is silenced by its class.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> from torchzygote import DroppedGradientWarning, forwarddiff, gradient
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("ignore", DroppedGradientWarning)
+    ...     gradient(lambda a, b: forwarddiff(lambda a: a * b, a), 2, 3)
+    (tensor(3.), None)
+    """
 
 
 def forwarddiff(f: Callable[[Any], Any], x: Any, *, chunk_threshold: int | None = None) -> Any:

@@ -196,7 +196,7 @@ def plan_jacobian(
 def _agrees(caller: str, plan: JacobianPlan, args: tuple[Any, ...], mode: str) -> bool:
     """Whether forward mode can be had, and gives what a pullback does; ``mode``: the one asked for."""
     try:
-        right = plan.agrees_with_reverse(args)
+        right = plan._agrees_with_reverse(args)
     except RuntimeError:
         if mode == "forward":
             raise

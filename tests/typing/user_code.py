@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 import torchzygote
 from torchzygote import (
     Buffer,
+    DroppedGradientWarning,
     GradDict,
     Grads,
     HessianPlan,
@@ -98,6 +101,7 @@ def utilities(x: Tensor) -> Tensor:
     x = ignore_derivatives(x)
     x = ignore_derivatives(lambda: torch.ones(3))
     x = checkpointed(torch.sin, x)
+    warnings.simplefilter("ignore", DroppedGradientWarning)
     x = forwarddiff(torch.sin, x)
     buf = Buffer(x, 3)
     buf[0] = x[0]
