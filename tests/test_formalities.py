@@ -10,10 +10,12 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import torchzygote
+import torchzygote.native
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "torchzygote"
@@ -194,9 +196,33 @@ def test_a_public_name_has_a_docstring_with_an_example(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if inspect.isclass(getattr(torchzygote, name))])
 def test_public_methods_have_docstrings(name: str) -> None:
-    for attribute, value in vars(getattr(torchzygote, name)).items():
-        if not attribute.startswith("_") and (callable(value) or isinstance(value, property)):
-            assert inspect.getdoc(value), f"{name}.{attribute}"
+    """Those that take something also have an example, or refer to a method that has."""
+    for attribute, value in public_attributes(getattr(torchzygote, name)):
+        text = inspect.getdoc(value)
+        assert text, f"{name}.{attribute}"
+        if not isinstance(value, property) and len(inspect.signature(value).parameters) > 1:
+            shown = "Examples\n--------" in text and ">>>" in text
+            assert shown or re.search(r":meth:`[\w.]+`", text), f"{name}.{attribute} has no example"
+
+
+def public_attributes(kind: type) -> Iterator[tuple[str, Any]]:
+    """Methods, as plain functions, and properties, also of the bases that are of this package."""
+    for base in kind.__mro__:
+        if base.__module__.split(".")[0] == "torchzygote":
+            for attribute, value in vars(base).items():
+                value = getattr(value, "__func__", value)
+                if not attribute.startswith("_") and (callable(value) or isinstance(value, property)):
+                    yield attribute, value
+
+
+NATIVE = sorted(set(torchzygote.native.__all__) - {"loaded_devices", "reference"})
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_an_operator_has_a_docstring_with_an_example(name: str) -> None:
+    text = inspect.getdoc(getattr(torchzygote.native, name)) or ""
+    assert text.split("\n")[0].endswith(".")
+    assert not inspect.signature(getattr(torchzygote.native, name)).parameters or ">>>" in text
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if inspect.isfunction(getattr(torchzygote, name))])

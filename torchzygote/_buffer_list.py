@@ -8,12 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ._arguments import number_to_tensor, numpy_to_tensor, type_name
-from ._buffer_values import not_a_value
+from ._buffer_refusal import NotTensorError
+from ._buffer_values import not_a_value, value_read
 
-__all__ = ["ListStore"]
+__all__ = ["ListForm", "ListStore"]
 
 
 def _as_element(value: Any) -> Tensor:
@@ -72,3 +74,99 @@ class ListStore:
         if not -count <= position < count:
             raise IndexError(f"{what}: expected an index within {count} elements, got {position}")
         return int(position % count)
+
+
+class ListForm:
+    """What a Buffer does as a growing list."""
+
+    __slots__ = ()
+
+    _frozen: bool
+    _shape: torch.Size
+    _store: Any
+    _traced: bool
+
+    def _list(self, what: str) -> ListStore:
+        store = self._store
+        if not isinstance(store, ListStore):
+            raise NotTensorError(
+                f"{what}: expected a growing list, Buffer(), got a Buffer of shape {tuple(self._shape)}"
+            )
+        return store
+
+    def _refuse_frozen(self, what: str) -> None:
+        if self._frozen:
+            raise RuntimeError(
+                f"{what}: expected a Buffer that may be written, got one that was copied, which freezes it; "
+                "write before copying, or into a new Buffer"
+            )
+
+    def append(self, value: Any) -> None:
+        """Add an element at the end of a growing list.
+
+        Parameters
+        ----------
+        value : tensor, array or number
+            Of any shape and dtype. The element is a copy.
+
+        Raises
+        ------
+        TypeError
+            The Buffer has a shape, or ``value`` is something else.
+        RuntimeError
+            The Buffer was copied.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import Buffer
+        >>> buf = Buffer()
+        >>> buf.append(1)
+        >>> buf.append(torch.tensor([2., 3.]))
+        >>> buf.copy()
+        [tensor(1.), tensor([2., 3.])]
+        """
+        store = self._list("append")
+        self._refuse_frozen("append")
+        store.append(value)
+
+    def pop(self, index: int = -1) -> Tensor:
+        """Remove an element of a growing list, and return it.
+
+        Parameters
+        ----------
+        index : int
+            Which one, counted from the end where it is negative; by default the last.
+
+        Returns
+        -------
+        torch.Tensor
+            The element.
+
+        Raises
+        ------
+        IndexError
+            There is no such element.
+        TypeError
+            The Buffer has a shape, or ``index`` is no int.
+        RuntimeError
+            The Buffer was copied.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import Buffer
+        >>> buf = Buffer()
+        >>> for i in range(3):
+        ...     buf.append(i)
+        >>> buf.pop(), buf.pop(0), len(buf)
+        (tensor(2.), tensor(0.), 1)
+        """
+        store = self._list("pop")
+        self._refuse_frozen("pop")
+        return store.pop(index) if self._traced else value_read(store.pop(index))
+
+    def __delitem__(self, index: int | slice) -> None:
+        store = self._list("del buf[i]")
+        self._refuse_frozen("del buf[i]")
+        store.delete(index)

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from ._multi_tensor import describe
 
-__all__ = ["as_tensor", "equal", "scalar", "show", "version_of", "zeros_of"]
+__all__ = [
+    "TENSOR_TYPES",
+    "as_tensor",
+    "equal",
+    "missing",
+    "pairs",
+    "scalar",
+    "show",
+    "version_of",
+    "zeros_of",
+]
+
+# What a value mostly is: nothing has to be asked of these.
+TENSOR_TYPES = frozenset({Tensor, Parameter})
 
 
 def zeros_of(key: Tensor) -> Tensor:
@@ -72,3 +87,25 @@ def as_tensor(value: Any, key: Tensor, symbol: str) -> Tensor:
         f"{symbol}: expected values that are tensors, numbers or None, got a {type(value).__name__} for the "
         f"key {describe(key)}"
     )
+
+
+def pairs(source: Any, name: str) -> Iterator[tuple[Any, Any]]:
+    """The entries of a mapping, or (key, value) pairs as they are."""
+    if isinstance(source, Mapping):
+        yield from source.items()
+        return
+    for pair in source if isinstance(source, Iterable) else [source]:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:  # a tensor of two rows is no pair
+            raise TypeError(
+                f"{name}: expected a mapping, or (tensor, value) pairs, got "
+                + ("" if pair is source else f"a {type(source).__name__} of ")
+                + f"a {type(pair).__name__}"
+            )
+        yield pair[0], pair[1]
+
+
+def missing(key: object) -> str:
+    """Why there is no entry for ``key``."""
+    if isinstance(key, Tensor):
+        return f"no entry for this tensor ({describe(key)}); keys go by identity, not by value"
+    return f"expected a tensor that is a key, got a {type(key).__name__}"

@@ -79,6 +79,18 @@ class HessianPlan(Plan):
         ------
         ValueError
             The file is no such plan, or a damaged one; the message says why.
+
+        Examples
+        --------
+        >>> import os, tempfile, torch
+        >>> from torchzygote import HessianPlan, plan_hessian
+        >>> cubes = lambda x: (x**3).sum()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "cubes.npz")
+        ...     plan_hessian(cubes, torch.rand(3)).save(path)
+        ...     plan = HessianPlan.load(path, cubes)
+        >>> plan(torch.ones(3)).values()
+        tensor([6., 6., 6.])
         """
         _plan.check_mode(mode, _plan.HESSIAN_MODES)
         inputs, recovery = _plan_files.read(path, cls.__name__)
@@ -123,6 +135,13 @@ class HessianPlan(Plan):
         ------
         RuntimeError
             The check fails: the structure isn't that of ``f`` at ``x``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import plan_hessian
+        >>> plan_hessian(lambda x: (x[1:] * x[:-1]).sum(), torch.rand(3)).values(torch.rand(3))
+        tensor([1., 1., 1., 1.])
         """
         _, (values,), right = self._checked((x,), create_graph)
         if not right:
@@ -130,7 +149,44 @@ class HessianPlan(Plan):
         return values
 
     def diagonal(self, x: Any, *, create_graph: bool | None = None) -> Tensor:
-        """The diagonal of the Hessian, in the shape of ``x``: neighbors' colors suffice, and are fewer."""
+        """The diagonal of the Hessian; it needs fewer colors, as only neighbors must differ.
+
+        Parameters
+        ----------
+        x : number or array
+            As the one that the plan was made for, with new values.
+        create_graph : bool, optional
+            As for :func:`gradient`.
+
+        Returns
+        -------
+        torch.Tensor
+            ``h[i] = d²f/dx[i]²``, of the shape, dtype and device of ``x`` (0-dim for a number), as
+            :func:`diaghessian` gives. Inside ``torch.func`` transforms and ``torch.compile``, NaN where the
+            check fails.
+
+        Raises
+        ------
+        ValueError
+            ``x`` has another shape, kind of dtype or device, or is complex.
+        TypeError
+            ``x`` is a structure, a module or opaque.
+        RuntimeError
+            It is compiled before it was called once.
+
+        Warns
+        -----
+        UserWarning
+            The check fails: the structure isn't that of ``f`` at ``x``. The answer is then the dense way's.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import plan_hessian
+        >>> plan = plan_hessian(lambda x: (x[1:] * x[:-1] ** 2).sum(), torch.rand(4))
+        >>> plan.diagonal(torch.tensor([1., 2., 3., 4.]))
+        tensor([4., 6., 8., 0.])
+        """
         if 0 in self._inputs[0].shape:  # no column has a color, so that there is no product to be had
             (nothing,) = self._prepare((x,)).inputs
             return nothing.detach().clone()

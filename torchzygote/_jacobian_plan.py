@@ -82,6 +82,18 @@ class JacobianPlan(Plan):
         ------
         ValueError
             The file is no such plan, or a damaged one; the message says why.
+
+        Examples
+        --------
+        >>> import os, tempfile, torch
+        >>> from torchzygote import JacobianPlan, plan_jacobian
+        >>> squares = lambda x: x**2
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "squares.npz")
+        ...     plan_jacobian(squares, torch.rand(3)).save(path)
+        ...     plan = JacobianPlan.load(path, squares)
+        >>> plan(torch.ones(3))[0].values()
+        tensor([2., 2., 2.])
         """
         inputs, recovery = _plan_files.read(path, cls.__name__)
         return cls(f, inputs, recovery, argnums=argnums, chunk_size=chunk_size, verify=verify)
@@ -136,6 +148,13 @@ class JacobianPlan(Plan):
         ------
         RuntimeError
             The check fails: the structure isn't that of ``f`` at these arguments.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import plan_jacobian
+        >>> plan_jacobian(lambda x: x[1:] - x[:-1], torch.rand(3)).values(torch.rand(3))
+        (tensor([-1.,  1., -1.,  1.]),)
         """
         _, values, right = self._checked(args, create_graph)
         if not right:

@@ -91,7 +91,8 @@ class Plan:
         Parameters
         ----------
         path : path
-            ``.npz`` is appended where it is missing. The file holds arrays only.
+            ``.npz`` is appended where it is missing. The file holds arrays only. :meth:`load` reads it, and
+            shows both.
         """
         _plan_files.write(path, type(self).__name__, self._inputs, self._recovery)
 
@@ -107,6 +108,19 @@ class Plan:
         -------
         matplotlib.figure.Figure
             Needs matplotlib: ``pip install "torchzygote[plot]"``.
+
+        Raises
+        ------
+        ImportError
+            matplotlib isn't there.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import plan_jacobian
+        >>> figure = plan_jacobian(lambda x: x[1:] - x[:-1], torch.rand(5)).spy()
+        >>> len(figure.axes)
+        1
         """
         return draw(self._recovery, repr(self).split("\n")[0], path)
 
@@ -121,6 +135,14 @@ class Plan:
         Returns
         -------
         The plan itself. Its next call compiles, and so does the first one with another dtype.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import plan_jacobian
+        >>> plan = plan_jacobian(lambda x: x**2, torch.rand(3)).compile(backend="eager")
+        >>> plan(torch.ones(3))[0].values()
+        tensor([2., 2., 2.])
         """
         options = {"fullgraph": True, "dynamic": False, **options}
         self._compiled = torch.compile(_with_code_of_its_own(self._values_and_verdict), **options)

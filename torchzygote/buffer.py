@@ -23,7 +23,7 @@ from ._arguments import type_name
 from ._buffer_elements import ElementLog
 from ._buffer_form import model_of, shape_of
 from ._buffer_index import Key, parse, row_of
-from ._buffer_list import ListStore
+from ._buffer_list import ListForm, ListStore
 from ._buffer_memory import MemoryStore
 from ._buffer_refusal import NotATensor, NotTensorError, refused_elements
 from ._buffer_rows import FOLD, RowLog
@@ -37,7 +37,7 @@ _references = sys.getrefcount
 _FOLD_MASK = FOLD - 1  # FOLD is a power of two
 
 
-class Buffer(NotATensor):
+class Buffer(ListForm, NotATensor):
     """Array whose elements may be assigned while differentiating, or growing list of tensors.
 
     Parameters
@@ -153,14 +153,6 @@ class Buffer(NotATensor):
                 "the list that this gives"
             )
 
-    def _list(self, what: str) -> ListStore:
-        store = self._store
-        if not isinstance(store, ListStore):
-            raise NotTensorError(
-                f"{what}: expected a growing list, Buffer(), got a Buffer of shape {tuple(self._shape)}"
-            )
-        return store
-
     @property
     def shape(self) -> torch.Size:
         """The shape."""
@@ -186,7 +178,33 @@ class Buffer(NotATensor):
         return self._device
 
     def size(self, dim: int | None = None) -> Any:
-        """The shape, or its size along ``dim``."""
+        """The shape, or its size along one axis.
+
+        Parameters
+        ----------
+        dim : int, optional
+            The axis, counted from the end where it is negative.
+
+        Returns
+        -------
+        torch.Size or int
+            As ``Tensor.size`` gives.
+
+        Raises
+        ------
+        TypeError
+            The Buffer is a growing list, which has no shape.
+        IndexError
+            There is no such axis.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import Buffer
+        >>> buf = Buffer(torch.zeros(()), 2, 3)
+        >>> buf.size(), buf.size(-1)
+        (torch.Size([2, 3]), 3)
+        """
         self._array("size")
         return self._shape if dim is None else self._shape[dim]
 
@@ -242,13 +260,6 @@ class Buffer(NotATensor):
             self._write(index, value, False)
         else:
             self._write(index, value, _references(value) == TEMPORARY and is_unshared_result(value))
-
-    def _refuse_frozen(self, what: str) -> None:
-        if self._frozen:
-            raise RuntimeError(
-                f"{what}: expected a Buffer that may be written, got one that was copied, which freezes it; "
-                "write before copying, or into a new Buffer"
-            )
 
     def _write(self, index: Any, given: Any, owned: bool) -> None:
         """Any write; ``owned``: the value needs no copy."""
@@ -372,23 +383,3 @@ class Buffer(NotATensor):
         return self._store.assemble()
 
     __copy__ = copy
-
-    # -----------------------------------------------------------------------------------------------------
-    # the list form
-
-    def append(self, value: Any) -> None:
-        """Add a tensor, an array or a number at the end of a growing list."""
-        store = self._list("append")
-        self._refuse_frozen("append")
-        store.append(value)
-
-    def pop(self, index: int = -1) -> Tensor:
-        """Remove an element of a growing list, by default the last, and return it."""
-        store = self._list("pop")
-        self._refuse_frozen("pop")
-        return store.pop(index) if self._traced else value_read(store.pop(index))
-
-    def __delitem__(self, index: int | slice) -> None:
-        store = self._list("del buf[i]")
-        self._refuse_frozen("del buf[i]")
-        store.delete(index)

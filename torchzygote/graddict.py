@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from typing import Any, TypeVar
 
 from torch import Tensor
-from torch.nn import Parameter
 
-from ._entries import as_tensor, equal, scalar, show, version_of, zeros_of
+from ._entries import TENSOR_TYPES, as_tensor, equal, missing, pairs, scalar, show, version_of, zeros_of
 from ._holder import Holder
 from ._multi_tensor import apply, apply_, clone_all, describe
 from ._operators import NEGATIVE, OPERATORS, REFLECTED
@@ -19,8 +18,6 @@ from ._operators import NEGATIVE, OPERATORS, REFLECTED
 __all__ = ["GradDict"]
 
 Self = TypeVar("Self", bound="GradDict")
-
-_TENSOR_TYPES = frozenset({Tensor, Parameter})
 
 
 class GradDict(Holder, MutableMapping[Tensor, Any]):
@@ -83,7 +80,7 @@ class GradDict(Holder, MutableMapping[Tensor, Any]):
         self._keys = {}
         self._values = {}
         self._keys_shared = False
-        for key, value in _pairs(source, f"{type(self).__name__}: source"):
+        for key, value in pairs(source, f"{type(self).__name__}: source"):
             self[key] = value
 
     # -- a mapping ----------------------------------------------------------------------------------------
@@ -92,7 +89,7 @@ class GradDict(Holder, MutableMapping[Tensor, Any]):
         try:
             return self._values[id(key)]
         except KeyError:
-            raise KeyError(f"{type(self).__name__}: {_missing(key)}") from None
+            raise KeyError(f"{type(self).__name__}: {missing(key)}") from None
 
     def __setitem__(self, key: Tensor, value: Any) -> None:
         if id(key) not in self._keys:
@@ -106,7 +103,7 @@ class GradDict(Holder, MutableMapping[Tensor, Any]):
 
     def __delitem__(self, key: Tensor) -> None:
         if id(key) not in self._keys:
-            raise KeyError(f"{type(self).__name__}: {_missing(key)}")
+            raise KeyError(f"{type(self).__name__}: {missing(key)}")
         self._before_key_change()
         del self._keys[id(key)], self._values[id(key)]
 
@@ -179,8 +176,21 @@ class GradDict(Holder, MutableMapping[Tensor, Any]):
 
         As with ``dict.update``, the values are the very objects of the other mapping. The ``Params`` of
         :class:`Grads` on either side stay as they are.
+
+        Raises
+        ------
+        TypeError
+            One is neither a mapping nor (tensor, value) pairs, or a key is no tensor.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import GradDict
+        >>> v, w = torch.zeros(1), torch.zeros(1)
+        >>> list(GradDict({v: 1}).merge_({w: 2}, {v: 3}).values())
+        [3, 2]
         """
-        for other in [list(_pairs(other, f"merge_: argument {i}")) for i, other in enumerate(others)]:
+        for other in [list(pairs(other, f"merge_: argument {i}")) for i, other in enumerate(others)]:
             for key, value in other:
                 self[key] = value
         return self
@@ -207,7 +217,21 @@ class GradDict(Holder, MutableMapping[Tensor, Any]):
         return self._like([fn(*row) for row in zip(self._tensors(), *columns, strict=True)])
 
     def map_(self: Self, fn: Callable[..., Any], *others: Mapping[Tensor, Any]) -> Self:
-        """The same in place: each value is replaced, once all have been computed; returns itself."""
+        """The same in place: each value is replaced, once all have been computed; returns itself.
+
+        Raises
+        ------
+        ValueError
+            The others have other keys; nothing is changed.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import GradDict
+        >>> w = torch.zeros(2)
+        >>> GradDict({w: torch.ones(2)}).map_(torch.add, {w: torch.tensor([1., 2.])})[w]
+        tensor([2., 3.])
+        """
         mapped = self.map(fn, *others)._values
         self._values.update(mapped)
         return self
@@ -216,6 +240,21 @@ class GradDict(Holder, MutableMapping[Tensor, Any]):
         """Call ``fn(value, *values of the others)`` for each key, for its effects on the value.
 
         A ``None`` is passed as zeros, which become the value if ``fn`` writes into them.
+
+        Raises
+        ------
+        ValueError
+            The others have other keys.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import GradDict
+        >>> w = torch.zeros(2)
+        >>> g = GradDict({w: None})
+        >>> g.foreach(lambda value, other: value.copy_(other), {w: torch.tensor([1., 2.])})
+        >>> g[w]
+        tensor([1., 2.])
         """
         columns = [self._operand(other, "foreach") for other in others]
         values = self._tensors()
@@ -237,7 +276,7 @@ class GradDict(Holder, MutableMapping[Tensor, Any]):
         return self._without_none(list(self._values.values()))
 
     def _without_none(self, values: list[Any]) -> list[Any]:
-        if _TENSOR_TYPES.issuperset(map(type, values)):
+        if TENSOR_TYPES.issuperset(map(type, values)):
             return values
         entries = zip(self._keys.values(), values, strict=True)
         return [zeros_of(key) if value is None else value for key, value in entries]
@@ -276,7 +315,7 @@ class GradDict(Holder, MutableMapping[Tensor, Any]):
         return self._as_tensors(self._tensors(), symbol)
 
     def _as_tensors(self, values: list[Any], symbol: str) -> list[Tensor]:
-        if _TENSOR_TYPES.issuperset(map(type, values)):
+        if TENSOR_TYPES.issuperset(map(type, values)):
             return values
         return [as_tensor(v, key, symbol) for v, key in zip(values, self._keys.values(), strict=True)]
 
@@ -357,23 +396,3 @@ class GradDict(Holder, MutableMapping[Tensor, Any]):
 
 def _rebuild(kind: type[GradDict], keys: list[Tensor], values: list[Any]) -> GradDict:
     return kind(zip(keys, values, strict=True))
-
-
-def _pairs(source: Any, name: str) -> Iterator[tuple[Any, Any]]:
-    if isinstance(source, Mapping):
-        yield from source.items()
-        return
-    for pair in source if isinstance(source, Iterable) else [source]:
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2:  # a tensor of two rows is no pair
-            raise TypeError(
-                f"{name}: expected a mapping, or (tensor, value) pairs, got "
-                + ("" if pair is source else f"a {type(source).__name__} of ")
-                + f"a {type(pair).__name__}"
-            )
-        yield pair[0], pair[1]
-
-
-def _missing(key: object) -> str:
-    if isinstance(key, Tensor):
-        return f"no entry for this tensor ({describe(key)}); keys go by identity, not by value"
-    return f"expected a tensor that is a key, got a {type(key).__name__}"

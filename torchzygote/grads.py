@@ -6,14 +6,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ._arguments import type_name
 from ._entries import as_tensor
-from ._multi_tensor import apply, by_kind, clone_all, describe, flatten, recorded
+from ._grad_fields import added_into, factor_of, fitting
+from ._multi_tensor import apply, clone_all, flatten
 from ._operators import OPERATORS
-from ._overlap import writable
 from .clipping import clip_norm, clip_value, finite, total_norm, value_bounds
 from .graddict import GradDict
 from .params import Params
@@ -170,6 +169,15 @@ class Grads(GradDict):
         -------
         Tensor
             A 0-dim tensor; float32 for half precision.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import Params, gradient
+        >>> w = torch.tensor([3., -4.])
+        >>> g = gradient(lambda: (w**2).sum() / 2, Params([w]))
+        >>> g.norm(), g.norm(float("inf"))
+        (tensor(5.), tensor(4.))
         """
         return total_norm(list(self._present().values()), norm_type)
 
@@ -199,6 +207,17 @@ class Grads(GradDict):
         -----
         The results are those of ``torch.nn.utils.clip_grad_norm_``, to the bit in float32 and float64. Half
         precision is normed in float32.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import Params, gradient
+        >>> w = torch.tensor([3., -4.])
+        >>> g = gradient(lambda: (w**2).sum() / 2, Params([w]))
+        >>> g.clip_norm_(1.0)
+        tensor(5.)
+        >>> g[w]
+        tensor([ 0.6000, -0.8000])
 
         References
         ----------
@@ -232,6 +251,14 @@ class Grads(GradDict):
             ``lo > hi``, or a single bound below zero.
         TypeError
             A complex value.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import Params, gradient
+        >>> w = torch.tensor([3., -4.])
+        >>> gradient(lambda: (w**2).sum() / 2, Params([w])).clip_value_(1.0)[w]
+        tensor([ 1., -1.])
         """
         clipped = self._clipped_value(lo, hi, in_place=True)
         self._values.update(clipped)
@@ -284,8 +311,18 @@ class Grads(GradDict):
         -----
         A parameter whose value is ``None`` is left alone, ``p.grad`` included. A value that carries a graph
         still does in ``p.grad``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import Params, gradient
+        >>> w = torch.tensor([1., 2.], requires_grad=True)
+        >>> gradient(lambda: (w**2).sum(), Params([w])).assign_()
+        >>> torch.optim.SGD([w], lr=0.25).step()
+        >>> w.grad, w
+        (tensor([2., 4.]), tensor([0.5000, 1.0000], requires_grad=True))
         """
-        params, values = self._fitting("assign_")
+        params, values = fitting("assign_", self._keys, self._present(), self._label)
         if not share:
             values = clone_all(values)
         for p, value in zip(params, values, strict=True):
@@ -307,41 +344,25 @@ class Grads(GradDict):
         Notes
         -----
         The values themselves are never written into. ``None`` leaves ``p.grad`` alone.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import Params, gradient
+        >>> w = torch.tensor([1., 2.], requires_grad=True)
+        >>> for scale in (1, 10):
+        ...     gradient(lambda: scale * w.sum(), Params([w])).accumulate_(0.5)
+        >>> w.grad
+        tensor([5.5000, 5.5000])
         """
-        params, values = self._fitting("accumulate_")
-        factor = _factor(weight, params)
+        params, values = fitting("accumulate_", self._keys, self._present(), self._label)
+        factor = factor_of(weight, params)
         first = [i for i, p in enumerate(params) if p.grad is None]
         more = [i for i, p in enumerate(params) if p.grad is not None]
         scaled = apply(OPERATORS["*"], [values[i] for i in first], factor)
-        sums = _added_into([params[i].grad for i in more], [values[i] for i in more], factor, values)
+        sums = added_into([params[i].grad for i in more], [values[i] for i in more], factor, values)
         for i, grad in zip(first + more, scaled + sums, strict=True):
             params[i].grad = grad.to(params[i].dtype)
-
-    def _fitting(self, caller: str) -> tuple[list[Tensor], list[Tensor]]:
-        """The parameters that have a value, and the values in their dtypes."""
-        present = self._present()
-        params, values = [self._keys[key] for key in present], list(present.values())
-        if (
-            [v.shape for v in values] == [p.shape for p in params]
-            and [v.dtype for v in values] == [p.dtype for p in params]
-            and [v.device for v in values] == [p.device for p in params]
-        ):
-            return params, values
-        for key, value in present.items():
-            p = self._keys[key]
-            if value.shape != p.shape or value.device != p.device:
-                raise ValueError(
-                    f"{caller}: expected a value of the shape and device of {self._label(key)}, "
-                    f"{tuple(p.shape)} on {p.device}, got {tuple(value.shape)} on {value.device}"
-                )
-            if value.is_complex() and not p.is_complex():
-                raise TypeError(
-                    f"{caller}: expected a real value for {self._label(key)}, got {describe(value)}; take "
-                    "its real part, as in g.map(torch.real)"
-                )
-        return params, [
-            v if v.dtype is p.dtype else v.to(p.dtype) for p, v in zip(params, values, strict=True)
-        ]
 
     def to_vector(self) -> Tensor:
         """All values in one new vector, in the order of ``params``, each in row-major order.
@@ -361,32 +382,3 @@ class Grads(GradDict):
         tensor([2., 4., 0.])
         """
         return flatten(self._left("to_vector"))
-
-
-def _factor(weight: Any, params: list[Tensor]) -> Any:
-    if isinstance(weight, np.generic):
-        weight = weight.item()
-    fits = isinstance(weight, (int, float, complex)) and not isinstance(weight, bool)
-    if not fits and not (isinstance(weight, Tensor) and weight.dim() == 0):
-        raise TypeError(f"weight: expected a number or a 0-dim tensor, got {weight!r}")
-    is_complex = weight.is_complex() if isinstance(weight, Tensor) else isinstance(weight, complex)
-    if is_complex and not all(p.is_complex() for p in params):
-        raise TypeError(f"weight: expected a real number, as there are real parameters, got {weight!r}")
-    return weight
-
-
-def _added_into(grads: list[Any], values: list[Tensor], factor: Any, mine: list[Tensor]) -> list[Tensor]:
-    """``grad + factor * value`` for each, in place where nobody is surprised by that."""
-    if recorded([*grads, *values]) or isinstance(factor, Tensor):
-        values, factor = apply(OPERATORS["*"], values, factor), 1
-    if recorded([*grads, *values]):
-        return apply(OPERATORS["+"], grads, values)
-    inside, apart = writable(grads, mine)
-    out = list(grads)
-    scaled = apply(OPERATORS["*"], [values[i] for i in apart], factor)
-    for i, total in zip(apart, apply(OPERATORS["+"], [grads[i] for i in apart], scaled), strict=True):
-        out[i] = total
-    for among in by_kind([grads[i] for i in inside]):
-        where = [inside[i] for i in among]
-        torch._foreach_add_([grads[i] for i in where], [values[i] for i in where], alpha=factor)
-    return out

@@ -178,6 +178,15 @@ class Params:
         """A new ``Params`` with the members of this one, then what the others add; also ``|``.
 
         A name that this one has already is not taken over from the others.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import Params
+        >>> a, b, c = torch.zeros(1), torch.zeros(2), torch.zeros(3)
+        >>> ps = Params([a, b])
+        >>> [len(p) for p in ps | [b, c]], [len(p) for p in ps & [b, c]], [len(p) for p in ps - [b, c]]
+        ([1, 2, 3], [2], [1])
         """
         return self._union(map(_as_params, others))
 
@@ -195,13 +204,13 @@ class Params:
         return new
 
     def intersection(self, *others: Iterable[Any] | nn.Module) -> Params:
-        """A new ``Params`` with the members that all the others have too, in this order; also ``&``."""
+        """The members that all the others have too, in this order; also ``&``. See :meth:`union`."""
         sets = [_as_params(other)._members for other in others]
         kept = {key: p for key, p in self._members.items() if all(key in s for s in sets)}
         return Params._of(kept, self._names)
 
     def difference(self, *others: Iterable[Any] | nn.Module) -> Params:
-        """A new ``Params`` with the members that none of the others has, in this order; also ``-``."""
+        """The members that none of the others has, in this order; also ``-``. See :meth:`union`."""
         sets = [_as_params(other)._members for other in others]
         kept = {key: p for key, p in self._members.items() if not any(key in s for s in sets)}
         return Params._of(kept, self._names)
@@ -231,6 +240,18 @@ class Params:
         ------
         TypeError
             ``p`` is no tensor of floating or complex dtype; ``|`` takes modules and iterables.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import Params
+        >>> a, b = torch.zeros(1), torch.zeros(2)
+        >>> ps = Params([a])
+        >>> ps.add(b)
+        >>> ps.add(b)
+        >>> ps.remove(a)
+        >>> [len(p) for p in ps]
+        [2]
         """
         if not isinstance(p, Tensor):
             raise TypeError(f"Params.add: expected a tensor, got {_what(p)}; ps | other takes more than one")
@@ -240,14 +261,14 @@ class Params:
             self._members[id(p)] = p
 
     def discard(self, p: object) -> None:
-        """Remove a member; nothing happens where ``p`` isn't one."""
+        """Remove a member, as :meth:`remove` does; nothing happens where ``p`` isn't one."""
         if p in self:
             self._before_change()
             del self._members[id(p)]
             self._names.pop(id(p), None)
 
     def remove(self, p: object) -> None:
-        """Remove a member.
+        """Remove a member; :meth:`add` has an example.
 
         Raises
         ------

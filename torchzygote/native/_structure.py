@@ -79,6 +79,15 @@ def color_graph(indptr: Tensor, indices: Tensor, ncols: int, kind: str, order: s
     ------
     ValueError
         ``kind`` or ``order`` is another word, or the pattern is none.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torchzygote.native import color_graph
+    >>> indptr, columns = torch.tensor([0, 2, 4, 6]), torch.tensor([0, 1, 1, 2, 2, 3])  # x[1:] - x[:-1]
+    >>> colors = color_graph(indptr, columns, 4, "distance2_columns", "natural")
+    >>> colors is None or colors.tolist() == [0, 1, 0, 1]
+    True
     """
     if not compiled(indptr, indices):
         return None
