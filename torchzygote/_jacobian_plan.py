@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn, overload
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from ._signature import check_inputs
 from .gradients import implicit, prepare_implicit
 from .grads import Grads
 from .jacobians import jacobian, output_tensor
+from .params import Params
 from .sparsity.pattern import Pattern
 
 __all__ = ["JacobianPlan"]
@@ -98,6 +99,17 @@ class JacobianPlan(Plan):
         inputs, recovery = _plan_files.read(path, cls.__name__)
         return cls(f, inputs, recovery, argnums=argnums, chunk_size=chunk_size, verify=verify)
 
+    # The first is for the argument of a lambda without annotations, which fits every type.
+    @overload
+    def __call__(self, x: NoReturn, /, *, dense: bool = False, create_graph: Any = None) -> Any: ...
+    @overload
+    def __call__(
+        self, params: Params, /, *, dense: bool = False, create_graph: bool | None = None
+    ) -> Grads: ...
+    @overload
+    def __call__(
+        self, *args: Any, dense: bool = False, create_graph: bool | None = None
+    ) -> tuple[Any, ...]: ...
     def __call__(self, *args: Any, dense: bool = False, create_graph: bool | None = None) -> Any:
         """The Jacobians at ``args``.
 

@@ -9,7 +9,7 @@ import contextlib
 import os
 import types
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ from .pictures import draw
 from .sparsity.pattern import Pattern
 
 __all__ = ["Plan", "common_dtype", "held", "is_nested", "no_values"]
+
+Self = TypeVar("Self", bound="Plan")
 
 
 class Plan:
@@ -124,7 +126,7 @@ class Plan:
         """
         return draw(self._recovery, repr(self).split("\n")[0], path)
 
-    def compile(self, **options: Any) -> Any:
+    def compile(self: Self, **options: Any) -> Self:
         """Evaluate by ``torch.compile(..., fullgraph=True, **options)`` from now on.
 
         Parameters
@@ -134,7 +136,8 @@ class Plan:
 
         Returns
         -------
-        The plan itself. Its next call compiles, and so does the first one with another dtype.
+        Plan
+            Itself. Its next call compiles, and so does the first one with another dtype.
 
         Examples
         --------

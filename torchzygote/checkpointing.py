@@ -7,7 +7,7 @@ which refuse it, a custom function of our own (:mod:`._checkpoint_transforms`). 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, overload
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -18,7 +18,14 @@ from ._torch_private import in_forward_ad, in_functorch, in_functorch_compiled, 
 
 __all__ = ["checkpointed"]
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
+
+@overload
+def checkpointed(f: Callable[P, R], /, *xs: P.args, **kwargs: P.kwargs) -> R: ...
+@overload
+def checkpointed(f: Callable[..., Any], /, *xs: Any, **kwargs: Any) -> Any: ...
 def checkpointed(f: Callable[..., Any], /, *xs: Any, **kwargs: Any) -> Any:
     """The value of ``f(*xs, **kwargs)``, with nothing of its inside stored for the backward pass.
 

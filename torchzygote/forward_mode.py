@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -40,6 +40,8 @@ from ._warning import warn
 
 __all__ = ["DroppedGradientWarning", "forwarddiff"]
 
+R = TypeVar("R")
+
 
 class DroppedGradientWarning(UserWarning):
     """A function given to :func:`forwarddiff` depends on more than its argument.
@@ -57,7 +59,7 @@ class DroppedGradientWarning(UserWarning):
     """
 
 
-def forwarddiff(f: Callable[[Any], Any], x: Any, *, chunk_threshold: int | None = None) -> Any:
+def forwarddiff(f: Callable[[Any], R], x: Any, *, chunk_threshold: int | None = None) -> R:
     """The value of ``f(x)``, differentiated in forward mode inside a reverse pass.
 
     Instead of what the inside of ``f`` needs for its backward pass, the Jacobian of ``f`` is stored: for few
@@ -131,7 +133,8 @@ def forwarddiff(f: Callable[[Any], Any], x: Any, *, chunk_threshold: int | None 
         return f(x)  # plain torch.autograd.forward_ad: it runs forward, and allows no level within another
     slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and _is_followed(leaf)]
     run = _Run(f, leaves, spec, slots, chunk)
-    return run.value_only(x) if not slots else run.differentiable()
+    y: R = run.value_only(x) if not slots else run.differentiable()
+    return y
 
 
 def _check_chunk(chunk_threshold: object) -> int | None:

@@ -6,7 +6,7 @@ Thin functions over one worker each; how a function is recorded is the engine's 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn, overload
 
 import numpy as np
 import torch
@@ -121,6 +121,22 @@ def _refuse_structure(caller: str, lin: _engine.Linearization, aux: bool) -> Any
     raise TypeError(f"{caller}: expected {_expected(lin, aux)} a real scalar, got {type_name(y)}")
 
 
+# The first is for what a lambda without annotations has as its argument, which fits every type.
+@overload
+def gradient(
+    f: Callable[..., Any], x: NoReturn, /, *, argnums: Any = None, create_graph: Any = None
+) -> Any: ...
+@overload
+def gradient(
+    f: Callable[..., Any], params: Params, /, *, argnums: None = None, create_graph: bool | None = None
+) -> Grads: ...
+@overload
+def gradient(
+    f: Callable[..., Any],
+    *args: Any,
+    argnums: int | Sequence[int] | None = None,
+    create_graph: bool | None = None,
+) -> tuple[Any, ...]: ...
 def gradient(
     f: Callable[..., Any],
     *args: Any,

@@ -7,7 +7,7 @@ through it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn, overload
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from ._real_arguments import prepare_one, refuse_complex
 from ._second_order import Options, run
 from .gradients import implicit, prepare_implicit
 from .grads import Grads
+from .params import Params
 
 __all__ = [
     "WithHessian",
@@ -242,6 +243,38 @@ def withhessian(
     return WithHessian(*_value_gradient_hessian("withhessian", f, x, *options))
 
 
+# The first is for what a lambda without annotations has as its argument, which fits every type.
+@overload
+def diaghessian(
+    f: Callable[..., Any],
+    x: NoReturn,
+    /,
+    *,
+    argnums: Any = None,
+    chunk_size: Any = None,
+    create_graph: Any = None,
+    progress: bool = False,
+) -> Any: ...
+@overload
+def diaghessian(
+    f: Callable[..., Any],
+    params: Params,
+    /,
+    *,
+    argnums: None = None,
+    chunk_size: int | None = None,
+    create_graph: bool | None = None,
+    progress: bool = False,
+) -> Grads: ...
+@overload
+def diaghessian(
+    f: Callable[..., Any],
+    *args: Any,
+    argnums: int | Sequence[int] | None = None,
+    chunk_size: int | None = None,
+    create_graph: bool | None = None,
+    progress: bool = False,
+) -> tuple[Any, ...]: ...
 def diaghessian(
     f: Callable[..., Any],
     *args: Any,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -17,6 +17,10 @@ from ._torch_private import outside_functorch, plain_value, pytree
 __all__ = ["hook", "showgrad"]
 
 
+@overload
+def hook(fn: Callable[[Any], Any], x: Tensor) -> Tensor: ...
+@overload
+def hook(fn: Callable[[Any], Any], x: Any) -> Any: ...
 def hook(fn: Callable[[Any], Any], x: Any) -> Any:
     """The identity, whose gradient on the way back goes through a function.
 
@@ -82,6 +86,10 @@ def hook(fn: Callable[[Any], Any], x: Any) -> Any:
     return attach(fn, x)
 
 
+@overload
+def showgrad(x: Tensor, name: str | None = None) -> Tensor: ...
+@overload
+def showgrad(x: Any, name: str | None = None) -> Any: ...
 def showgrad(x: Any, name: str | None = None) -> Any:
     """The identity, whose gradient is printed on the way back.
 

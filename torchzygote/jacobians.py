@@ -6,7 +6,7 @@ Decides with ``_plan``, multiplies with ``_products``, puts together with ``_ass
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn, overload
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from ._row_cost import row_cost
 from ._second_order import Options
 from .gradients import implicit, prepare_implicit
 from .grads import Grads
+from .params import Params
 
 __all__ = ["WithJacobian", "jacobian", "withjacobian"]
 
@@ -212,6 +213,47 @@ def _forward(
     return matrices
 
 
+# The first is for what a lambda without annotations has as its argument, which fits every type.
+@overload
+def jacobian(
+    f: Callable[..., Any],
+    x: NoReturn,
+    /,
+    *,
+    argnums: Any = None,
+    mode: str = "auto",
+    chunk_size: Any = None,
+    create_graph: Any = None,
+    progress: bool = False,
+    sparse: bool = False,
+    verify: bool = True,
+) -> Any: ...
+@overload
+def jacobian(
+    f: Callable[..., Any],
+    params: Params,
+    /,
+    *,
+    argnums: None = None,
+    mode: str = "auto",
+    chunk_size: int | None = None,
+    create_graph: bool | None = None,
+    progress: bool = False,
+    sparse: bool = False,
+    verify: bool = True,
+) -> Grads: ...
+@overload
+def jacobian(
+    f: Callable[..., Any],
+    *args: Any,
+    argnums: int | Sequence[int] | None = None,
+    mode: str = "auto",
+    chunk_size: int | None = None,
+    create_graph: bool | None = None,
+    progress: bool = False,
+    sparse: bool = False,
+    verify: bool = True,
+) -> tuple[Any, ...]: ...
 def jacobian(
     f: Callable[..., Any],
     *args: Any,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -15,7 +16,15 @@ from .graddict import GradDict
 
 __all__ = ["ignore_derivatives", "isderiving"]
 
+T = TypeVar("T")
 
+
+@overload
+def ignore_derivatives(x_or_fn: Tensor) -> Tensor: ...
+@overload
+def ignore_derivatives(x_or_fn: Callable[[], T]) -> T: ...
+@overload
+def ignore_derivatives(x_or_fn: Any) -> Any: ...
 def ignore_derivatives(x_or_fn: Any) -> Any:
     """The value of something, with no derivative.
 

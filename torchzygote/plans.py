@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn, overload
 
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from .coloring.recovery import jacobian_recovery, symmetric_recovery, symmetrize
 from .gradients import implicit, prepare_implicit
 from .grads import Grads
 from .jacobians import output_tensor
+from .params import Params
 from .sparsity.detect import DEFAULT_BUDGET, hessian_patterns, jacobian_patterns, refuse_transforms
 from .sparsity.pattern import Pattern
 from .sparsity.varying import varying_of
@@ -29,6 +30,13 @@ from .sparsity.varying import varying_of
 __all__ = ["HessianPlan", "JacobianPlan", "jacobian_sparsity", "plan_hessian", "plan_jacobian"]
 
 
+# The first is for what a lambda without annotations has as its argument, which fits every type.
+@overload
+def jacobian_sparsity(f: Callable[..., Any], x: NoReturn, /) -> Any: ...
+@overload
+def jacobian_sparsity(f: Callable[..., Any], params: Params, /) -> Grads: ...
+@overload
+def jacobian_sparsity(f: Callable[..., Any], *args: Any) -> tuple[Tensor | None, ...]: ...
 def jacobian_sparsity(f: Callable[..., Any], *args: Any) -> Any:
     """Structure of the Jacobian: which entries can be nonzero.
 
