@@ -43,7 +43,7 @@ def draw(recovery: Recovery, title: str, path: str | os.PathLike[str] | None = N
         ) from None
     panels = _panels(recovery)
     figure = Figure(figsize=(4.6 * len(panels), 5.0), layout="constrained")
-    figure.suptitle("\n".join(textwrap.wrap(title, 58 * len(panels))), fontsize=10)
+    figure.suptitle("\n".join(textwrap.wrap(title, 74 * len(panels))), fontsize=8)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for ax, (label, image, extent) in zip(axes, panels, strict=True):
         ax.imshow(image, extent=extent, interpolation="nearest", aspect="auto")
@@ -67,11 +67,12 @@ def _panels(recovery: Recovery) -> list[tuple[str, Any, tuple[float, float, floa
         else:
             of_entry = colors[pattern.indices + offset]
         offset += pattern.shape[1]
-        name = "" if len(recovery.patterns) == 1 else f"argument {i}: "
+        alone = len(recovery.patterns) == 1  # the title above has its number of entries already
+        name = "" if alone else f"argument {i}: "
         corner = tuple(min(_CORNER, n) for n in pattern.shape)
         small = max(pattern.shape) <= 2 * _CORNER
         whole = _raster(pattern.rows(), pattern.indices, of_entry, pattern.shape, shades)
-        panels.append((f"{name}{pattern.nnz} nonzeros", whole, _extent(pattern.shape)))
+        panels.append(("" if alone else f"{name}{pattern.nnz} nonzeros", whole, _extent(pattern.shape)))
         if not small:
             part, entry_colors = _corner(pattern, of_entry, corner)
             image = _raster(part[0], part[1], entry_colors, corner, shades)
