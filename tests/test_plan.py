@@ -51,3 +51,19 @@ def test_a_given_chunk_size_is_kept() -> None:
 def test_the_cheaper_mode_is_chosen(rows: int, columns: int, complex_input: bool, expected: str) -> None:
     assert _plan.choose_mode("auto", rows, columns, complex_input) == expected
     assert _plan.choose_mode("forward", rows, columns, complex_input) == "forward"
+
+
+@pytest.mark.parametrize("setting", ["²", "much", "-1", "0", "1e9", "1.5"])
+def test_an_environment_variable_that_is_no_number_of_bytes_is_named(
+    setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHZYGOTE_MEMORY_BUDGET", setting)
+    with pytest.raises(
+        ValueError, match=f"TORCHZYGOTE_MEMORY_BUDGET: expected a number of bytes, got {setting!r}"
+    ):
+        _plan.memory_budget(torch.device("cpu"))
+
+
+def test_the_environment_sets_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHZYGOTE_MEMORY_BUDGET", "4096")
+    assert _plan.memory_budget(torch.device("cpu")) == 4096

@@ -11,13 +11,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._plan import FORWARD_COST
 from ..sparsity.pattern import Pattern, indptr_of
 from .choice import Coloring, color, least_colors, refined
 
 __all__ = ["Recovery", "jacobian_recovery", "joined", "symmetric_recovery"]
 
-# A pushforward costs about this many pullbacks where nothing is compiled.
-FORWARD_COST = 1.5
 # Entries of dense matrices that are listed beside a sparse one; beyond, all counts as dense.
 _MOST_LISTED = 1 << 26
 
