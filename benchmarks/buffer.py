@@ -84,7 +84,7 @@ def recurrence_in_place(x: Tensor, k: int) -> Tensor:
 
 
 def cells_buffer(x: Tensor, k: int) -> Tensor:
-    """A table filled element by element, each from its three neighbours: alignment, edit distance."""
+    """A table filled element by element, each from its three neighbors: alignment, edit distance."""
     n = int(k**0.5)
     buf = Buffer(x, n, n)
     buf[0] = x[:n]

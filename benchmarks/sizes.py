@@ -22,12 +22,12 @@ Case = tuple[Contender, dict[str, Contender | None]]  # ours, peers
 
 
 def energy(x: Tensor) -> Tensor:
-    """A scalar: terms that couple neighbours."""
+    """A scalar: terms that couple neighbors."""
     return ((x[1:] - x[:-1].sin()) ** 2).sum() + (x**4).sum()
 
 
 def force(x: Tensor) -> Tensor:
-    """As many outputs as inputs, each of three neighbours."""
+    """As many outputs as inputs, each of three neighbors."""
     return x.roll(1) * x.sin() - x.roll(-1) ** 2
 
 

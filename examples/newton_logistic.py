@@ -142,7 +142,7 @@ def plot(paths: dict[str, Steps], minimum: Tensor, path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> float:
-    """Minimise both ways, plot; returns the order of convergence of Newton's method."""
+    """Minimize both ways, plot; returns the order of convergence of Newton's method."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

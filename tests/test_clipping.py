@@ -199,7 +199,7 @@ def test_nonfinite_names_the_parameters() -> None:
     assert found is alone[0]
 
 
-class Synchronisations(TorchDispatchMode):
+class Synchronizations(TorchDispatchMode):
     """Counts what would make the host wait for a device."""
 
     def __init__(self) -> None:
@@ -213,7 +213,7 @@ class Synchronisations(TorchDispatchMode):
 
 def test_the_host_waits_only_on_request() -> None:
     _, g = parameters([torch.float32])
-    with Synchronisations() as waits:
+    with Synchronizations() as waits:
         g.clip_norm_(1.0)
         g.clip_norm(1.0)
         g.clip_value_(1.0)
@@ -222,7 +222,7 @@ def test_the_host_waits_only_on_request() -> None:
         half.assign_()
         half.accumulate_()
     assert waits.count == 0
-    with Synchronisations() as waits:
+    with Synchronizations() as waits:
         g.clip_norm_(1.0, error_if_nonfinite=True)
     assert waits.count > 0
 

@@ -20,7 +20,7 @@ def rosenbrock(x: Tensor) -> Tensor:
     return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
 
 
-def neighbours(x: Tensor) -> Tensor:
+def neighbors(x: Tensor) -> Tensor:
     return x[1:] * x[:-1] ** 2
 
 
@@ -45,15 +45,15 @@ def model_norm(points: Tensor, x: Tensor) -> Tensor:
 
 
 CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "jacobian, sparse": lambda x, y: tz.jacobian(neighbours, x, sparse=True)[0].to_dense(),
+    "jacobian, sparse": lambda x, y: tz.jacobian(neighbors, x, sparse=True)[0].to_dense(),
     "hessian, sparse": lambda x, y: tz.hessian(rosenbrock, x, sparse=True).to_dense(),
-    "jacobian_sparsity": lambda x, y: tz.jacobian_sparsity(neighbours, x)[0].to_dense(),
+    "jacobian_sparsity": lambda x, y: tz.jacobian_sparsity(neighbors, x)[0].to_dense(),
     "hessian_sparsity": lambda x, y: tz.hessian_sparsity(rosenbrock, x).to_dense(),
-    "JacobianPlan": lambda x, y: tz.plan_jacobian(neighbours, x)(x)[0].to_dense(),
+    "JacobianPlan": lambda x, y: tz.plan_jacobian(neighbors, x)(x)[0].to_dense(),
     "HessianPlan": lambda x, y: tz.plan_hessian(rosenbrock, x)(x).to_dense(),
     "HessianPlan.diagonal": lambda x, y: tz.plan_hessian(rosenbrock, x).diagonal(x),
-    "jacobian": lambda x, y: tz.jacobian(neighbours, x)[0],
-    "jacobian, forward": lambda x, y: tz.jacobian(neighbours, x, mode="forward")[0],
+    "jacobian": lambda x, y: tz.jacobian(neighbors, x)[0],
+    "jacobian, forward": lambda x, y: tz.jacobian(neighbors, x, mode="forward")[0],
     "jacobian along a batch": lambda x, y: tz.jacobian(per_sample, y)[0],
     "hessian": lambda x, y: tz.hessian(rosenbrock, x),
     "hessian_dual": lambda x, y: tz.hessian_dual(rosenbrock, x),

@@ -276,7 +276,7 @@ def test_shared_parameters_are_refused() -> None:
     flat = torch.zeros(8)
     eager_update(
         sgd, [flat[:4].requires_grad_(), flat[4:].requires_grad_()]
-    ).remove()  # neighbours share nothing
+    ).remove()  # neighbors share nothing
 
 
 def test_a_second_eager_update_is_refused() -> None:

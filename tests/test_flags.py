@@ -268,7 +268,7 @@ def test_autocast_does_not_remember_weights_that_required_no_grad() -> None:
 def test_a_call_that_fails_while_it_switches_flags_on_leaves_them_off() -> None:
     a, b = torch.ones(2), torch.ones(2)
     ps = Params([a, b])
-    b.data = b.data.to(torch.int8)  # quantised later
+    b.data = b.data.to(torch.int8)  # quantized later
     for call in (gradient, jacobian, pullback):
         with pytest.raises(RuntimeError, match="floating point"):
             call(lambda: a.sum(), ps)

@@ -43,7 +43,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         ),
         (1, 1, 4, 4),
     ),
-    "normalised": (lambda: nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4), nn.Softmax(-1)), (3, 4)),
+    "normalized": (lambda: nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4), nn.Softmax(-1)), (3, 4)),
     "group norm": (lambda: nn.GroupNorm(2, 4), (2, 4, 3)),
     "batch norm, training": (lambda: nn.BatchNorm1d(3), (4, 3)),
     "spectral norm": (lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3)).eval(), (2, 3)),

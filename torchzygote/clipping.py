@@ -27,7 +27,7 @@ _HALF = (torch.float16, torch.bfloat16, torch.complex32)
 
 
 def total_norm(xs: list[Tensor], norm_type: float = 2.0, error_if_nonfinite: bool = False) -> Tensor:
-    """The norm of all elements together, on the device of the first tensor, without host synchronisation."""
+    """The norm of all elements together, on the device of the first tensor, without host synchronization."""
     norm_type = _order(norm_type)
     xs = [_elements(x, norm_type) for x in xs]
     if math.isinf(norm_type):
@@ -81,7 +81,7 @@ def _wide(x: Tensor) -> torch.dtype | None:
 
 
 def finite(xs: list[Tensor]) -> list[bool]:
-    """Whether all elements of each tensor are finite; one host synchronisation for all."""
+    """Whether all elements of each tensor are finite; one host synchronization for all."""
     largest: list[Tensor] = []
     where: list[int] = []
     real = [_elements(x.detach()) for x in xs]

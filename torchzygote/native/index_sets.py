@@ -1,4 +1,4 @@
-"""Unions of interned index sets: compiled where that was possible, otherwise vectorised PyTorch.
+"""Unions of interned index sets: compiled where that was possible, otherwise vectorized PyTorch.
 
 What each function computes is said in :mod:`torchzygote.native.reference_sets`.
 """

@@ -1,4 +1,4 @@
-"""Unions of interned index sets in vectorised PyTorch: specification, test oracle and fallback.
+"""Unions of interned index sets in vectorized PyTorch: specification, test oracle and fallback.
 
 Set ``s`` has the members ``members[ptr[s]:ptr[s + 1]]``, ascending; set 0 is empty. Knows nothing of
 derivatives.

@@ -1,6 +1,6 @@
 """Rules over aten operators: how index sets pass through each of them, and what it couples.
 
-One module for each group of behaviour; importing them fills the table.
+One module for each group of behavior; importing them fills the table.
 """
 
 from __future__ import annotations

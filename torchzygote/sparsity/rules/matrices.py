@@ -1,4 +1,4 @@
-"""Products of matrices, with constant or dependent operands; factorisations, dense within a batch."""
+"""Products of matrices, with constant or dependent operands; factorizations, dense within a batch."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def _cdist(ctx: Context, call: Call) -> Any:
     "_linalg_check_errors",
     curvature=CURVED,
 )
-def _factorisation(ctx: Context, call: Call) -> Any:
+def _factorization(ctx: Context, call: Call) -> Any:
     """Every result of a matrix depends on all of that matrix, twice."""
     batch = _batch(call)
     if batch is None:

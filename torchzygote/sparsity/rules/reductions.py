@@ -118,7 +118,7 @@ def _softmax_backward(ctx: Context, call: Call) -> Any:
 
 
 def _scaled(ctx: Context, call: Call, normalized: Tensor, shape: Any) -> Tensor:
-    """A normalised tensor times weight plus bias; ``shape`` makes these broadcast."""
+    """A normalized tensor times weight plus bias; ``shape`` makes these broadcast."""
     out = normalized
     weight, bias = call.first("weight"), call.first("bias")
     if isinstance(weight, Dep):
