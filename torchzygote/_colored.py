@@ -20,6 +20,7 @@ from ._products import Seeds
 from ._random import RandomState
 from ._second_order import Options, SecondOrder, run
 from ._torch_private import in_functorch_compiled, unchecked_select
+from ._transposed import Transposed, transposed
 from .coloring.recovery import Recovery
 
 __all__ = [
@@ -86,33 +87,22 @@ def jacobian_products(
     for x in prepared.inputs[1:]:
         dtype = torch.promote_types(dtype, x.dtype)
     seeds, total = make_seeds(dtype, prepared.inputs[0].device)
-    identical = not all(prepared.owned)
-    if identical or not (hooked or _engine.compiling() or _engine.in_functorch() or lin.survey().nonlinear):
-        try:
-            linear = _transposed(prepared, lin)
-        except Exception:
-            if identical:
-                raise
-        else:
-            return _products.vjps(
-                linear, 0, seeds, total, chunk(total), create_graph=options.keep, progress=options.progress
-            )
+    if (found := transposed(prepared, lin, hooked)) is not None:
+        linear = lin.onward([_joined(prepared, found)], [found.cotangent])
+        return _products.vjps(
+            linear, 0, seeds, total, chunk(total), create_graph=options.keep, progress=options.progress
+        )
     return _pushed(f, prepared, seeds, total, chunk(total), options, random)
 
 
-def _transposed(prepared: Prepared, lin: Linearization) -> Linearization:
-    """The pullback of ``lin`` by its cotangent: pulling tangents back through it pushes them forward.
-
-    ``f`` need not run again, and tensors that ``f`` finds by identity take part.
-    """
-    with _engine.recording_if(True):  # the caller may have switched autograd off
-        u = torch.zeros_like(lin.roots[0]).requires_grad_()
-        pulled = lin.pull([u], retain=True, create_graph=True)
+def _joined(prepared: Prepared, found: Transposed) -> Tensor:
+    """What has been pulled back, as one vector."""
+    with torch.enable_grad():  # the caller may have switched autograd off
         flat = [
             torch.zeros_like(x).reshape(-1) if g is None else g.reshape(-1)
-            for x, g in zip(prepared.inputs, pulled, strict=True)
+            for x, g in zip(prepared.inputs, found.pulled, strict=True)
         ]
-        return lin.onward([flat[0] if len(flat) == 1 else torch.cat(flat)], [u])
+        return flat[0] if len(flat) == 1 else torch.cat(flat)
 
 
 def _pushed(

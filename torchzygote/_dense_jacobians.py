@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _engine, _plan, _products, _separable, _state
+from . import _engine, _plan, _products, _separable
 from ._arguments import Prepared
 from ._assembly import Columns, Rows, add_rows, result_dtype
 from ._engine import Linearization
@@ -19,6 +19,7 @@ from ._plan import FREE, RowCost
 from ._random import RandomState
 from ._row_cost import row_cost
 from ._second_order import Options
+from ._transposed import transposed
 
 __all__ = ["by_rows", "forward"]
 
@@ -90,15 +91,16 @@ def forward(
 ) -> list[Tensor]:
     """Forward mode, by the tape where that is known to be right, else by dual numbers.
 
-    On the tape, ``f`` need not run again: 0.23 ms where dual numbers take 0.59 (3 to 10000). Custom functions
-    are left to dual numbers: a backward that is not differentiable by its cotangent would give silent zeros.
+    On the tape, ``f`` need not run again: 0.23 ms where dual numbers take 0.59 (3 to 10000).
     """
-    identical = not all(prepared.owned)
-    if identical or not (hooked or _engine.compiling() or _engine.in_functorch() or lin.survey().nonlinear):
+    if (found := transposed(prepared, lin, hooked)) is not None:
         try:
-            return _by_columns_on_tape(prepared, lin, y, options)
+            return [
+                _by_columns_on_tape(lin, x, y, g, found.cotangent, options)
+                for x, g in zip(prepared.inputs, found.pulled, strict=True)
+            ]
         except Exception:
-            if identical:
+            if not all(prepared.owned):
                 raise
     return _by_columns(f, prepared, lin, y, options, random)
 
@@ -138,51 +140,29 @@ def _by_columns(
     return matrices
 
 
-def _by_columns_on_tape(prepared: Prepared, lin: Linearization, y: Tensor, options: Options) -> list[Tensor]:
-    """Columns without running ``f`` again.
-
-    The pullback is linear in its cotangent ``u``; pulling a seed back through *it* pushes the seed forward.
-    It is the only way for tensors that ``f`` finds by identity, which no dual number can replace.
-    """
-    if not all(prepared.owned) and (custom := lin.survey().nonlinear):
-        names = ", ".join(node.name().removesuffix("Backward") for node in custom)
-        raise RuntimeError(
-            "mode 'forward' with Params differentiates the pullback by its cotangent, which is not known to "
-            f"be right for custom autograd functions and a few others, found {names}; use mode 'reverse'"
-        )
-    u = torch.zeros_like(lin.roots[0]).requires_grad_()
-    with _state.pushing():
-        pulled = lin.pull([u], retain=True, create_graph=True)
-    matrices = []
-    for x, g in zip(prepared.inputs, pulled, strict=True):
-        block = Columns(y.numel(), x, result_dtype(x, y), options.keep)
-        if g is None or not g.requires_grad or x.numel() == 0:
-            matrices.append(Rows(y.numel(), x, result_dtype(x, y), options.keep).matrix())
-            continue
-        linear = lin.onward([g], [u])
-        cost = _row_cost(linear, x.numel())
-        if (matrix := _by_blocks(linear, x, y, cost, options, transposed=True)) is not None:
-            matrices.append(matrix)
-            continue
-        seeds = _products.identity_seeds(x.numel(), x.dtype, x.device)
-        chunk = _chunk(x.numel(), cost, options, x.device)
-        for lo, hi, products in _products.vjps(
-            linear,
-            0,
-            seeds,
-            x.numel(),
-            chunk,
-            create_graph=options.keep,
-            progress=options.progress,
-            misbatched=cost.misbatched,
-        ):
-            (product,) = products
-            block.add(
-                lo,
-                hi,
-                torch.zeros((hi - lo, y.numel()), dtype=y.dtype, device=y.device)
-                if product is None
-                else product,
-            )
-        matrices.append(block.matrix())
-    return matrices
+def _by_columns_on_tape(
+    lin: Linearization, x: Tensor, y: Tensor, g: Tensor | None, cotangent: Tensor, options: Options
+) -> Tensor:
+    """Columns without running ``f`` again; ``g``: what ``cotangent`` gives by ``x``, recorded."""
+    if g is None or not g.requires_grad or x.numel() == 0:
+        return Rows(y.numel(), x, result_dtype(x, y), options.keep).matrix()
+    linear = lin.onward([g], [cotangent])
+    cost = _row_cost(linear, x.numel())
+    if (matrix := _by_blocks(linear, x, y, cost, options, transposed=True)) is not None:
+        return matrix
+    block = Columns(y.numel(), x, result_dtype(x, y), options.keep)
+    seeds = _products.identity_seeds(x.numel(), x.dtype, x.device)
+    for lo, hi, (product,) in _products.vjps(
+        linear,
+        0,
+        seeds,
+        x.numel(),
+        _chunk(x.numel(), cost, options, x.device),
+        create_graph=options.keep,
+        progress=options.progress,
+        misbatched=cost.misbatched,
+    ):
+        if product is None:
+            product = torch.zeros((hi - lo, y.numel()), dtype=y.dtype, device=y.device)
+        block.add(lo, hi, product)
+    return block.matrix()
