@@ -250,6 +250,19 @@ def test_a_hook_acts_whatever_the_sizes(n: int, sparse: bool) -> None:
     torch.testing.assert_close(found, -torch.ones(n, 4, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("n", [2, 4, 16])
+def test_a_hook_acts_in_plans_too(n: int) -> None:
+    f = lambda a: (hook(torch.neg, a) ** 2).repeat(n)
+    x = doubled(0.3, -0.7, 1.1)
+    expected = -torch.diag(2 * x).repeat(n, 1)
+    torch.testing.assert_close(plan_jacobian(f, x)(x)[0].to_dense(), expected)
+    ps = Params([x])
+    torch.testing.assert_close(plan_jacobian(lambda: f(x), ps)(ps)[x].to_dense(), expected)
+    forward = plan_jacobian(f, x, mode="forward")
+    assert forward.mode == "forward"
+    torch.testing.assert_close(forward(x)[0].to_dense(), -expected)
+
+
 def test_a_last_row_by_itself_comes_to_a_hook_as_the_others_did() -> None:
     seen = []
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from . import _engine, _plan
-from ._arguments import prepare
+from . import _engine, _plan, _state
+from ._arguments import Prepared, prepare
 from ._crosscheck import unpushable, warn_disagreement
 from ._hessian_plan import HessianPlan
 from ._jacobian_plan import JacobianPlan
@@ -106,13 +106,8 @@ def plan_jacobian(
     if sparsity is not None:
         patterns = _given_patterns(caller, sparsity, [x.numel() for x in inputs])
     else:
-        flat = OneRun(lambda *xs: _engine.call(f, prepared, xs))
         with held(example_args, prepared):
-            y, patterns = jacobian_patterns(
-                flat, inputs, prepared.owned, DEFAULT_BUDGET, varying_of(prepared)
-            )
-        flat.settle()
-        mode = _possible_mode(caller, output_tensor(caller, y), mode)
+            patterns, mode = _found_patterns(caller, f, prepared, mode)
 
     def colored(mode: str) -> JacobianPlan:
         recovery = jacobian_recovery(patterns, mode, forward_cost=1.0, refine=True)
@@ -213,12 +208,28 @@ def plan_hessian(
     return HessianPlan(f, specs_of(prepared), recovery, mode=mode, chunk_size=chunk_size, verify=verify)
 
 
-def _possible_mode(caller: str, y: Tensor, mode: str) -> str:
-    """The mode asked for; reverse for ``"auto"`` where forward mode gives zeros."""
-    names = survey([y]).unpushable
+def _found_patterns(
+    caller: str, f: Callable[..., Any], prepared: Prepared, mode: str
+) -> tuple[list[Pattern], str]:
+    """The patterns, from a run of ``f``; the mode, where forward mode would leave something out reverse."""
+    hooked = False
+
+    def watched(*xs: Tensor) -> Any:
+        nonlocal hooked
+        position = _state.mark()
+        y = _engine.call(f, prepared, xs)
+        hooked = _state.mark() > position
+        return y
+
+    flat = OneRun(watched)
+    y, patterns = jacobian_patterns(
+        flat, prepared.inputs, prepared.owned, DEFAULT_BUDGET, varying_of(prepared)
+    )
+    flat.settle()
+    names = survey([output_tensor(caller, y)]).unpushable
     if names and mode == "forward":
         raise unpushable(caller, names)
-    return "reverse" if names else mode
+    return patterns, "reverse" if names or (hooked and mode == "auto") else mode
 
 
 def _given_patterns(caller: str, sparsity: Any, widths: Sequence[int]) -> list[Pattern]:
