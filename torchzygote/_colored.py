@@ -17,8 +17,8 @@ from ._arguments import Prepared
 from ._engine import Linearization
 from ._plan import RowCost
 from ._products import Seeds
-from ._random import RandomState
-from ._second_order import Options, SecondOrder, run
+from ._random import RandomState, restored_after
+from ._second_order import Options, SecondOrder, gradient_by
 from ._torch_private import in_functorch_compiled, unchecked_select
 from ._transposed import Transposed, transposed
 from .coloring.recovery import Recovery
@@ -139,16 +139,11 @@ def _dual_products(
     options: Options,
     random: RandomState | None,
 ) -> Iterator[tuple[int, int, list[Tensor | None]]]:
-    after = None if random is None else RandomState()
-    try:
-        with _engine.recording_if(options.keep):
-            for lo, hi, products in _products.jvps(
-                f, [point], 0, seeds, total, chunk, random=random, progress=options.progress
-            ):
-                yield lo, hi, [products if options.keep else products.detach()]
-    finally:
-        if after is not None:
-            after.restore()
+    with restored_after(random), _engine.recording_if(options.keep):
+        for lo, hi, products in _products.jvps(
+            f, [point], 0, seeds, total, chunk, random=random, progress=options.progress
+        ):
+            yield lo, hi, [products if options.keep else products.detach()]
 
 
 def hessian_products(
@@ -172,16 +167,7 @@ def hessian_products(
         )
     seeds, total = make_seeds(x.dtype, x.device)
     point = _engine.separate(x if options.keep else x.detach())
-
-    def gradient_of(primal: Tensor) -> tuple[Tensor, ...]:
-        inputs = list(second.prepared.inputs)
-        inputs[which] = primal
-        inner = run(second.caller, f, second.prepared.at(inputs), True, recorded=False)
-        inner.take_gradient(pushed=True)
-        grad = inner.grads[which]
-        return (torch.zeros_like(primal) if grad is None else grad,)
-
-    return _dual_products(gradient_of, point, seeds, total, chunk(total), options, random)
+    return _dual_products(gradient_by(f, second, which), point, seeds, total, chunk(total), options, random)
 
 
 class Collected(NamedTuple):

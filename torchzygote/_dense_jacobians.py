@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _engine, _plan, _products, _separable
+from . import _engine, _products, _separable
 from ._arguments import Prepared
 from ._assembly import Columns, Rows, add_rows, result_dtype
 from ._engine import Linearization
 from ._plan import FREE, RowCost
-from ._random import RandomState
+from ._random import RandomState, restored_after
 from ._row_cost import row_cost
-from ._second_order import Options
+from ._second_order import Options, chunk_for
 from ._transposed import transposed
 
 __all__ = ["by_rows", "forward"]
@@ -33,7 +33,7 @@ def by_rows(
     if None not in found:
         return [J for J in found if J is not None]
     blocks = [Rows(rows, x, result_dtype(x, y), options.keep) for x in prepared.inputs]
-    chunk = _chunk(rows, cost, options, y.device)
+    chunk = chunk_for(options, rows, cost, y.device)
     seeds = _products.identity_seeds(rows, y.dtype, y.device)
     for lo, hi, products in _products.vjps(
         lin,
@@ -72,12 +72,6 @@ def _by_blocks(
 def _row_cost(lin: Linearization, rows: int) -> RowCost:
     """What a row takes while it is pulled back; nothing where nobody will ask."""
     return FREE if rows <= 1 or _engine.compiling() else row_cost(lin)
-
-
-def _chunk(rows: int, cost: RowCost, options: Options, device: torch.device) -> int:
-    if options.chunk_size is not None or rows <= 1 or _engine.compiling():
-        return options.chunk_size or rows
-    return _plan.choose_chunk(None, rows, cost, device)
 
 
 def forward(
@@ -120,23 +114,18 @@ def _by_columns(
 
     sources = prepared.inputs if options.keep else [x.detach() for x in prepared.inputs]
     inputs = [_engine.separate(x) for x in sources]
-    after = None if random is None else RandomState()
     matrices = []
-    try:
-        with _engine.recording_if(options.keep):
-            for i, x in enumerate(inputs):
-                block = Columns(y.numel(), prepared.inputs[i], result_dtype(x, y), options.keep)
-                if x.numel() > 0:
-                    seeds = _products.identity_seeds(x.numel(), x.dtype, x.device)
-                    chunk = _chunk(x.numel(), _row_cost(lin, x.numel()), options, x.device)
-                    for lo, hi, products in _products.jvps(
-                        flat, inputs, i, seeds, x.numel(), chunk, random=random, progress=options.progress
-                    ):
-                        block.add(lo, hi, products if options.keep else products.detach())
-                matrices.append(block.matrix())
-    finally:
-        if after is not None:
-            after.restore()
+    with restored_after(random), _engine.recording_if(options.keep):
+        for i, x in enumerate(inputs):
+            block = Columns(y.numel(), prepared.inputs[i], result_dtype(x, y), options.keep)
+            if x.numel() > 0:
+                seeds = _products.identity_seeds(x.numel(), x.dtype, x.device)
+                chunk = chunk_for(options, x.numel(), _row_cost(lin, x.numel()), x.device)
+                for lo, hi, products in _products.jvps(
+                    flat, inputs, i, seeds, x.numel(), chunk, random=random, progress=options.progress
+                ):
+                    block.add(lo, hi, products if options.keep else products.detach())
+            matrices.append(block.matrix())
     return matrices
 
 
@@ -157,7 +146,7 @@ def _by_columns_on_tape(
         0,
         seeds,
         x.numel(),
-        _chunk(x.numel(), cost, options, x.device),
+        chunk_for(options, x.numel(), cost, x.device),
         create_graph=options.keep,
         progress=options.progress,
         misbatched=cost.misbatched,
