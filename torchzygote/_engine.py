@@ -25,7 +25,7 @@ from ._exchange import exchanged, finding, swapped
 from ._flags import held_flags
 from ._forward import forward_mode, jvp, non_overlapping, separate
 from ._holder import Holder, each_tensor
-from ._notes import annotate
+from ._notes import call
 from ._torch_private import (
     Survey,
     batched_like,
@@ -229,14 +229,6 @@ class Linearization:
             for root, cotangent in zip(self.roots, cotangents, strict=True)
         ]
         return list(self._pull(tuple(full)))
-
-
-def call(f: Callable[..., Any], prepared: Prepared, tracked: Sequence[Tensor]) -> Any:
-    try:
-        return f(*prepared.arguments(tracked))
-    except Exception as error:
-        annotate(error, f, prepared)
-        raise
 
 
 def _tracked_on_tape(prepared: Prepared, keep: bool) -> list[Tensor]:

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import CheckpointFunction
 from .. import _state
 from .._arguments import kind_of, prepare, type_name
 from .._attention import unfused_attention
-from .._notes import annotate
+from .._notes import call
 from .._random import OneRun, RandomState
 from .._real_arguments import prepare_one
 from .._sight import watching
@@ -318,7 +318,7 @@ def jacobian_sparsity(f: Callable[..., Any], *args: Any) -> tuple[Tensor | None,
     prepared = prepare(args, arrays_only=True)
     refuse_transforms("jacobian_sparsity")
 
-    flat = OneRun(lambda *inputs: _called(f, prepared, inputs))
+    flat = OneRun(lambda *inputs: call(f, prepared, inputs))
     value, patterns = jacobian_patterns(
         flat, prepared.inputs, prepared.owned, DEFAULT_BUDGET, varying_of(prepared)
     )
@@ -367,7 +367,7 @@ def hessian_sparsity(f: Callable[..., Any], x: Any) -> Tensor:
     prepared = prepare_one("hessian_sparsity", x)
     refuse_transforms("hessian_sparsity")
 
-    flat = OneRun(lambda *inputs: _called(f, prepared, inputs))
+    flat = OneRun(lambda *inputs: call(f, prepared, inputs))
     value, patterns = hessian_patterns(flat, prepared.inputs, None, prepared.owned, DEFAULT_BUDGET)
     flat.settle()
     truth = isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
@@ -378,14 +378,6 @@ def hessian_sparsity(f: Callable[..., Any], x: Any) -> Tensor:
     if torch.as_tensor(value).is_complex():
         raise ValueError(f"hessian_sparsity: expected a real f, got {type_name(value)}; take its .real first")
     return patterns[0].to_csr(prepared.inputs[0].device)
-
-
-def _called(f: Callable[..., Any], prepared: Any, inputs: Sequence[Tensor]) -> Any:
-    try:
-        return f(*prepared.arguments(inputs))
-    except Exception as error:
-        annotate(error, f, prepared)
-        raise
 
 
 def refuse_transforms(caller: str) -> None:
