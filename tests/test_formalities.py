@@ -42,6 +42,7 @@ FLOW = (
 MUST_NOT_REACH = {
     "_plan": ("*",),
     "_arguments": ("_engine",),
+    "_outputs": ("_engine",),
     "_engine": ("_plan", "_products", "_assembly", "coloring", "sparsity", "native"),
     "_products": ("_assembly", "_plan", "coloring", "sparsity", "gradients"),
     "_assembly": ("_engine", "_products", "_plan", "gradients"),

@@ -12,13 +12,14 @@ from torch import Tensor
 from . import _compressed, _engine, _evaluation, _plan_files, _state
 from ._arguments import Prepared, prepare
 from ._certificate import warn_mismatch
+from ._outputs import output_tensor
 from ._plan_base import Plan, held, no_values
 from ._random import RandomState
 from ._second_order import Options
 from ._signature import check_inputs
 from .gradients import implicit, prepare_implicit
 from .grads import Grads
-from .jacobians import jacobian, output_tensor
+from .jacobians import jacobian
 from .sparsity.pattern import Pattern
 
 __all__ = ["JacobianPlan"]

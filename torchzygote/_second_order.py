@@ -14,10 +14,10 @@ from torch import Tensor
 from . import _engine, _plan, _state
 from ._arguments import Prepared
 from ._engine import Linearization
+from ._outputs import real_scalar
 from ._plan import FREE, RowCost
-from .gradients import scalar_root
 
-__all__ = ["Options", "SecondOrder", "chunk_for", "gradient_by", "real_scalar", "run"]
+__all__ = ["Options", "SecondOrder", "chunk_for", "gradient_by", "run"]
 
 
 class Options(NamedTuple):
@@ -162,14 +162,6 @@ class SecondOrder:
 
 def _root(caller: str, lin: Linearization, y: Any) -> Tensor | None:
     return real_scalar(caller, y if lin.y_spec is not None else lin.y_leaves[0])
-
-
-def real_scalar(caller: str, y: Any) -> Tensor | None:
-    """:func:`scalar_root`, where anything else is a ``ValueError``, as for Hessians."""
-    try:
-        return scalar_root(caller, y)
-    except TypeError as error:
-        raise ValueError(str(error)) from None
 
 
 def run(

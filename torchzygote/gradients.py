@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
@@ -17,6 +16,7 @@ from . import _engine, _state, _updates
 from ._arguments import Prepared, prepare, refuse_unrecordable, type_name
 from ._cotangents import own, unfold_cotangent
 from ._flags import flags_on
+from ._outputs import scalar_root
 from ._pushing import push as push_through
 from .grads import Grads
 from .params import Params
@@ -52,29 +52,6 @@ def prepare_implicit(caller: str, params: Params, argnums: object) -> Prepared:
 def implicit(args: tuple[Any, ...]) -> Params | None:
     """The ``Params`` of an implicit call as they are now, or ``None`` for a call with arguments."""
     return args[0]._taken() if len(args) == 1 and isinstance(args[0], Params) else None
-
-
-def scalar_root(caller: str, y: Any, expected: str = "f to return") -> Tensor | None:
-    """The tensor to pull back from, ``None`` for a constant; anything but a real scalar is refused."""
-    if isinstance(y, (Tensor, np.ndarray)) and y.ndim > 0:
-        raise ValueError(
-            f"{caller}: expected {expected} a real scalar, got an array, {type_name(y)}; "
-            "perhaps you wanted jacobian"
-        )
-    if isinstance(y, Tensor):
-        if y.dtype.is_complex:
-            raise ValueError(
-                f"{caller}: expected {expected} a real scalar, got a complex one of dtype {y.dtype}; "
-                "return its real part, imaginary part or absolute value"
-            )
-        return y if y.dtype.is_floating_point else None
-    if isinstance(y, np.ndarray):
-        y = y[()]  # what it holds
-    if isinstance(y, (complex, np.complexfloating)):
-        raise ValueError(f"{caller}: expected {expected} a real scalar, got the complex number {y!r}")
-    if isinstance(y, (bool, int, float, np.bool_, np.number)) and not isinstance(y, np.timedelta64):
-        return None
-    raise TypeError(f"{caller}: expected {expected} a real scalar, got {type_name(y)}")
 
 
 @_engine.entry_point

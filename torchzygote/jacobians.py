@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from . import _compressed, _engine, _plan, _state
-from ._arguments import Prepared, kind_of, number_to_tensor, numpy_to_tensor, prepare, type_name
+from ._arguments import Prepared, prepare, type_name
 from ._assembly import Rows, as_result, result_dtype
 from ._cotangents import own
 from ._crosscheck import is_confirmed, refuse_unpushable, warn_disagreement
 from ._dense_jacobians import by_rows, forward
 from ._engine import Linearization
+from ._outputs import output_tensor
 from ._random import RandomState
 from ._row_cost import row_cost
 from ._second_order import Options
@@ -49,24 +49,6 @@ class _Options(NamedTuple):
     def products(self) -> Options:
         """What concerns the products alone."""
         return Options(self.chunk_size, self.keep, self.progress)
-
-
-def output_tensor(caller: str, y: Any) -> Tensor:
-    """``y`` as a tensor; what is no array or number, or complex, is refused."""
-    kind = kind_of(y)
-    if kind == "number":
-        y = number_to_tensor(y)
-    elif kind != "array":
-        raise ValueError(f"{caller}: expected f to return an array or a number, got {type_name(y)}")
-    elif isinstance(y, np.ndarray):
-        y = numpy_to_tensor(y)
-    tensor: Tensor = y
-    if tensor.dtype.is_complex:
-        raise ValueError(
-            f"{caller}: expected f to return real values, got {type_name(tensor)}; "
-            "differentiate its real and imaginary parts"
-        )
-    return tensor
 
 
 @_engine.entry_point

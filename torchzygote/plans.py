@@ -12,15 +12,14 @@ from ._arguments import Prepared, prepare
 from ._crosscheck import unpushable, warn_disagreement
 from ._hessian_plan import HessianPlan
 from ._jacobian_plan import JacobianPlan
+from ._outputs import output_tensor, real_scalar
 from ._plan_base import held
 from ._random import OneRun
 from ._real_arguments import prepare_one
-from ._second_order import real_scalar
 from ._signature import specs_of
 from ._torch_private import survey
 from .coloring.recovery import jacobian_recovery, symmetric_recovery, symmetrized
 from .gradients import implicit, prepare_implicit
-from .jacobians import output_tensor
 from .sparsity.detect import DEFAULT_BUDGET, hessian_patterns, jacobian_patterns, refuse_transforms
 from .sparsity.pattern import Pattern
 from .sparsity.varying import varying_of
@@ -201,7 +200,7 @@ def plan_hessian(
             raise ValueError(f"{caller}: sparsity: expected the shape {(n, n)}, got {pattern.shape}")
     else:
         flat = OneRun(lambda *xs: _engine.call(f, prepared, xs))
-        y, (pattern,) = hessian_patterns(flat, prepared.inputs, None, prepared.owned, DEFAULT_BUDGET)
+        y, (pattern,) = hessian_patterns(flat, prepared.inputs, prepared.owned, DEFAULT_BUDGET)
         flat.settle()
         real_scalar(caller, y)
     recovery = symmetric_recovery(symmetrized(pattern), refine=True)
