@@ -28,6 +28,7 @@ FLOW = (
     "_state",
     "_arguments",
     "_engine",
+    "_first_order",
     "_products",
     "gradients",
     "_second_order",

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from . import _engine, _plan, _products, native
-from ._arguments import Prepared
 from ._engine import Linearization
+from ._first_order import FirstOrder
 from ._plan import RowCost
 from ._products import Seeds
 from ._random import RandomState, restored_after
@@ -66,60 +66,53 @@ def color_seeds(
 
 
 def jacobian_products(
-    f: Callable[..., Any],
-    prepared: Prepared,
-    lin: Linearization,
-    y: Tensor,
+    first: FirstOrder,
     recovery: Recovery,
     make_seeds: Callable[[torch.dtype, torch.device], tuple[Seeds, int]],
     chunk: Callable[[int], int],
     options: Options,
-    random: RandomState | None,
-    hooked: bool,
 ) -> Products:
     """Pullbacks or pushforwards of the seeds, by all arguments at once."""
+    lin, inputs = first.lin, first.prepared.inputs
     if recovery.mode == "reverse":
-        seeds, total = make_seeds(y.dtype, y.device)
-        return _products.vjps(
-            lin, 0, seeds, total, chunk(total), create_graph=options.keep, progress=options.progress
-        )
-    dtype = prepared.inputs[0].dtype
-    for x in prepared.inputs[1:]:
+        seeds, total = make_seeds(first.y.dtype, first.y.device)
+        return _pulled(lin, seeds, total, chunk(total), options)
+    dtype = inputs[0].dtype
+    for x in inputs[1:]:
         dtype = torch.promote_types(dtype, x.dtype)
-    seeds, total = make_seeds(dtype, prepared.inputs[0].device)
-    if (found := transposed(prepared, lin, hooked)) is not None:
-        linear = lin.onward([_joined(prepared, found)], [found.cotangent])
-        return _products.vjps(
-            linear, 0, seeds, total, chunk(total), create_graph=options.keep, progress=options.progress
-        )
-    return _pushed(f, prepared, seeds, total, chunk(total), options, random)
+    seeds, total = make_seeds(dtype, inputs[0].device)
+    if (found := transposed(first)) is not None:
+        linear = lin.onward([_joined(inputs, found)], [found.cotangent])
+        return _pulled(linear, seeds, total, chunk(total), options)
+    return _pushed(first, seeds, total, chunk(total), options)
 
 
-def _joined(prepared: Prepared, found: Transposed) -> Tensor:
+def _pulled(
+    lin: Linearization, seeds: Seeds, total: int, chunk: int, options: Options
+) -> Iterator[_products.Chunk]:
+    """Pullbacks from the only root."""
+    return _products.vjps(lin, 0, seeds, total, chunk, create_graph=options.keep, progress=options.progress)
+
+
+def _joined(inputs: Sequence[Tensor], found: Transposed) -> Tensor:
     """What has been pulled back, as one vector."""
     with torch.enable_grad():  # the caller may have switched autograd off
         flat = [
             torch.zeros_like(x).reshape(-1) if g is None else g.reshape(-1)
-            for x, g in zip(prepared.inputs, found.pulled, strict=True)
+            for x, g in zip(inputs, found.pulled, strict=True)
         ]
         return flat[0] if len(flat) == 1 else torch.cat(flat)
 
 
 def _pushed(
-    f: Callable[..., Any],
-    prepared: Prepared,
-    seeds: Seeds,
-    total: int,
-    chunk: int,
-    options: Options,
-    random: RandomState | None,
+    first: FirstOrder, seeds: Seeds, total: int, chunk: int, options: Options
 ) -> Iterator[tuple[int, int, list[Tensor | None]]]:
     """Pushforwards by dual numbers; several arguments are pushed as one joined vector."""
-    sources = prepared.inputs if options.keep else [x.detach() for x in prepared.inputs]
+    sources = first.prepared.inputs if options.keep else [x.detach() for x in first.prepared.inputs]
     inputs = [_engine.separate(x) for x in sources]
 
     def of_all(*tracked: Tensor) -> tuple[Tensor, ...]:
-        return (_engine.call(f, prepared, tracked),)
+        return (_engine.call(first.f, first.prepared, tracked),)
 
     def of_joined(vector: Tensor) -> tuple[Tensor, ...]:
         parts = torch.split(vector, [x.numel() for x in inputs])
@@ -127,7 +120,7 @@ def _pushed(
 
     one = len(inputs) == 1
     point = inputs[0] if one else torch.cat([x.reshape(-1) for x in inputs])
-    yield from _dual_products(of_all if one else of_joined, point, seeds, total, chunk, options, random)
+    yield from _dual_products(of_all if one else of_joined, point, seeds, total, chunk, options, first.random)
 
 
 def _dual_products(
@@ -162,9 +155,7 @@ def hessian_products(
         lin = second.by_input(which)
         assert lin is not None
         seeds, total = make_seeds(lin.roots[0].dtype, x.device)
-        return _products.vjps(
-            lin, 0, seeds, total, chunk(total), create_graph=options.keep, progress=options.progress
-        )
+        return _pulled(lin, seeds, total, chunk(total), options)
     seeds, total = make_seeds(x.dtype, x.device)
     point = _engine.separate(x if options.keep else x.detach())
     return _dual_products(gradient_by(f, second, which), point, seeds, total, chunk(total), options, random)

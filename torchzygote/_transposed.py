@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from . import _engine, _state
-from ._arguments import Prepared
 from ._engine import Linearization
+from ._first_order import FirstOrder
 
 __all__ = ["Transposed", "transposed"]
 
@@ -24,17 +24,17 @@ class Transposed(NamedTuple):
     pulled: list[Tensor | None]
 
 
-def transposed(prepared: Prepared, lin: Linearization, hooked: bool) -> Transposed | None:
-    """``lin`` pulled back so that it can be pushed forward; ``None`` where dual numbers are to be taken.
+def transposed(first: FirstOrder) -> Transposed | None:
+    """``first`` pulled back so that it can be pushed forward; ``None`` where dual numbers are to be taken.
 
     ``f`` need not run again. Custom functions are left to dual numbers: a backward that is not differentiable
     by its cotangent would give silent zeros. Tensors that ``f`` finds by identity know no other way, as no
     dual number can replace them: what can't be had is raised.
     """
-    identical = not all(prepared.owned)
+    lin, identical = first.lin, not all(first.prepared.owned)
     if identical:
         _refuse_nonlinear(lin)
-    elif hooked or _engine.compiling() or _engine.in_functorch() or lin.survey().nonlinear:
+    elif first.hooked or _engine.compiling() or _engine.in_functorch() or lin.survey().nonlinear:
         return None
     try:
         with torch.enable_grad(), _state.pushing():  # the caller may have switched autograd off
