@@ -13,7 +13,8 @@ from . import _compressed, _engine, _evaluation, _plan_files, _state
 from ._arguments import Prepared, prepare
 from ._certificate import warn_mismatch
 from ._first_order import record
-from ._plan_base import Plan, held, no_values
+from ._flags import held
+from ._plan_base import Plan, no_values
 from ._random import RandomState
 from ._second_order import Options
 from ._signature import check_inputs
@@ -175,7 +176,7 @@ class JacobianPlan(Plan):
         keep = _engine.keeps_graph(create_graph) or _engine.in_functorch()
         options = Options(self._chunk_size, keep, False)
         name = type(self).__name__
-        with held(args, prepared), _state.differentiation():
+        with held(implicit(args)), _state.differentiation():
             first = record(name, self._f, prepared, keep)
             y = first.y
             if y.numel() != self._recovery.rows:

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from . import _compressed, _engine, _plan, _state
-from ._arguments import Prepared, prepare
+from ._arguments import Prepared
 from ._assembly import Rows, as_result, result_dtype
 from ._cotangents import own
 from ._crosscheck import is_confirmed, refuse_unpushable, warn_disagreement
 from ._dense_jacobians import by_rows, forward
 from ._first_order import FirstOrder, record
+from ._flags import held
 from ._row_cost import row_cost
 from ._second_order import Options
-from .gradients import implicit, prepare_implicit
+from .gradients import prepare_call
 from .grads import Grads
 
 __all__ = ["WithJacobian", "jacobian", "withjacobian"]
@@ -66,22 +67,10 @@ def _value_and_jacobian(
     _plan.check_mode(mode, _plan.JACOBIAN_MODES)
     if sparse:
         _compressed.refuse_nested(caller)
-    params = implicit(args)
-    if params is None:
-        prepared = prepare(args, argnums, arrays_only=True)
-    else:
-        prepared = prepare_implicit(caller, params, argnums)
-    keep = _engine.keeps_graph(create_graph)
-    if keep:
-        prepared.copy_arrays()
+    params, prepared, keep = prepare_call(caller, args, argnums, create_graph, arrays_only=True)
     options = _Options(mode, _plan.check_chunk_size(chunk_size), keep, progress, sparse, verify)
-    release = None if params is None or _engine.in_functorch() else _engine.held_flags(prepared.inputs)
-    try:
-        with _state.differentiation():
-            value, matrices = matrices_of(caller, f, prepared, options)
-    finally:
-        if release is not None:
-            release()
+    with held(params), _state.differentiation():
+        value, matrices = matrices_of(caller, f, prepared, options)
     if not (_engine.compiling() or _engine.in_functorch()):
         own(matrices)
     if params is not None:

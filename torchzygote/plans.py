@@ -10,10 +10,10 @@ from torch import Tensor
 from . import _engine, _plan, _state
 from ._arguments import Prepared, prepare
 from ._crosscheck import unpushable, warn_disagreement
+from ._flags import held
 from ._hessian_plan import HessianPlan
 from ._jacobian_plan import JacobianPlan
 from ._outputs import output_tensor, real_scalar
-from ._plan_base import held
 from ._random import OneRun
 from ._real_arguments import prepare_one
 from ._signature import specs_of
@@ -105,7 +105,7 @@ def plan_jacobian(
     if sparsity is not None:
         patterns = _given_patterns(caller, sparsity, [x.numel() for x in inputs])
     else:
-        with held(example_args, prepared):
+        with held(params):
             patterns, mode = _found_patterns(caller, f, prepared, mode)
 
     def colored(mode: str) -> JacobianPlan:
