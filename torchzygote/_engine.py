@@ -95,7 +95,7 @@ class Linearization:
     """``f`` at one point, ready to be pulled back: ``roots`` are its tensor outputs, ``inputs`` what by.
 
     ``y`` is what ``f`` returned, as the code around this differentiation may see it. ``start``: what
-    :func:`hooks_made` and :func:`sequence_number` said before ``f`` ran, where that is known. ``nested``: in a
+    :func:`hooks_made` and :func:`sequence_number` said before ``f`` ran, if that is known. ``nested``: in a
     level of ``torch.func``.
     """
 
