@@ -141,14 +141,13 @@ class held:
 
     def __init__(self, tensors: Iterable[Tensor] | None) -> None:
         self._tensors = tensors
-        self._release: Callable[[], None] | None = None
 
     def __enter__(self) -> None:
-        if self._tensors is not None and not in_functorch():
-            self._release = held_flags(list(self._tensors))
+        if self._tensors is not None:
+            self._release = _nothing if in_functorch() else held_flags(list(self._tensors))
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        if self._release is not None:
+        if self._tensors is not None:
             self._release()
 
 

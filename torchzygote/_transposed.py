@@ -37,7 +37,8 @@ def transposed(first: FirstOrder) -> Transposed | None:
     elif first.hooked or _engine.compiling() or _engine.in_functorch() or lin.survey().nonlinear:
         return None
     try:
-        with torch.enable_grad(), _state.pushing():  # the caller may have switched autograd off
+        # the caller may have switched autograd off
+        with _engine.recording_if(not torch.is_grad_enabled()), _state.pushing():
             u = torch.zeros_like(lin.roots[0]).requires_grad_()
             return Transposed(u, lin.pull([u], retain=True, create_graph=True))
     except Exception:

@@ -68,7 +68,7 @@ def prepare_call(
     arrays_only: bool = False,
 ) -> tuple[Params | None, Prepared, bool]:
     """The ``Params``, the arguments as tensors, and whether results must be differentiable."""
-    params = implicit(args)
+    params = args[0]._taken() if is_implicit(args) else None  # not by `implicit`: small calls wait for this
     if params is None:
         prepared = prepare(args, argnums, arrays_only=arrays_only)
     else:
