@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from torchzygote import (
+    Params,
+    checkpointed,
     diaghessian,
     forwarddiff,
     gradient,
@@ -171,6 +173,72 @@ def test_constants_may_go_through_library_operators_in_forward_mode() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------
+# forward mode by Params, which is the pullback differentiated by its cotangent
+
+
+class ByNumPy(torch.autograd.Function):
+    """A square; autograd can't follow its backward."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x**2
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        return torch.from_numpy(2 * ctx.saved_tensors[0].detach().numpy() * g.detach().numpy())
+
+
+NOT_LINEAR: dict[str, Callable[[Tensor], Tensor]] = {
+    "custom": lambda x: ByNumPy.apply(x),
+    "logcumsumexp": lambda x: torch.logcumsumexp(x, 0),
+}
+
+
+@pytest.mark.parametrize("f", NOT_LINEAR.values(), ids=NOT_LINEAR)
+def test_forward_mode_by_params_refuses_what_it_may_get_wrong(f: Callable[[Tensor], Tensor]) -> None:
+    w = doubled(0.5, -1.5, 2.0)
+    ps = Params([w])
+    plan = plan_jacobian(lambda: f(w), ps, mode="forward", sparsity=torch.ones(3, 3).tril())
+    for call in (
+        lambda: jacobian(lambda: f(w), ps, mode="forward"),
+        lambda: jacobian(lambda: f(w), ps, mode="forward", sparse=True),
+        lambda: plan(ps),
+    ):
+        with pytest.raises(RuntimeError, match="mode 'forward' with Params"):
+            call()
+
+
+@pytest.mark.parametrize("f", NOT_LINEAR.values(), ids=NOT_LINEAR)
+def test_plans_by_params_take_reverse_mode_then(f: Callable[[Tensor], Tensor]) -> None:
+    w = doubled(0.5, -1.5, 2.0)
+    ps = Params([w])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="rows are computed one at a time")
+        plan = plan_jacobian(lambda: f(w), ps)
+        assert plan.mode == "reverse"
+        found = plan(ps)[w].to_dense()
+        torch.testing.assert_close(found, jacobian(lambda: f(w), ps, mode="reverse")[w])
+
+
+def test_forward_mode_by_params_passes_hooks_by() -> None:
+    w = doubled(0.5, -1.5, 2.0)
+    ps = Params([w])
+    for f in (
+        lambda: hook(torch.neg, w) ** 2,
+        lambda: checkpointed(lambda a: hook(torch.neg, a) ** 2, w),
+    ):
+        dense = jacobian(f, ps, mode="forward")[w]
+        sparse = jacobian(f, ps, mode="forward", sparse=True)[w].to_dense()
+        planned = plan_jacobian(f, ps, mode="forward", sparsity=torch.eye(3))(ps)[w].to_dense()
+        for found in (dense, sparse, planned):
+            torch.testing.assert_close(found, torch.diag(2 * w))
+
+
+# ---------------------------------------------------------------------------------------------------------
 # hooks
 
 
@@ -180,6 +248,19 @@ def test_a_hook_acts_whatever_the_sizes(n: int, sparse: bool) -> None:
     f = lambda a: hook(torch.neg, a).sum() * torch.ones(n, dtype=torch.float64)
     found = jacobian(f, doubled(0.3, -0.7, 1.1, 0.2), sparse=sparse)[0].to_dense()
     torch.testing.assert_close(found, -torch.ones(n, 4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("n", [2, 4, 16])
+def test_a_hook_acts_in_plans_too(n: int) -> None:
+    f = lambda a: (hook(torch.neg, a) ** 2).repeat(n)
+    x = doubled(0.3, -0.7, 1.1)
+    expected = -torch.diag(2 * x).repeat(n, 1)
+    torch.testing.assert_close(plan_jacobian(f, x)(x)[0].to_dense(), expected)
+    ps = Params([x])
+    torch.testing.assert_close(plan_jacobian(lambda: f(x), ps)(ps)[x].to_dense(), expected)
+    forward = plan_jacobian(f, x, mode="forward")
+    assert forward.mode == "forward"
+    torch.testing.assert_close(forward(x)[0].to_dense(), -expected)
 
 
 def test_a_last_row_by_itself_comes_to_a_hook_as_the_others_did() -> None:

@@ -30,6 +30,7 @@ FLOW = (
     "_state",
     "_arguments",
     "_engine",
+    "_first_order",
     "_products",
     "gradients",
     "_second_order",
@@ -44,6 +45,7 @@ FLOW = (
 MUST_NOT_REACH = {
     "_plan": ("*",),
     "_arguments": ("_engine",),
+    "_outputs": ("_engine",),
     "_engine": ("_plan", "_products", "_assembly", "coloring", "sparsity", "native"),
     "_products": ("_assembly", "_plan", "coloring", "sparsity", "gradients"),
     "_assembly": ("_engine", "_products", "_plan", "gradients"),

@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 
 import torch
+from detection import detect_hessian, detect_jacobian
 from sparse_cases import brusselator
 from torch import Tensor
-
-from torchzygote.sparsity.detect import detect_hessian, detect_jacobian
 
 
 def test_a_budget_ends_detection_with_dense() -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from detection import detect_hessian, detect_jacobian
 from torch import Tensor, nn
 
 from torchzygote import hessian_sparsity, jacobian, jacobian_sparsity
-from torchzygote.sparsity.detect import detect_hessian, detect_jacobian
 
 
 @pytest.fixture(autouse=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from detection import detect_hessian, detect_jacobian
 from torch import nn
 
 from torchzygote import Grads, Params, hessian_sparsity, jacobian, jacobian_sparsity
-from torchzygote.sparsity.detect import detect_hessian, detect_jacobian
 
 
 def test_each_input_has_its_pattern() -> None:
@@ -18,8 +18,6 @@ def test_each_input_has_its_pattern() -> None:
     first, second = detect_hessian(lambda a, b: (b * a**2).sum() + (b**2).sum(), [a, b])
     assert torch.equal(first.to_dense(), torch.eye(3) > 0)
     assert torch.equal(second.to_dense(), torch.eye(6) > 0)
-    (only,) = detect_hessian(lambda a, b: (b * a**2).sum() + (b**2).sum(), [a, b], which=[1])
-    assert only == second
 
 
 def test_an_input_that_f_also_closes_over_is_told_apart() -> None:
@@ -78,7 +76,9 @@ def test_public_functions_refuse_what_they_must() -> None:
         ValueError, match="jacobian_sparsity: expected f to return an array or a number, got tuple"
     ):
         jacobian_sparsity(lambda x: (x, x), x)
-    with pytest.raises(ValueError, match="hessian_sparsity: expected f to return a scalar"):
+    with pytest.raises(
+        ValueError, match="hessian_sparsity: expected f to return a real scalar, got an array"
+    ):
         hessian_sparsity(lambda x: x, x)
     with pytest.raises(
         TypeError,
@@ -87,7 +87,9 @@ def test_public_functions_refuse_what_they_must() -> None:
         hessian_sparsity(lambda x: x, {"x": x})
     with pytest.raises(ValueError, match="hessian_sparsity: expected real arguments"):
         hessian_sparsity(lambda x: (x * x.conj()).real.sum(), x + 1j)
-    with pytest.raises(ValueError, match="hessian_sparsity: expected a real f"):
+    with pytest.raises(
+        ValueError, match="hessian_sparsity: expected f to return a real scalar, got a complex"
+    ):
         hessian_sparsity(lambda x: (x + 1j).sum(), x)
     with pytest.raises(RuntimeError, match="jacobian_sparsity: expected a plain call"):
         torch.func.vmap(lambda x: jacobian_sparsity(lambda x: x, x)[0].to_dense())(torch.rand(2, 3))

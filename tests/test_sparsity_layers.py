@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from detection import detect_hessian, detect_jacobian
 from oracles import covers, true_hessian, true_jacobian
 from torch import Tensor, nn
-
-from torchzygote.sparsity.detect import detect_hessian, detect_jacobian
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "convolutional": (

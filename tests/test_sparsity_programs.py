@@ -6,11 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from detection import detect_hessian, detect_jacobian
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-
-from torchzygote.sparsity.detect import detect_hessian, detect_jacobian
 
 N = 6
 MATRIX = torch.tensor(

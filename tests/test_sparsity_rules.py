@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from detection import detect_hessian, detect_jacobian
 from elementwise_rows import ELEMENTWISE, MASK, A, Row, halves
 from needs_torch import aminmax_derived, grid_sample_derived_twice
 from torch import Tensor
 
-from torchzygote.sparsity.detect import detect_hessian, detect_jacobian
 from torchzygote.sparsity.rules import RULES
 
 M34 = A[:12].reshape(3, 4) + 0.05

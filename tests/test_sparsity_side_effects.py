@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from detection import detect_jacobian
 from oracles import covers, fd_jacobian
 from torch import Tensor, nn
 
 from torchzygote import hessian, jacobian
-from torchzygote.sparsity.detect import detect_jacobian
 
 
 def test_random_numbers_statistics_and_flags_are_left_as_they_were() -> None:

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from detection import detect_hessian, detect_jacobian
 from oracles import true_hessian, true_jacobian
 from sparse_cases import brusselator, rosenbrock
 from torch import Tensor, nn
 
 from torchzygote import hessian_sparsity, jacobian_sparsity
-from torchzygote.sparsity.detect import detect_hessian, detect_jacobian
 
 
 def arrowhead(x: Tensor) -> Tensor:

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from detection import detect_hessian, detect_jacobian
 from oracles import covers, true_jacobian
 from torch import Tensor
 
 import torchzygote
 from torchzygote import _sight
-from torchzygote.sparsity.detect import detect_hessian, detect_jacobian, hessian_sparsity
+from torchzygote.sparsity.detect import hessian_sparsity
 
 
 class StraightThrough(torch.autograd.Function):

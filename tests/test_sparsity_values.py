@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from detection import detect_jacobian
 from oracles import true_jacobian
 from torch import nn
 
 from torchzygote import jacobian_sparsity
-from torchzygote.sparsity.detect import detect_jacobian
 
 
 @pytest.mark.parametrize(

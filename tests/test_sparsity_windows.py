@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from detection import detect_jacobian
 from torch import Tensor
-
-from torchzygote.sparsity.detect import detect_jacobian
 
 # Between these sizes positions fall on pixels, or would without rounding.
 SIZES = [

@@ -20,7 +20,7 @@ from ._sight import out_of_sight
 from ._torch_private import (
     functorch_depth,
     innermost_level,
-    layers,
+    is_recorded,
     outside_functorch,
     plain_value,
     put_rows_back,
@@ -178,13 +178,9 @@ class Bend:
             return
         if innermost_level() is not None:
             stack = transform_stack()
-            if "jvp" in stack and "grad" not in stack and not any(map(_is_recorded, tensors)):
+            if "jvp" in stack and "grad" not in stack and not any(map(is_recorded, tensors)):
                 return
         _state.at_end(self.report)
-
-
-def _is_recorded(x: Tensor) -> bool:
-    return any(layer.requires_grad for _, layer in layers(x))
 
 
 class _OfExample(Bend):

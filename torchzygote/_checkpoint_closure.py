@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from ._torch_private import functorch_depth, is_wrapped, layers, pytree, sequence_number
 
-__all__ = ["Recorder", "has_version", "is_recorded", "needs_name", "reaches_only"]
+__all__ = ["Recorder", "has_version", "needs_name", "reaches_only"]
 
 _PULLBACKS = (torch.autograd.grad, torch.autograd.backward, Tensor.backward)
 
@@ -24,11 +24,6 @@ _PULLBACKS = (torch.autograd.grad, torch.autograd.backward, Tensor.backward)
 def needs_name(x: Tensor) -> bool:
     """Whether a derivative by ``x`` may be asked for, or ``x`` is bound to a level that may end."""
     return x.requires_grad or is_wrapped(x)
-
-
-def is_recorded(x: Tensor) -> bool:
-    """Whether a graph of reverse mode hangs on ``x``, at any level."""
-    return any(layer.requires_grad for _, layer in layers(x))
 
 
 class Recorder(TorchFunctionMode):

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checkpoint_closure import is_recorded
 from ._checkpoint_surroundings import outside_inference
 from ._flags import flags_on
 from ._forward import separate
@@ -21,6 +20,7 @@ from ._torch_private import (
     grad_level,
     innermost_layer,
     innermost_transform,
+    is_recorded,
     is_wrapped,
     outside_functorch,
     plain_layer,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import _state
 from ._arguments import name_of
-from ._checkpoint_closure import Recorder, has_version, is_recorded, needs_name, reaches_only
+from ._checkpoint_closure import Recorder, has_version, needs_name, reaches_only
 from ._checkpoint_holdings import Holdings, written_since
 from ._checkpoint_node import Rerun, attach
 from ._checkpoint_surroundings import Surroundings
@@ -25,6 +25,7 @@ from ._engine import swapped
 from ._torch_private import (
     grad_level,
     in_functorch_derivative,
+    is_recorded,
     is_wrapped,
     leave_grad_level,
     pytree,

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from . import _engine, _plan, _products, native
-from ._arguments import Prepared
 from ._engine import Linearization
+from ._first_order import FirstOrder
 from ._plan import RowCost
 from ._products import Seeds
-from ._random import RandomState
-from ._second_order import Options, SecondOrder, run
+from ._random import RandomState, restored_after
+from ._second_order import Options, SecondOrder, gradient_by
 from ._torch_private import in_functorch_compiled, unchecked_select
+from ._transposed import Transposed, transposed
 from .coloring.recovery import Recovery
 
 __all__ = [
@@ -65,71 +66,53 @@ def color_seeds(
 
 
 def jacobian_products(
-    f: Callable[..., Any],
-    prepared: Prepared,
-    lin: Linearization,
-    y: Tensor,
+    first: FirstOrder,
     recovery: Recovery,
     make_seeds: Callable[[torch.dtype, torch.device], tuple[Seeds, int]],
     chunk: Callable[[int], int],
     options: Options,
-    random: RandomState | None,
-    hooked: bool,
 ) -> Products:
     """Pullbacks or pushforwards of the seeds, by all arguments at once."""
+    lin, inputs = first.lin, first.prepared.inputs
     if recovery.mode == "reverse":
-        seeds, total = make_seeds(y.dtype, y.device)
-        return _products.vjps(
-            lin, 0, seeds, total, chunk(total), create_graph=options.keep, progress=options.progress
-        )
-    dtype = prepared.inputs[0].dtype
-    for x in prepared.inputs[1:]:
+        seeds, total = make_seeds(first.y.dtype, first.y.device)
+        return _pulled(lin, seeds, total, chunk(total), options)
+    dtype = inputs[0].dtype
+    for x in inputs[1:]:
         dtype = torch.promote_types(dtype, x.dtype)
-    seeds, total = make_seeds(dtype, prepared.inputs[0].device)
-    identical = not all(prepared.owned)
-    if identical or not (hooked or _engine.compiling() or _engine.in_functorch() or lin.survey().nonlinear):
-        try:
-            linear = _transposed(prepared, lin)
-        except Exception:
-            if identical:
-                raise
-        else:
-            return _products.vjps(
-                linear, 0, seeds, total, chunk(total), create_graph=options.keep, progress=options.progress
-            )
-    return _pushed(f, prepared, seeds, total, chunk(total), options, random)
+    seeds, total = make_seeds(dtype, inputs[0].device)
+    if (found := transposed(first)) is not None:
+        linear = lin.onward([_joined(inputs, found)], [found.cotangent])
+        return _pulled(linear, seeds, total, chunk(total), options)
+    return _pushed(first, seeds, total, chunk(total), options)
 
 
-def _transposed(prepared: Prepared, lin: Linearization) -> Linearization:
-    """The pullback of ``lin`` by its cotangent: pulling tangents back through it pushes them forward.
+def _pulled(
+    lin: Linearization, seeds: Seeds, total: int, chunk: int, options: Options
+) -> Iterator[_products.Chunk]:
+    """Pullbacks from the only root."""
+    return _products.vjps(lin, 0, seeds, total, chunk, create_graph=options.keep, progress=options.progress)
 
-    ``f`` need not run again, and tensors that ``f`` finds by identity take part.
-    """
-    with _engine.recording_if(True):  # the caller may have switched autograd off
-        u = torch.zeros_like(lin.roots[0]).requires_grad_()
-        pulled = lin.pull([u], retain=True, create_graph=True)
+
+def _joined(inputs: Sequence[Tensor], found: Transposed) -> Tensor:
+    """What has been pulled back, as one vector."""
+    with torch.enable_grad():  # the caller may have switched autograd off
         flat = [
             torch.zeros_like(x).reshape(-1) if g is None else g.reshape(-1)
-            for x, g in zip(prepared.inputs, pulled, strict=True)
+            for x, g in zip(inputs, found.pulled, strict=True)
         ]
-        return lin.onward([flat[0] if len(flat) == 1 else torch.cat(flat)], [u])
+        return flat[0] if len(flat) == 1 else torch.cat(flat)
 
 
 def _pushed(
-    f: Callable[..., Any],
-    prepared: Prepared,
-    seeds: Seeds,
-    total: int,
-    chunk: int,
-    options: Options,
-    random: RandomState | None,
+    first: FirstOrder, seeds: Seeds, total: int, chunk: int, options: Options
 ) -> Iterator[tuple[int, int, list[Tensor | None]]]:
     """Pushforwards by dual numbers; several arguments are pushed as one joined vector."""
-    sources = prepared.inputs if options.keep else [x.detach() for x in prepared.inputs]
+    sources = first.prepared.inputs if options.keep else [x.detach() for x in first.prepared.inputs]
     inputs = [_engine.separate(x) for x in sources]
 
     def of_all(*tracked: Tensor) -> tuple[Tensor, ...]:
-        return (_engine.call(f, prepared, tracked),)
+        return (_engine.call(first.f, first.prepared, tracked),)
 
     def of_joined(vector: Tensor) -> tuple[Tensor, ...]:
         parts = torch.split(vector, [x.numel() for x in inputs])
@@ -137,7 +120,7 @@ def _pushed(
 
     one = len(inputs) == 1
     point = inputs[0] if one else torch.cat([x.reshape(-1) for x in inputs])
-    yield from _dual_products(of_all if one else of_joined, point, seeds, total, chunk, options, random)
+    yield from _dual_products(of_all if one else of_joined, point, seeds, total, chunk, options, first.random)
 
 
 def _dual_products(
@@ -149,16 +132,11 @@ def _dual_products(
     options: Options,
     random: RandomState | None,
 ) -> Iterator[tuple[int, int, list[Tensor | None]]]:
-    after = None if random is None else RandomState()
-    try:
-        with _engine.recording_if(options.keep):
-            for lo, hi, products in _products.jvps(
-                f, [point], 0, seeds, total, chunk, random=random, progress=options.progress
-            ):
-                yield lo, hi, [products if options.keep else products.detach()]
-    finally:
-        if after is not None:
-            after.restore()
+    with restored_after(random), _engine.recording_if(options.keep):
+        for lo, hi, products in _products.jvps(
+            f, [point], 0, seeds, total, chunk, random=random, progress=options.progress
+        ):
+            yield lo, hi, [products if options.keep else products.detach()]
 
 
 def hessian_products(
@@ -177,21 +155,10 @@ def hessian_products(
         lin = second.by_input(which)
         assert lin is not None
         seeds, total = make_seeds(lin.roots[0].dtype, x.device)
-        return _products.vjps(
-            lin, 0, seeds, total, chunk(total), create_graph=options.keep, progress=options.progress
-        )
+        return _pulled(lin, seeds, total, chunk(total), options)
     seeds, total = make_seeds(x.dtype, x.device)
     point = _engine.separate(x if options.keep else x.detach())
-
-    def gradient_of(primal: Tensor) -> tuple[Tensor, ...]:
-        inputs = list(second.prepared.inputs)
-        inputs[which] = primal
-        inner = run(second.caller, f, second.prepared.at(inputs), True, recorded=False)
-        inner.take_gradient(pushed=True)
-        grad = inner.grads[which]
-        return (torch.zeros_like(primal) if grad is None else grad,)
-
-    return _dual_products(gradient_of, point, seeds, total, chunk(total), options, random)
+    return _dual_products(gradient_by(f, second, which), point, seeds, total, chunk(total), options, random)
 
 
 class Collected(NamedTuple):

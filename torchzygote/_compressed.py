@@ -15,12 +15,12 @@ from torch import Tensor
 
 from . import _engine, _structure
 from ._alignment import keeps_elements_apart
-from ._arguments import Prepared
 from ._assembly import result_dtype
 from ._certificate import agreement, precision, probe_rows, warn_mismatch
 from ._colored import chunk_of, collect, color_seeds, hessian_products, jacobian_products
 from ._crosscheck import explains_pullback
 from ._engine import Linearization
+from ._first_order import FirstOrder
 from ._plan import RowCost
 from ._random import RandomState
 from ._second_order import Options, SecondOrder
@@ -102,100 +102,63 @@ class Found(NamedTuple):
 
 
 def jacobian(
-    caller: str,
-    f: Callable[..., Any],
-    prepared: Prepared,
-    lin: Linearization,
-    y: Tensor,
-    cost: RowCost,
-    mode: str,
-    options: Options,
-    random: RandomState | None,
-    *,
-    hooked: bool,
-    sparse: bool,
-    verify: bool,
+    first: FirstOrder, cost: RowCost, mode: str, options: Options, *, sparse: bool, verify: bool
 ) -> Found | None:
     """One matrix per input, CSR or dense; ``None`` where the dense way is to be taken."""
     if _engine.compiling() or _engine.in_functorch():
         return None
-    rows, columns = y.numel(), sum(x.numel() for x in prepared.inputs)
-    if any(x.dtype.is_complex for x in prepared.inputs):
+    lin, inputs = first.lin, first.prepared.inputs
+    rows, columns = first.y.numel(), sum(x.numel() for x in inputs)
+    if any(x.dtype.is_complex for x in inputs):
         mode = "reverse"
     products = {"reverse": rows, "forward": columns}.get(mode, min(rows, columns))
     if not sparse and (not _is_worth_looking(products, cost, lin.roots) or _has_batch_axis(lin, cost)):
         return None
     limit = None if sparse else products * cost.nbytes
-    patterns = _structure.jacobian_patterns(caller, f, prepared, rows, limit, random)
+    patterns = _structure.jacobian_patterns(first.caller, first.f, first.prepared, rows, limit, first.random)
     if patterns is None or all(pattern.dense for pattern in patterns):
         return None
     most = products if sparse else products / _GAIN
-    recovery = jacobian_recovery(patterns, mode, most)
-    if recovery is None:
-        return None
-    try:
-        values = _jacobian_values(
-            caller, f, prepared, lin, y, cost, recovery, options, random, hooked, verify
-        )
-    except Exception:
-        if mode != "auto" or recovery.mode != "forward":
-            raise
-        recovery = jacobian_recovery(patterns, "reverse", most)  # an operation has no forward derivative
+    for way in ("auto", "reverse") if mode == "auto" else (mode,):
+        recovery = jacobian_recovery(patterns, way, most)
         if recovery is None:
             return None
-        values = _jacobian_values(
-            caller, f, prepared, lin, y, cost, recovery, options, random, hooked, verify
-        )
+        forward = recovery.mode == "forward"
+        try:
+            values = _jacobian_values(first, cost, recovery, options, verify)
+            break
+        except Exception:  # an operation has no forward derivative
+            if way != "auto" or not forward:
+                raise
     if values is None:
         return None
     build = csr if sparse else dense
     matrices = [
         build(pattern, v, x.device) if x.dim() > 0 else dense(pattern, v, x.device)
-        for pattern, v, x in zip(patterns, values, prepared.inputs, strict=True)
+        for pattern, v, x in zip(patterns, values, inputs, strict=True)
     ]
-    return Found(matrices, recovery.mode == "forward")
+    return Found(matrices, forward)
 
 
 def _jacobian_values(
-    caller: str,
-    f: Callable[..., Any],
-    prepared: Prepared,
-    lin: Linearization,
-    y: Tensor,
-    cost: RowCost,
-    recovery: Recovery,
-    options: Options,
-    random: RandomState | None,
-    hooked: bool,
-    verify: bool,
+    first: FirstOrder, cost: RowCost, recovery: Recovery, options: Options, verify: bool
 ) -> list[Tensor] | None:
     """Values of each input's entries; ``None`` if the check fails."""
+    lin, y, inputs = first.lin, first.y, first.prepared.inputs
     # A pushforward would make the same mistakes that the products make; hooks are for reverse mode, though.
-    by_pullback = verify and recovery.mode == "forward" and not hooked
+    by_pullback = verify and recovery.mode == "forward" and not first.hooked
     probes = probe_rows(recovery) if verify and not by_pullback else None
-
-    chunk = chunk_of(options, cost, recovery, y)
-    products = jacobian_products(
-        f,
-        prepared,
-        lin,
-        y,
-        recovery,
-        _make_seeds(recovery, recovery.coloring.colors, probes),
-        chunk,
-        options,
-        random,
-        hooked,
-    )
-    dtypes = [result_dtype(x, y) for x in prepared.inputs]
+    seeds = _make_seeds(recovery, recovery.coloring.colors, probes)
+    products = jacobian_products(first, recovery, seeds, chunk_of(options, cost, recovery, y), options)
+    dtypes = [result_dtype(x, y) for x in inputs]
     values, probed, _ = collect(recovery, products, dtypes, y.device, options.keep)
-    eps = precision(prepared.inputs, y, lin.survey().coarsest)
+    eps = precision(inputs, y, lin.survey().coarsest)
     if by_pullback:
         right = explains_pullback(lin, y, recovery, values)
         if not right:
-            warn_mismatch(caller, recovery)
+            warn_mismatch(first.caller, recovery)
     else:
-        right = certified(caller, recovery, values, probes, probed, eps)
+        right = certified(first.caller, recovery, values, probes, probed, eps)
     return values if right else None
 
 

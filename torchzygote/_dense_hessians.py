@@ -15,8 +15,8 @@ from . import _engine, _plan, _products, _separable, native
 from ._assembly import Columns, Rows, add_rows
 from ._engine import Linearization
 from ._plan import FREE, RowCost
-from ._random import RandomState
-from ._second_order import Options, SecondOrder, run
+from ._random import RandomState, restored_after
+from ._second_order import Options, SecondOrder, chunk_for, gradient_by
 from ._separable import Blocks, Layout
 from ._symmetric_blocks import can_check_themselves, symmetric_blocks
 
@@ -58,12 +58,6 @@ def _zeros(second: SecondOrder, options: Options) -> Tensor:
     return Rows(x.numel(), x, x.dtype, options.keep).matrix()
 
 
-def _chunk(rows: int, options: Options, cost: RowCost, device: torch.device) -> int:
-    if options.chunk_size is not None or rows <= 1 or _engine.compiling():
-        return options.chunk_size or max(rows, 1)
-    return _plan.choose_chunk(None, rows, cost, device)
-
-
 def _pulled_rows(
     lin: Linearization, chunk: int, options: Options, cost: RowCost
 ) -> Iterator[_products.Chunk]:
@@ -91,7 +85,7 @@ def _by_rows(second: SecondOrder, lin: Linearization, options: Options, cost: Ro
         if found is not None:
             return found
     block = Rows(n, x, x.dtype, options.keep)
-    chunk = _chunk(n, options, cost, x.device)
+    chunk = chunk_for(options, n, cost, x.device)
     for lo, hi, (product,) in _pulled_rows(lin, chunk, options, cost):
         add_rows([block], lo, hi, [product])
     return block.matrix()
@@ -142,30 +136,20 @@ def _by_columns(
     f: Callable[..., Any], second: SecondOrder, options: Options, random: RandomState | None
 ) -> Tensor:
     """Forward over reverse: the gradient is pushed forward, and recorded anew in every chunk."""
-    prepared = second.prepared
-    x = prepared.inputs[0]
+    x = second.prepared.inputs[0]
     n = x.numel()
     source = _engine.separate(x if options.keep else x.detach())
 
-    def gradient_of(primal: Tensor) -> tuple[Tensor]:
-        inner = run(second.caller, f, prepared.at([primal]), True, recorded=False)
-        inner.take_gradient(pushed=True)
-        (grad,) = inner.grads
-        return (torch.zeros_like(primal) if grad is None else grad,)
-
     block = Columns(n, x, x.dtype, options.keep)
-    after = None if random is None else RandomState()
     cost = FREE if _engine.compiling() else second.row_cost()
-    chunk = _chunk(n, options, cost, x.device)
+    chunk = chunk_for(options, n, cost, x.device)
     seeds = _products.identity_seeds(n, x.dtype, x.device)
-    try:
+    gradient = gradient_by(f, second, 0)
+    with restored_after(random):
         for lo, hi, products in _products.jvps(
-            gradient_of, [source], 0, seeds, n, chunk, random=random, progress=options.progress
+            gradient, [source], 0, seeds, n, chunk, random=random, progress=options.progress
         ):
             block.add(lo, hi, products if options.keep else products.detach())
-    finally:
-        if after is not None:
-            after.restore()
     return block.matrix()
 
 
@@ -209,7 +193,7 @@ def diagonal(second: SecondOrder, i: int, options: Options) -> Tensor:
     if lin is None or n == 0:
         return torch.zeros(x.shape, dtype=x.dtype, device=x.device)
     cost = FREE if _engine.compiling() else second.row_cost()
-    chunk = _chunk(n, options, cost, x.device)
+    chunk = chunk_for(options, n, cost, x.device)
     parts: list[Tensor] = []
     # Not a list of parts: small pieces of memory, kept from chunk to chunk, would lie where the next chunk's
     # large ones must go, and the heap would grow by half a chunk each time.

@@ -5,34 +5,31 @@ Multiplies with ``_products``, puts together with ``_assembly``; it must not kno
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from . import _engine, _plan, _products, _separable, _state
-from ._arguments import Prepared
+from . import _engine, _products, _separable
 from ._assembly import Columns, Rows, add_rows, result_dtype
 from ._engine import Linearization
+from ._first_order import FirstOrder
 from ._plan import FREE, RowCost
-from ._random import RandomState
+from ._random import restored_after
 from ._row_cost import row_cost
-from ._second_order import Options
+from ._second_order import Options, chunk_for
+from ._transposed import transposed
 
 __all__ = ["by_rows", "forward"]
 
 
-def by_rows(
-    prepared: Prepared, lin: Linearization, y: Tensor, cost: RowCost, options: Options
-) -> list[Tensor]:
+def by_rows(first: FirstOrder, cost: RowCost, options: Options) -> list[Tensor]:
     """Reverse mode: a pullback for each element of ``y``, or for each row of a block of the batch axis."""
+    lin, y = first.lin, first.y
     rows = y.numel()
     found = [_by_blocks(lin.restricted(0, i), x, y, cost, options) for i, x in enumerate(lin.inputs)]
     if None not in found:
         return [J for J in found if J is not None]
-    blocks = [Rows(rows, x, result_dtype(x, y), options.keep) for x in prepared.inputs]
-    chunk = _chunk(rows, cost, options, y.device)
+    blocks = [Rows(rows, x, result_dtype(x, y), options.keep) for x in first.prepared.inputs]
+    chunk = chunk_for(options, rows, cost, y.device)
     seeds = _products.identity_seeds(rows, y.dtype, y.device)
     for lo, hi, products in _products.vjps(
         lin,
@@ -73,116 +70,69 @@ def _row_cost(lin: Linearization, rows: int) -> RowCost:
     return FREE if rows <= 1 or _engine.compiling() else row_cost(lin)
 
 
-def _chunk(rows: int, cost: RowCost, options: Options, device: torch.device) -> int:
-    if options.chunk_size is not None or rows <= 1 or _engine.compiling():
-        return options.chunk_size or rows
-    return _plan.choose_chunk(None, rows, cost, device)
-
-
-def forward(
-    f: Callable[..., Any],
-    prepared: Prepared,
-    lin: Linearization,
-    y: Tensor,
-    options: Options,
-    random: RandomState | None,
-    hooked: bool,
-) -> list[Tensor]:
+def forward(first: FirstOrder, options: Options) -> list[Tensor]:
     """Forward mode, by the tape where that is known to be right, else by dual numbers.
 
-    On the tape, ``f`` need not run again: 0.23 ms where dual numbers take 0.59 (3 to 10000). Custom functions
-    are left to dual numbers: a backward that is not differentiable by its cotangent would give silent zeros.
+    On the tape, ``f`` need not run again: 0.23 ms where dual numbers take 0.59 (3 to 10000).
     """
-    identical = not all(prepared.owned)
-    if identical or not (hooked or _engine.compiling() or _engine.in_functorch() or lin.survey().nonlinear):
+    if (found := transposed(first)) is not None:
         try:
-            return _by_columns_on_tape(prepared, lin, y, options)
+            return [
+                _by_columns_on_tape(first.lin, x, first.y, g, found.cotangent, options)
+                for x, g in zip(first.prepared.inputs, found.pulled, strict=True)
+            ]
         except Exception:
-            if identical:
+            if not all(first.prepared.owned):
                 raise
-    return _by_columns(f, prepared, lin, y, options, random)
+    return _by_columns(first, options)
 
 
-def _by_columns(
-    f: Callable[..., Any],
-    prepared: Prepared,
-    lin: Linearization,
-    y: Tensor,
-    options: Options,
-    random: RandomState | None,
-) -> list[Tensor]:
+def _by_columns(first: FirstOrder, options: Options) -> list[Tensor]:
     """A pushforward for each element of the arguments, by dual numbers."""
 
     def flat(*inputs: Tensor) -> tuple[Tensor, ...]:
-        return (_engine.call(f, prepared, inputs),)
+        return (_engine.call(first.f, first.prepared, inputs),)
 
-    sources = prepared.inputs if options.keep else [x.detach() for x in prepared.inputs]
-    inputs = [_engine.separate(x) for x in sources]
-    after = None if random is None else RandomState()
+    given, y, random = first.prepared.inputs, first.y, first.random
+    inputs = [_engine.separate(x if options.keep else x.detach()) for x in given]
     matrices = []
-    try:
-        with _engine.recording_if(options.keep):
-            for i, x in enumerate(inputs):
-                block = Columns(y.numel(), prepared.inputs[i], result_dtype(x, y), options.keep)
-                if x.numel() > 0:
-                    seeds = _products.identity_seeds(x.numel(), x.dtype, x.device)
-                    chunk = _chunk(x.numel(), _row_cost(lin, x.numel()), options, x.device)
-                    for lo, hi, products in _products.jvps(
-                        flat, inputs, i, seeds, x.numel(), chunk, random=random, progress=options.progress
-                    ):
-                        block.add(lo, hi, products if options.keep else products.detach())
-                matrices.append(block.matrix())
-    finally:
-        if after is not None:
-            after.restore()
+    with restored_after(random), _engine.recording_if(options.keep):
+        for i, x in enumerate(inputs):
+            block = Columns(y.numel(), given[i], result_dtype(x, y), options.keep)
+            if x.numel() > 0:
+                seeds = _products.identity_seeds(x.numel(), x.dtype, x.device)
+                chunk = chunk_for(options, x.numel(), _row_cost(first.lin, x.numel()), x.device)
+                for lo, hi, products in _products.jvps(
+                    flat, inputs, i, seeds, x.numel(), chunk, random=random, progress=options.progress
+                ):
+                    block.add(lo, hi, products if options.keep else products.detach())
+            matrices.append(block.matrix())
     return matrices
 
 
-def _by_columns_on_tape(prepared: Prepared, lin: Linearization, y: Tensor, options: Options) -> list[Tensor]:
-    """Columns without running ``f`` again.
-
-    The pullback is linear in its cotangent ``u``; pulling a seed back through *it* pushes the seed forward.
-    It is the only way for tensors that ``f`` finds by identity, which no dual number can replace.
-    """
-    if not all(prepared.owned) and (custom := lin.survey().nonlinear):
-        names = ", ".join(node.name().removesuffix("Backward") for node in custom)
-        raise RuntimeError(
-            "mode 'forward' with Params differentiates the pullback by its cotangent, which is not known to "
-            f"be right for custom autograd functions and a few others, found {names}; use mode 'reverse'"
-        )
-    u = torch.zeros_like(lin.roots[0]).requires_grad_()
-    with _state.pushing():
-        pulled = lin.pull([u], retain=True, create_graph=True)
-    matrices = []
-    for x, g in zip(prepared.inputs, pulled, strict=True):
-        block = Columns(y.numel(), x, result_dtype(x, y), options.keep)
-        if g is None or not g.requires_grad or x.numel() == 0:
-            matrices.append(Rows(y.numel(), x, result_dtype(x, y), options.keep).matrix())
-            continue
-        linear = lin.onward([g], [u])
-        cost = _row_cost(linear, x.numel())
-        if (matrix := _by_blocks(linear, x, y, cost, options, transposed=True)) is not None:
-            matrices.append(matrix)
-            continue
-        seeds = _products.identity_seeds(x.numel(), x.dtype, x.device)
-        chunk = _chunk(x.numel(), cost, options, x.device)
-        for lo, hi, products in _products.vjps(
-            linear,
-            0,
-            seeds,
-            x.numel(),
-            chunk,
-            create_graph=options.keep,
-            progress=options.progress,
-            misbatched=cost.misbatched,
-        ):
-            (product,) = products
-            block.add(
-                lo,
-                hi,
-                torch.zeros((hi - lo, y.numel()), dtype=y.dtype, device=y.device)
-                if product is None
-                else product,
-            )
-        matrices.append(block.matrix())
-    return matrices
+def _by_columns_on_tape(
+    lin: Linearization, x: Tensor, y: Tensor, g: Tensor | None, cotangent: Tensor, options: Options
+) -> Tensor:
+    """Columns without running ``f`` again; ``g``: what ``cotangent`` gives by ``x``, recorded."""
+    if g is None or not g.requires_grad or x.numel() == 0:
+        return Rows(y.numel(), x, result_dtype(x, y), options.keep).matrix()
+    linear = lin.onward([g], [cotangent])
+    cost = _row_cost(linear, x.numel())
+    if (matrix := _by_blocks(linear, x, y, cost, options, transposed=True)) is not None:
+        return matrix
+    block = Columns(y.numel(), x, result_dtype(x, y), options.keep)
+    seeds = _products.identity_seeds(x.numel(), x.dtype, x.device)
+    for lo, hi, (product,) in _products.vjps(
+        linear,
+        0,
+        seeds,
+        x.numel(),
+        chunk_for(options, x.numel(), cost, x.device),
+        create_graph=options.keep,
+        progress=options.progress,
+        misbatched=cost.misbatched,
+    ):
+        if product is None:
+            product = torch.zeros((hi - lo, y.numel()), dtype=y.dtype, device=y.device)
+        block.add(lo, hi, product)
+    return block.matrix()

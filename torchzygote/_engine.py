@@ -21,11 +21,11 @@ from torch import Tensor
 from . import _state
 from ._arguments import Prepared, is_inexact, kind_of
 from ._attention import unfused_attention
+from ._entry_point import entry_point
 from ._exchange import exchanged, finding, swapped
-from ._flags import held_flags
 from ._forward import forward_mode, jvp, non_overlapping, separate
 from ._holder import Holder, each_tensor
-from ._notes import annotate
+from ._notes import call
 from ._torch_private import (
     Survey,
     batched_like,
@@ -46,7 +46,6 @@ from ._torch_private import (
     tracer_follows_pullbacks,
 )
 from ._twice import checked_custom_functions, refuse_reentrant, refuse_twice
-from ._worker import entry_point
 
 __all__ = [
     "Linearization",
@@ -58,7 +57,6 @@ __all__ = [
     "entry_point",
     "finding",
     "forward_mode",
-    "held_flags",
     "in_functorch",
     "jvp",
     "keeps_graph",
@@ -96,7 +94,9 @@ def recording_if(keep: bool) -> contextlib.AbstractContextManager[None]:
 class Linearization:
     """``f`` at one point, ready to be pulled back: ``roots`` are its tensor outputs, ``inputs`` what by.
 
-    ``y`` is what ``f`` returned, as the code around this differentiation may see it.
+    ``y`` is what ``f`` returned, as the code around this differentiation may see it. ``start``: what
+    :func:`hooks_made` and :func:`sequence_number` said before ``f`` ran, if that is known. ``nested``: in a
+    level of ``torch.func``.
     """
 
     __slots__ = (
@@ -114,7 +114,14 @@ class Linearization:
         "y_spec",
     )
 
-    def __init__(self, prepared: Prepared, roots: list[Tensor], inputs: list[Tensor]) -> None:
+    def __init__(
+        self,
+        prepared: Prepared,
+        roots: list[Tensor],
+        inputs: list[Tensor],
+        start: tuple[int, int] | None = None,
+        nested: bool = False,
+    ) -> None:
         self.prepared = prepared
         self.roots = roots
         self.inputs = inputs
@@ -124,19 +131,12 @@ class Linearization:
         self.waiting: list[_state.Waiting] = []
         self._pull: Callable[..., Any] | None = None
         self._survey: Survey | None = None
-        self._start: tuple[int, int] | None = None
-        self._nested = False
-
-    def began(self, hooks: int, node: int) -> None:
-        """Note :func:`hooks_made` and :func:`sequence_number` as of before ``f`` ran."""
-        self._start = hooks, node
+        self._start = start
+        self._nested = nested
 
     def onward(self, roots: list[Tensor], inputs: list[Tensor]) -> Linearization:
         """What has been computed from this one, by ``inputs``."""
-        following = Linearization(self.prepared, roots, inputs)
-        following._start = self._start
-        following._nested = self._nested
-        return following
+        return Linearization(self.prepared, roots, inputs, self._start, self._nested)
 
     def may_be_bent(self) -> bool:
         """Whether hooks may change what is pulled back, or keep it: the recorded graph doesn't show them."""
@@ -231,14 +231,6 @@ class Linearization:
         return list(self._pull(tuple(full)))
 
 
-def call(f: Callable[..., Any], prepared: Prepared, tracked: Sequence[Tensor]) -> Any:
-    try:
-        return f(*prepared.arguments(tracked))
-    except Exception as error:
-        annotate(error, f, prepared)
-        raise
-
-
 def _tracked_on_tape(prepared: Prepared, keep: bool) -> list[Tensor]:
     """Twins of the inputs that the tape records; writing into one in place is refused by PyTorch."""
     tracked = []
@@ -294,8 +286,7 @@ def _linearize_on_tape(
         with torch.enable_grad():
             tracked = _tracked_on_tape(prepared, keep)
             y = call(f, prepared, tracked)
-    lin = Linearization(prepared, [], tracked)
-    lin.began(*start)
+    lin = Linearization(prepared, [], tracked, start)
     _take_outputs(lin, y, scalar_aux)
     lin.y = y if keep else detached(y)
     return lin
@@ -339,8 +330,7 @@ def _linearize_functorch(
         twins = [create_grad_input(x, level) for x in sources]
         tracked = [twins[place] for place in prepared.places()]
         y = call_exchanged(f, prepared, tracked)
-        lin = Linearization(prepared, [], tracked)
-        lin._nested = True
+        lin = Linearization(prepared, [], tracked, nested=True)
         _take_outputs(lin, y, scalar_aux)
         lin.y = each_tensor(lambda leaf: leave_grad_level(leaf, level), y)
     if not keep:  # under vmap alone

@@ -19,7 +19,7 @@ from ._certificate import agreement, precision, probe_rows
 from ._check_tables import CheckTables, check_tables
 from ._colored import Collected, chunk_of, collect, color_seeds, hessian_products, jacobian_products
 from ._crosscheck import pushes_what_is_pulled
-from ._engine import Linearization
+from ._first_order import FirstOrder
 from ._plan import FREE
 from ._products import Seeds
 from ._random import RandomState
@@ -87,40 +87,23 @@ def or_nan(values: Sequence[Tensor], fine: Sequence[Tensor]) -> list[Tensor]:
 
 
 def jacobian_values(
-    f: Callable[..., Any],
-    prepared: Prepared,
-    lin: Linearization,
-    y: Tensor,
-    constants: Constants,
-    options: Options,
-    random: RandomState | None,
-    hooked: bool,
-    crosscheck: bool = False,
+    first: FirstOrder, constants: Constants, options: Options, crosscheck: bool = False
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The values of each matrix and whether the check holds, element by element.
 
     ``crosscheck``: of forward mode against a pullback, instead of the structure.
     """
+    lin, y, inputs = first.lin, first.y, first.prepared.inputs
     cost = FREE if _engine.compiling() or _engine.in_functorch() else row_cost(lin)
-    products = jacobian_products(
-        f,
-        prepared,
-        lin,
-        y,
-        constants.recovery,
-        constants.seeds,
-        chunk_of(options, cost, constants.recovery, y),
-        options,
-        random,
-        hooked,
-    )
-    dtypes = [result_dtype(x, y) for x in prepared.inputs]
+    chunk = chunk_of(options, cost, constants.recovery, y)
+    products = jacobian_products(first, constants.recovery, constants.seeds, chunk, options)
+    dtypes = [result_dtype(x, y) for x in inputs]
     found = collect(constants.recovery, products, dtypes, y.device, options.keep)
     if crosscheck and constants.probes is not None:
-        right = hooked or pushes_what_is_pulled(lin, y, constants.probes, found.probed[0])
+        right = first.hooked or pushes_what_is_pulled(lin, y, constants.probes, found.probed[0])
         return found.values, [torch.tensor(right, device="cpu")]
     coarsest = 0.0 if _engine.compiling() else lin.survey().coarsest
-    return found.values, constants.check(found, precision(prepared.inputs, y, coarsest))
+    return found.values, constants.check(found, precision(inputs, y, coarsest))
 
 
 def hessian_values(

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._torch_private import outside_functorch
+from ._torch_private import in_functorch, outside_functorch
 
-__all__ = ["Hold", "flags_on", "held_again", "held_flags", "holds", "remembered", "requires_grad"]
+__all__ = ["Hold", "flags_on", "held", "held_again", "held_flags", "holds", "remembered", "requires_grad"]
 
 
 class Hold:
@@ -129,6 +129,26 @@ def _nothing() -> None:
 def held_flags(tensors: Sequence[Tensor]) -> Callable[[], None]:
     """Make ``tensors`` require grad until the function returned is called."""
     return _nothing if _flags.are_needless(tensors) else _flags.hold(tensors)
+
+
+class held:
+    """While it is entered, ``tensors`` require grad; not in ``torch.func``, which lets no flags be set.
+
+    A class, because a generator takes two microseconds, and every call comes by here.
+    """
+
+    __slots__ = ("_release", "_tensors")
+
+    def __init__(self, tensors: Iterable[Tensor] | None) -> None:
+        self._tensors = tensors
+
+    def __enter__(self) -> None:
+        if self._tensors is not None:
+            self._release = _nothing if in_functorch() else held_flags(list(self._tensors))
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if self._tensors is not None:
+            self._release()
 
 
 @contextlib.contextmanager

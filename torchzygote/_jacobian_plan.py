@@ -12,13 +12,15 @@ from torch import Tensor
 from . import _compressed, _engine, _evaluation, _plan_files, _state
 from ._arguments import Prepared, prepare
 from ._certificate import warn_mismatch
-from ._plan_base import Plan, held, no_values
+from ._first_order import record
+from ._flags import held
+from ._plan_base import Plan, no_values
 from ._random import RandomState
 from ._second_order import Options
 from ._signature import check_inputs
 from .gradients import implicit, prepare_implicit
 from .grads import Grads
-from .jacobians import jacobian, output_tensor
+from .jacobians import jacobian
 from .params import Params
 from .sparsity.pattern import Pattern
 
@@ -204,25 +206,21 @@ class JacobianPlan(Plan):
         constants = self._constants_of(prepared)
         keep = _engine.keeps_graph(create_graph) or _engine.in_functorch()
         options = Options(self._chunk_size, keep, False)
-        random = None if _engine.compiling() else RandomState()
-        with held(args, prepared), _state.differentiation():
-            position = _state.mark()
-            lin = _engine.linearize(self._f, prepared, keep=keep)
-            y = output_tensor(type(self).__name__, lin.y_leaves[0] if lin.y_spec is None else lin.y)
+        name = type(self).__name__
+        with held(implicit(args)), _state.differentiation():
+            first = record(name, self._f, prepared, keep)
+            y = first.y
             if y.numel() != self._recovery.rows:
                 raise ValueError(
-                    f"{type(self).__name__}: expected f to return {self._recovery.rows} elements as when the "
-                    f"plan was made, got {y.numel()} (shape {tuple(y.shape)})"
+                    f"{name}: expected f to return {self._recovery.rows} elements as when the plan was made, "
+                    f"got {y.numel()} (shape {tuple(y.shape)})"
                 )
-            if not lin.roots:
+            if not first.lin.roots:
                 return prepared, _zeros(self.patterns, prepared), []
-            hooked = _state.mark() > position
-            values, fine = _evaluation.jacobian_values(
-                self._f, prepared, lin, y, constants, options, random, hooked, crosscheck
-            )
+            values, fine = _evaluation.jacobian_values(first, constants, options, crosscheck)
             if self.mode == "forward":
                 # nothing is pulled back: what hooks wait for never comes
-                _state.forget_since(position, but_inner=True)
+                _state.forget_since(first.position, but_inner=True)
         return prepared, values, fine
 
 

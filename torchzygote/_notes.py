@@ -5,7 +5,7 @@ Looks at errors and arguments only, after the fact; it must not know how a deriv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,16 @@ from torch import Tensor, nn
 
 from ._arguments import Prepared, type_name
 
-__all__ = ["annotate"]
+__all__ = ["annotate", "call"]
+
+
+def call(f: Callable[..., Any], prepared: Prepared, tracked: Sequence[Tensor]) -> Any:
+    """``f`` with ``tracked`` in place of its inputs."""
+    try:
+        return f(*prepared.arguments(tracked))
+    except Exception as error:
+        annotate(error, f, prepared)
+        raise
 
 
 def annotate(error: BaseException, f: Callable[..., Any], prepared: Prepared) -> None:

@@ -5,10 +5,9 @@ Holds index structure and the function; it must not know how structure is detect
 
 from __future__ import annotations
 
-import contextlib
 import os
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -19,11 +18,11 @@ from ._arguments import Prepared
 from ._certificate import warn_mismatch
 from ._signature import InputSpec
 from .coloring.recovery import Recovery
-from .gradients import implicit
+from .gradients import is_implicit
 from .pictures import draw
 from .sparsity.pattern import Pattern
 
-__all__ = ["Plan", "common_dtype", "held", "is_nested", "no_values"]
+__all__ = ["Plan", "common_dtype", "is_nested", "no_values"]
 
 Self = TypeVar("Self", bound="Plan")
 
@@ -173,7 +172,7 @@ class Plan:
         if self._compiled is not None and not create_graph and not is_nested():
             prepared = self._prepare(args)  # what doesn't fit is refused here: a compiler hides the message
             self._constants_of(prepared)
-            if implicit(args) is None:  # tensors: a compiler can't follow how a NumPy array becomes one
+            if not is_implicit(args):  # tensors: a compiler can't follow how a NumPy array becomes one
                 args = tuple(prepared.arguments(prepared.inputs))
             values, verdict = self._compiled(*args)
             return prepared, list(values), verdict is None or bool(verdict)
@@ -249,19 +248,6 @@ def common_dtype(dtypes: Sequence[torch.dtype]) -> torch.dtype:
     for dtype in dtypes[1:]:
         common = torch.promote_types(common, dtype)
     return _REAL.get(common, common)
-
-
-@contextlib.contextmanager
-def held(args: tuple[Any, ...], prepared: Prepared) -> Iterator[None]:
-    """While it is entered, the tensors of ``Params`` require grad."""
-    if implicit(args) is None or is_nested():
-        yield
-        return
-    release = _engine.held_flags(prepared.inputs)
-    try:
-        yield
-    finally:
-        release()
 
 
 def no_values(plan: Plan) -> RuntimeError:

@@ -5,13 +5,14 @@ Knows nothing of derivatives.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["OneRun", "RandomState"]
+__all__ = ["OneRun", "RandomState", "restored_after"]
 
 
 class RandomState:
@@ -30,6 +31,23 @@ class RandomState:
         torch.set_rng_state(self._cpu)
         if self._cuda:
             torch.cuda.set_rng_state_all(self._cuda)
+
+
+class _Restored:
+    """The generators are left where they were found."""
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> None:
+        self._before = RandomState()
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        self._before.restore()
+
+
+def restored_after(random: RandomState | None) -> contextlib.AbstractContextManager[None]:
+    """Around runs of ``f`` from ``random`` on, if there is one: the generators are afterwards as before."""
+    return contextlib.nullcontext() if random is None else _Restored()
 
 
 class OneRun:

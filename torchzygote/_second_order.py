@@ -14,10 +14,10 @@ from torch import Tensor
 from . import _engine, _plan, _state
 from ._arguments import Prepared
 from ._engine import Linearization
+from ._outputs import real_scalar
 from ._plan import FREE, RowCost
-from .gradients import scalar_root
 
-__all__ = ["Options", "SecondOrder", "real_scalar", "run"]
+__all__ = ["Options", "SecondOrder", "chunk_for", "gradient_by", "run"]
 
 
 class Options(NamedTuple):
@@ -26,6 +26,13 @@ class Options(NamedTuple):
     chunk_size: int | None
     keep: bool
     progress: bool
+
+
+def chunk_for(options: Options, rows: int, cost: RowCost, device: torch.device) -> int:
+    """How many of ``rows`` products are computed at a time; ``cost``: what one takes."""
+    if options.chunk_size is not None or rows <= 1 or _engine.compiling():
+        return options.chunk_size or max(rows, 1)
+    return _plan.choose_chunk(None, rows, cost, device)
 
 
 class SecondOrder:
@@ -157,14 +164,6 @@ def _root(caller: str, lin: Linearization, y: Any) -> Tensor | None:
     return real_scalar(caller, y if lin.y_spec is not None else lin.y_leaves[0])
 
 
-def real_scalar(caller: str, y: Any) -> Tensor | None:
-    """:func:`scalar_root`, where anything else is a ``ValueError``, as for Hessians."""
-    try:
-        return scalar_root(caller, y)
-    except TypeError as error:
-        raise ValueError(str(error)) from None
-
-
 def run(
     caller: str, f: Callable[..., Any], prepared: Prepared, keep: bool, *, recorded: bool = True
 ) -> SecondOrder:
@@ -204,3 +203,19 @@ def _run_nested(caller: str, f: Callable[..., Any], prepared: Prepared, keep: bo
         lin, [i if known or lin.roots[i].requires_grad else None for i in range(len(prepared.inputs))]
     )
     return second
+
+
+def gradient_by(
+    f: Callable[..., Any], second: SecondOrder, which: int
+) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """The gradient by one input as a function of it, for forward mode to differentiate: it runs ``f``."""
+
+    def gradient_of(primal: Tensor) -> tuple[Tensor, ...]:
+        inputs = list(second.prepared.inputs)
+        inputs[which] = primal
+        inner = run(second.caller, f, second.prepared.at(inputs), True, recorded=False)
+        inner.take_gradient(pushed=True)
+        grad = inner.grads[which]
+        return (torch.zeros_like(primal) if grad is None else grad,)
+
+    return gradient_of

@@ -57,7 +57,7 @@ def hessian_patterns(
     """The pattern of each input's own Hessian; likewise."""
 
     def detect(flat: Callable[..., Any]) -> tuple[Any, list[Pattern]]:
-        return detected.hessian_patterns(flat, prepared.inputs, None, prepared.owned, _budget(limit))
+        return detected.hessian_patterns(flat, prepared.inputs, prepared.owned, _budget(limit))
 
     return _asked(caller, detect, f, prepared, 1, strict=limit is None, random=random)
 

@@ -14,7 +14,7 @@ from . import _updates
 from ._arguments import type_name
 from ._flags import held_flags, requires_grad
 from ._torch_private import is_wrapped, outside_functorch
-from .params import Params
+from .params import Params, qualified
 
 __all__ = ["EagerUpdate", "eager_update"]
 
@@ -160,20 +160,16 @@ def _members(source: Any, name: str) -> Iterator[tuple[str, Any]]:
     if isinstance(source, nn.Module):
         for own, p in source.named_parameters(remove_duplicate=False):
             if requires_grad(p):
-                yield _joined(name, own), p
+                yield qualified(name, own), p
     elif isinstance(source, Mapping):
         for key, value in source.items():
-            yield from _members(value, _joined(name, key)) if isinstance(key, str) else _members(key, name)
+            yield from _members(value, qualified(name, key)) if isinstance(key, str) else _members(key, name)
     elif isinstance(source, Iterable) and not isinstance(source, (Tensor, str, bytes, np.ndarray)):
         for i, member in enumerate(source):
             bare = isinstance(member, Tensor) and not name
-            yield from _members(member, "" if bare else _joined(name, str(i)))
+            yield from _members(member, "" if bare else qualified(name, str(i)))
     else:
         yield name, source
-
-
-def _joined(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix else name
 
 
 def _check(named: list[tuple[str, Tensor]]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn, overload
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
@@ -16,7 +15,8 @@ from torch.nn.parameter import is_lazy
 from . import _engine, _state, _updates
 from ._arguments import Prepared, prepare, refuse_unrecordable, type_name
 from ._cotangents import own, unfold_cotangent
-from ._flags import flags_on
+from ._flags import flags_on, held
+from ._outputs import scalar_root
 from ._pushing import push as push_through
 from .grads import Grads
 from .params import Params
@@ -51,30 +51,32 @@ def prepare_implicit(caller: str, params: Params, argnums: object) -> Prepared:
 
 def implicit(args: tuple[Any, ...]) -> Params | None:
     """The ``Params`` of an implicit call as they are now, or ``None`` for a call with arguments."""
-    return args[0]._taken() if len(args) == 1 and isinstance(args[0], Params) else None
+    return args[0]._taken() if is_implicit(args) else None
 
 
-def scalar_root(caller: str, y: Any, expected: str = "f to return") -> Tensor | None:
-    """The tensor to pull back from, ``None`` for a constant; anything but a real scalar is refused."""
-    if isinstance(y, (Tensor, np.ndarray)) and y.ndim > 0:
-        raise ValueError(
-            f"{caller}: expected {expected} a real scalar, got an array, {type_name(y)}; "
-            "perhaps you wanted jacobian"
-        )
-    if isinstance(y, Tensor):
-        if y.dtype.is_complex:
-            raise ValueError(
-                f"{caller}: expected {expected} a real scalar, got a complex one of dtype {y.dtype}; "
-                "return its real part, imaginary part or absolute value"
-            )
-        return y if y.dtype.is_floating_point else None
-    if isinstance(y, np.ndarray):
-        y = y[()]  # what it holds
-    if isinstance(y, (complex, np.complexfloating)):
-        raise ValueError(f"{caller}: expected {expected} a real scalar, got the complex number {y!r}")
-    if isinstance(y, (bool, int, float, np.bool_, np.number)) and not isinstance(y, np.timedelta64):
-        return None
-    raise TypeError(f"{caller}: expected {expected} a real scalar, got {type_name(y)}")
+def is_implicit(args: tuple[Any, ...]) -> bool:
+    """Whether a call differentiates by ``Params``."""
+    return len(args) == 1 and isinstance(args[0], Params)
+
+
+def prepare_call(
+    caller: str,
+    args: tuple[Any, ...],
+    argnums: int | Sequence[int] | None,
+    create_graph: bool | None,
+    *,
+    arrays_only: bool = False,
+) -> tuple[Params | None, Prepared, bool]:
+    """The ``Params``, the arguments as tensors, and whether results must be differentiable."""
+    params = args[0]._taken() if is_implicit(args) else None  # not by `implicit`: small calls wait for this
+    if params is None:
+        prepared = prepare(args, argnums, arrays_only=arrays_only)
+    else:
+        prepared = prepare_implicit(caller, params, argnums)
+    keep = _engine.keeps_graph(create_graph)
+    if keep:
+        prepared.copy_arrays()
+    return params, prepared, keep
 
 
 @_engine.entry_point
@@ -87,27 +89,19 @@ def _value_and_results(
     aux: bool,
 ) -> tuple[Any, Any]:
     """The worker: value and gradient of ``f``, which is called once."""
-    params = implicit(args)
-    prepared = prepare(args, argnums) if params is None else prepare_implicit(caller, params, argnums)
-    keep = _engine.keeps_graph(create_graph)
-    if keep:
-        prepared.copy_arrays()
-    release = None if params is None or _engine.in_functorch() else _engine.held_flags(prepared.inputs)
-    try:
-        with _state.differentiation():
-            lin = _engine.linearize(f, prepared, keep=keep, scalar_aux=aux)
-            y = lin.y_leaves[0] if lin.y_spec is None else _refuse_structure(caller, lin, aux)
-            root = scalar_root(caller, y, _expected(lin, aux))
-            if root is None:
-                flat: list[Tensor | None] = [None] * len(prepared.inputs)
-            else:
-                flat = _updates.pull(lin, [torch.ones_like(root)], params is not None, retain=keep, keep=keep)
-            if not _engine.in_functorch() and not _engine.compiling():
-                flat = own(flat)
-            value = lin.y
-    finally:
-        if release is not None:
-            release()
+    params, prepared, keep = prepare_call(caller, args, argnums, create_graph)
+    with held(params), _state.differentiation():
+        lin = _engine.linearize(f, prepared, keep=keep, scalar_aux=aux)
+        if lin.y_spec is not None:
+            _refuse_structure(caller, lin, aux)
+        root = scalar_root(caller, lin.y_leaves[0], _expected(lin, aux))
+        if root is None:
+            flat: list[Tensor | None] = [None] * len(prepared.inputs)
+        else:
+            flat = _updates.pull(lin, [torch.ones_like(root)], params is not None, retain=keep, keep=keep)
+        if not _engine.in_functorch() and not _engine.compiling():
+            flat = own(flat)
+        value = lin.y
     return value, prepared.results(flat) if params is None else Grads(params, flat)
 
 
@@ -116,7 +110,7 @@ def _expected(lin: _engine.Linearization, aux: bool) -> str:
     return "the first field of what f returns to be" if first else "f to return"
 
 
-def _refuse_structure(caller: str, lin: _engine.Linearization, aux: bool) -> Any:
+def _refuse_structure(caller: str, lin: _engine.Linearization, aux: bool) -> NoReturn:
     y = _engine.differentiated_part(lin.y) if aux else lin.y
     raise TypeError(f"{caller}: expected {_expected(lin, aux)} a real scalar, got {type_name(y)}")
 
@@ -321,18 +315,12 @@ def _pullback(
     argnums: int | Sequence[int] | None,
     create_graph: bool | None,
 ) -> tuple[Any, Callable[[Any], Any]]:
-    params = implicit(args)
-    prepared = prepare(args, argnums) if params is None else prepare_implicit("pullback", params, argnums)
-    prepared.copy_arrays()
-    keep = _engine.keeps_graph(create_graph)
-    release = None if params is None or _engine.in_functorch() else _engine.held_flags(prepared.inputs)
+    params, prepared, keep = prepare_call("pullback", args, argnums, create_graph)
+    if not keep:  # else it has
+        prepared.copy_arrays()
     waiting = _state.Session()
-    try:
-        with _state.differentiation(waiting, defer=True):
-            lin = _engine.linearize(f, prepared, keep=keep)
-    finally:
-        if release is not None:
-            release()
+    with held(params), _state.differentiation(waiting, defer=True):
+        lin = _engine.linearize(f, prepared, keep=keep)
     lin.waiting = waiting
     return lin.y, _Back(lin, params, keep)
 
@@ -372,7 +360,7 @@ def pushforward(f: Callable[..., Any], *args: Any) -> Callable[..., Any]:
     """
     if not callable(f):  # it runs later only
         raise TypeError(f"pushforward: f: expected a function, which comes first, got {type_name(f)}")
-    if implicit(args) is not None:
+    if is_implicit(args):
         raise TypeError("pushforward: expected arguments, got Params; pass the tensors as arguments of f")
 
     def push(*xdots: Any) -> Any:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from . import _compressed, _dense_hessians, _engine, _plan, _state
-from ._arguments import prepare
 from ._attention import unfused_attention
+from ._flags import held
 from ._random import RandomState
 from ._real_arguments import prepare_one, refuse_complex
 from ._second_order import Options, run
-from .gradients import implicit, prepare_implicit
+from .gradients import prepare_call
 from .grads import Grads
 from .params import Params
 
@@ -333,27 +333,17 @@ def _diagonals(
     progress: bool,
 ) -> Any:
     """The worker: diagonals by each argument."""
-    options = Options(_plan.check_chunk_size(chunk_size), _engine.keeps_graph(create_graph), progress)
-    params = implicit(args)
-    if params is None:
-        prepared = prepare(args, argnums, arrays_only=True)
-    else:
-        prepared = prepare_implicit(caller, params, argnums)
+    chunk_size = _plan.check_chunk_size(chunk_size)
+    params, prepared, keep = prepare_call(caller, args, argnums, create_graph, arrays_only=True)
     refuse_complex(caller, prepared)
-    if options.keep:
-        prepared.copy_arrays()
-    release = None if params is None or _engine.in_functorch() else _engine.held_flags(prepared.inputs)
-    try:
-        with _state.differentiation(), unfused_attention():
-            random = None if _engine.compiling() else RandomState()
-            second = run(caller, f, prepared, options.keep)
-            second.differentiate()
-            found = _dense_hessians.diagonals_along_batch(second, options)
-            _compressed.add_diagonals(caller, f, second, options, random, found)
-            diagonals = [
-                _dense_hessians.diagonal(second, i, options) if h is None else h for i, h in enumerate(found)
-            ]
-    finally:
-        if release is not None:
-            release()
+    options = Options(chunk_size, keep, progress)
+    with held(params), _state.differentiation(), unfused_attention():
+        random = None if _engine.compiling() else RandomState()
+        second = run(caller, f, prepared, options.keep)
+        second.differentiate()
+        found = _dense_hessians.diagonals_along_batch(second, options)
+        _compressed.add_diagonals(caller, f, second, options, random, found)
+        diagonals = [
+            _dense_hessians.diagonal(second, i, options) if h is None else h for i, h in enumerate(found)
+        ]
     return prepared.results(diagonals) if params is None else Grads(params, diagonals)

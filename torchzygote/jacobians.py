@@ -8,21 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn, overload
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from . import _compressed, _engine, _plan, _state
-from ._arguments import Prepared, kind_of, number_to_tensor, numpy_to_tensor, prepare, type_name
+from ._arguments import Prepared
 from ._assembly import Rows, as_result, result_dtype
 from ._cotangents import own
 from ._crosscheck import is_confirmed, refuse_unpushable, warn_disagreement
 from ._dense_jacobians import by_rows, forward
-from ._engine import Linearization
-from ._random import RandomState
+from ._first_order import FirstOrder, record
+from ._flags import held
 from ._row_cost import row_cost
 from ._second_order import Options
-from .gradients import implicit, prepare_implicit
+from .gradients import prepare_call
 from .grads import Grads
 from .params import Params
 
@@ -52,24 +51,6 @@ class _Options(NamedTuple):
         return Options(self.chunk_size, self.keep, self.progress)
 
 
-def output_tensor(caller: str, y: Any) -> Tensor:
-    """``y`` as a tensor; what is no array or number, or complex, is refused."""
-    kind = kind_of(y)
-    if kind == "number":
-        y = number_to_tensor(y)
-    elif kind != "array":
-        raise ValueError(f"{caller}: expected f to return an array or a number, got {type_name(y)}")
-    elif isinstance(y, np.ndarray):
-        y = numpy_to_tensor(y)
-    tensor: Tensor = y
-    if tensor.dtype.is_complex:
-        raise ValueError(
-            f"{caller}: expected f to return real values, got {type_name(tensor)}; "
-            "differentiate its real and imaginary parts"
-        )
-    return tensor
-
-
 @_engine.entry_point
 def _value_and_jacobian(
     caller: str,
@@ -87,22 +68,10 @@ def _value_and_jacobian(
     _plan.check_mode(mode, _plan.JACOBIAN_MODES)
     if sparse:
         _compressed.refuse_nested(caller)
-    params = implicit(args)
-    if params is None:
-        prepared = prepare(args, argnums, arrays_only=True)
-    else:
-        prepared = prepare_implicit(caller, params, argnums)
-    keep = _engine.keeps_graph(create_graph)
-    if keep:
-        prepared.copy_arrays()
+    params, prepared, keep = prepare_call(caller, args, argnums, create_graph, arrays_only=True)
     options = _Options(mode, _plan.check_chunk_size(chunk_size), keep, progress, sparse, verify)
-    release = None if params is None or _engine.in_functorch() else _engine.held_flags(prepared.inputs)
-    try:
-        with _state.differentiation():
-            value, matrices = matrices_of(caller, f, prepared, options)
-    finally:
-        if release is not None:
-            release()
+    with held(params), _state.differentiation():
+        value, matrices = matrices_of(caller, f, prepared, options)
     if not (_engine.compiling() or _engine.in_functorch()):
         own(matrices)
     if params is not None:
@@ -121,83 +90,55 @@ def matrices_of(
     caller: str, f: Callable[..., Any], prepared: Prepared, options: _Options
 ) -> tuple[Any, list[Tensor]]:
     """Value and one matrix per input, dense or sparse as ``options`` say."""
-    random = None if _engine.compiling() else RandomState()
-    position = _state.mark()
-    keep_tape = options.keep
-    lin = _engine.linearize(f, prepared, keep=keep_tape)
-    if lin.y_spec is not None:
-        raise ValueError(f"{caller}: expected f to return an array or a number, got {type_name(lin.y)}")
-    y = output_tensor(caller, lin.y_leaves[0])
-    rows = y.numel()
-    columns = sum(x.numel() for x in prepared.inputs)
+    first = record(caller, f, prepared, options.keep)
+    value, y = first.lin.y, first.y
+    rows, columns = y.numel(), sum(x.numel() for x in prepared.inputs)
     complex_input = any(x.dtype.is_complex for x in prepared.inputs)
     if options.mode == "forward" and complex_input:
         raise ValueError(
             f"{caller}: mode 'forward' gives no Jacobian by a complex argument, because f is real-valued; "
             "use mode 'reverse' or 'auto'"
         )
-    if not lin.roots or rows == 0 or columns == 0:
+    if not first.lin.roots or rows == 0 or columns == 0:
         zeros = [Rows(rows, x, result_dtype(x, y), options.keep).matrix() for x in prepared.inputs]
-        return lin.y, [_compressed.no_entries(J) for J in zeros] if options.sparse else zeros
-    hooked = _state.mark() > position
-    cost = _plan.FREE if rows == 1 or _engine.compiling() else row_cost(lin)
-    mode = _mode_for(caller, lin, rows, hooked, options)
+        return value, [_compressed.no_entries(J) for J in zeros] if options.sparse else zeros
+    cost = _plan.FREE if rows == 1 or _engine.compiling() else row_cost(first.lin)
+    mode = _mode_for(first, options)
     found = _compressed.jacobian(
-        caller,
-        f,
-        prepared,
-        lin,
-        y,
-        cost,
-        mode,
-        options.products,
-        random,
-        hooked=hooked,
-        sparse=options.sparse,
-        verify=options.verify,
+        first, cost, mode, options.products, sparse=options.sparse, verify=options.verify
     )
     if found is not None:
         if found.forward:
             # nothing is pulled back: what hooks wait for never comes
-            _state.forget_since(position, but_inner=True)
-        return lin.y, found.matrices
+            _state.forget_since(first.position, but_inner=True)
+        return value, found.matrices
     matrices = None
     if _plan.choose_mode(mode, rows, columns, complex_input) == "forward":
-        matrices = _forward(caller, f, prepared, lin, y, options, random, position)
+        matrices = _forward(first, options)
     if matrices is None:
-        matrices = by_rows(prepared, lin, y, cost, options.products)
-    return lin.y, [_compressed.full_csr(J) for J in matrices] if options.sparse else matrices
+        matrices = by_rows(first, cost, options.products)
+    return value, [_compressed.full_csr(J) for J in matrices] if options.sparse else matrices
 
 
-def _mode_for(caller: str, lin: Linearization, rows: int, hooked: bool, options: _Options) -> str:
+def _mode_for(first: FirstOrder, options: _Options) -> str:
     """The mode asked for; ``"auto"`` is reverse where forward mode would leave something out."""
     mode = options.mode
     if mode == "reverse" or _engine.compiling():
         return mode
     if mode == "forward":
-        refuse_unpushable(caller, lin)
+        refuse_unpushable(first.caller, first.lin)
         return mode
-    if rows <= 1:
+    if first.y.numel() <= 1:
         return mode
-    found = lin.survey()
-    return "reverse" if hooked or found.unpushable or (found.by_lu and _engine.in_functorch()) else mode
+    found = first.lin.survey()
+    return "reverse" if first.hooked or found.unpushable or (found.by_lu and _engine.in_functorch()) else mode
 
 
-def _forward(
-    caller: str,
-    f: Callable[..., Any],
-    prepared: Prepared,
-    lin: Linearization,
-    y: Tensor,
-    options: _Options,
-    random: RandomState | None,
-    position: int,
-) -> list[Tensor] | None:
-    """By columns; ``None`` where reverse mode is to be taken. ``position``: as before ``f`` ran."""
+def _forward(first: FirstOrder, options: _Options) -> list[Tensor] | None:
+    """By columns; ``None`` where reverse mode is to be taken."""
     taped = _state.mark()
-    hooked = taped > position
     try:
-        matrices = forward(f, prepared, lin, y, options.products, random, hooked)
+        matrices = forward(first, options.products)
     except Exception:
         if options.mode == "forward":
             raise
@@ -205,11 +146,11 @@ def _forward(
         return None
     # Hooks are for reverse mode: a pullback would tell something else, and they would see it.
     nested = _engine.compiling() or _engine.in_functorch()
-    if options.verify and not (hooked or nested or is_confirmed(lin, y, matrices)):
+    if options.verify and not (first.hooked or nested or is_confirmed(first.lin, first.y, matrices)):
         _state.forget_since(taped)
-        warn_disagreement(caller)
+        warn_disagreement(first.caller)
         return None
-    _state.forget_since(position, but_inner=True)
+    _state.forget_since(first.position, but_inner=True)
     return matrices
 
 

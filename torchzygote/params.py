@@ -18,7 +18,7 @@ from ._arguments import is_inexact
 from ._flags import requires_grad
 from ._multi_tensor import describe, flatten
 
-__all__ = ["Params"]
+__all__ = ["Params", "qualified"]
 
 
 class Params:
@@ -329,27 +329,28 @@ def _collect(source: Any, name: str = "", path: str = "") -> Iterator[tuple[Tens
     elif isinstance(source, nn.Module):
         for own, parameter in source.named_parameters():
             if requires_grad(parameter):
-                yield parameter, _join(name, own), _join(path, own)
+                yield parameter, qualified(name, own), qualified(path, own)
     elif isinstance(source, Params):
         for key, p in source._members.items():
             own = source._names.get(key, "")
-            yield p, own, _join(path, own) if own else ""
+            yield p, own, qualified(path, own) if own else ""
     elif isinstance(source, Mapping):
         for key, value in source.items():
             if isinstance(key, str):
-                yield from _collect(value, _join(name, key), _join(path, key))
+                yield from _collect(value, qualified(name, key), qualified(path, key))
             else:
                 yield from _collect(key)
     elif isinstance(source, Iterable) and not isinstance(source, (str, bytes, np.ndarray, np.generic)):
         for position, item in enumerate(source):
             # a bare tensor in a list has no name of its own
-            below = _join(path, str(position))
+            below = qualified(path, str(position))
             yield from _collect(item, name, "" if isinstance(item, Tensor) and not name else below)
     else:
         raise TypeError(f"Params: expected tensors, got {_what(source)}{_advice(source)}")
 
 
-def _join(prefix: str, name: str) -> str:
+def qualified(prefix: str, name: str) -> str:
+    """The name of a member of what is called ``prefix``, which may be nameless."""
     return f"{prefix}.{name}" if prefix else name
 
 

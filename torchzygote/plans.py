@@ -7,21 +7,20 @@ from typing import Any, NoReturn, overload
 
 from torch import Tensor
 
-from . import _engine, _plan
+from . import _engine, _plan, _state
 from ._arguments import Prepared, kind_of, prepare, type_name
 from ._crosscheck import unpushable, warn_disagreement
+from ._flags import held
 from ._hessian_plan import HessianPlan
 from ._jacobian_plan import JacobianPlan
-from ._plan_base import held
+from ._outputs import output_tensor, real_scalar
 from ._random import OneRun
 from ._real_arguments import prepare_one
-from ._second_order import real_scalar
 from ._signature import specs_of
 from ._torch_private import survey
 from .coloring.recovery import jacobian_recovery, symmetric_recovery, symmetrized
 from .gradients import implicit, prepare_implicit
 from .grads import Grads
-from .jacobians import output_tensor
 from .params import Params
 from .sparsity.detect import DEFAULT_BUDGET, hessian_patterns, jacobian_patterns, refuse_transforms
 from .sparsity.pattern import Pattern
@@ -88,20 +87,33 @@ def jacobian_sparsity(f: Callable[..., Any], *args: Any) -> Any:
     refuse_transforms(caller)
     params = implicit(args)
     prepared = prepare(args, arrays_only=True) if params is None else prepare_implicit(caller, params, None)
-    y, patterns = _detected(f, args, prepared)
+    y, patterns, _ = _detected(f, params, prepared)
     if kind_of(y) not in ("array", "number"):
         raise ValueError(f"{caller}: expected f to return an array or a number, got {type_name(y)}")
     found = [p.to_csr(x.device) for p, x in zip(patterns, prepared.inputs, strict=True)]
     return prepared.results(found) if params is None else Grads(params, found)
 
 
-def _detected(f: Callable[..., Any], args: tuple[Any, ...], prepared: Prepared) -> tuple[Any, list[Pattern]]:
-    """What ``f`` returns, and the pattern of its Jacobian by each input."""
-    flat = OneRun(lambda *xs: _engine.call(f, prepared, xs))
-    with held(args, prepared):
-        found = jacobian_patterns(flat, prepared.inputs, prepared.owned, DEFAULT_BUDGET, varying_of(prepared))
+def _detected(
+    f: Callable[..., Any], params: Params | None, prepared: Prepared
+) -> tuple[Any, list[Pattern], bool]:
+    """What ``f`` returns, the pattern of its Jacobian by each input, and whether ``f`` has hooks."""
+    hooked = False
+
+    def watched(*xs: Tensor) -> Any:
+        nonlocal hooked
+        position = _state.mark()
+        y = _engine.call(f, prepared, xs)
+        hooked = _state.mark() > position
+        return y
+
+    flat = OneRun(watched)
+    with held(params):
+        y, patterns = jacobian_patterns(
+            flat, prepared.inputs, prepared.owned, DEFAULT_BUDGET, varying_of(prepared)
+        )
     flat.settle()
-    return found
+    return y, patterns, hooked
 
 
 def plan_jacobian(
@@ -184,8 +196,8 @@ def plan_jacobian(
     if sparsity is not None:
         patterns = _given_patterns(caller, sparsity, [x.numel() for x in inputs])
     else:
-        y, patterns = _detected(f, example_args, prepared)
-        mode = _possible_mode(caller, output_tensor(caller, y), mode)
+        y, patterns, hooked = _detected(f, params, prepared)
+        mode = _possible_mode(caller, y, hooked, mode)
 
     def colored(mode: str) -> JacobianPlan:
         recovery = jacobian_recovery(patterns, mode, forward_cost=1.0, refine=True)
@@ -279,19 +291,19 @@ def plan_hessian(
             raise ValueError(f"{caller}: sparsity: expected the shape {(n, n)}, got {pattern.shape}")
     else:
         flat = OneRun(lambda *xs: _engine.call(f, prepared, xs))
-        y, (pattern,) = hessian_patterns(flat, prepared.inputs, None, prepared.owned, DEFAULT_BUDGET)
+        y, (pattern,) = hessian_patterns(flat, prepared.inputs, prepared.owned, DEFAULT_BUDGET)
         flat.settle()
         real_scalar(caller, y)
     recovery = symmetric_recovery(symmetrized(pattern), refine=True)
     return HessianPlan(f, specs_of(prepared), recovery, mode=mode, chunk_size=chunk_size, verify=verify)
 
 
-def _possible_mode(caller: str, y: Tensor, mode: str) -> str:
-    """The mode asked for; reverse for ``"auto"`` where forward mode gives zeros."""
-    names = survey([y]).unpushable
+def _possible_mode(caller: str, y: Any, hooked: bool, mode: str) -> str:
+    """The mode; where forward mode would leave something out reverse."""
+    names = survey([output_tensor(caller, y)]).unpushable
     if names and mode == "forward":
         raise unpushable(caller, names)
-    return "reverse" if names else mode
+    return "reverse" if names or (hooked and mode == "auto") else mode
 
 
 def _given_patterns(caller: str, sparsity: Any, widths: Sequence[int]) -> list[Pattern]:

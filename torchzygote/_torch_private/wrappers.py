@@ -15,6 +15,7 @@ __all__ = [
     "batched_like",
     "concrete",
     "innermost_layer",
+    "is_recorded",
     "is_wrapped",
     "layer_below",
     "layers",
@@ -42,6 +43,11 @@ def layers(x: Tensor) -> Iterator[tuple[int, Tensor]]:
         yield _C_functorch.maybe_get_level(x), x
         x = _C_functorch.unwrap_if_dead(_C_functorch.get_unwrapped(x))
     yield 0, x
+
+
+def is_recorded(x: Tensor) -> bool:
+    """Whether a graph of reverse mode hangs on ``x``, at any level."""
+    return any(layer.requires_grad for _, layer in layers(x))
 
 
 def innermost_layer(x: Tensor) -> Tensor:

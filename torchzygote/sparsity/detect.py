@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.checkpoint import CheckpointFunction
 
 from .. import _state
-from .._arguments import kind_of, type_name
 from .._attention import unfused_attention
-from .._notes import annotate
+from .._notes import call
+from .._outputs import real_scalar
 from .._random import OneRun, RandomState
 from .._real_arguments import prepare_one
 from .._sight import watching
@@ -28,7 +28,7 @@ from ._trace import Program, Ref, recorder
 from .pattern import Pattern, indptr_of
 from .rules import PROBES
 
-__all__ = ["DEFAULT_BUDGET", "detect_hessian", "detect_jacobian", "hessian_sparsity"]
+__all__ = ["DEFAULT_BUDGET", "hessian_patterns", "hessian_sparsity", "jacobian_patterns"]
 
 logger = logging.getLogger("torchzygote")
 
@@ -56,21 +56,20 @@ def _twin(x: Tensor, owned: bool) -> Tensor:
 def _run(
     f: Callable[..., Any],
     inputs: Sequence[Tensor],
-    owned: Sequence[bool] | None,
+    owned: Sequence[bool],
     varying: Sequence[Any] = (),
 ) -> _Run:
     """Run ``f``, written down; random state, statistics and callbacks are left as they were."""
-    marks = owned if owned is not None else [True] * len(inputs)
     known = dynamo_is_loaded()
-    run = _recorded(f, inputs, marks, varying)
+    run = _recorded(f, inputs, owned, varying)
     if not known and dynamo_is_loaded():
         # f may have compiled something, which hides its operators; now that Dynamo is there, it won't.
-        run = _recorded(f, inputs, marks, varying)
+        run = _recorded(f, inputs, owned, varying)
     return run
 
 
 def _recorded(
-    f: Callable[..., Any], inputs: Sequence[Tensor], marks: Sequence[bool], varying: Sequence[Any]
+    f: Callable[..., Any], inputs: Sequence[Tensor], owned: Sequence[bool], varying: Sequence[Any]
 ) -> _Run:
     """One run of ``f`` under a recorder, as far as it gets."""
     random = RandomState()
@@ -82,7 +81,7 @@ def _recorded(
         _state.differentiation(),
         watching() as hidden,
     ):
-        twins = [_twin(x, mark) for x, mark in zip(inputs, marks, strict=True)]
+        twins = [_twin(x, own) for x, own in zip(inputs, owned, strict=True)]
         written = recorder(twins, PROBES, varying)
         refs = [written.depends(x) for x in twins]
         reason = None
@@ -127,42 +126,19 @@ def _about(run: _Run, replay: Replay | None) -> dict[str, Any]:
     }
 
 
-def detect_jacobian(
-    f: Callable[..., Any],
-    inputs: Sequence[Tensor],
-    *,
-    owned: Sequence[bool] | None = None,
-    budget: int = DEFAULT_BUDGET,
-) -> list[Pattern]:
-    """The pattern of the Jacobian by each input.
-
-    Parameters
-    ----------
-    f : callable
-        ``f(*inputs)`` gives a tensor.
-    inputs : sequence of torch.Tensor
-        The flat inputs.
-    owned : sequence of bool, optional
-        ``False`` for an input that ``f`` finds by identity instead of taking it as its argument.
-    budget : int
-        How many members of index sets may be stored; beyond that, the patterns are dense.
-
-    Returns
-    -------
-    list of Pattern
-        Shape ``(y.numel(), x.numel())`` for each input ``x``.
-    """
-    return jacobian_patterns(f, inputs, owned, budget)[1]
-
-
 def jacobian_patterns(
     f: Callable[..., Any],
     inputs: Sequence[Tensor],
-    owned: Sequence[bool] | None,
+    owned: Sequence[bool],
     budget: int,
     varying: Sequence[Any] = (),
 ) -> tuple[Any, list[Pattern]]:
-    """What ``f`` returned, and the patterns; ``varying``: other values that the next call may replace."""
+    """What ``f`` returned, and the pattern of the Jacobian by each input, ``(y.numel(), x.numel())``.
+
+    ``owned``: ``False`` for an input that ``f`` finds by identity. ``budget``: how many members of index sets
+    may be stored; beyond that, the patterns are dense. ``varying``: other values that the next call may
+    replace.
+    """
     run = _run(f, inputs, owned, varying)
     rows = run.value.numel() if isinstance(run.value, Tensor) else int(getattr(run.value, "size", 1))
     replay = None
@@ -202,54 +178,24 @@ def _split(ids: Tensor, replay: Replay, about: dict[str, Any]) -> list[Pattern]:
     return patterns
 
 
-def detect_hessian(
-    f: Callable[..., Any],
-    inputs: Sequence[Tensor],
-    which: Sequence[int] | None = None,
-    *,
-    owned: Sequence[bool] | None = None,
-    budget: int = DEFAULT_BUDGET,
-) -> list[Pattern]:
-    """The pattern of the Hessian by each input; those that mix two inputs are not looked for.
-
-    Parameters
-    ----------
-    f : callable
-        ``f(*inputs)`` gives a tensor; the pattern is that of the Hessians of all its elements together.
-    inputs : sequence of torch.Tensor
-        The flat inputs.
-    which : sequence of int, optional
-        The inputs whose patterns are wanted; all of them by default.
-    owned : sequence of bool, optional
-        ``False`` for an input that ``f`` finds by identity instead of taking it as its argument.
-    budget : int
-        How many members and couplings may be stored; beyond that, the patterns are dense.
-
-    Returns
-    -------
-    list of Pattern
-        Symmetric ones of shape ``(x.numel(), x.numel())``.
-    """
-    return hessian_patterns(f, inputs, which, owned, budget)[1]
-
-
 def hessian_patterns(
     f: Callable[..., Any],
     inputs: Sequence[Tensor],
-    which: Sequence[int] | None,
-    owned: Sequence[bool] | None,
+    owned: Sequence[bool],
     budget: int,
 ) -> tuple[Any, list[Pattern]]:
-    """What ``f`` returned, and the patterns."""
+    """What ``f`` returned, and by each input the symmetric pattern of the Hessians of all its elements.
+
+    Those that mix two inputs are not looked for.
+    """
     run = _run(f, inputs, owned)
-    chosen = list(range(len(inputs))) if which is None else list(which)
-    sizes = [inputs[i].numel() for i in chosen]
+    sizes = [x.numel() for x in inputs]
     replay = None
     try:
         if run.why_dense is None:
             if run.output is None:
                 return run.value, [_empty(n, n, run) for n in sizes]
-            replay = Replay(run.program, [run.inputs[i] for i in chosen], budget, second=True)
+            replay = Replay(run.program, run.inputs, budget, second=True)
             replay.run(run.output)
             return run.value, _blocks(replay, _about(run, replay))
         _give_up(run.why_dense)
@@ -311,25 +257,11 @@ def hessian_sparsity(f: Callable[..., Any], x: Any) -> Tensor:
     prepared = prepare_one("hessian_sparsity", x)
     refuse_transforms("hessian_sparsity")
 
-    flat = OneRun(lambda *inputs: _called(f, prepared, inputs))
-    value, patterns = hessian_patterns(flat, prepared.inputs, None, prepared.owned, DEFAULT_BUDGET)
+    flat = OneRun(lambda *inputs: call(f, prepared, inputs))
+    value, patterns = hessian_patterns(flat, prepared.inputs, prepared.owned, DEFAULT_BUDGET)
     flat.settle()
-    truth = isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
-    if not (truth or kind_of(value) in ("array", "number")) or (
-        hasattr(value, "shape") and len(value.shape) > 0
-    ):
-        raise ValueError(f"hessian_sparsity: expected f to return a scalar, got {type_name(value)}")
-    if torch.as_tensor(value).is_complex():
-        raise ValueError(f"hessian_sparsity: expected a real f, got {type_name(value)}; take its .real first")
+    real_scalar("hessian_sparsity", value)
     return patterns[0].to_csr(prepared.inputs[0].device)
-
-
-def _called(f: Callable[..., Any], prepared: Any, inputs: Sequence[Tensor]) -> Any:
-    try:
-        return f(*prepared.arguments(inputs))
-    except Exception as error:
-        annotate(error, f, prepared)
-        raise
 
 
 def refuse_transforms(caller: str) -> None:

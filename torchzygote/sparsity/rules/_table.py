@@ -15,7 +15,19 @@ from torch import Tensor
 from .._sets import ID, IndexSets, collapsed
 from .._trace import Const
 
-__all__ = ["CURVED", "LINEAR", "PRODUCT", "RULES", "Call", "Context", "Dep", "Rule", "rule", "zero_ids"]
+__all__ = [
+    "CURVED",
+    "LINEAR",
+    "PRODUCT",
+    "RULES",
+    "Call",
+    "Context",
+    "Dep",
+    "Rule",
+    "rule",
+    "shape_of",
+    "zero_ids",
+]
 
 # When an operator has second derivatives: never; always; only where two of its operands are dependent.
 LINEAR = "linear"
@@ -87,6 +99,11 @@ def _flat(values: Any) -> Any:
             yield value
         elif isinstance(value, (list, tuple)):
             yield from _flat(value)
+
+
+def shape_of(value: Dep | Const) -> torch.Size:
+    """Shape of the tensor that an operator took."""
+    return value.shape if isinstance(value, Dep) else value.tensor.shape
 
 
 def zero_ids(shape: Sequence[int] = ()) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..._warning import making_sparse
 from .._sets import broadcast_shapes
 from .._trace import Const, Ref
-from ._table import CURVED, LINEAR, PRODUCT, Call, Context, Dep, rule, zero_ids
+from ._table import CURVED, LINEAR, PRODUCT, Call, Context, Dep, rule, shape_of, zero_ids
 
 __all__: list[str] = []
 
@@ -237,7 +237,7 @@ def _batch(call: Call) -> tuple[int, ...] | None:
     batches = set()
     for name, value in call.args.items():
         if isinstance(value, (Dep, Const)):
-            shape = tuple(_shape(value))
+            shape = tuple(shape_of(value))
             depth = len(shape) - _inner(call, name)
             if depth < 0:
                 return None
@@ -259,12 +259,8 @@ def _inner(call: Call, name: str) -> int:
     """A right-hand side is a vector if its shape is that of the matrices' rows, as PyTorch has it."""
     if (call.name, name) in (("_linalg_solve_ex", "B"), ("linalg_lstsq", "b")):
         matrix = call["A" if name == "B" else "self"]
-        return 1 if tuple(_shape(call[name])) == tuple(_shape(matrix))[:-1] else 2
+        return 1 if tuple(shape_of(call[name])) == tuple(shape_of(matrix))[:-1] else 2
     return _INNER.get(name, 2)
-
-
-def _shape(value: Any) -> Any:
-    return value.shape if isinstance(value, Dep) else value.tensor.shape
 
 
 @rule("_fft_r2c", "_fft_c2c", "_fft_c2r", curvature=LINEAR)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._trace import Const
-from ._table import PRODUCT, Call, Context, Dep, rule, zero_ids
+from ._table import PRODUCT, Call, Context, Dep, rule, shape_of, zero_ids
 
 __all__ = ["reversed_table", "table_of", "taps", "unite_taps"]
 
@@ -77,7 +77,7 @@ def _convolution(ctx: Context, call: Call) -> Any:
     stride, padding, dilation = (_each(call[n], depth) for n in ("stride", "padding", "dilation"))
     groups, transposed = call["groups"], call["transposed"]
     ids = ctx.ids(source)
-    size = _shape(weight)
+    size = shape_of(weight)
     make = _transposed_table if transposed else _table
     tables = [
         make(ids.shape[2 + d], call.shape[2 + d], size[2 + d], stride[d], padding[d], dilation[d])
@@ -106,10 +106,6 @@ def _convolution(ctx: Context, call: Call) -> Any:
     if isinstance(bias, Dep):
         united = ctx.unite(united, bias.ids.view(1, out_channels, *[1] * depth))
     return united.expand(call.shape)
-
-
-def _shape(value: Any) -> Any:
-    return value.shape if isinstance(value, Dep) else value.tensor.shape
 
 
 def _filters(ctx: Context, ids: Tensor, groups: int, transposed: bool) -> Tensor:
@@ -166,7 +162,7 @@ def _convolution_backward(ctx: Context, call: Call) -> Any:
 
 
 def _adjoint(ctx: Context, call: Call, grad: Tensor) -> Tensor:
-    shape, size, groups = _shape(call["input"]), _shape(call["weight"]), call["groups"]
+    shape, size, groups = shape_of(call["input"]), shape_of(call["weight"]), call["groups"]
     depth = len(shape) - 2
     stride, padding, dilation = (_each(call[n], depth) for n in ("stride", "padding", "dilation"))
     make = _table if call["transposed"] else _transposed_table

@@ -1,0 +1,45 @@
+"""One recorded call of a function whose Jacobians are wanted.
+
+Holds what every way of computing them starts from; knows nothing of matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from . import _engine, _state
+from ._arguments import Prepared
+from ._engine import Linearization
+from ._outputs import output_tensor
+from ._random import RandomState
+
+__all__ = ["FirstOrder", "record"]
+
+
+class FirstOrder(NamedTuple):
+    """``f`` as recorded by one call.
+
+    ``y``: what it returned, as a tensor. ``random``: from where it drew, unless a compiler traces it.
+    ``position``: :func:`_state.mark` as of before it ran; ``hooked``: whether anything waits since then.
+    """
+
+    caller: str
+    f: Callable[..., Any]
+    prepared: Prepared
+    lin: Linearization
+    y: Tensor
+    random: RandomState | None
+    position: int
+    hooked: bool
+
+
+def record(caller: str, f: Callable[..., Any], prepared: Prepared, keep: bool) -> FirstOrder:
+    """Run ``f`` once; ``keep``: results will be differentiable themselves."""
+    random = None if _engine.compiling() else RandomState()
+    position = _state.mark()
+    lin = _engine.linearize(f, prepared, keep=keep)
+    y = output_tensor(caller, lin.y_leaves[0] if lin.y_spec is None else lin.y)
+    return FirstOrder(caller, f, prepared, lin, y, random, position, _state.mark() > position)

@@ -1,0 +1,64 @@
+"""What a function may return, for each kind of derivative; the rest is refused.
+
+Knows values only, not how they are differentiated.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ._arguments import kind_of, number_to_tensor, numpy_to_tensor, type_name
+
+__all__ = ["output_tensor", "real_scalar", "scalar_root"]
+
+
+def scalar_root(caller: str, y: Any, expected: str = "f to return") -> Tensor | None:
+    """The tensor to pull back from, ``None`` for a constant; anything but a real scalar is refused."""
+    if isinstance(y, (Tensor, np.ndarray)) and y.ndim > 0:
+        raise ValueError(
+            f"{caller}: expected {expected} a real scalar, got an array, {type_name(y)}; "
+            "perhaps you wanted jacobian"
+        )
+    if isinstance(y, Tensor):
+        if y.dtype.is_complex:
+            raise ValueError(
+                f"{caller}: expected {expected} a real scalar, got a complex one of dtype {y.dtype}; "
+                "return its real part, imaginary part or absolute value"
+            )
+        return y if y.dtype.is_floating_point else None
+    if isinstance(y, np.ndarray):
+        y = y[()]  # what it holds
+    if isinstance(y, (complex, np.complexfloating)):
+        raise ValueError(f"{caller}: expected {expected} a real scalar, got the complex number {y!r}")
+    if isinstance(y, (bool, int, float, np.bool_, np.number)) and not isinstance(y, np.timedelta64):
+        return None
+    raise TypeError(f"{caller}: expected {expected} a real scalar, got {type_name(y)}")
+
+
+def real_scalar(caller: str, y: Any) -> Tensor | None:
+    """:func:`scalar_root`, where anything else is a ``ValueError``, as for Hessians."""
+    try:
+        return scalar_root(caller, y)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
+def output_tensor(caller: str, y: Any) -> Tensor:
+    """``y`` as a tensor; what is no array or number, or complex, is refused."""
+    kind = kind_of(y)
+    if kind == "number":
+        y = number_to_tensor(y)
+    elif kind != "array":
+        raise ValueError(f"{caller}: expected f to return an array or a number, got {type_name(y)}")
+    elif isinstance(y, np.ndarray):
+        y = numpy_to_tensor(y)
+    tensor: Tensor = y
+    if tensor.dtype.is_complex:
+        raise ValueError(
+            f"{caller}: expected f to return real values, got {type_name(tensor)}; "
+            "differentiate its real and imaginary parts"
+        )
+    return tensor
