@@ -62,6 +62,7 @@ LINEAR_UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "remainder by a number": lambda x: x % 0.7,
     "fmod by a number": lambda x: torch.fmod(x, 0.7),
     "copysign": lambda x: torch.copysign(x, A[:4]),
+    "nextafter": lambda x: torch.nextafter(x, x.flip(0)),
     "fill": lambda x: torch.zeros(4, dtype=x.dtype).fill_(x[1]),
 }
 FLAT = {
