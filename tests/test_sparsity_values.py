@@ -29,7 +29,7 @@ from torchzygote.sparsity.detect import detect_jacobian, jacobian_sparsity
         lambda x: x[x.argsort().tolist()] * x,
         lambda x: x * x[x.tolist().index(max(x.tolist()))],
         lambda x: x[torch.from_numpy(x.detach().numpy().argsort())],
-        lambda x: x[np.asarray((x.detach() * 2)).argsort().tolist()],
+        lambda x: x[np.asarray(x.detach() * 2).argsort().tolist()],
         lambda x: x[np.from_dlpack(x.detach()).argsort().tolist()],
     ],
 )
