@@ -189,12 +189,12 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
             self.depends(x)
 
     def __enter__(self) -> Any:
-        self._listener.__enter__()
-        return super().__enter__()
+        self._listener.__enter__()  # type: ignore[no-untyped-call]
+        return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        self._listener.__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._listener.__exit__(*error)  # type: ignore[no-untyped-call]
 
     def _handed_out(self, x: Tensor) -> None:
         key = storage_key(x)
