@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from elementwise_rows import ELEMENTWISE, MASK, A, Row, halves
-from needs_torch import aminmax_derived, grid_sample_derived_twice
+from needs_torch import aminmax_derived, grid_sample_derived_twice, nextafter_derived
 from torch import Tensor
 
 from torchzygote.sparsity.detect import detect_hessian, detect_jacobian
@@ -361,6 +361,7 @@ OLDER = {
     "aminmax": aminmax_derived,
     "aminmax along a dimension": aminmax_derived,
     "aminmax, kept": aminmax_derived,
+    "nextafter": nextafter_derived,
 }
 ONCE = [pytest.param(row, id=row.name, marks=OLDER.get(row.name, ())) for row in ROWS]
 OLDER["grid_sample"] = grid_sample_derived_twice
