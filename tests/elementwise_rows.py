@@ -62,6 +62,9 @@ LINEAR_UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "remainder by a number": lambda x: x % 0.7,
     "fmod by a number": lambda x: torch.fmod(x, 0.7),
     "copysign": lambda x: torch.copysign(x, A[:4]),
+    "nextafter": lambda x: torch.nextafter(x, x.flip(0)),
+    "frexp": lambda x: torch.frexp(x)[0],
+    "ldexp by integers": lambda x: torch.ldexp(x, torch.tensor([1, 2, 0, 3])),
     "fill": lambda x: torch.zeros(4, dtype=x.dtype).fill_(x[1]),
 }
 FLAT = {
@@ -108,6 +111,9 @@ ELEMENTWISE = [
     Row("div by a number", lambda x: x / 3, (4,)),
     Row("atan2", halves(torch.atan2), (4,)),
     Row("hypot", halves(torch.hypot), (4,)),
+    Row("ldexp", halves(torch.ldexp), (4,)),
+    Row("glu", lambda x: F.glu(x, 1), (2, 4)),
+    Row("glu of both halves", lambda x: F.glu(x, 0) ** 2, (4, 2)),
     Row("logaddexp", halves(torch.logaddexp), (4,)),
     Row("logaddexp2", halves(torch.logaddexp2), (4,)),
     Row("xlogy", halves(torch.xlogy), (4,)),

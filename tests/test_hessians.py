@@ -210,6 +210,27 @@ def test_compiled_functions_are_differentiated_twice_or_refused() -> None:
     torch.testing.assert_close(gradient(compiled, x), gradient(f, x))
 
 
+@pytest.mark.skipif(not hasattr(nn, "LinearCrossEntropyOptions"), reason="newer than this PyTorch")
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_a_loss_in_chunks_is_refused_twice(reduction: str) -> None:
+    """Its gradients come out of its forward pass: the second derivative would be zero."""
+    weight, target = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 2])
+    options = nn.LinearCrossEntropyOptions(batch_chunk_size=1)
+
+    def loss(x: Tensor, **keywords: Any) -> Tensor:
+        return F.linear_cross_entropy(x.view(2, 3), weight, target, reduction=reduction, **keywords).sum()
+
+    x = torch.randn(6, dtype=torch.float64)
+    chunked = lambda x: loss(x, options=options)
+    torch.testing.assert_close(gradient(chunked, x), gradient(loss, x))
+    for way in (hessian, hessian_reverse, diaghessian, lambda f, x: hessian(f, x, sparse=True)):
+        with pytest.raises(RuntimeError, match="twice.*linear_cross_entropy with chunked options"):
+            way(chunked, x)
+    with pytest.raises(RuntimeError, match="functorch transforms"):  # PyTorch's own words
+        hessian_dual(chunked, x)
+    torch.testing.assert_close(hessian(loss, x), by_differences(loss, x), rtol=1e-5, atol=1e-7)
+
+
 SPARSE_EMBEDDING: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "jacobian": lambda e, w: jacobian(e, w)[0],
     "forward": lambda e, w: jacobian(e, w, mode="forward")[0],

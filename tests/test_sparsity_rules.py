@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from detection import detect_hessian, detect_jacobian
 from elementwise_rows import ELEMENTWISE, MASK, A, Row, halves
-from needs_torch import aminmax_derived, grid_sample_derived_twice
+from needs_torch import aminmax_derived, grid_sample_derived_twice, nextafter_derived
 from torch import Tensor
 
 from torchzygote.sparsity.rules import RULES
@@ -21,6 +21,9 @@ PERM = torch.tensor([3, 1, 0, 2])
 M33 = torch.eye(3, dtype=torch.float64)
 EYES = M33 + 0.2 + A.repeat(2)[:27].reshape(3, 3, 3) / 9
 LU = torch.linalg.lu_factor(EYES)
+PIVOTS = torch.tensor([[2, 3, 3], [1, 2, 3]], dtype=torch.int32)
+WORDS, BAGS = torch.tensor([0, 2, 1, 0, 2]), torch.tensor([0, 2, 2])
+DRAW = torch.tensor([[[0.3, 0.8, 0.4]]], dtype=torch.float64)
 
 
 def spd(x: Tensor) -> Tensor:
@@ -100,6 +103,34 @@ ROWS = [
     Row("diagonal_scatter", lambda x: (x * 2).diagonal_scatter(x[0] ** 2), (3, 3)),
     Row("writing into a buffer", written, (4,)),
     Row("embedding", lambda x: F.embedding(torch.tensor([0, 2, 0]), x), (3, 2)),
+    Row("embedding_bag", lambda x: F.embedding_bag(WORDS, x, BAGS) ** 2, (3, 2), orders=1),
+    Row(
+        "embedding_bag, largest",
+        lambda x: F.embedding_bag(WORDS, x, BAGS, mode="max"),
+        (3, 2),
+        exact="",
+        orders=1,
+    ),
+    Row(
+        "embedding_bag, padded",
+        lambda x: F.embedding_bag(WORDS, x, BAGS, padding_idx=2) ** 2,
+        (3, 2),
+        orders=1,
+    ),
+    Row(
+        "embedding_bag, last offset",
+        lambda x: F.embedding_bag(WORDS, x, BAGS, include_last_offset=True, mode="sum") ** 2,
+        (3, 2),
+        orders=1,
+    ),
+    Row(
+        "embedding_bag, weighted",
+        lambda x: F.embedding_bag(WORDS, x[:3], BAGS, mode="sum", per_sample_weights=x[3:].reshape(-1)[:5]),
+        (6, 2),
+        orders=1,
+    ),
+    Row("lu_unpack", lambda x: torch.cat(torch.lu_unpack(x, PIVOTS)[1:], 1) ** 2, (2, 3, 3)),
+    Row("lu_unpack, wide", lambda x: torch.lu_unpack(x, PIVOTS[:, 1:] - 1)[2] ** 2, (2, 2, 3)),
     Row("meshgrid", lambda x: torch.meshgrid(x, x, indexing="ij")[0] * 2, (3,)),
     Row("tensordot", lambda x: torch.tensordot(x, M34, ([0], [0])), (3, 2)),
     Row("kron", lambda x: torch.kron(x, M34[:2, :2]), (2, 2)),
@@ -122,6 +153,12 @@ ROWS = [
     Row("norm", lambda x: x.norm(dim=1), (2, 3)),
     Row("vector_norm 1", lambda x: torch.linalg.vector_norm(x, 1), (4,)),
     Row("vector_norm 3", lambda x: torch.linalg.vector_norm(x, 3), (4,)),
+    Row("dist", halves(torch.dist), (6,)),
+    Row("dist 1", halves(lambda a, b: torch.dist(a, b, 1)), (6,)),
+    Row("dist, broadcasting", lambda x: torch.dist(x[:, None], x[:2], 3), (4,)),
+    Row("renorm", lambda x: torch.renorm(x, 2, 0, 0.2), (2, 3)),
+    Row("renorm 1", lambda x: torch.renorm(x, 1, -1, 0.2), (2, 3), exact="1"),
+    Row("renorm of some", lambda x: torch.renorm(x, 2, 1, 0.9), (2, 3), exact=""),
     Row("logsumexp", lambda x: x.logsumexp(1), (2, 3)),
     Row("cumsum", lambda x: x.cumsum(1) ** 2, (2, 4)),
     Row("cumprod", lambda x: x.cumprod(0), (5,)),
@@ -238,6 +275,41 @@ ROWS = [
     Row("adaptive_avg_pool2d", lambda x: F.adaptive_avg_pool2d(x, (2, 3)), (1, 1, 5, 4)),
     Row("adaptive_avg_pool1d", lambda x: F.adaptive_avg_pool1d(x, 2), (1, 1, 5)),
     Row("adaptive_max_pool2d", lambda x: F.adaptive_max_pool2d(x, 2), (1, 1, 5, 4), exact=""),
+    Row(
+        "fractional_max_pool2d",
+        lambda x: F.fractional_max_pool2d(x, 2, (2, 3), _random_samples=DRAW[..., :2]) ** 2,
+        (1, 1, 5, 6),
+        exact="",
+    ),
+    Row(
+        "fractional_max_pool3d",
+        lambda x: F.fractional_max_pool3d(x, 2, 2, _random_samples=DRAW),
+        (1, 1, 4, 4, 5),
+        exact="",
+    ),
+    Row(
+        "max_unpool2d",
+        lambda x: F.max_unpool2d(x, torch.tensor([[0, 3], [13, 10]]).expand(2, 2, 2), 2) ** 2,
+        (2, 2, 2),
+    ),
+    Row(
+        "max_unpool3d",
+        lambda x: F.max_unpool3d(*F.max_pool3d(x, 2, return_indices=True), 2) ** 2,
+        (1, 1, 2, 4, 4),
+        exact="",
+    ),
+    Row(
+        "affine_grid",
+        lambda x: F.affine_grid(x, [2, 1, 2, 2], align_corners=False) ** 2,
+        (2, 2, 3),
+        exact="1",
+    ),
+    Row(
+        "affine_grid, 3d",
+        lambda x: F.affine_grid(x, [1, 1, 3, 2, 2], align_corners=True) ** 2,
+        (1, 3, 4),
+        exact="",
+    ),
     Row("interpolate, nearest", lambda x: F.interpolate(x, scale_factor=2), (1, 1, 2, 3)),
     Row("interpolate, linear", lambda x: F.interpolate(x, 7, mode="linear"), (1, 1, 4)),
     Row(
@@ -289,6 +361,7 @@ OLDER = {
     "aminmax": aminmax_derived,
     "aminmax along a dimension": aminmax_derived,
     "aminmax, kept": aminmax_derived,
+    "nextafter": nextafter_derived,
 }
 ONCE = [pytest.param(row, id=row.name, marks=OLDER.get(row.name, ())) for row in ROWS]
 OLDER["grid_sample"] = grid_sample_derived_twice

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,11 @@ from torchzygote import jacobian_sparsity
         lambda x: x[: int(x.sum().abs()) + 1],
         lambda x: x.index_select(0, (x > 0.5).nonzero()[:, 0]),
         lambda x: x.gather(0, x.detach().argsort()),
+        lambda x: x[x.argsort().tolist()] * x,
+        lambda x: x * x[x.tolist().index(max(x.tolist()))],
+        lambda x: x[torch.from_numpy(x.detach().numpy().argsort())],
+        lambda x: x[np.asarray(x.detach() * 2).argsort().tolist()],
+        lambda x: x[np.from_dlpack(x.detach()).argsort().tolist()],
     ],
 )
 def test_structure_that_hangs_on_values_says_so(f: Any) -> None:
@@ -47,6 +53,8 @@ def test_structure_that_hangs_on_values_says_so(f: Any) -> None:
         lambda x: x[torch.tensor([True, False, True])],
         lambda x: x * torch.randn(1).item(),
         lambda x: F.max_pool1d(x[None], 2),
+        lambda x: x[torch.arange(3).flip(0).tolist()],
+        lambda x: x * torch.from_numpy(torch.ones(3).numpy()),
     ],
 )
 def test_structure_that_does_not_says_so_too(f: Any) -> None:

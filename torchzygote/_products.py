@@ -182,7 +182,8 @@ def _row_by_row(
     for row in rows.unbind():
         if random is not None:
             random.restore()
-        singles.append(one(row))
+        # What lies at an odd place in memory can't be viewed as complex numbers.
+        singles.append(one(row.clone()))
     return [stack_products(column) for column in zip(*singles, strict=True)]
 
 

@@ -45,6 +45,11 @@ def checked_custom_functions(nodes: list[Any], seeds: list[Tensor]) -> Iterator[
             "f can't be differentiated twice: it calls a function made with torch.compile, whose backward "
             "autograd can't follow; call the uncompiled function here, and compile what differentiates it"
         )
+    if any("linear_cross_entropy_batch_chunked" in node.name() for node in nodes):
+        raise RuntimeError(
+            "f can't be differentiated twice: torch.nn.functional.linear_cross_entropy with chunked options "
+            "computes its gradients as it runs, where autograd can't follow; leave options out"
+        )
     handles = [node.register_hook(check(node)) for node in nodes]
     try:
         yield [seed if seed.requires_grad else seed.detach().requires_grad_() for seed in seeds]

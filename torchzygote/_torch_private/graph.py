@@ -152,7 +152,7 @@ class Survey(NamedTuple):
 
 
 # PyTorch's batching rule of these backwards gives wrong numbers where the rows alone are batched (2.13).
-_MISBATCHED = {"CdistBackward0": "torch.cdist"}
+_MISBATCHED = {"CdistBackward0": "torch.cdist", "MaskedSelectBackward0": "torch.masked_select"}
 # Their derivative by the cotangent is NaN where that is zero (2.13), though they are linear in it.
 _NOT_LINEAR_AT_ZERO = frozenset({"LogcumsumexpBackward0"})
 # Without a weight, PyTorch's second derivative by the bias is zero, or fails (2.13).
@@ -197,7 +197,7 @@ def survey(roots: Sequence[Tensor]) -> Survey:
             nonlinear.append(node)
         elif name in _BY_LU:
             by_lu = True
-        elif name in _MISBATCHED:
+        elif name in _MISBATCHED and _misbatches(node, name):
             misbatched = _MISBATCHED[name]
         elif name in _BIASED and (bias := _only_bias(node)) is not None:
             once.append((_BIASED[name], bias))
@@ -219,6 +219,16 @@ def _spacing(dtype: torch.dtype) -> float:
 def _operator_name(node: str) -> str:
     """``ns::op`` of ``GeneratedBackwardFor_ns_op_overloadBackward``, as far as that can be told."""
     return node.removeprefix("GeneratedBackwardFor_").removesuffix("Backward").removesuffix("_default")
+
+
+def _misbatches(node: Any, name: str) -> bool:
+    """Whether this one is wrong: ``masked_select`` is where the mask has more dimensions than its input."""
+    if name != "MaskedSelectBackward0":
+        return True
+    try:
+        return len(node._saved_mask.shape) > len(node_shape(*node.next_functions[0]))
+    except RuntimeError:  # freed: there will be no backward pass
+        return False
 
 
 def _only_bias(node: Any) -> Any:

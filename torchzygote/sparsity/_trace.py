@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from .._torch_private import DispatchMode, OpOverload, dynamo_is_loaded, pytree, storage_key
 from ._memory import Const, Memory
@@ -88,6 +89,8 @@ _OVERWRITING = {"copy", "fill", "zero", "masked_fill", "index_fill", "_foreach_c
 _HIDDEN_WRITES = {"native_batch_norm": (3, 4), "cudnn_batch_norm": (3, 4), "miopen_batch_norm": (3, 4)}
 # Their results show the values of a float input, in a number or in a shape.
 _REVEALING = {"nonzero", "nonzero_static", "_unique", "_unique2", "unique_dim", "unique_consecutive"}
+# They show values without an operator.
+_HANDING_OUT = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__}
 
 
 @functools.cache
@@ -133,6 +136,21 @@ def carries_derivative(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point or dtype.is_complex
 
 
+class _Listener(TorchFunctionMode):
+    """Tells of the tensors whose values are handed out to Python or NumPy."""
+
+    def __init__(self, tell: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in _HANDING_OUT:
+            self._tell(args[0])
+        return func(*args, **(kwargs or {}))
+
+
 class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
     """While it is entered, writes down every operator that meets memory which depends on ``inputs``.
 
@@ -161,6 +179,7 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
         self._local = False
         self._names: dict[str, None] = {}
         self._probes = probes
+        self._listener = _Listener(self._handed_out)
         self.unsupported: str | None = None
         self._arrays = [addresses(x) for x in varying if not isinstance(x, Tensor)]
         for x in varying:
@@ -168,6 +187,18 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
                 self._varies(x, storage_key(x))
         for x in inputs:
             self.depends(x)
+
+    def __enter__(self) -> Any:
+        self._listener.__enter__()  # type: ignore[no-untyped-call]
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._listener.__exit__(*error)  # type: ignore[no-untyped-call]
+
+    def _handed_out(self, x: Tensor) -> None:
+        key = storage_key(x)
+        self._local = self._local or key in self._seen or key in self._dependent
 
     def _varies(self, x: Tensor, key: int) -> None:
         """Use no values in this memory; where it has no key (sparse layouts), nor in any other without."""

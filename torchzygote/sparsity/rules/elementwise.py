@@ -19,7 +19,7 @@ _LINEAR = """
     neg positive relu relu6 clamp clamp_min clamp_max threshold hardtanh hardshrink softshrink leaky_relu
     hardsigmoid conj_physical _conj_physical resolve_conj resolve_neg _to_copy clone alias_copy detach_copy
     frac nan_to_num deg2rad rad2deg rrelu_with_noise native_dropout _fused_dropout
-    add sub rsub maximum minimum fmax fmin fmod remainder copysign complex copy fill
+    add sub rsub maximum minimum fmax fmin fmod remainder copysign nextafter frexp complex copy fill
     threshold_backward hardtanh_backward leaky_relu_backward hardsigmoid_backward hardshrink_backward
     softshrink_backward rrelu_with_noise_backward native_dropout_backward _masked_scale
 """
@@ -40,7 +40,7 @@ _CURVED = """
 _ZERO = """
     sign floor ceil round trunc floor_divide heaviside zeros_like ones_like empty_like full_like rand_like
     randn_like randint_like new_zeros new_ones new_empty new_full new_empty_strided bernoulli normal uniform
-    exponential cauchy log_normal geometric poisson binomial zero nextafter
+    exponential cauchy log_normal geometric poisson binomial zero
 """
 
 # Operands by position. Backward formulas take the incoming gradient first, and are linear in it.
@@ -50,6 +50,7 @@ _COUPLINGS = {
     "float_power": "aa ab bb",
     "atan2": "aa ab bb",
     "hypot": "aa ab bb",
+    "ldexp": "ab bb",
     "logaddexp": "aa ab bb",
     "logaddexp2": "aa ab bb",
     "xlogy": "ab bb",
@@ -82,6 +83,7 @@ _COUPLINGS = {
 # Only these operands carry a derivative; the others choose a branch or a sign.
 _FLOWS = {
     "copysign": "a",
+    "nextafter": "a",
     "threshold_backward": "a",
     "hardtanh_backward": "a",
     "leaky_relu_backward": "a",
@@ -126,6 +128,26 @@ def _mul(ctx: Context, call: Call) -> Any:
         if bool(zero.any()):
             return torch.where(zero, zero_ids(), ctx.ids(varying))
     return ctx.unite(ctx.ids(a), ctx.ids(b))
+
+
+@rule("glu", curvature="curved")
+def _glu(ctx: Context, call: Call) -> Any:
+    """The first half times a function of the second."""
+    a, gate = call["self"].ids.chunk(2, call["dim"])
+    ctx.couple(a, gate)
+    ctx.couple(gate)
+    return ctx.unite(a, gate)
+
+
+@rule("glu_backward", curvature="curved")
+def _glu_backward(ctx: Context, call: Call) -> Any:
+    grad = ctx.ids(call["grad_output"])
+    a, gate = ctx.ids(call["self"]).chunk(2, call["dim"])
+    for first, second in ((grad, a), (grad, gate), (a, gate)):
+        ctx.couple(first, second)
+    ctx.couple(gate)
+    by_a = ctx.unite(grad, gate)
+    return torch.cat([by_a, ctx.unite(by_a, a)], call["dim"])
 
 
 @rule("where")

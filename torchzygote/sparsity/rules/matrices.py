@@ -232,6 +232,17 @@ def _factorization(ctx: Context, call: Call) -> Any:
     ]
 
 
+@rule("lu_unpack")
+def _lu_unpack(ctx: Context, call: Call) -> Any:
+    """Both triangles; the diagonal is the second one's."""
+    none = [zero_ids(shape) for shape in call.out_shapes if shape is not None]
+    if not call["unpack_data"]:
+        return none
+    ids = call["LU_data"].ids
+    size = min(ids.shape[-2:])
+    return [none[0], ids.tril(-1)[..., :size], ids.triu()[..., :size, :]]
+
+
 def _batch(call: Call) -> tuple[int, ...] | None:
     """The batch dimensions, if all operands and results have the same; ``None`` otherwise."""
     batches = set()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._sets import ID
 from .._trace import Const
-from ._table import LINEAR, RULES, Call, Context, Dep, Rule, rule, zero_ids
+from ._table import LINEAR, PRODUCT, RULES, Call, Context, Dep, Rule, rule, zero_ids
 
 __all__: list[str] = []
 
@@ -283,6 +283,24 @@ def _embedding_dense_backward(ctx: Context, call: Call) -> Any:
     ctx.by_values(call["indices"])
     where = positions(call.shape)[call["indices"].tensor.cpu()]
     return _added(ctx, zero_ids(call.shape), where, ctx.ids(call["grad_output"]))
+
+
+@rule("_embedding_bag", "_embedding_bag_forward_only", curvature=PRODUCT)
+def _embedding_bag(ctx: Context, call: Call) -> Any:
+    """The rows of each bag, all of them where the largest is taken, too. PyTorch derives it once."""
+    ctx.by_values(call["indices"], call["offsets"])
+    index, offsets = call["indices"].tensor.cpu().long(), call["offsets"].tensor.cpu().long()
+    # The last bag goes on to the end, whatever the last offset says.
+    bag = torch.searchsorted(offsets, torch.arange(index.numel(), device="cpu"), right=True) - 1
+    where = positions(call.shape)[bag.clamp(max=call.shape[0] - 1)]
+    rows, weights = ctx.ids(call["weight"])[index], call["per_sample_weights"]
+    if isinstance(weights, Dep):
+        factors = weights.ids.unsqueeze(1).expand(rows.shape)
+        ctx.couple(rows, factors)
+        rows = ctx.unite(rows, factors)
+    counts = index != call["padding_idx"]
+    out = _added(ctx, zero_ids(call.shape), where[counts], rows[counts])
+    return [out, *([None] * (len(call.outs) - 1))]
 
 
 @rule("masked_scatter_backward")

@@ -43,6 +43,24 @@ def _curved(ctx: Context, call: Call) -> Any:
     return [united] * len(call.outs)
 
 
+@rule("dist", curvature=CURVED)
+def _dist(ctx: Context, call: Call) -> Any:
+    united = ctx.unite_dims(ctx.unite(ctx.ids(call["self"]), ctx.ids(call["other"])), None)
+    if call["p"] not in (1, float("inf"), float("-inf")) or call.outs[0].dtype.is_complex:
+        ctx.couple(united)
+    return united
+
+
+@rule("renorm", curvature=CURVED)
+def _renorm(ctx: Context, call: Call) -> Any:
+    """Each slice by its norm, at least where that is too large."""
+    ids = call["self"].ids
+    rest = [d for d in range(ids.dim()) if d != call["dim"] % ids.dim()]
+    united = ctx.unite_dims(ids, rest, True)
+    ctx.couple(united)
+    return united.expand(ids.shape)
+
+
 @rule("prod", curvature=CURVED)
 def _prod(ctx: Context, call: Call) -> Any:
     """A tree of products, so that no element is coupled with itself."""

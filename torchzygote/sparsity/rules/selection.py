@@ -80,8 +80,13 @@ PROBES: dict[str, Probe] = {
     "max_pool3d_with_indices_backward",
     "adaptive_max_pool2d_backward",
     "adaptive_max_pool3d_backward",
+    "fractional_max_pool2d_backward",
+    "fractional_max_pool3d_backward",
+    "max_unpool2d",
+    "max_unpool3d",
 )
 def _max_pool_backward(ctx: Context, call: Call) -> Any:
+    """To the places that were the largest; unpooling does the same."""
     ctx.by_values(call["indices"])
     index = call["indices"].tensor.cpu()
     depth = 3 if "3d" in call.name else 2
@@ -90,7 +95,8 @@ def _max_pool_backward(ctx: Context, call: Call) -> Any:
     count = torch.Size(planes).numel()
     where = index.reshape(count, -1) + torch.arange(count, device="cpu")[:, None] * size
     base = zero_ids((count * size,))
-    return ctx.sets.accumulate(base, where, ctx.ids(call["grad_output"]).reshape(-1)).view(call.shape)
+    source = ctx.ids(call.first("grad_output", "self"))
+    return ctx.sets.accumulate(base, where, source.reshape(-1)).view(call.shape)
 
 
 @rule("value_selecting_reduction_backward")

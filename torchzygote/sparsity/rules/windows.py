@@ -192,6 +192,30 @@ def _pool(ctx: Context, call: Call) -> Any:
     return [unite_taps(ctx, taps(ids, tables)), *([None] * (len(call.outs) - 1))]
 
 
+def _fractional_table(size: int, out: int, kernel: int, eps: float) -> Tensor:
+    """Windows begin at multiples of a fraction, give or take what a random number and rounding add."""
+    step = (size - kernel) / max(out - 1, 1)
+    begin = torch.arange(out, dtype=torch.float64, device="cpu") * step
+    begin[-1:] = size - kernel
+    room = 8 * eps * size
+    low = (begin - room).floor().clamp(min=0).long()
+    high = (begin + room).ceil().clamp(max=size - kernel).long()
+    width = int((high - low).max()) + kernel if out else 0
+    reads = low[:, None] + torch.arange(width, device="cpu")[None, :]
+    return torch.where(reads < high[:, None] + kernel, reads, -1)
+
+
+@rule("fractional_max_pool2d", "fractional_max_pool3d")
+def _fractional_pool(ctx: Context, call: Call) -> Any:
+    """Every element of the windows, wherever the random numbers put them."""
+    ids = call["self"].ids
+    depth = 3 if "3d" in call.name else 2
+    sizes, outs = ids.shape[ids.dim() - depth :], call.shape[len(call.shape) - depth :]
+    kernel, eps = _each(call["kernel_size"], depth), torch.finfo(call["self"].dtype).eps
+    tables = [_fractional_table(*lengths, eps) for lengths in zip(sizes, outs, kernel, strict=True)]
+    return [unite_taps(ctx, taps(ids, tables)), None]
+
+
 def _adaptive_tables(sizes: Sequence[int], outs: Sequence[int]) -> list[Tensor]:
     tables = []
     for size, out in zip(sizes, outs, strict=True):
@@ -246,6 +270,13 @@ def _avg_pool_backward(ctx: Context, call: Call) -> Any:
         for d in range(depth)
     ]
     return unite_taps(ctx, taps(ids, tables))
+
+
+@rule("affine_grid_generator")
+def _affine_grid(ctx: Context, call: Call) -> Any:
+    """A coordinate of each point by the row of its matrix."""
+    rows = ctx.unite_dims(call["theta"].ids, [-1])
+    return rows.view(rows.shape[0], *[1] * (len(call.shape) - 2), rows.shape[1]).expand(call.shape)
 
 
 @rule("grid_sampler_2d", "grid_sampler_3d", curvature="curved")
