@@ -14,9 +14,11 @@ from torchzygote import (
     hessian,
     hessian_reverse,
     jacobian,
+    plan_hessian,
     plan_jacobian,
     pullback,
 )
+from torchzygote._plan_results import _MOST_SHARING
 
 X = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
 PLAN = plan_jacobian(lambda x: x**3, X)  # diag(3x²)
@@ -91,3 +93,81 @@ def test_forward_mode_through_sparse_results_goes_in_reverse_or_is_refused() -> 
     for sparse in (False, True):
         with pytest.raises(RuntimeError, match=r"values\(\.\.\.\)"):
             jacobian(f, X, mode="forward", sparse=sparse)
+
+
+# ---- the structure that results share ----------------------------------------------------------------------
+
+BAND = torch.tensor([[4.0, 4.0, 0.0], [0.0, 9.0, 12.0]], dtype=torch.float64)  # of x[:-1] * x[1:]², at X
+
+
+def of_band() -> Callable[[Tensor], Tensor]:
+    plan = plan_jacobian(lambda x: x[:-1] * x[1:] ** 2, X)
+    return lambda x: plan(x)[0]
+
+
+def of_hessian() -> Callable[[Tensor], Tensor]:
+    return plan_hessian(lambda x: (x[:-1] * x[1:] ** 2).sum(), X)
+
+
+def into_columns(matrix: Tensor) -> None:
+    matrix.col_indices().zero_()
+
+
+def into_rows(matrix: Tensor) -> None:
+    matrix.crow_indices().zero_()
+
+
+def into_a_twin(matrix: Tensor) -> None:
+    matrix.detach().col_indices().zero_()
+
+
+def into_the_transpose(matrix: Tensor) -> None:
+    matrix.t().row_indices().zero_()
+
+
+def another_matrix(matrix: Tensor) -> None:
+    other = torch.zeros(matrix.shape, dtype=matrix.dtype)
+    other.view(-1)[: matrix.values().numel()] = 1
+    matrix.copy_(other.to_sparse_csr())
+
+
+@pytest.mark.parametrize("made", [of_band, of_hessian])
+@pytest.mark.parametrize("write", [into_columns, into_rows, into_a_twin, into_the_transpose, another_matrix])
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+def test_writes_into_a_result_are_in_no_later_one(
+    made: Callable[[], Callable[[Tensor], Tensor]], write: Callable[[Tensor], None], inference: bool
+) -> None:
+    plan = made()
+    expected = plan(X).to_dense()
+    for _ in range(2):
+        with torch.inference_mode(inference and write is not into_the_transpose):  # PyTorch raises there
+            write(plan(X))
+        torch.testing.assert_close(plan(X).to_dense(), expected)
+
+
+def test_writes_into_a_result_that_is_kept_while_others_are_made() -> None:
+    plan = of_band()
+    first = plan(X)
+    torch.testing.assert_close(first.to_dense(), BAND)
+    plan(X)
+    into_columns(first)
+    torch.testing.assert_close(plan(X).to_dense(), BAND)
+
+
+def test_writes_into_the_structure_are_in_no_result() -> None:
+    plan = plan_jacobian(lambda x: x[:-1] * x[1:] ** 2, X)
+    second = plan_hessian(lambda x: (x[:-1] * x[1:] ** 2).sum(), X)
+    before = second(X).to_dense()
+    for structure in (plan.sparsity[0], plan.patterns[0].to_csr(), second.sparsity):
+        structure.col_indices().zero_()
+    torch.testing.assert_close(plan(X)[0].to_dense(), BAND)
+    torch.testing.assert_close(second(X).to_dense(), before)
+
+
+def test_results_share_their_structure_for_a_while() -> None:
+    plan = of_band()
+    places = [plan(X).col_indices().data_ptr() for _ in range(_MOST_SHARING)]
+    assert len(set(places)) == 1
+    kept = plan(X)
+    assert kept.col_indices().data_ptr() != places[0]

@@ -17,6 +17,7 @@ from torch import Tensor
 from . import _engine, _evaluation, _plan, _plan_files
 from ._arguments import Prepared
 from ._certificate import warn_mismatch
+from ._plan_results import PlanResults
 from ._signature import InputSpec
 from .coloring.recovery import Recovery
 from .gradients import implicit
@@ -28,6 +29,8 @@ __all__ = ["Plan", "common_dtype", "held", "is_nested", "no_values"]
 
 class Plan:
     """What both kinds of plan have in common."""
+
+    _by_number: tuple[int, ...] = (-1,)
 
     def __init__(
         self,
@@ -47,6 +50,7 @@ class Plan:
         self._mode = mode
         self._chunk_size = _plan.check_chunk_size(chunk_size)
         self._verify = verify
+        self._results = PlanResults(recovery.patterns, self._by_number)
         self._constants: dict[tuple[str, torch.dtype, torch.device], _evaluation.Constants] = {}
         self._compiled: Callable[..., Any] | None = None
         devices = {spec.device for spec in inputs}

@@ -28,6 +28,7 @@ from .sparsity.varying import varying_of
 __all__ = ["HessianPlan", "JacobianPlan", "plan_hessian", "plan_jacobian"]
 
 
+@_engine.entry_point
 def plan_jacobian(
     f: Callable[..., Any],
     *example_args: Any,
@@ -141,6 +142,7 @@ def _agrees(caller: str, plan: JacobianPlan, args: tuple[Any, ...], mode: str) -
     return right
 
 
+@_engine.entry_point
 def plan_hessian(
     f: Callable[..., Any],
     x: Any,

@@ -165,8 +165,8 @@ _BIASED = {
     "MiopenBatchNormBackward0": "batch_norm",
     "NativeGroupNormBackward0": "group_norm",
 }
-# The backward of values() cuts the graph, whatever the layout; what comes back to a CSR tensor that was made of
-# values is read by values(), too, or by an operation that knows COO only (2.13).
+# The backward of values() cuts the graph, whatever the layout; what comes back to a CSR tensor made of values
+# is read by values(), too, or by an operation that knows COO only (2.13).
 _SPARSE = frozenset({"ValuesBackward0", "SparseCompressedTensorBackward0"})
 _BY_LU = frozenset({"LinalgSolveExBackward0", "LinalgDetBackward0", "LinalgSlogdetBackward0"})
 _PythonNode = torch.autograd.function.BackwardCFunction
@@ -217,9 +217,7 @@ def survey(roots: Sequence[Tensor]) -> Survey:
                 stack.append(following)
     coarsest = max(map(_spacing, dtypes), default=0.0)
     nonlinear = custom + nonlinear
-    return Survey(
-        total, len(seen), misbatched, custom, nonlinear, unpushable, once, sparse, by_lu, coarsest
-    )
+    return Survey(total, len(seen), misbatched, custom, nonlinear, unpushable, once, sparse, by_lu, coarsest)
 
 
 @functools.cache
