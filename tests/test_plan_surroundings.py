@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from torchzygote import (
@@ -131,3 +132,95 @@ def test_dense_answers_in_sparse_form_keep_a_graph_if_asked(off: Callable[[], An
     torch.testing.assert_close(torch.autograd.grad(J.values().sum(), z)[0], gradient(sum_of_band, X)[0])
     assert H.requires_grad
     torch.testing.assert_close(torch.autograd.grad(h, two)[0], torch.tensor(6.0, dtype=X.dtype))
+
+
+# ---- random numbers ----------------------------------------------------------------------------------------
+
+
+def shuffled(x: Tensor) -> Tensor:
+    found: Tensor = x[torch.randperm(len(x))] ** 2
+    return found
+
+
+def chosen(x: Tensor) -> Tensor:
+    found: Tensor = x[torch.randperm(len(x))][:2].prod() ** 2
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:.*differs from plain")
+@pytest.mark.parametrize("seed", range(3))
+def test_the_dense_way_draws_what_the_plan_drew(seed: int) -> None:
+    torch.manual_seed(0)
+    plan, second = plan_jacobian(shuffled, X), plan_hessian(chosen, X)
+    for f, call in (
+        (shuffled, lambda x: plan(x)[0]),
+        (chosen, second),
+        (chosen, second.diagonal),
+    ):
+        torch.manual_seed(seed)
+        f(X)
+        after = torch.get_rng_state()
+        torch.manual_seed(seed)
+        found = call(X).to_dense()
+        assert torch.equal(torch.get_rng_state(), after)
+        torch.manual_seed(seed)
+        expected = torch.autograd.functional
+        wanted = expected.hessian(f, X) if f is chosen else expected.jacobian(f, X)
+        torch.testing.assert_close(found, wanted if found.dim() == 2 else wanted.diagonal())
+
+
+class Cube(torch.autograd.Function):
+    """x³, whose second derivative exists in forward mode only."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x**3
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.save_for_forward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return Slope.apply(ctx.saved_tensors[0]) * grad
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        x: Tensor = ctx.saved_tensors[0]
+        return 3 * x**2 * tangent
+
+
+class Slope(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return 3 * x**2
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.save_for_forward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        raise RuntimeError("no second derivative backward")
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        x: Tensor = ctx.saved_tensors[0]
+        return 6 * x * tangent
+
+
+def test_the_second_way_of_a_hessian_draws_what_the_first_one_drew() -> None:
+    f = lambda x: Cube.apply(F.dropout(x, 0.5)).sum()
+    plan = plan_hessian(f, X, sparsity=torch.eye(4))
+    for call in (plan.values, plan.diagonal):
+        torch.manual_seed(5)
+        kept = F.dropout(torch.ones_like(X), 0.5)
+        after = torch.get_rng_state()
+        torch.manual_seed(5)
+        torch.testing.assert_close(call(X), 6 * kept**3 * X)
+        assert torch.equal(torch.get_rng_state(), after)

@@ -11,7 +11,7 @@ from torch import Tensor
 from . import _compressed, _engine, _evaluation, _plan, _plan_files, _state
 from ._arguments import Prepared
 from ._attention import unfused_attention
-from ._plan_base import Plan, is_nested, no_values
+from ._plan_base import Plan, is_nested, no_values, random_state
 from ._plan_results import listing_all
 from ._random import RandomState
 from ._real_arguments import prepare_one
@@ -109,9 +109,10 @@ class HessianPlan(Plan):
         """
         if not dense:
             _compressed.refuse_nested(type(self).__name__)
+        random = random_state()
         prepared, values, right = self._checked((x,), create_graph)
         if not right:
-            self._warn()
+            self._give_up(random)
             found = hessian(self._f, x, create_graph=create_graph)
             return found if dense else listing_all(found, create_graph)
         return self._results.matrices(values, prepared.inputs, dense, create_graph)[0]
@@ -145,11 +146,12 @@ class HessianPlan(Plan):
             self._diagonal = symmetric_recovery(self.patterns[0], diagonal=True)
         if self._diagonal is None:
             raise RuntimeError("HessianPlan: call diagonal once before it is compiled")
+        random = random_state()
         prepared, values, fine = self._run((x,), create_graph, self._diagonal)
         if is_nested():
             values = _evaluation.or_nan(values, fine)
         elif not all(bool(one.all()) for one in fine):
-            self._warn()
+            self._give_up(random)
             found: Tensor = diaghessian(self._f, x, create_graph=create_graph)[0]
             return found
         return values[0].reshape(prepared.inputs[0].shape)
@@ -184,5 +186,7 @@ class HessianPlan(Plan):
                     return prepared, [values], fine
                 except Exception as error:  # an operation lacks a derivative that this way needs
                     failed = failed or error
+                    if random is not None:
+                        random.restore()
         assert failed is not None
         raise failed

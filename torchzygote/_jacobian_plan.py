@@ -12,7 +12,7 @@ from torch import Tensor
 from . import _compressed, _engine, _evaluation, _plan_files, _state
 from ._arguments import Prepared, prepare
 from ._certificate import warn_mismatch
-from ._plan_base import Plan, held, no_values
+from ._plan_base import Plan, held, no_values, random_state
 from ._plan_results import listing_all
 from ._random import RandomState
 from ._second_order import Options
@@ -115,9 +115,10 @@ class JacobianPlan(Plan):
         """
         if not dense:
             _compressed.refuse_nested(type(self).__name__)
+        random = random_state()
         prepared, values, right = self._checked(args, create_graph)
         if not right:
-            self._warn()
+            self._give_up(random)
             found = jacobian(self._f, *args, argnums=self._argnums, create_graph=create_graph)
             return found if dense else _all_as_csr(found, create_graph)
         matrices = self._results.matrices(values, prepared.inputs, dense, create_graph)

@@ -18,13 +18,14 @@ from . import _engine, _evaluation, _plan, _plan_files
 from ._arguments import Prepared
 from ._certificate import warn_mismatch
 from ._plan_results import PlanResults
+from ._random import RandomState
 from ._signature import InputSpec
 from .coloring.recovery import Recovery
 from .gradients import implicit
 from .pictures import draw
 from .sparsity.pattern import Pattern
 
-__all__ = ["Plan", "common_dtype", "held", "is_nested", "no_values"]
+__all__ = ["Plan", "common_dtype", "held", "is_nested", "no_values", "random_state"]
 
 
 class Plan:
@@ -161,6 +162,12 @@ class Plan:
             return prepared, _evaluation.or_nan(values, fine), True
         return prepared, values, all(bool(one.all()) for one in fine)
 
+    def _give_up(self, random: RandomState | None) -> None:
+        """Say that the dense way is taken, which is to draw the random numbers of this call."""
+        self._warn()
+        if random is not None:
+            random.restore()
+
     def _warn(self) -> None:
         warn_mismatch(type(self).__name__, self._recovery)
 
@@ -213,6 +220,11 @@ def _counted(n: int, what: str) -> str:
 
 def is_nested() -> bool:
     return _engine.compiling() or _engine.in_functorch()
+
+
+def random_state() -> RandomState | None:
+    """The random state before a call that may have to begin again; nested ones never do."""
+    return None if is_nested() else RandomState()
 
 
 _REAL = {
