@@ -126,6 +126,11 @@ class Plan:
         Returns
         -------
         The plan itself. Its next call compiles, and so does the first one with another dtype.
+
+        Raises
+        ------
+        RuntimeError
+            Not here but as the plan is called: by ``Params``, which a compiler can't follow.
         """
         options = {"fullgraph": True, "dynamic": False, **options}
         self._compiled = torch.compile(_with_code_of_its_own(self._values_and_verdict), **options)
@@ -152,10 +157,15 @@ class Plan:
         """Values, and whether they are right; what a compiler or a transform can't branch on becomes NaN."""
         if self._compiled is not None and not create_graph and not is_nested():
             prepared = self._prepare(args)  # what doesn't fit is refused here: a compiler hides the message
+            if implicit(args) is not None:
+                raise RuntimeError(
+                    f"{type(self).__name__}: expected arguments, because it is compiled, got Params, whose "
+                    "tensors f finds by itself, which a compiler can't follow; make a plan with the tensors as "
+                    "arguments (torch.func.functional_call calls a module with them), or don't compile it"
+                )
             self._constants_of(prepared)
-            if implicit(args) is None:  # tensors: a compiler can't follow how a NumPy array becomes one
-                args = tuple(prepared.arguments(prepared.inputs))
-            values, verdict = self._compiled(*args)
+            # tensors: a compiler can't follow how a NumPy array becomes one
+            values, verdict = self._compiled(*prepared.arguments(prepared.inputs))
             return prepared, list(values), verdict is None or bool(verdict)
         prepared, values, fine = self._run(args, create_graph)
         if is_nested():
