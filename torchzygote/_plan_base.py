@@ -160,8 +160,8 @@ class Plan:
             if implicit(args) is not None:
                 raise RuntimeError(
                     f"{type(self).__name__}: expected arguments, because it is compiled, got Params, whose "
-                    "tensors f finds by itself, which a compiler can't follow; make a plan with the tensors as "
-                    "arguments (torch.func.functional_call calls a module with them), or don't compile it"
+                    "tensors f finds by itself, which a compiler can't follow; make a plan with the tensors "
+                    "as arguments (torch.func.functional_call calls a module with them), or don't compile it"
                 )
             self._constants_of(prepared)
             # tensors: a compiler can't follow how a NumPy array becomes one
