@@ -65,6 +65,13 @@ def test_a_hessian_plan_comes_back(tmp_path: Path) -> None:
         HessianPlan.load(tmp_path / "plan.npz", rosenbrock, mode="sideways")
 
 
+def test_a_plan_comes_back_from_beside_a_folder_of_its_name(tmp_path: Path) -> None:
+    (tmp_path / "plan").mkdir()
+    plan = plan_jacobian(f, A, B)
+    plan.save(tmp_path / "plan")
+    assert repr(JacobianPlan.load(tmp_path / "plan", f)) == repr(plan)
+
+
 @pytest.mark.parametrize("x", [torch.rand(0), torch.tensor(2.0), torch.rand(2, 3).half()])
 def test_odd_arguments_come_back(x: Tensor, tmp_path: Path) -> None:
     plan = plan_jacobian(torch.square, x)

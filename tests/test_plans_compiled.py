@@ -13,7 +13,7 @@ from sparse_cases import heat, rosenbrock
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torchzygote import _products, gradient, plan_hessian, plan_jacobian
+from torchzygote import Params, _products, gradient, plan_hessian, plan_jacobian
 from torchzygote import plans as plans_module
 from torchzygote.coloring import recovery as recovery_module
 
@@ -272,3 +272,12 @@ def test_a_hook_made_elsewhere_does_not_compile_a_plan_anew() -> None:
     torch.ones(3, requires_grad=True).register_hook(lambda g: g)
     with torch.compiler.set_stance("fail_on_recompile"):
         plan(torch.ones(5))
+
+
+def test_a_compiled_plan_by_params_is_refused_in_plain_words() -> None:
+    w = torch.tensor([1.0, 2.0])
+    plan = plan_jacobian(lambda: w**2, Params([w]))
+    assert torch.equal(plan(Params([w]))[w].to_dense(), torch.diag(2 * w))
+    plan.compile(backend="eager")
+    with pytest.raises(RuntimeError, match=r"JacobianPlan: expected arguments, because it is compiled"):
+        plan(Params([w]))

@@ -45,7 +45,7 @@ from ._torch_private import (
     survey,
     tracer_follows_pullbacks,
 )
-from ._twice import checked_custom_functions, refuse_reentrant, refuse_twice
+from ._twice import checked_custom_functions, checked_sparse_tensors, refuse_reentrant, refuse_twice
 
 __all__ = [
     "Linearization",
@@ -171,10 +171,10 @@ class Linearization:
             return [None] * len(self.inputs)
         if innermost_level() is not None:
             seeds = [batched_like(seed, root) for seed, root in zip(seeds, roots, strict=True)]
-        custom = []
+        custom = sparse = []
         if create_graph and not in_functorch():
             found = self.survey() if len(roots) == len(self.roots) else survey(roots)
-            custom = found.custom
+            custom, sparse = found.custom, found.sparse
             if found.once and not pushed:
                 refuse_twice(found.once, self.inputs)
         if not create_graph and self._nested:
@@ -182,8 +182,8 @@ class Linearization:
             return [
                 None if g is None else g.detach() for g in pull_back(roots, seeds, self.inputs, True, True)
             ]
-        if custom:
-            with checked_custom_functions(custom, seeds) as checked:
+        if custom or sparse:
+            with checked_sparse_tensors(sparse), checked_custom_functions(custom, seeds) as checked:
                 results = pull_back(roots, checked, self.inputs, True, True)
         else:
             results = pull_back(roots, seeds, self.inputs, retain, create_graph)

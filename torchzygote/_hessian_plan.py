@@ -11,7 +11,8 @@ from torch import Tensor
 from . import _compressed, _engine, _evaluation, _plan, _plan_files, _state
 from ._arguments import Prepared
 from ._attention import unfused_attention
-from ._plan_base import Plan, is_nested, no_values
+from ._plan_base import Plan, is_nested, no_values, random_state
+from ._plan_results import listing_all
 from ._random import RandomState
 from ._real_arguments import prepare_one
 from ._second_order import Options
@@ -47,6 +48,7 @@ class HessianPlan(Plan):
     automatic differentiation", INFORMS Journal on Computing 21 (2009).
     """
 
+    _by_number = ()
     _diagonal: Recovery | None = None
 
     @property
@@ -55,6 +57,7 @@ class HessianPlan(Plan):
         return self.patterns[0].to_csr()
 
     @classmethod
+    @_engine.entry_point
     def load(
         cls,
         path: str | os.PathLike[str],
@@ -99,6 +102,9 @@ class HessianPlan(Plan):
     def __call__(self, x: Any, *, dense: bool = False, create_graph: bool | None = None) -> Tensor:
         """The Hessian at ``x``.
 
+        Sparse ones share their index arrays with other results of the plan: only read them, and copy what
+        NumPy or SciPy is going to change (``csr_array(..., copy=True)``).
+
         Parameters
         ----------
         x : array
@@ -115,15 +121,13 @@ class HessianPlan(Plan):
         """
         if not dense:
             _compressed.refuse_nested(type(self).__name__)
-        _, (values,), right = self._checked((x,), create_graph)
+        random = random_state()
+        prepared, values, right = self._checked((x,), create_graph)
         if not right:
-            self._warn()
+            self._give_up(random)
             found = hessian(self._f, x, create_graph=create_graph)
-            return found if dense or found.dim() < 2 else _compressed.full_csr(found)
-        number = not self._inputs[0].shape
-        build = _compressed.dense if dense or number else _compressed.csr
-        H = build(self.patterns[0], values, values.device)
-        return H.reshape(()) if number else H
+            return found if dense else listing_all(found, create_graph)
+        return self._results.matrices(values, prepared.inputs, dense, create_graph)[0]
 
     def values(self, x: Any, *, create_graph: bool | None = None) -> Tensor:
         """The values of the entries, row by row, as in ``.sparsity``.
@@ -187,6 +191,10 @@ class HessianPlan(Plan):
         >>> plan.diagonal(torch.tensor([1., 2., 3., 4.]))
         tensor([4., 6., 8., 0.])
         """
+        return self._diagonal_at(x, create_graph)
+
+    @_engine.entry_point
+    def _diagonal_at(self, x: Any, create_graph: bool | None) -> Tensor:
         if 0 in self._inputs[0].shape:  # no column has a color, so that there is no product to be had
             (nothing,) = self._prepare((x,)).inputs
             return nothing.detach().clone()
@@ -194,11 +202,12 @@ class HessianPlan(Plan):
             self._diagonal = symmetric_recovery(self.patterns[0], diagonal=True)
         if self._diagonal is None:
             raise RuntimeError("HessianPlan: call diagonal once before it is compiled")
+        random = random_state()
         prepared, values, fine = self._run((x,), create_graph, self._diagonal)
         if is_nested():
             values = _evaluation.or_nan(values, fine)
         elif not all(bool(one.all()) for one in fine):
-            self._warn()
+            self._give_up(random)
             found: Tensor = diaghessian(self._f, x, create_graph=create_graph)[0]
             return found
         return values[0].reshape(prepared.inputs[0].shape)
@@ -233,5 +242,7 @@ class HessianPlan(Plan):
                     return prepared, [values], fine
                 except Exception as error:  # an operation lacks a derivative that this way needs
                     failed = failed or error
+                    if random is not None:
+                        random.restore()
         assert failed is not None
         raise failed

@@ -14,7 +14,8 @@ from ._arguments import Prepared, prepare
 from ._certificate import warn_mismatch
 from ._first_order import record
 from ._flags import held
-from ._plan_base import Plan, no_values
+from ._plan_base import Plan, no_values, random_state
+from ._plan_results import listing_all
 from ._random import RandomState
 from ._second_order import Options
 from ._signature import check_inputs
@@ -61,6 +62,7 @@ class JacobianPlan(Plan):
         return tuple(pattern.to_csr() for pattern in self.patterns)
 
     @classmethod
+    @_engine.entry_point
     def load(
         cls,
         path: str | os.PathLike[str],
@@ -128,6 +130,8 @@ class JacobianPlan(Plan):
         -------
         tuple or Grads
             As :func:`jacobian` gives.
+            Sparse matrices share their index arrays with other results of the plan: only read them, and
+            copy what NumPy or SciPy is going to change (``csr_array(..., copy=True)``).
 
         Raises
         ------
@@ -137,18 +141,13 @@ class JacobianPlan(Plan):
         """
         if not dense:
             _compressed.refuse_nested(type(self).__name__)
+        random = random_state()
         prepared, values, right = self._checked(args, create_graph)
         if not right:
-            self._warn()
+            self._give_up(random)
             found = jacobian(self._f, *args, argnums=self._argnums, create_graph=create_graph)
-            return found if dense else _all_as_csr(found)
-        build = _compressed.dense if dense else _compressed.csr
-        matrices = [
-            build(pattern, v, x.device)
-            if x.dim() > 0
-            else _compressed.dense(pattern, v, x.device).reshape(-1)
-            for pattern, v, x in zip(self.patterns, values, prepared.inputs, strict=True)
-        ]
+            return found if dense else _all_as_csr(found, create_graph)
+        matrices = self._results.matrices(values, prepared.inputs, dense, create_graph)
         params = implicit(args)
         return prepared.results(matrices) if params is None else Grads(params, matrices)
 
@@ -232,12 +231,8 @@ def _zeros(patterns: Sequence[Pattern], prepared: Prepared) -> list[Tensor]:
     ]
 
 
-def _all_as_csr(found: Any) -> Any:
+def _all_as_csr(found: Any, create_graph: bool | None) -> Any:
     """Dense results as CSR that list every entry; vectors and ``None`` as they are."""
     if isinstance(found, Grads):
-        return Grads(found.params, [_as_csr(found[x]) for x in found.params])
-    return tuple(_as_csr(J) for J in found)
-
-
-def _as_csr(J: Tensor | None) -> Tensor | None:
-    return J if J is None or J.dim() < 2 else _compressed.full_csr(J)
+        return Grads(found.params, [listing_all(found[x], create_graph) for x in found.params])
+    return tuple(None if J is None else listing_all(J, create_graph) for J in found)

@@ -16,19 +16,23 @@ from torch import Tensor
 from . import _engine, _evaluation, _plan, _plan_files
 from ._arguments import Prepared
 from ._certificate import warn_mismatch
+from ._plan_results import PlanResults
+from ._random import RandomState
 from ._signature import InputSpec
 from .coloring.recovery import Recovery
 from .gradients import is_implicit
 from .pictures import draw
 from .sparsity.pattern import Pattern
 
-__all__ = ["Plan", "common_dtype", "is_nested", "no_values"]
+__all__ = ["Plan", "common_dtype", "is_nested", "no_values", "random_state"]
 
 Self = TypeVar("Self", bound="Plan")
 
 
 class Plan:
     """What both kinds of plan have in common."""
+
+    _by_number: tuple[int, ...] = (-1,)
 
     def __init__(
         self,
@@ -48,6 +52,7 @@ class Plan:
         self._mode = mode
         self._chunk_size = _plan.check_chunk_size(chunk_size)
         self._verify = verify
+        self._results = PlanResults(recovery.patterns, self._by_number)
         self._constants: dict[tuple[str, torch.dtype, torch.device], _evaluation.Constants] = {}
         self._compiled: Callable[..., Any] | None = None
         devices = {spec.device for spec in inputs}
@@ -138,6 +143,11 @@ class Plan:
         Plan
             Itself. Its next call compiles, and so does the first one with another dtype.
 
+        Raises
+        ------
+        RuntimeError
+            Not here but as the plan is called: by ``Params``, which a compiler can't follow.
+
         Examples
         --------
         >>> import torch
@@ -171,15 +181,26 @@ class Plan:
         """Values, and whether they are right; what a compiler or a transform can't branch on becomes NaN."""
         if self._compiled is not None and not create_graph and not is_nested():
             prepared = self._prepare(args)  # what doesn't fit is refused here: a compiler hides the message
+            if is_implicit(args):
+                raise RuntimeError(
+                    f"{type(self).__name__}: expected arguments, because it is compiled, got Params, whose "
+                    "tensors f finds by itself, which a compiler can't follow; make a plan with the tensors "
+                    "as arguments (torch.func.functional_call calls a module with them), or don't compile it"
+                )
             self._constants_of(prepared)
-            if not is_implicit(args):  # tensors: a compiler can't follow how a NumPy array becomes one
-                args = tuple(prepared.arguments(prepared.inputs))
-            values, verdict = self._compiled(*args)
+            # tensors: a compiler can't follow how a NumPy array becomes one
+            values, verdict = self._compiled(*prepared.arguments(prepared.inputs))
             return prepared, list(values), verdict is None or bool(verdict)
         prepared, values, fine = self._run(args, create_graph)
         if is_nested():
             return prepared, _evaluation.or_nan(values, fine), True
         return prepared, values, all(bool(one.all()) for one in fine)
+
+    def _give_up(self, random: RandomState | None) -> None:
+        """Say that the dense way is taken, which is to draw the random numbers of this call."""
+        self._warn()
+        if random is not None:
+            random.restore()
 
     def _warn(self) -> None:
         warn_mismatch(type(self).__name__, self._recovery)
@@ -233,6 +254,11 @@ def _counted(n: int, what: str) -> str:
 
 def is_nested() -> bool:
     return _engine.compiling() or _engine.in_functorch()
+
+
+def random_state() -> RandomState | None:
+    """The random state before a call that may have to begin again; nested ones never do."""
+    return None if is_nested() else RandomState()
 
 
 _REAL = {

@@ -78,7 +78,7 @@ def write(path: str | os.PathLike[str], kind: str, inputs: Sequence[InputSpec], 
 def read(path: str | os.PathLike[str], kind: str) -> tuple[tuple[InputSpec, ...], Recovery]:
     """Read a plan of this kind; ``ValueError`` with the reason for anything else."""
     name = os.fspath(path)
-    if not os.path.exists(name) and os.path.exists(f"{name}.npz"):
+    if not os.path.isfile(name) and os.path.isfile(f"{name}.npz"):  # a folder of that name may be beside it
         name = f"{name}.npz"
     with open(name, "rb") as stream:
         try:

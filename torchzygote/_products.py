@@ -145,8 +145,12 @@ def pulls(
 
 
 def _check_once(lin: Linearization, root: int) -> None:
-    """Pull back one dense cotangent: ``vmap`` doesn't notice a custom backward that leaves autograd."""
-    if lin.survey().custom:
+    """Pull back one dense cotangent: ``vmap`` doesn't notice a custom backward that leaves autograd.
+
+    Nor does it notice that sparse tensors do.
+    """
+    found = lin.survey()
+    if found.custom or found.sparse:
         like = lin.roots[root]
         dense = torch.linspace(0.5, 1.5, like.numel(), dtype=torch.float64, device=like.device)
         cotangents: list[Tensor | None] = [None] * len(lin.roots)

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from ._torch_private import leads_to, survey
 
-__all__ = ["checked_custom_functions", "refuse_reentrant", "refuse_twice"]
+__all__ = ["checked_custom_functions", "checked_sparse_tensors", "refuse_reentrant", "refuse_twice"]
 
 
 @contextlib.contextmanager
@@ -39,6 +39,9 @@ def checked_custom_functions(nodes: list[Any], seeds: list[Tensor]) -> Iterator[
 
         return hook
 
+    if not nodes:
+        yield seeds
+        return
     if any(node.name() == "CompiledFunctionBackward" for node in nodes):
         # Its backward is another compiled function, cut off from what the first one was given.
         raise RuntimeError(
@@ -53,6 +56,30 @@ def checked_custom_functions(nodes: list[Any], seeds: list[Tensor]) -> Iterator[
     handles = [node.register_hook(check(node)) for node in nodes]
     try:
         yield [seed if seed.requires_grad else seed.detach().requires_grad_() for seed in seeds]
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def checked_sparse_tensors(nodes: list[Any]) -> Iterator[None]:
+    """Around a pullback that must be differentiable: refuse what sparse tensors would cut off, silently.
+
+    A cotangent that depends on nothing may pass: the derivative is linear there. ``nodes``: those of the
+    sparse tensors.
+    """
+
+    def refuse(cotangents: Sequence[Any]) -> None:
+        if any(isinstance(c, Tensor) and c.requires_grad for c in cotangents):
+            raise RuntimeError(
+                "f can't be differentiated twice: it computes with a sparse tensor, whose gradient PyTorch "
+                "can't follow any further; take the values by plan.values(...), or a dense matrix by "
+                "dense=True or without sparse=True"
+            )
+
+    handles = [node.register_prehook(refuse) for node in nodes]
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()

@@ -116,6 +116,7 @@ def _detected(
     return y, patterns, hooked
 
 
+@_engine.entry_point
 def plan_jacobian(
     f: Callable[..., Any],
     *example_args: Any,
@@ -226,6 +227,7 @@ def _agrees(caller: str, plan: JacobianPlan, args: tuple[Any, ...], mode: str) -
     return right
 
 
+@_engine.entry_point
 def plan_hessian(
     f: Callable[..., Any],
     x: Any,

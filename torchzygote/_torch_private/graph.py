@@ -145,6 +145,8 @@ class Survey(NamedTuple):
     """Names of operators made with ``torch.library``: forward mode gives zeros for them, silently."""
     once: list[tuple[str, Any]]
     """Operations whose second derivative PyTorch gets wrong, and the node below that it is wrong by."""
+    sparse: list[Any]
+    """Nodes of sparse tensors: what their backward gives can't be differentiated by what it got."""
     by_lu: bool
     """Whether one solves by an LU decomposition, which forward mode gets wrong inside ``vmap``."""
     coarsest: float
@@ -163,6 +165,9 @@ _BIASED = {
     "MiopenBatchNormBackward0": "batch_norm",
     "NativeGroupNormBackward0": "group_norm",
 }
+# The backward of values() cuts the graph, whatever the layout; what comes back to a CSR tensor made of values
+# is read by values(), too, or by an operation that knows COO only (2.13).
+_SPARSE = frozenset({"ValuesBackward0", "SparseCompressedTensorBackward0"})
 _BY_LU = frozenset({"LinalgSolveExBackward0", "LinalgDetBackward0", "LinalgSlogdetBackward0"})
 _PythonNode = torch.autograd.function.BackwardCFunction
 
@@ -178,6 +183,7 @@ def survey(roots: Sequence[Tensor]) -> Survey:
     nonlinear: list[Any] = []
     unpushable: list[str] = []
     once: list[tuple[str, Any]] = []
+    sparse: list[Any] = []
     dtypes: set[torch.dtype] = set()
     by_lu = False
     while stack:
@@ -195,6 +201,8 @@ def survey(roots: Sequence[Tensor]) -> Survey:
             custom.append(node)
         elif name in _NOT_LINEAR_AT_ZERO:
             nonlinear.append(node)
+        elif name in _SPARSE:
+            sparse.append(node)
         elif name in _BY_LU:
             by_lu = True
         elif name in _MISBATCHED and _misbatches(node, name):
@@ -208,7 +216,8 @@ def survey(roots: Sequence[Tensor]) -> Survey:
             if following is not None:
                 stack.append(following)
     coarsest = max(map(_spacing, dtypes), default=0.0)
-    return Survey(total, len(seen), misbatched, custom, custom + nonlinear, unpushable, once, by_lu, coarsest)
+    nonlinear = custom + nonlinear
+    return Survey(total, len(seen), misbatched, custom, nonlinear, unpushable, once, sparse, by_lu, coarsest)
 
 
 @functools.cache

@@ -90,14 +90,16 @@ class Pattern:
     def indptr(self) -> Tensor:
         """Where each row starts in :attr:`indices`."""
         if self._indptr is None:
-            self._indptr = torch.arange(self.shape[0] + 1, device="cpu") * self.shape[1]
+            with torch.inference_mode(False):  # what is made in there can't be recorded elsewhere
+                self._indptr = torch.arange(self.shape[0] + 1, device="cpu") * self.shape[1]
         return self._indptr
 
     @property
     def indices(self) -> Tensor:
         """Columns of the entries, row by row."""
         if self._indices is None:
-            self._indices = torch.arange(self.shape[1], device="cpu").repeat(self.shape[0])
+            with torch.inference_mode(False):
+                self._indices = torch.arange(self.shape[1], device="cpu").repeat(self.shape[0])
         return self._indices
 
     def rows(self) -> Tensor:
@@ -122,10 +124,17 @@ class Pattern:
             **about,  # type: ignore[arg-type]
         )
 
+    def copy(self) -> Pattern:
+        """The same positions in memory of its own."""
+        about = {"is_local": self.is_local, "unknown": self.unknown, "operators": self.operators}
+        if self._dense:
+            return Pattern.full(self.shape, **about)  # type: ignore[arg-type]
+        return Pattern(self.shape, self.indptr.clone(), self.indices.clone(), **about)  # type: ignore[arg-type]
+
     def to_csr(self, device: torch.device | None = None) -> Tensor:
-        """A ``torch.sparse_csr`` tensor of ``True``, with the attribute ``is_local``."""
+        """A ``torch.sparse_csr`` tensor of ``True`` in memory of its own, with the attribute ``is_local``."""
         values = torch.ones(self.nnz, dtype=torch.bool, device=device or "cpu")
-        indptr, indices = self.indptr.to(values.device), self.indices.to(values.device)
+        indptr, indices = (part.to(values.device, copy=True) for part in (self.indptr, self.indices))
         with making_sparse():
             csr = torch.sparse_csr_tensor(
                 indptr, indices, values, self.shape, device=values.device, check_invariants=False
