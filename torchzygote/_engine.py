@@ -20,7 +20,7 @@ from torch import Tensor
 
 from . import _state
 from ._arguments import Prepared, is_inexact, kind_of
-from ._attention import unfused_attention
+from ._unfused import unfused
 from ._exchange import exchanged, finding, swapped
 from ._flags import held_flags
 from ._forward import forward_mode, jvp, non_overlapping, separate
@@ -279,7 +279,7 @@ def linearize(
     way = _linearize_functorch if in_functorch() else _linearize_on_tape
     if not keep:
         return way(f, prepared, keep, scalar_aux)
-    with unfused_attention():
+    with unfused():
         return way(f, prepared, keep, scalar_aux)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ._arguments import Prepared
-from ._attention import unfused_attention
+from ._unfused import unfused
 from ._exchange import forward_mode_held
 from ._fitting import fit_tangent
 from ._torch_private import (
@@ -66,7 +66,7 @@ def forward_mode() -> Iterator[None]:
         yield
         return
     load_decompositions()
-    with forward_mode_held(), unfused_attention():
+    with forward_mode_held(), unfused():
         yield
 
 

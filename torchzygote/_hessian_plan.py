@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import _compressed, _engine, _evaluation, _plan, _plan_files, _state
 from ._arguments import Prepared
-from ._attention import unfused_attention
+from ._unfused import unfused
 from ._plan_base import Plan, is_nested, no_values
 from ._random import RandomState
 from ._real_arguments import prepare_one
@@ -166,7 +166,7 @@ class HessianPlan(Plan):
             ways = ["reverse_over_reverse", "forward_over_reverse"]
             if is_nested():
                 ways.reverse()
-        with _state.differentiation(), unfused_attention():
+        with _state.differentiation(), unfused():
             random = None if _engine.compiling() else RandomState()
             failed: Exception | None = None
             for way in ways:

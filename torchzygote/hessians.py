@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import _compressed, _dense_hessians, _engine, _plan, _state
 from ._arguments import prepare
-from ._attention import unfused_attention
+from ._unfused import unfused
 from ._random import RandomState
 from ._real_arguments import prepare_one, refuse_complex
 from ._second_order import Options, run
@@ -59,7 +59,7 @@ def _value_gradient_hessian(
     prepared = prepare_one(caller, x)
     if options.keep:
         prepared.copy_arrays()
-    with _state.differentiation(), unfused_attention():
+    with _state.differentiation(), unfused():
         random = None if _engine.compiling() else RandomState()
         second = run(caller, f, prepared, options.keep, recorded=mode != "forward_over_reverse")
         found = _compressed.hessian(caller, f, second, mode, options, random, sparse=sparse, verify=verify)
@@ -311,7 +311,7 @@ def _diagonals(
         prepared.copy_arrays()
     release = None if params is None or _engine.in_functorch() else _engine.held_flags(prepared.inputs)
     try:
-        with _state.differentiation(), unfused_attention():
+        with _state.differentiation(), unfused():
             random = None if _engine.compiling() else RandomState()
             second = run(caller, f, prepared, options.keep)
             second.differentiate()

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd import graph as _graph
 
+from .levels import transform_stack
+
 __all__ = [
     "Survey",
     "backward_pass",
@@ -163,7 +165,16 @@ _BIASED = {
     "MiopenBatchNormBackward0": "batch_norm",
     "NativeGroupNormBackward0": "group_norm",
 }
-_BY_LU = frozenset({"LinalgSolveExBackward0", "LinalgDetBackward0", "LinalgSlogdetBackward0"})
+# PyTorch's second derivative by their first source is wrong: norms count as constant, or all is zero (2.13).
+_ONCE_BY_FIRST = {
+    "WeightNormInterfaceBackward0": "weight_norm",
+    "SparseCooTensorWithDimsAndTensorsBackward0": "sparse_coo_tensor",
+}
+_BY_LU = frozenset(
+    {"LinalgDetBackward0", "LinalgLuSolveBackward0", "LinalgSlogdetBackward0", "LinalgSolveExBackward0"}
+)
+# Inside vmap, PyTorch's batching rule gives noise for the derivatives of its backward (2.13).
+_MISBATCHED_IN_VMAP = {"LinalgLuSolveBackward0": "torch.linalg.lu_solve"}
 _PythonNode = torch.autograd.function.BackwardCFunction
 
 
@@ -197,10 +208,14 @@ def survey(roots: Sequence[Tensor]) -> Survey:
             nonlinear.append(node)
         elif name in _BY_LU:
             by_lu = True
+            if name in _MISBATCHED_IN_VMAP and "vmap" in transform_stack():
+                misbatched = _MISBATCHED_IN_VMAP[name]
         elif name in _MISBATCHED:
             misbatched = _MISBATCHED[name]
         elif name in _BIASED and (bias := _only_bias(node)) is not None:
             once.append((_BIASED[name], bias))
+        elif name in _ONCE_BY_FIRST and node.next_functions[0][0] is not None:
+            once.append((_ONCE_BY_FIRST[name], node.next_functions[0][0]))
         for meta in node._input_metadata:
             total += math.prod(meta.shape) * meta.dtype.itemsize
             dtypes.add(meta.dtype)

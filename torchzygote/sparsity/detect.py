@@ -15,7 +15,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from .. import _state
 from .._arguments import kind_of, prepare, type_name
-from .._attention import unfused_attention
+from .._unfused import unfused
 from .._notes import annotate
 from .._random import OneRun, RandomState
 from .._real_arguments import prepare_one
@@ -79,7 +79,7 @@ def _recorded(
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
-        unfused_attention(),
+        unfused(),
         _state.differentiation(),
         watching() as hidden,
     ):
