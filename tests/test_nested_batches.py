@@ -109,12 +109,11 @@ def test_a_plan_for_each_example(name: str, rows: Tensor) -> None:
 @pytest.mark.parametrize("way", ["jacobian", "hessian", "diaghessian"])
 def test_pullbacks_of_lu_solve_go_row_by_row(way: str, rows: Tensor) -> None:
     f = OPERATIONS["lu_solve of both"]
-    compute = SECOND.get(way)
+    of_one: Callable[[Tensor], Any] = lambda x: jacobian(f, x, mode="reverse")[0]
+    if way != "jacobian":
+        of_one = lambda x: SECOND[way](lambda x: f(x).sin().sum(), x)
     with pytest.warns(UserWarning, match="wrong numbers for torch.linalg.lu_solve"):
-        if compute is None:
-            torch.func.vmap(lambda x: jacobian(f, x, mode="reverse")[0])(rows)
-        else:
-            torch.func.vmap(lambda x: compute(lambda x: f(x).sin().sum(), x))(rows)
+        torch.func.vmap(of_one)(rows)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         jacobian(f, rows[0])

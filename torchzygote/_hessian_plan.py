@@ -10,12 +10,12 @@ from torch import Tensor
 
 from . import _compressed, _engine, _evaluation, _plan, _plan_files, _state
 from ._arguments import Prepared
-from ._unfused import unfused
 from ._plan_base import Plan, is_nested, no_values
 from ._random import RandomState
 from ._real_arguments import prepare_one
 from ._second_order import Options
 from ._signature import check_inputs
+from ._unfused import unfused
 from .coloring.recovery import Recovery, symmetric_recovery
 from .hessians import diaghessian, hessian
 

@@ -88,8 +88,8 @@ def refuse_twice(operations: Sequence[tuple[str, Any]], inputs: Sequence[Tensor]
     for name, source in operations:
         if leads_to(source, inputs):
             wrong = _WRONG_TWICE.get(name) or (
-                f"derivative of {name}'s gradient by its bias is zero or fails where there is no weight; pass "
-                "weight=torch.ones(...) with the bias"
+                f"derivative of {name}'s gradient by its bias is zero or fails where there is no weight; "
+                "pass weight=torch.ones(...) with the bias"
             )
             raise RuntimeError(
                 f"f can't be differentiated twice, or its pullback by a cotangent: PyTorch's {wrong}"

@@ -8,6 +8,7 @@ wrong (2.13). The switches are process-wide, so they are counted.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -61,13 +62,23 @@ def _leave() -> None:
 class unfused:
     """Around running a function whose derivative the fused kernels lack, or have wrong."""
 
-    __slots__ = ("_entered",)
+    __slots__ = ("_leave",)
 
     def __enter__(self) -> None:
-        self._entered = not torch.compiler.is_compiling()
-        if self._entered:
+        if not torch.compiler.is_compiling():
+            self._leave: Callable[[], None] | None = _leave
             _enter()
+        elif fused_weight_norm_enabled():
+            # The tracer undoes this at once, and can't follow the rest.
+            self._leave = _fuse_weight_norm
+            enable_fused_weight_norm(False)
+        else:
+            self._leave = None
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        if self._entered:
-            _leave()
+        if self._leave is not None:
+            self._leave()
+
+
+def _fuse_weight_norm() -> None:
+    enable_fused_weight_norm(True)

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from . import _compressed, _dense_hessians, _engine, _plan, _state
 from ._arguments import prepare
-from ._unfused import unfused
 from ._random import RandomState
 from ._real_arguments import prepare_one, refuse_complex
 from ._second_order import Options, run
+from ._unfused import unfused
 from .gradients import implicit, prepare_implicit
 from .grads import Grads
 

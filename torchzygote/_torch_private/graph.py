@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import graph as _graph
 
-from .levels import transform_stack
+from .levels import in_functorch, transform_stack
 
 __all__ = [
     "Survey",
@@ -132,7 +132,8 @@ class Survey(NamedTuple):
     """What one walk along the recorded graph tells of a backward pass, without running it."""
 
     nbytes: int
-    """Of all gradients that the pass makes: what one row needs at most while rows are batched."""
+    """Of all gradients that the pass makes, but of nested ones: what one row needs at most while rows are
+    batched."""
     nodes: int
     """Operations."""
     misbatched: str | None
@@ -217,8 +218,12 @@ def survey(roots: Sequence[Tensor]) -> Survey:
         elif name in _ONCE_BY_FIRST and node.next_functions[0][0] is not None:
             once.append((_ONCE_BY_FIRST[name], node.next_functions[0][0]))
         for meta in node._input_metadata:
-            total += math.prod(meta.shape) * meta.dtype.itemsize
             dtypes.add(meta.dtype)
+            try:
+                total += math.prod(meta.shape) * meta.dtype.itemsize
+            except Exception:  # the size of a nested tensor can't be asked
+                if not meta.is_nested_tensor:
+                    raise
         for following, _ in node.next_functions:
             if following is not None:
                 stack.append(following)
@@ -272,9 +277,10 @@ def source_of(x: Tensor) -> tuple[Any, int]:
     return edge.node, edge.output_nr
 
 
-def node_shape(node: Any, output: int) -> tuple[int, ...]:
-    """Shape of an output of a node of the recorded graph; nothing public tells it."""
-    return tuple(node._input_metadata[output].shape)
+def node_shape(node: Any, output: int) -> tuple[int, ...] | None:
+    """Shape of an output of a node of the recorded graph, ``None`` if nested; nothing public tells it."""
+    meta = node._input_metadata[output]
+    return None if meta.is_nested_tensor else tuple(meta.shape)
 
 
 def node_attribute(node: Any, name: str) -> Any:
@@ -289,6 +295,8 @@ def node_names(root: Tensor) -> list[str]:
 
 def leads_to(node: Any, inputs: Sequence[Tensor]) -> bool:
     """Whether the recorded graph leads from ``node`` to one of the inputs that it was recorded for."""
+    if in_functorch():  # inputs are leaves there, and their edges can't be asked for outside of their level
+        return _reach([node], inputs)
     return not {source_of(x)[0] for x in inputs}.isdisjoint(_nodes_below([node]))
 
 
@@ -297,6 +305,9 @@ def reaches(roots: list[Tensor], leaves: Sequence[Tensor]) -> bool:
 
     ``torch.autograd.grad`` would tell by computing gradients.
     """
+    return _reach((root.grad_fn for root in roots), leaves)
+
+
+def _reach(starts: Iterable[Any], leaves: Sequence[Tensor]) -> bool:
     wanted = {id(leaf) for leaf in leaves}
-    below = _nodes_below(root.grad_fn for root in roots)
-    return any(id(getattr(node, "variable", None)) in wanted for node in below)
+    return any(id(getattr(node, "variable", None)) in wanted for node in _nodes_below(starts))

@@ -85,7 +85,9 @@ class _WatchNested(TorchFunctionMode):
     ) -> Any:
         given = kwargs or {}
         name = _BY_LU.get(func) or _BACKWARD_BY_LU.get(func)
-        if name is not None and any(isinstance(x, Tensor) and is_wrapped(x) for x in (*args, *given.values())):
+        if name is not None and any(
+            isinstance(x, Tensor) and is_wrapped(x) for x in (*args, *given.values())
+        ):
             stack = transform_stack()
             if func in _BY_LU or "grad" in stack[stack.index("jvp") :]:
                 raise RuntimeError(

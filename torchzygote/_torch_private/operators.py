@@ -174,6 +174,7 @@ def enable_fused_weight_norm(enabled: bool) -> None:
     """Whether ``torch._weight_norm`` may take its fused kernel; what others have put there stays."""
     pair = (_unfused_weight_norm, _fused_weight_norm)
     before, after = pair if enabled else pair[::-1]
-    for holder in (torch, _old_weight_norm):
+    holders: tuple[Any, ...] = (torch, _old_weight_norm)
+    for holder in holders:
         if holder._weight_norm is before:
             holder._weight_norm = after

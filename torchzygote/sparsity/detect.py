@@ -15,12 +15,12 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from .. import _state
 from .._arguments import kind_of, prepare, type_name
-from .._unfused import unfused
 from .._notes import annotate
 from .._random import OneRun, RandomState
 from .._real_arguments import prepare_one
 from .._sight import watching
 from .._torch_private import dynamo_is_loaded, in_functorch, reaches, survey, uncompiled
+from .._unfused import unfused
 from ..native.index_sets import expand_pairs, expand_sets
 from ._replay import Replay
 from ._sets import OverBudget
