@@ -39,6 +39,14 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "logdet": lambda x: torch.logdet(square(x) @ square(x).mT).reshape(1),
     "inv": lambda x: linalg.inv(square(x)).reshape(-1),
     "lu_solve": lambda x: linalg.lu_solve(*linalg.lu_factor(square(x)), B.unsqueeze(1)).reshape(-1),
+    "lu_solve of both": lambda x: linalg.lu_solve(
+        *linalg.lu_factor(square(x)), square(x) @ square(x).mT
+    ).reshape(-1),
+    "lu_solve of both, from the right": lambda x: linalg.lu_solve(
+        *linalg.lu_factor(square(x)), square(x) @ square(x).mT, left=False
+    ).reshape(-1),
+    "eigvals": lambda x: linalg.eigvals(square(x)).abs(),
+    "eig": lambda x: linalg.eig(square(x))[1].abs().reshape(-1),
     "cholesky": lambda x: linalg.cholesky(square(x) @ square(x).mT).reshape(-1),
     "pinv": lambda x: linalg.pinv(square(x)).reshape(-1),
     "solve of a fixed matrix": lambda x: linalg.solve(FIXED, x[:N]),
@@ -88,13 +96,43 @@ def test_the_slow_way_is_named(rows: Tensor) -> None:
         jacobian(f, rows[0], mode="forward")
 
 
-def test_a_plan_for_each_example(rows: Tensor) -> None:
-    f = lambda x: OPERATIONS["solve"](x).sin().sum()
+@pytest.mark.parametrize("name", ["solve", "lu_solve of both"])
+def test_a_plan_for_each_example(name: str, rows: Tensor) -> None:
+    f = lambda x: OPERATIONS[name](x).sin().sum()
     plan = plan_hessian(f, rows[0])
     expected = torch.stack([torch.autograd.functional.hessian(f, x) for x in rows])
     with pytest.warns(UserWarning, match="one at a time"):
         found = torch.func.vmap(lambda x: plan(x, dense=True))(rows)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("way", ["jacobian", "hessian", "diaghessian"])
+def test_pullbacks_of_lu_solve_go_row_by_row(way: str, rows: Tensor) -> None:
+    f = OPERATIONS["lu_solve of both"]
+    of_one: Callable[[Tensor], Any] = lambda x: jacobian(f, x, mode="reverse")[0]
+    if way != "jacobian":
+        of_one = lambda x: SECOND[way](lambda x: f(x).sin().sum(), x)
+    with pytest.warns(UserWarning, match="wrong numbers for torch.linalg.lu_solve"):
+        torch.func.vmap(of_one)(rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        jacobian(f, rows[0])
+        hessian(lambda x: torch.func.vmap(f)(x).sin().sum(), rows)
+
+
+def test_eigenvalues_are_batched_where_that_is_right(rows: Tensor) -> None:
+    f = OPERATIONS["eigvals"]
+    tangents = torch.eye(N * N, dtype=torch.float64)
+    expected = torch.stack([torch.autograd.functional.jacobian(f, x) for x in rows])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = torch.func.vmap(lambda x: jacobian(f, x, mode="forward")[0])(rows)
+        pushed = torch.func.vmap(lambda x: torch.func.vmap(lambda t: pushforward(f, x)(t))(tangents))(rows)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(pushed.mT, expected)
+    loss = lambda x: f(x).sum()
+    with pytest.warns(UserWarning, match=r"gradient of torch.linalg.eigvals is wrong where vmap is nested"):
+        torch.func.vmap(lambda x: hessian_dual(loss, x))(rows)
 
 
 def test_pushforwards_in_two_vmaps_are_refused(rows: Tensor) -> None:

@@ -297,6 +297,8 @@ class _Walk:
         if not any(inputs):
             return None
         name, out = node.name(), node_shape(node, number)
+        if out is None:
+            return None
         try:
             found = _rule(name, number == 0)(node, inputs, out)
             if len(found) == len(out):

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from . import _state
 from ._arguments import Prepared, is_inexact, kind_of
-from ._attention import unfused_attention
 from ._entry_point import entry_point
 from ._exchange import exchanged, finding, swapped
 from ._forward import forward_mode, jvp, non_overlapping, separate
@@ -39,6 +38,7 @@ from ._torch_private import (
     innermost_level,
     leave_grad_level,
     mark_as_own,
+    only_pushed,
     pull_back,
     pytree,
     sequence_number,
@@ -46,6 +46,7 @@ from ._torch_private import (
     tracer_follows_pullbacks,
 )
 from ._twice import checked_custom_functions, checked_sparse_tensors, refuse_reentrant, refuse_twice
+from ._unfused import unfused
 
 __all__ = [
     "Linearization",
@@ -172,11 +173,13 @@ class Linearization:
         if innermost_level() is not None:
             seeds = [batched_like(seed, root) for seed, root in zip(seeds, roots, strict=True)]
         custom = sparse = []
-        if create_graph and not in_functorch():
+        on_tape, twice = not in_functorch(), not (pushed or only_pushed())
+        if create_graph and (on_tape or twice):
             found = self.survey() if len(roots) == len(self.roots) else survey(roots)
-            custom, sparse = found.custom, found.sparse
-            if found.once and not pushed:
+            if found.once and twice:
                 refuse_twice(found.once, self.inputs)
+            if on_tape:
+                custom, sparse = found.custom, found.sparse
         if not create_graph and self._nested:
             # As torch.func.vjp does it: under vmap PyTorch's backward of torch.linalg.solve is wrong else.
             return [
@@ -267,11 +270,12 @@ def linearize(
     tuple is differentiated. The caller is inside :func:`_state.differentiation`.
     """
     if compiling():
-        return _linearize_compiled(f, prepared, scalar_aux)
+        with unfused():
+            return _linearize_compiled(f, prepared, scalar_aux)
     way = _linearize_functorch if in_functorch() else _linearize_on_tape
     if not keep:
         return way(f, prepared, keep, scalar_aux)
-    with unfused_attention():
+    with unfused():
         return way(f, prepared, keep, scalar_aux)
 
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ._arguments import Prepared
-from ._attention import unfused_attention
 from ._exchange import forward_mode_held
 from ._fitting import fit_tangent
 from ._torch_private import (
@@ -23,6 +22,7 @@ from ._torch_private import (
     load_decompositions,
     nested_batches_watched,
 )
+from ._unfused import unfused
 
 __all__ = ["forward_mode", "jvp", "non_overlapping", "separate", "tangents_for"]
 
@@ -63,10 +63,11 @@ def non_overlapping(x: Tensor) -> bool:
 def forward_mode() -> Iterator[None]:
     """PyTorch's forward-AD levels are process-wide: one thread at a time."""
     if torch.compiler.is_compiling():
-        yield
+        with unfused():
+            yield
         return
     load_decompositions()
-    with forward_mode_held(), unfused_attention():
+    with forward_mode_held(), unfused():
         yield
 
 

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from . import _compressed, _engine, _evaluation, _plan, _plan_files, _state
 from ._arguments import Prepared
-from ._attention import unfused_attention
 from ._plan_base import Plan, is_nested, no_values, random_state
 from ._plan_results import listing_all
 from ._random import RandomState
 from ._real_arguments import prepare_one
 from ._second_order import Options
 from ._signature import check_inputs
+from ._unfused import unfused
 from .coloring.recovery import Recovery, symmetric_recovery
 from .hessians import diaghessian, hessian
 
@@ -231,7 +231,7 @@ class HessianPlan(Plan):
             ways = ["reverse_over_reverse", "forward_over_reverse"]
             if is_nested():
                 ways.reverse()
-        with _state.differentiation(), unfused_attention():
+        with _state.differentiation(), unfused():
             random = None if _engine.compiling() else RandomState()
             failed: Exception | None = None
             for way in ways:

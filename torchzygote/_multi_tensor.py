@@ -34,6 +34,7 @@ Operand = Number | Tensor | list[Tensor] | tuple[float, float]  # the last for c
 
 
 # For map, which asks hundreds of tensors in a third of the time of a loop.
+_dim = Tensor.dim
 _dtype, _layout, _device, _is_cpu, _requires_grad, _shape = map(
     operator.attrgetter, ("dtype", "layout", "device", "is_cpu", "requires_grad", "shape")
 )
@@ -100,8 +101,11 @@ def _alike(xs: list[Tensor], right: Operand) -> bool:
     first, tape = xs[0], torch.is_grad_enabled()
     if not (first.is_floating_point() or first.is_complex()):
         return False
-    if isinstance(right, Tensor) and (right.is_complex() or (tape and right.requires_grad)):
-        return False
+    if isinstance(right, Tensor):
+        if right.is_complex() or (tape and right.requires_grad):
+            return False
+        if right.dtype is not first.dtype and any(map(operator.not_, map(_dim, xs))):
+            return False  # the dtypes of 0-dim tensors may be promoted
     tensors = xs + right if isinstance(right, list) else xs
     return (
         {first.dtype}.issuperset(map(_dtype, tensors))
@@ -154,6 +158,11 @@ def apply(op: Operator, xs: list[Tensor], right: Operand, label: Label = _positi
         for i in dense:
             out[i] = op.one(xs[i], _nth(right, i))
         return out
+    if isinstance(right, Tensor):
+        promoted = [i for i in dense if torch.result_type(xs[i], right) is not xs[i].dtype]
+        for i in promoted:  # the multi-tensor calls don't, or compute in a narrower dtype
+            out[i] = op.one(xs[i], right)
+        dense = [i for i in dense if out[i] is None]
     for among in by_kind([xs[i] for i in dense]):
         where = [dense[i] for i in among]
         group = [xs[i] for i in where]

@@ -5,6 +5,7 @@ Knows nothing of which tensors can go together.
 
 from __future__ import annotations
 
+import cmath
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -53,9 +54,14 @@ _WIDE = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
 def _subtract_from(xs: list[Tensor], left: Any) -> Sequence[Tensor]:
-    if xs[0].dtype not in _WIDE:
+    if xs[0].dtype not in _WIDE or _spoils(xs[0], left):
         return [left - x for x in xs]
     return torch._foreach_add(torch._foreach_neg(xs), left)
+
+
+def _spoils(x: Tensor, number: Any) -> bool:
+    """Whether the multi-tensor sum of complex values and this makes NaN of the other part, too."""
+    return x.is_complex() and not isinstance(number, Tensor) and not cmath.isfinite(number)
 
 
 def _divide_into(xs: list[Tensor], left: Any) -> Sequence[Tensor]:

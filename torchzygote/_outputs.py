@@ -56,6 +56,11 @@ def output_tensor(caller: str, y: Any) -> Tensor:
     elif isinstance(y, np.ndarray):
         y = numpy_to_tensor(y)
     tensor: Tensor = y
+    if tensor.is_nested:
+        raise ValueError(
+            f"{caller}: expected f to return an array or a number, got a nested tensor; return its values() "
+            "or torch.nested.to_padded_tensor(y, 0)"
+        )
     if tensor.dtype.is_complex:
         raise ValueError(
             f"{caller}: expected f to return real values, got {type_name(tensor)}; "

@@ -103,12 +103,26 @@ def refuse_reentrant(roots: list[Tensor]) -> None:
         )
 
 
+_WRONG_TWICE = {
+    "weight_norm": (
+        "second derivative of torch._weight_norm's fused kernel takes norms for constants; call "
+        "torch.nn.utils.parametrizations.weight_norm's module inside f, or write v * (g / v.norm(...))"
+    ),
+    "sparse_coo_tensor": (
+        "second derivative by the values of torch.sparse_coo_tensor is zero; make a dense tensor of them, as "
+        "with torch.zeros(...).index_put((i, j), values, accumulate=True)"
+    ),
+}
+
+
 def refuse_twice(operations: Sequence[tuple[str, Any]], inputs: Sequence[Tensor]) -> None:
-    """Refuse a second derivative that PyTorch gets wrong, by a bias: it would be zero, silently."""
-    for name, bias in operations:
-        if leads_to(bias, inputs):
+    """Refuse a second derivative that PyTorch gets wrong, silently: mostly it would be zero."""
+    for name, source in operations:
+        if leads_to(source, inputs):
+            wrong = _WRONG_TWICE.get(name) or (
+                f"derivative of {name}'s gradient by its bias is zero or fails where there is no weight; "
+                "pass weight=torch.ones(...) with the bias"
+            )
             raise RuntimeError(
-                "f can't be differentiated twice, or its pullback by a cotangent: PyTorch's derivative of "
-                f"{name}'s gradient by its bias is zero or fails where there is no weight; pass "
-                "weight=torch.ones(...) with the bias"
+                f"f can't be differentiated twice, or its pullback by a cotangent: PyTorch's {wrong}"
             )

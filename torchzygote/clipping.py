@@ -82,21 +82,19 @@ def _wide(x: Tensor) -> torch.dtype | None:
 
 def finite(xs: list[Tensor]) -> list[bool]:
     """Whether all elements of each tensor are finite; one host synchronization for all."""
-    largest: list[Tensor] = []
-    where: list[int] = []
-    real = [_elements(x.detach()) for x in xs]
-    real = [torch.view_as_real(x.resolve_conj()) if x.is_complex() else x for x in real]
-    filled = [i for i, x in enumerate(real) if x.numel() > 0]
-    for group in by_kind([real[i] for i in filled]):
-        # the largest modulus is finite exactly if all are
-        largest.extend(torch._foreach_norm([real[filled[i]] for i in group], math.inf))
-        where.extend(filled[i] for i in group)
     found = [True] * len(xs)
+    real = {i: _elements(x.detach()) for i, x in enumerate(xs) if x.is_floating_point() or x.is_complex()}
+    where = [i for i, x in real.items() if x.numel() > 0]
+    filled = [real[i] for i in where]
+    filled = [torch.view_as_real(x.resolve_conj()) if x.is_complex() else x for x in filled]
+    groups = by_kind(filled)
+    # the largest modulus is finite exactly if all are
+    largest = [torch.stack(torch._foreach_norm([filled[i] for i in group], math.inf)) for group in groups]
     if largest:
         device = largest[0].device
-        ok = torch.stack([torch.isfinite(x).to(device) for x in largest]).tolist()
-        for i, is_finite in zip(where, ok, strict=True):
-            found[i] = is_finite
+        ok = torch.cat([torch.isfinite(norms).to(device) for norms in largest]).tolist()
+        for i, is_finite in zip((i for group in groups for i in group), ok, strict=True):
+            found[where[i]] = is_finite
     return found
 
 

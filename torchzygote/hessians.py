@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from . import _compressed, _dense_hessians, _engine, _plan, _state
-from ._attention import unfused_attention
 from ._flags import held
 from ._random import RandomState
 from ._real_arguments import prepare_one, refuse_complex
 from ._second_order import Options, run
+from ._unfused import unfused
 from .gradients import prepare_call
 from .grads import Grads
 from .params import Params
@@ -60,7 +60,7 @@ def _value_gradient_hessian(
     prepared = prepare_one(caller, x)
     if options.keep:
         prepared.copy_arrays()
-    with _state.differentiation(), unfused_attention():
+    with _state.differentiation(), unfused():
         random = None if _engine.compiling() else RandomState()
         second = run(caller, f, prepared, options.keep, recorded=mode != "forward_over_reverse")
         found = _compressed.hessian(caller, f, second, mode, options, random, sparse=sparse, verify=verify)
@@ -337,7 +337,7 @@ def _diagonals(
     params, prepared, keep = prepare_call(caller, args, argnums, create_graph, arrays_only=True)
     refuse_complex(caller, prepared)
     options = Options(chunk_size, keep, progress)
-    with held(params), _state.differentiation(), unfused_attention():
+    with held(params), _state.differentiation(), unfused():
         random = None if _engine.compiling() else RandomState()
         second = run(caller, f, prepared, options.keep)
         second.differentiate()

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd import graph as _graph
 
+from .levels import in_functorch, transform_stack
+
 __all__ = [
     "Survey",
     "backward_pass",
@@ -130,7 +132,8 @@ class Survey(NamedTuple):
     """What one walk along the recorded graph tells of a backward pass, without running it."""
 
     nbytes: int
-    """Of all gradients that the pass makes: what one row needs at most while rows are batched."""
+    """Of all gradients that the pass makes, but of nested ones: what one row needs at most while rows are
+    batched."""
     nodes: int
     """Operations."""
     misbatched: str | None
@@ -168,7 +171,16 @@ _BIASED = {
 # The backward of values() cuts the graph, whatever the layout; what comes back to a CSR tensor made of values
 # is read by values(), too, or by an operation that knows COO only (2.13).
 _SPARSE = frozenset({"ValuesBackward0", "SparseCompressedTensorBackward0"})
-_BY_LU = frozenset({"LinalgSolveExBackward0", "LinalgDetBackward0", "LinalgSlogdetBackward0"})
+# PyTorch's second derivative by their first source is wrong: norms count as constant, or all is zero (2.13).
+_ONCE_BY_FIRST = {
+    "WeightNormInterfaceBackward0": "weight_norm",
+    "SparseCooTensorWithDimsAndTensorsBackward0": "sparse_coo_tensor",
+}
+_BY_LU = frozenset(
+    {"LinalgDetBackward0", "LinalgLuSolveBackward0", "LinalgSlogdetBackward0", "LinalgSolveExBackward0"}
+)
+# Inside vmap, PyTorch's batching rule gives noise for the derivatives of its backward (2.13).
+_MISBATCHED_IN_VMAP = {"LinalgLuSolveBackward0": "torch.linalg.lu_solve"}
 _PythonNode = torch.autograd.function.BackwardCFunction
 
 
@@ -205,13 +217,21 @@ def survey(roots: Sequence[Tensor]) -> Survey:
             sparse.append(node)
         elif name in _BY_LU:
             by_lu = True
+            if name in _MISBATCHED_IN_VMAP and "vmap" in transform_stack():
+                misbatched = _MISBATCHED_IN_VMAP[name]
         elif name in _MISBATCHED and _misbatches(node, name):
             misbatched = _MISBATCHED[name]
         elif name in _BIASED and (bias := _only_bias(node)) is not None:
             once.append((_BIASED[name], bias))
+        elif name in _ONCE_BY_FIRST and node.next_functions[0][0] is not None:
+            once.append((_ONCE_BY_FIRST[name], node.next_functions[0][0]))
         for meta in node._input_metadata:
-            total += math.prod(meta.shape) * meta.dtype.itemsize
             dtypes.add(meta.dtype)
+            try:
+                total += math.prod(meta.shape) * meta.dtype.itemsize
+            except Exception:  # the size of a nested tensor can't be asked
+                if not meta.is_nested_tensor:
+                    raise
         for following, _ in node.next_functions:
             if following is not None:
                 stack.append(following)
@@ -235,7 +255,7 @@ def _misbatches(node: Any, name: str) -> bool:
     if name != "MaskedSelectBackward0":
         return True
     try:
-        return len(node._saved_mask.shape) > len(node_shape(*node.next_functions[0]))
+        return len(node._saved_mask.shape) > len(node_shape(*node.next_functions[0]) or ())
     except RuntimeError:  # freed: there will be no backward pass
         return False
 
@@ -276,9 +296,10 @@ def source_of(x: Tensor) -> tuple[Any, int]:
     return edge.node, edge.output_nr
 
 
-def node_shape(node: Any, output: int) -> tuple[int, ...]:
-    """Shape of an output of a node of the recorded graph; nothing public tells it."""
-    return tuple(node._input_metadata[output].shape)
+def node_shape(node: Any, output: int) -> tuple[int, ...] | None:
+    """Shape of an output of a node of the recorded graph, ``None`` if nested; nothing public tells it."""
+    meta = node._input_metadata[output]
+    return None if meta.is_nested_tensor else tuple(meta.shape)
 
 
 def node_attribute(node: Any, name: str) -> Any:
@@ -293,6 +314,8 @@ def node_names(root: Tensor) -> list[str]:
 
 def leads_to(node: Any, inputs: Sequence[Tensor]) -> bool:
     """Whether the recorded graph leads from ``node`` to one of the inputs that it was recorded for."""
+    if in_functorch():  # inputs are leaves there, and their edges can't be asked for outside of their level
+        return _reach([node], inputs)
     return not {source_of(x)[0] for x in inputs}.isdisjoint(_nodes_below([node]))
 
 
@@ -301,6 +324,9 @@ def reaches(roots: list[Tensor], leaves: Sequence[Tensor]) -> bool:
 
     ``torch.autograd.grad`` would tell by computing gradients.
     """
+    return _reach((root.grad_fn for root in roots), leaves)
+
+
+def _reach(starts: Iterable[Any], leaves: Sequence[Tensor]) -> bool:
     wanted = {id(leaf) for leaf in leaves}
-    below = _nodes_below(root.grad_fn for root in roots)
-    return any(id(getattr(node, "variable", None)) in wanted for node in below)
+    return any(id(getattr(node, "variable", None)) in wanted for node in _nodes_below(starts))

@@ -28,6 +28,7 @@ __all__ = [
     "innermost_transform",
     "leave_grad_level",
     "load_decompositions",
+    "only_pushed",
     "outside_functorch",
     "transform_stack",
     "vmap_flat",
@@ -79,6 +80,12 @@ def innermost_transform() -> str | None:
 def in_functorch_derivative() -> bool:
     """Whether one of the running ``torch.func`` transforms differentiates (``vmap`` alone does not)."""
     return in_functorch() and any(name in ("grad", "jvp") for name in transform_stack())
+
+
+def only_pushed() -> bool:
+    """Whether the running ``torch.func`` transforms differentiate in forward mode only, if at all."""
+    stack = transform_stack() if in_functorch() else ()
+    return "jvp" in stack and "grad" not in stack
 
 
 def functorch_depth() -> int:

@@ -66,8 +66,14 @@ _BY_LU: dict[Callable[..., Any], str] = {
         "linalg.det": (torch.linalg.det, torch.det, Tensor.det),
         "linalg.slogdet": (torch.linalg.slogdet, torch.slogdet, Tensor.slogdet),
         "logdet": (torch.logdet, Tensor.logdet),
+        "linalg.lu_solve": (torch.linalg.lu_solve, torch.lu_solve, Tensor.lu_solve),
     }.items()
     for function in functions
+}
+# Their backward does: with a gradient taken inside, that is pushed forward.
+_BACKWARD_BY_LU: dict[Callable[..., Any], str] = {
+    torch.linalg.eig: "the gradient of torch.linalg.eig",
+    torch.linalg.eigvals: "the gradient of torch.linalg.eigvals",
 }
 
 
@@ -78,11 +84,16 @@ class _WatchNested(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         given = kwargs or {}
-        if func in _BY_LU and any(isinstance(x, Tensor) and is_wrapped(x) for x in (*args, *given.values())):
-            raise RuntimeError(
-                f"PyTorch's forward derivative of {_BY_LU[func]} is wrong where vmap is nested in vmap; "
-                "use reverse mode"
-            )
+        name = _BY_LU.get(func) or _BACKWARD_BY_LU.get(func)
+        if name is not None and any(
+            isinstance(x, Tensor) and is_wrapped(x) for x in (*args, *given.values())
+        ):
+            stack = transform_stack()
+            if func in _BY_LU or "grad" in stack[stack.index("jvp") :]:
+                raise RuntimeError(
+                    f"PyTorch's forward derivative of {name} is wrong where vmap is nested in vmap; "
+                    "use reverse mode"
+                )
         return func(*args, **given)
 
 

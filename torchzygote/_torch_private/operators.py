@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,6 +20,8 @@ __all__ = [
     "OpOverload",
     "below_autograd",
     "dynamo_is_loaded",
+    "enable_fused_weight_norm",
+    "fused_weight_norm_enabled",
     "in_tensor_constructor",
     "is_tracing",
     "register_autograd_kernel",
@@ -150,3 +154,27 @@ def in_tensor_constructor() -> bool:
 def unchecked_select(flat: Any, where: Any) -> Any:
     """``flat[where]`` without a test of each position, which takes compiled code longer than reading it."""
     return torch.ops.aten._unsafe_index.Tensor(flat, [where])
+
+
+# ``torch._weight_norm`` and where PyTorch's modules find it: there is no switch for its fused kernel.
+_fused_weight_norm: Any = torch._weight_norm
+_old_weight_norm: Any = importlib.import_module("torch.nn.utils.weight_norm")
+
+
+def _unfused_weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """What ``torch._weight_norm`` itself computes where it has no kernel."""
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+def fused_weight_norm_enabled() -> bool:
+    return torch._weight_norm is _fused_weight_norm or _old_weight_norm._weight_norm is _fused_weight_norm
+
+
+def enable_fused_weight_norm(enabled: bool) -> None:
+    """Whether ``torch._weight_norm`` may take its fused kernel; what others have put there stays."""
+    pair = (_unfused_weight_norm, _fused_weight_norm)
+    before, after = pair if enabled else pair[::-1]
+    holders: tuple[Any, ...] = (torch, _old_weight_norm)
+    for holder in holders:
+        if holder._weight_norm is before:
+            holder._weight_norm = after

@@ -298,6 +298,8 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
                 self._varies(x, key_of[id(x)])
             if x._backward_hooks:
                 self.unsupported = "a hook on a tensor in f"
+            if x.is_nested:
+                self.unsupported = "a nested tensor in f"
 
     def _append(
         self,

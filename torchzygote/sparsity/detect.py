@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.utils.checkpoint import CheckpointFunction
 
 from .. import _state
-from .._attention import unfused_attention
 from .._notes import call
 from .._outputs import real_scalar
 from .._random import OneRun, RandomState
 from .._real_arguments import prepare_one
 from .._sight import watching
 from .._torch_private import dynamo_is_loaded, in_functorch, reaches, survey, uncompiled
+from .._unfused import unfused
 from ..native.index_sets import expand_pairs, expand_sets
 from ._replay import Replay
 from ._sets import OverBudget
@@ -77,7 +77,7 @@ def _recorded(
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
-        unfused_attention(),
+        unfused(),
         _state.differentiation(),
         watching() as hidden,
     ):

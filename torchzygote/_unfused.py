@@ -1,19 +1,22 @@
-"""Attention by its unfused formula while a second or a forward derivative is taken.
+"""Attention and weight norm by their unfused formulas while a second or a forward derivative is taken.
 
-Fused kernels have neither a forward derivative nor (on the CPU) a double backward, and the inference fast
-path of PyTorch's transformer layers has no derivative at all. The switches are process-wide, so they are
-counted.
+Fused attention has neither a forward derivative nor (on the CPU) a double backward, and the inference fast
+path of PyTorch's transformer layers has no derivative at all; the double backward of fused weight norm is
+wrong (2.13). The switches are process-wide, so they are counted.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.backends import cuda, mha
 
-__all__ = ["unfused_attention"]
+from ._torch_private import enable_fused_weight_norm, fused_weight_norm_enabled
+
+__all__ = ["unfused"]
 
 # torch.nn.attention.sdpa_kernel does the same in ten times the time, which small Hessians would feel.
 _KERNELS: tuple[tuple[Any, Any], ...] = (
@@ -21,6 +24,7 @@ _KERNELS: tuple[tuple[Any, Any], ...] = (
     (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp),
     (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
     (mha.get_fastpath_enabled, mha.set_fastpath_enabled),
+    (fused_weight_norm_enabled, enable_fused_weight_norm),
 )
 
 _math_is_on: Any = cuda.math_sdp_enabled
@@ -55,16 +59,26 @@ def _leave() -> None:
                 cuda.enable_math_sdp(False)
 
 
-class unfused_attention:
-    """Around running a function whose derivative the fused kernels lack."""
+class unfused:
+    """Around running a function whose derivative the fused kernels lack, or have wrong."""
 
-    __slots__ = ("_entered",)
+    __slots__ = ("_leave",)
 
     def __enter__(self) -> None:
-        self._entered = not torch.compiler.is_compiling()
-        if self._entered:
+        if not torch.compiler.is_compiling():
+            self._leave: Callable[[], None] | None = _leave
             _enter()
+        elif fused_weight_norm_enabled():
+            # The tracer undoes this at once, and can't follow the rest.
+            self._leave = _fuse_weight_norm
+            enable_fused_weight_norm(False)
+        else:
+            self._leave = None
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        if self._entered:
-            _leave()
+        if self._leave is not None:
+            self._leave()
+
+
+def _fuse_weight_norm() -> None:
+    enable_fused_weight_norm(True)
