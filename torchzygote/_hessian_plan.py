@@ -11,6 +11,7 @@ from torch import Tensor
 from . import _compressed, _engine, _evaluation, _plan, _plan_files, _state
 from ._arguments import Prepared
 from ._attention import unfused_attention
+from ._certificate import Comparison
 from ._plan_base import Plan, is_nested, no_values
 from ._random import RandomState
 from ._real_arguments import prepare_one
@@ -103,14 +104,15 @@ class HessianPlan(Plan):
         """
         if not dense:
             _compressed.refuse_nested(type(self).__name__)
-        _, (values,), right = self._checked((x,), create_graph)
-        if not right:
-            self._warn()
+        checked = self._checked((x,), create_graph)
+        if checked.doubt is not None:
+            self._warn(checked.doubt)
             found = hessian(self._f, x, create_graph=create_graph)
             return found if dense or found.dim() < 2 else _compressed.full_csr(found)
         number = not self._inputs[0].shape
         build = _compressed.dense if dense or number else _compressed.csr
-        H = build(self.patterns[0], values, values.device)
+        (values,) = checked.values
+        (H,) = checked.or_nan([build(self.patterns[0], values, values.device)])
         return H.reshape(()) if number else H
 
     def values(self, x: Any, *, create_graph: bool | None = None) -> Tensor:
@@ -122,12 +124,13 @@ class HessianPlan(Plan):
         Raises
         ------
         RuntimeError
-            The check fails: the structure isn't that of ``f`` at ``x``.
+            The check fails: the structure isn't that of ``f`` at ``x``. Or a derivative isn't finite, so
+            that the check tells nothing, and the structure was given, loaded or ``is_local``.
         """
-        _, (values,), right = self._checked((x,), create_graph)
-        if not right:
-            raise no_values(self)
-        return values
+        checked = self._checked((x,), create_graph)
+        if checked.doubt is not None:
+            raise no_values(self, checked.doubt)
+        return checked.or_nan(checked.values)[0]
 
     def diagonal(self, x: Any, *, create_graph: bool | None = None) -> Tensor:
         """The diagonal of the Hessian, in the shape of ``x``: neighbors' colors suffice, and are fewer."""
@@ -138,14 +141,13 @@ class HessianPlan(Plan):
             self._diagonal = symmetric_recovery(self.patterns[0], diagonal=True)
         if self._diagonal is None:
             raise RuntimeError("HessianPlan: call diagonal once before it is compiled")
-        prepared, values, fine = self._run((x,), create_graph, self._diagonal)
-        if is_nested():
-            values = _evaluation.or_nan(values, fine)
-        elif not all(bool(one.all()) for one in fine):
-            self._warn()
+        # What isn't finite is an entry itself here: there are none beside it.
+        checked = self._assessed(*self._run((x,), create_graph, self._diagonal), beside=False)
+        if checked.doubt is not None:
+            self._warn(checked.doubt)
             found: Tensor = diaghessian(self._f, x, create_graph=create_graph)[0]
             return found
-        return values[0].reshape(prepared.inputs[0].shape)
+        return checked.or_nan(checked.values)[0].reshape(self._inputs[0].shape)
 
     def _prepare(self, args: tuple[Any, ...]) -> Prepared:
         name = type(self).__name__
@@ -156,7 +158,7 @@ class HessianPlan(Plan):
     @_engine.entry_point
     def _run(
         self, args: tuple[Any, ...], create_graph: bool | None, recovery: Recovery | None = None
-    ) -> tuple[Prepared, list[Tensor], list[Tensor]]:
+    ) -> tuple[Prepared, list[Tensor], list[Comparison]]:
         prepared = self._prepare(args)
         constants = self._constants_of(prepared, recovery)
         keep = _engine.keeps_graph(create_graph) or _engine.in_functorch()
@@ -171,10 +173,10 @@ class HessianPlan(Plan):
             failed: Exception | None = None
             for way in ways:
                 try:
-                    values, fine = _evaluation.hessian_values(
+                    values, comparisons = _evaluation.hessian_values(
                         type(self).__name__, self._f, prepared, way, constants, options, random
                     )
-                    return prepared, [values], fine
+                    return prepared, [values], comparisons
                 except Exception as error:  # an operation lacks a derivative that this way needs
                     failed = failed or error
         assert failed is not None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import _compressed, _engine, _evaluation, _plan_files, _state
 from ._arguments import Prepared, prepare
-from ._certificate import warn_mismatch
+from ._certificate import Comparison
 from ._plan_base import Plan, held, no_values
 from ._random import RandomState
 from ._second_order import Options
@@ -51,6 +51,8 @@ class JacobianPlan(Plan):
     ----------
     Gebremedhin, Manne and Pothen, "What color is your Jacobian?", SIAM Review 47 (2005).
     """
+
+    _cause = "an argument outside argnums has changed that the structure hangs on"
 
     @property
     def sparsity(self) -> tuple[Tensor, ...]:
@@ -111,9 +113,9 @@ class JacobianPlan(Plan):
         """
         if not dense:
             _compressed.refuse_nested(type(self).__name__)
-        prepared, values, right = self._checked(args, create_graph)
-        if not right:
-            self._warn()
+        checked = self._checked(args, create_graph)
+        if checked.doubt is not None:
+            self._warn(checked.doubt)
             found = jacobian(self._f, *args, argnums=self._argnums, create_graph=create_graph)
             return found if dense else _all_as_csr(found)
         build = _compressed.dense if dense else _compressed.csr
@@ -121,10 +123,11 @@ class JacobianPlan(Plan):
             build(pattern, v, x.device)
             if x.dim() > 0
             else _compressed.dense(pattern, v, x.device).reshape(-1)
-            for pattern, v, x in zip(self.patterns, values, prepared.inputs, strict=True)
+            for pattern, v, x in zip(self.patterns, checked.values, checked.prepared.inputs, strict=True)
         ]
+        matrices = checked.or_nan(matrices)
         params = implicit(args)
-        return prepared.results(matrices) if params is None else Grads(params, matrices)
+        return checked.prepared.results(matrices) if params is None else Grads(params, matrices)
 
     def values(self, *args: Any, create_graph: bool | None = None) -> tuple[Tensor, ...]:
         """The values of each matrix's entries, row by row, as in ``.sparsity``.
@@ -135,25 +138,22 @@ class JacobianPlan(Plan):
         Raises
         ------
         RuntimeError
-            The check fails: the structure isn't that of ``f`` at these arguments.
+            The check fails: the structure isn't that of ``f`` at these arguments. Or a derivative isn't
+            finite, so that the check tells nothing, and the structure was given, loaded or ``is_local``.
         """
-        _, values, right = self._checked(args, create_graph)
-        if not right:
-            raise no_values(self)
-        return tuple(values)
-
-    def _warn(self) -> None:
-        cause = "an argument outside argnums has changed that the structure hangs on"
-        warn_mismatch(type(self).__name__, self._recovery, cause)
+        checked = self._checked(args, create_graph)
+        if checked.doubt is not None:
+            raise no_values(self, checked.doubt)
+        return tuple(checked.or_nan(checked.values))
 
     def agrees_with_reverse(self, args: tuple[Any, ...]) -> bool:
         """Whether forward mode gives at ``args`` what a plain pullback does; asked once, for a new plan."""
         random = RandomState()
         try:
-            _, _, fine = self._run(args, False, True)
+            _, _, comparisons = self._run(args, False, True)
         finally:
             random.restore()
-        return all(bool(one.all()) for one in fine)
+        return all(bool(one.fine.all()) for one in comparisons)
 
     def _prepare(self, args: tuple[Any, ...]) -> Prepared:
         params = implicit(args)
@@ -167,7 +167,7 @@ class JacobianPlan(Plan):
     @_engine.entry_point
     def _run(
         self, args: tuple[Any, ...], create_graph: bool | None, crosscheck: bool = False
-    ) -> tuple[Prepared, list[Tensor], list[Tensor]]:
+    ) -> tuple[Prepared, list[Tensor], list[Comparison]]:
         """``crosscheck``: against reverse mode, instead of one more product of the plan's own mode."""
         prepared = self._prepare(args)
         constants = self._constants_of(prepared)
@@ -186,13 +186,13 @@ class JacobianPlan(Plan):
             if not lin.roots:
                 return prepared, _zeros(self.patterns, prepared), []
             hooked = _state.mark() > position
-            values, fine = _evaluation.jacobian_values(
+            values, comparisons = _evaluation.jacobian_values(
                 self._f, prepared, lin, y, constants, options, random, hooked, crosscheck
             )
             if self.mode == "forward":
                 # nothing is pulled back: what hooks wait for never comes
                 _state.forget_since(position, but_inner=True)
-        return prepared, values, fine
+        return prepared, values, comparisons
 
 
 def _zeros(patterns: Sequence[Pattern], prepared: Prepared) -> list[Tensor]:

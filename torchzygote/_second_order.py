@@ -27,6 +27,11 @@ class Options(NamedTuple):
     keep: bool
     progress: bool
 
+    @property
+    def once(self) -> Options:
+        """For products that only a check looks at."""
+        return self._replace(keep=False, progress=False)
+
 
 class SecondOrder:
     """Value and gradient of one call; ``by_input(i)``: the gradient by input ``i``, ready to be pulled back.
