@@ -133,7 +133,7 @@ class JacobianPlan(Plan):
         """The values of each matrix's entries, row by row, as in ``.sparsity``.
 
         The part of a call that ``torch.compile`` and ``torch.func`` transforms can follow; where the check
-        fails in there, the values are NaN.
+        fails in there, the values and all their derivatives are NaN.
 
         Raises
         ------
