@@ -265,6 +265,20 @@ def test_a_hook_that_mixes_the_batch_is_noticed() -> None:
     torch.testing.assert_close(J, 2 * torch.eye(500, dtype=torch.float64).flip(0) * x.cos())
 
 
+def test_a_hook_that_mixes_what_is_far_smaller_than_another_element_is_noticed() -> None:
+    scale = torch.cat([torch.ones(1999), torch.tensor([1e8])])
+
+    def f(x: Tensor) -> Tensor:
+        y = x.sin()
+        y.register_hook(lambda g: torch.cat([g[:-1].flip(0), g[-1:]]))
+        return y * scale
+
+    x = torch.randn(2000)
+    with pytest.warns(UserWarning, match="contradicts.*SinBackward0"):
+        (J,) = jacobian(f, x, mode="reverse")
+    torch.testing.assert_close(J[0], torch.eye(2000)[1998] * x.cos())
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_non_finite_values_pass_through(value: float) -> None:
     x = torch.randn(500, dtype=torch.float64)

@@ -126,7 +126,12 @@ COUPLINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "all with all": lambda x: (x.flip(0) * x).sum() + x.prod(1).sum(),
     "sums of all before": lambda x: (x.cumsum(0) * x).sum() + x.prod(1).sum(),
     "in a few rows": lambda x: (x[:60].flip(0) * x[:60]).sum() + x.prod(1).sum(),
+    "beside a large block": lambda x: (x.flip(0) * x).sum() + (beside_a_large_one(x) * x.prod(1)).sum(),
 }
+
+
+def beside_a_large_one(x: Tensor) -> Tensor:
+    return torch.cat([x.new_ones(len(x) - 1), x.new_full((1,), 1e16)])
 
 
 @pytest.mark.parametrize("name", COUPLINGS)

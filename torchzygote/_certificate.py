@@ -6,7 +6,7 @@ Knows where entries are, not how they were computed.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,16 +15,19 @@ from ._warning import warn
 from .coloring.recovery import Recovery
 
 __all__ = [
+    "Comparison",
     "agreement",
-    "close",
+    "compared",
+    "is_plain",
     "precision",
+    "probe_parts",
     "probe_rows",
     "pulled_agreement",
     "random_vector",
     "slack",
     "warn_mismatch",
+    "warn_unchecked",
     "wide",
-    "within_rounding",
 ]
 
 
@@ -65,6 +68,14 @@ def probe_rows(recovery: Recovery) -> Tensor:
     return rows
 
 
+def probe_parts(recovery: Recovery, probes: Tensor) -> Iterator[Tensor]:
+    """The probe's elements of one color each; none for a diagonal, whose probes are such parts."""
+    if recovery.mode != "diagonal":
+        colors = recovery.coloring.colors.to(probes.device)
+        for color in range(recovery.ncolors):
+            yield torch.where(colors == color, probes, 0.0)
+
+
 def precision(inputs: Sequence[Tensor], y: Tensor, recorded: float = 0.0) -> float:
     """Relative spacing of the coarsest numbers that the derivative is computed with.
 
@@ -79,9 +90,76 @@ def precision(inputs: Sequence[Tensor], y: Tensor, recorded: float = 0.0) -> flo
     return coarsest
 
 
+class Comparison:
+    """What plain products gave, element by element, beside what the values explain of it.
+
+    ``got`` is a sum of terms whose sizes sum up to ``scale``; it may have been left of other numbers
+    of the same computation: of those in ``near``, element by element, or of any in ``beside``.
+    """
+
+    __slots__ = ("_both_break_down", "_eps", "_for_the_largest", "_own", "_refuted", "difference")
+
+    def __init__(
+        self,
+        got: Tensor,
+        scale: Tensor,
+        expected: Tensor,
+        eps: float,
+        *,
+        near: Tensor | None = None,
+        beside: Tensor | None = None,
+    ) -> None:
+        of_terms, of_largest = slack(eps)
+        finite = _finite(scale)
+        self._own = of_terms * finite
+        largest = finite.amax() if finite.numel() > 0 else finite.sum()
+        if near is not None:
+            self._own = self._own + of_largest * _finite(near)
+        for others in (near, beside):
+            if others is not None and others.numel() > 0:
+                largest = torch.maximum(largest, _finite(others).amax())
+        self.difference = (got - expected).abs()
+        self._eps = eps
+        self._for_the_largest = of_largest * largest
+        self._both_break_down = ~torch.isfinite(got) & ~torch.isfinite(expected)
+        self._refuted: Tensor | None = None
+
+    @property
+    def fine(self) -> Tensor:
+        """Where they agree up to rounding, or both break down."""
+        agree = self.difference <= self._own + self._for_the_largest
+        if self._refuted is not None:
+            agree = agree & ~self._refuted
+        return agree | self._both_break_down
+
+    @property
+    def faint(self) -> Tensor:
+        """Where they agree only because the largest element is so large; nowhere in half precision."""
+        if self._eps >= _HALF:
+            return torch.zeros_like(self._both_break_down)
+        return (self.difference > self._own) & (self.difference <= self._own + self._for_the_largest)
+
+    @property
+    def unknown(self) -> Tensor:
+        """Where both break down, so that nothing is known of the entries."""
+        return self._both_break_down
+
+    def beyond(self, noise: Tensor) -> Tensor:
+        """What is faint, and far larger than ``noise``, the rounding of these elements."""
+        return self.faint & (slack(self._eps)[0] * self.difference > noise)
+
+    def refute(self, wrong: Tensor) -> None:
+        """These elements are not fine after all."""
+        self._refuted = wrong
+
+
+def _finite(sizes: Tensor) -> Tensor:
+    return torch.where(torch.isfinite(sizes), sizes, 0.0)
+
+
 def agreement(
     recovery: Recovery, values: Sequence[Tensor], probes: Tensor, probed: Sequence[Tensor], eps: float
-) -> list[Tensor]:
+) -> list[Comparison]:
     """Whether the values explain each element of what the plain products gave.
 
     ``probed``: the products with ``probes``, as :func:`torchzygote._colored.collect` returns them.
@@ -102,12 +180,12 @@ def agreement(
         scales = scale if scales is None else scales + scale.to(scales)
     assert total is not None
     assert scales is not None
-    return [close(total, scales, probed[0].reshape(-1).to(total), eps)]
+    return [Comparison(total, scales, probed[0].reshape(-1).to(total), eps)]
 
 
 def pulled_agreement(
     recovery: Recovery, values: Sequence[Tensor], probe: Tensor, pulled: Sequence[Tensor | None], eps: float
-) -> list[Tensor]:
+) -> list[Comparison]:
     """:func:`agreement` with the pullback of ``probe``, whatever the mode that the values came from."""
     found = []
     for i, (pattern, expected) in enumerate(zip(recovery.patterns, pulled, strict=True)):
@@ -115,8 +193,15 @@ def pulled_agreement(
         columns = recovery.columns_on(values[i].device)[i]
         got, scale = _summed(values[i], probe.to(values[i].device)[rows], columns, pattern.shape[1])
         wanted = torch.zeros_like(got) if expected is None else expected.reshape(-1).to(got)
-        found.append(close(got, scale, wanted, eps))
+        found.append(Comparison(got, scale, wanted, eps))
     return found
+
+
+def compared(recovery: Recovery, products: Tensor) -> Tensor:
+    """The elements of products with :func:`probe_rows` that are compared with something."""
+    if recovery.mode == "diagonal":
+        return products.gather(0, recovery.coloring.colors.to(products.device).unsqueeze(0))[0]
+    return products[0]
 
 
 def _summed(values: Tensor, factors: Tensor, into: Tensor, length: int) -> tuple[Tensor, Tensor]:
@@ -135,14 +220,13 @@ def wide(values: Tensor) -> Tensor:
 
 def _diagonal_agreement(
     recovery: Recovery, values: Tensor, probes: Tensor, probed: Tensor, eps: float
-) -> Tensor:
+) -> Comparison:
     """Column i by itself and together with the others of its color, weighted: H[i, i] must be the same."""
-    colors = recovery.coloring.colors.to(values.device)
     factors = probes.sum(0).to(values)  # each column is in one probe
     got = wide(values * factors)
-    expected = probed.gather(0, colors.unsqueeze(0))[0]
+    expected = compared(recovery, probed)
     # A diagonal entry may be what is left of terms as large as the entries beside it, and be zero.
-    return close(got, got.abs(), expected.to(got), eps, beside=wide(probed).abs())
+    return Comparison(got, got.abs(), expected.to(got), eps, near=_finite(wide(probed).abs()).amax(0))
 
 
 def slack(eps: float) -> tuple[float, float]:
@@ -151,38 +235,28 @@ def slack(eps: float) -> tuple[float, float]:
     Half of the digits may go where terms cancel inside ``f``. In half precision that would be a third of the
     number, so that it is allowed some roundings only.
     """
-    return (4 * eps**0.5, 64 * eps) if eps < 1e-5 else (12 * eps, 4 * eps)
+    return (4 * eps**0.5, 64 * eps) if eps < _HALF else (12 * eps, 4 * eps)
 
 
-def within_rounding(got: Tensor, wanted: Tensor, eps: float) -> bool:
-    """Whether they agree as most do: to a few roundings of the largest element. :func:`close` asks for less.
+_HALF = 1e-5
+
+
+def is_plain(got: Tensor, wanted: Tensor, eps: float) -> bool:
+    """Whether each element agrees up to rounding in itself, as most do: :class:`Comparison` asks for less.
 
     NaN and infinity don't agree with anything.
     """
     if got.numel() == 0:
         return True
-    difference, largest = torch.stack([(got - wanted).abs().max(), got.abs().max()]).tolist()
-    return bool(difference <= slack(eps)[1] * largest < float("inf"))
+    if got.device.type == "cpu" and got.numel() > _CACHED:
+        parts = zip(*(torch.split(one.reshape(-1), _CACHED) for one in (got, wanted)), strict=True)
+        return all(is_plain(a, b, eps) for a, b in parts)
+    excess = (got - wanted).abs().sub_(got.abs(), alpha=slack(eps)[0])
+    return excess.max().item() <= 0  # inf - inf is NaN
 
 
-def close(
-    got: Tensor, scale: Tensor, expected: Tensor, eps: float, *, beside: Tensor | None = None
-) -> Tensor:
-    """Whether ``got`` is ``expected`` up to rounding in a sum of terms of this size; elementwise.
-
-    ``beside``: other numbers of the same computation, that ``got`` may have been left of.
-    """
-    if got.numel() == 0:
-        return torch.ones(0, dtype=torch.bool, device=got.device)
-    finite = torch.where(torch.isfinite(scale), scale, 0.0)
-    largest = finite.amax()
-    if beside is not None:
-        largest = torch.maximum(largest, torch.where(torch.isfinite(beside), beside, 0.0).amax())
-    of_terms, of_largest = slack(eps)
-    tolerance = of_terms * finite + of_largest * largest
-    both_break_down = ~torch.isfinite(got) & ~torch.isfinite(expected)
-    fine: Tensor = ((got - expected).abs() <= tolerance) | both_break_down
-    return fine
+# Elements that are compared without leaving the caches, in memory that need not be asked for.
+_CACHED = 1 << 15
 
 
 def warn_mismatch(caller: str, recovery: Recovery, cause: str = "") -> None:
@@ -195,4 +269,13 @@ def warn_mismatch(caller: str, recovery: Recovery, cause: str = "") -> None:
         "random vector, so that the dense one is computed instead. Either f differs from call to call, or "
         f"{also}a sparsity that was given lacks entries, or PyTorch's forward derivative of an operator is "
         f"wrong, or torchzygote's rule for one: please report that, with f{listed}",
+    )
+
+
+def warn_unchecked(caller: str) -> None:
+    """Say that the dense way is taken as nothing is known of some entries."""
+    warn(
+        f"{caller}: where derivatives aren't finite, a row or column couldn't be checked, and the structure "
+        "was given, loaded, or found where values decide it, so that the dense derivative is computed "
+        "instead; sparse=True, which finds the structure at these arguments, or verify=False spares that",
     )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._certificate import close, wide, within_rounding
+from ._certificate import Comparison, is_plain, wide
 from ._colored import Collected, gather
 from .coloring.recovery import Recovery
 
@@ -36,21 +36,18 @@ class CheckTables:
         """Whether what the tables weigh is at hand."""
         return self._factors is None or found.products is not None
 
-    def check(self, found: Collected, eps: float, branches: bool) -> list[Tensor]:
-        """Whether each element of the plain products is explained.
+    def check(self, found: Collected, eps: float, branches: bool) -> list[Comparison]:
+        """Whether each element of the plain products is explained; nothing where all plainly are.
 
         ``branches``: the values may be looked at, which saves most of the work where all is right.
         """
-        fine = []
-        for k, expected in enumerate(found.probed):
-            terms = self._terms(found, k)
-            got = _total([term.sum(0) for term in terms])
-            wanted = expected[0].to(got.dtype)
-            if branches and within_rounding(got.detach(), wanted.detach(), eps):
-                fine.append(torch.ones(1, dtype=torch.bool, device=got.device))
-                continue
-            fine.append(close(got, _total([term.abs().sum(0) for term in terms]), wanted, eps))
-        return fine
+        terms = [self._terms(found, k) for k in range(len(found.probed))]
+        sums = [_total([term.sum(0) for term in parts]) for parts in terms]
+        wanted = [expected[0].to(got.dtype) for expected, got in zip(found.probed, sums, strict=True)]
+        if branches and all(is_plain(a.detach(), b.detach(), eps) for a, b in zip(sums, wanted, strict=True)):
+            return []
+        scales = [_total([term.abs().sum(0) for term in parts]) for parts in terms]
+        return [Comparison(*one, eps) for one in zip(sums, scales, wanted, strict=True)]
 
     def _terms(self, found: Collected, k: int) -> list[Tensor]:
         terms = []

@@ -30,8 +30,10 @@ __all__ = [
     "collect",
     "color_seeds",
     "gather",
+    "given_seeds",
     "hessian_products",
     "jacobian_products",
+    "plain_products",
 ]
 
 # Seeds of one operation that a core's caches hold: 4 rows of 32768 doubles are best together, and rows of a
@@ -63,6 +65,16 @@ def color_seeds(
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     return seeds, total
+
+
+def given_seeds(rows: Tensor) -> Callable[[torch.dtype, torch.device], tuple[Seeds, int]]:
+    """These seeds, in the way that :func:`jacobian_products` asks for them."""
+
+    def make(dtype: torch.dtype, device: torch.device) -> tuple[Seeds, int]:
+        moved = rows.to(device=device, dtype=dtype)
+        return (lambda lo, hi: moved[lo:hi]), rows.shape[0]
+
+    return make
 
 
 def jacobian_products(
@@ -237,6 +249,17 @@ def collect(
         return Collected(values, probes, None)
     joined = blocks.joined(dtypes[0], device)
     return Collected(read(recovery, joined, dtypes), probes, joined)
+
+
+def plain_products(products: Products, like: Sequence[Tensor]) -> list[Tensor]:
+    """All products of each kind, shaped as those of ``like``."""
+    chunks = [chunk for _, _, chunk in products]
+    found = []
+    for k, one in enumerate(like):
+        parts = [chunk[k] for chunk in chunks]
+        present = [part for part in parts if part is not None]
+        found.append(torch.cat(present).reshape(one.shape) if present else torch.zeros_like(one))
+    return found
 
 
 def chunk_of(options: Options, cost: RowCost, recovery: Recovery, like: Tensor) -> Callable[[int], int]:

@@ -16,13 +16,23 @@ from torch import Tensor
 from . import _engine, _structure
 from ._alignment import keeps_elements_apart
 from ._assembly import result_dtype
-from ._certificate import agreement, precision, probe_rows, warn_mismatch
-from ._colored import chunk_of, collect, color_seeds, hessian_products, jacobian_products
+from ._certificate import agreement, compared, precision, probe_parts, probe_rows, warn_mismatch
+from ._colored import (
+    Products,
+    chunk_of,
+    collect,
+    color_seeds,
+    given_seeds,
+    hessian_products,
+    jacobian_products,
+    plain_products,
+)
 from ._crosscheck import explains_pullback
 from ._engine import Linearization
 from ._first_order import FirstOrder
 from ._plan import RowCost
 from ._random import RandomState
+from ._repetition import Repetition
 from ._second_order import Options, SecondOrder
 from ._separable import find_layout
 from ._warning import making_sparse
@@ -77,14 +87,24 @@ def certified(
     probes: Tensor | None,
     probed: Sequence[Tensor],
     eps: float,
+    multiply: Callable[[Callable[..., Any]], Products],
 ) -> bool:
-    """Whether the values agree with the plain products; a warning says so if not."""
+    """Whether the values agree with the plain products; a warning says so if not.
+
+    ``multiply``: the products of other seeds.
+    """
     if probes is None:
         return True
+    plain = [p.detach() for p in probed]
     with torch.no_grad():
-        detached = [v.detach() for v in values]
-        found = agreement(recovery, detached, probes, [p.detach() for p in probed], eps)
-    if all(bool(fine.all()) for fine in found):
+        found = agreement(recovery, [v.detach() for v in values], probes, plain, eps)
+
+    def again(rows: Tensor) -> list[Tensor]:
+        return [compared(recovery, one) for one in plain_products(multiply(given_seeds(rows)), plain)]
+
+    elements = [compared(recovery, one) for one in plain]
+    Repetition(probes, lambda: probe_parts(recovery, probes), elements, again).refute(found)
+    if all(bool(one.fine.all()) for one in found):
         return True
     warn_mismatch(caller, recovery)
     return False
@@ -148,8 +168,12 @@ def _jacobian_values(
     # A pushforward would make the same mistakes that the products make; hooks are for reverse mode, though.
     by_pullback = verify and recovery.mode == "forward" and not first.hooked
     probes = probe_rows(recovery) if verify and not by_pullback else None
-    seeds = _make_seeds(recovery, recovery.coloring.colors, probes)
-    products = jacobian_products(first, recovery, seeds, chunk_of(options, cost, recovery, y), options)
+    chunk = chunk_of(options, cost, recovery, y)
+
+    def multiply(seeds: Callable[..., Any], options: Options = options.once) -> Products:
+        return jacobian_products(first, recovery, seeds, chunk, options)
+
+    products = multiply(_make_seeds(recovery, recovery.coloring.colors, probes), options)
     dtypes = [result_dtype(x, y) for x in inputs]
     values, probed, _ = collect(recovery, products, dtypes, y.device, options.keep)
     eps = precision(inputs, y, lin.survey().coarsest)
@@ -158,7 +182,7 @@ def _jacobian_values(
         if not right:
             warn_mismatch(first.caller, recovery)
     else:
-        right = certified(first.caller, recovery, values, probes, probed, eps)
+        right = certified(first.caller, recovery, values, probes, probed, eps, multiply)
     return values if right else None
 
 
@@ -227,6 +251,10 @@ def _hessian_values(
 
     chunk = chunk_of(options, cost, recovery, x)
     seeds = _make_seeds(recovery, recovery.coloring.colors, probes)
+
+    def multiply(seeds: Callable[..., Any], options: Options = options.once) -> Products:
+        return hessian_products(f, second, which, way, seeds, chunk, options, random)
+
     failed: Exception | None = None
     for way in ("reverse_over_reverse", "forward_over_reverse") if mode == "auto" else (mode,):
         try:
@@ -236,7 +264,7 @@ def _hessian_values(
                     return torch.zeros(recovery.slots[0][0].numel(), dtype=x.dtype, device=x.device)
             else:
                 second.take_gradient()
-            products = hessian_products(f, second, which, way, seeds, chunk, options, random)
+            products = multiply(seeds, options)
             values, probed, _ = collect(recovery, products, [x.dtype], x.device, options.keep)
             break
         except Exception as error:  # an operation lacks a derivative that this way needs
@@ -245,7 +273,7 @@ def _hessian_values(
         assert failed is not None
         raise failed
     eps = precision([x], x, second.coarsest())
-    return values[0] if certified(caller, recovery, values, probes, probed, eps) else None
+    return values[0] if certified(caller, recovery, values, probes, probed, eps, multiply) else None
 
 
 def add_diagonals(

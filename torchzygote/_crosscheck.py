@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._certificate import close, precision, pulled_agreement, random_vector, wide
+from ._certificate import Comparison, precision, pulled_agreement, random_vector, wide
 from ._engine import Linearization
 from ._warning import warn
 from .coloring.recovery import Recovery
@@ -60,14 +60,14 @@ def explains_pullback(lin: Linearization, y: Tensor, recovery: Recovery, values:
     with torch.no_grad():
         detached = [v.detach() for v in values]
         plain = [None if g is None else g.detach() for g in pulled]
-        fine = pulled_agreement(recovery, detached, cotangent, plain, _precision(lin, y))
+        compared = pulled_agreement(recovery, detached, cotangent, plain, _precision(lin, y))
     return all(
-        bool((one if g is None else one | ~g.reshape(-1).isfinite()).all())
-        for one, g in zip(fine, plain, strict=True)
+        bool((one.fine if g is None else one.fine | ~g.reshape(-1).isfinite()).all())
+        for one, g in zip(compared, plain, strict=True)
     )
 
 
-def pushes_what_is_pulled(lin: Linearization, y: Tensor, tangent: Tensor, pushed: Tensor) -> bool:
+def pushes_what_is_pulled(lin: Linearization, y: Tensor, tangent: Tensor, pushed: Tensor) -> list[Comparison]:
     """Whether ``<v, J t>`` is ``<J' v, t>``; ``pushed`` is the product ``J t`` that forward mode gave.
 
     Whatever the structure is: a defect that reaches few elements only can pass.
@@ -83,8 +83,8 @@ def pushes_what_is_pulled(lin: Linearization, y: Tensor, tangent: Tensor, pushed
     right = columns * tangent.reshape(-1).to(columns)
     scale = torch.maximum(left.abs().sum(), right.abs().sum()).unsqueeze(0)
     if not bool(right.isfinite().all()):  # tells nothing
-        return True
-    return bool(close(left.sum().unsqueeze(0), scale, right.sum().unsqueeze(0), eps))
+        return []
+    return [Comparison(left.sum().unsqueeze(0), scale, right.sum().unsqueeze(0), eps)]
 
 
 def is_confirmed(lin: Linearization, y: Tensor, matrices: Sequence[Tensor]) -> bool:
@@ -94,7 +94,7 @@ def is_confirmed(lin: Linearization, y: Tensor, matrices: Sequence[Tensor]) -> b
     for matrix, expected in zip(matrices, pulled, strict=True):
         got, scale = _row_times(cotangent, matrix.detach())
         wanted = torch.zeros_like(got) if expected is None else expected.detach().reshape(-1).to(got)
-        fine = close(got, scale, wanted, eps) | ~wanted.isfinite()
+        fine = Comparison(got, scale, wanted, eps).fine | ~wanted.isfinite()
         if not bool(fine.all()):
             return False
     return True

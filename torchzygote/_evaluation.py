@@ -15,14 +15,25 @@ from torch import Tensor
 from . import _engine
 from ._arguments import Prepared
 from ._assembly import result_dtype
-from ._certificate import agreement, precision, probe_rows
+from ._certificate import Comparison, agreement, compared, precision, probe_parts, probe_rows
 from ._check_tables import CheckTables, check_tables
-from ._colored import Collected, chunk_of, collect, color_seeds, hessian_products, jacobian_products
+from ._colored import (
+    Collected,
+    Products,
+    chunk_of,
+    collect,
+    color_seeds,
+    given_seeds,
+    hessian_products,
+    jacobian_products,
+    plain_products,
+)
 from ._crosscheck import pushes_what_is_pulled
 from ._first_order import FirstOrder
 from ._plan import FREE
 from ._products import Seeds
 from ._random import RandomState
+from ._repetition import Repetition
 from ._row_cost import row_cost
 from ._second_order import Options, run
 from .coloring.recovery import Recovery
@@ -69,7 +80,7 @@ class Constants:
 
         return part, self.total
 
-    def check(self, found: Collected, eps: float) -> list[Tensor]:
+    def check(self, found: Collected, eps: float) -> list[Comparison]:
         """Whether each element of the plain products is explained; empty without a check."""
         if self.probes is None:
             return []
@@ -78,32 +89,72 @@ class Constants:
         return self._tables.check(found, eps, not (_engine.compiling() or _engine.in_functorch()))
 
 
-def or_nan(values: Sequence[Tensor], fine: Sequence[Tensor]) -> list[Tensor]:
-    """The values, or NaN where a traced program can't branch and the check fails: never a wrong number."""
-    if not fine:
-        return list(values)
-    right = torch.stack([one.all() for one in fine]).all()
-    return [torch.where(right, v, torch.nan) for v in values]
+def or_nan(values: Sequence[Tensor], right: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The values, or NaN where a traced program can't branch and the check fails: never a wrong number.
+
+    So are their derivatives of any order by ``inputs``, whether the values depend on these or not.
+    """
+    factor = torch.where(right, 1.0, torch.nan)
+    nothing = factor * 0
+    for x in inputs:
+        real = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+        # Zero, with derivatives that the choice makes zero, too; `expm1` has them in any order.
+        nothing = nothing + torch.where(right, 0.0, real).expm1().sum() * factor
+    return [_spoiled(v, factor, nothing) for v in values]
+
+
+def _spoiled(v: Tensor, factor: Tensor, nothing: Tensor) -> Tensor:
+    """``v`` times 1 minus 0, to the bit; or NaN."""
+    if v.is_complex():  # a product of complex numbers makes NaN of infinity
+        parts = torch.view_as_real(v.resolve_conj())
+        return torch.view_as_complex(_spoiled(parts, factor, nothing))
+    return v * factor.to(v.dtype) - nothing.to(v.dtype)
+
+
+def _settle(
+    comparisons: Sequence[Comparison],
+    constants: Constants,
+    found: Collected,
+    products: Callable[[Callable[..., Any], Options], Products],
+    options: Options,
+) -> None:
+    """Look again at what passed beside far larger elements only; not where a traced program can't branch."""
+    probes, recovery = constants.probes, constants.recovery
+    if not comparisons or probes is None or _engine.compiling() or _engine.in_functorch():
+        return
+
+    def again(rows: Tensor) -> list[Tensor]:
+        plain = products(given_seeds(rows), options.once)
+        return [compared(recovery, one) for one in plain_products(plain, found.probed)]
+
+    elements = [compared(recovery, one.detach()) for one in found.probed]
+    Repetition(probes, lambda: probe_parts(recovery, probes), elements, again).refute(comparisons)
 
 
 def jacobian_values(
     first: FirstOrder, constants: Constants, options: Options, crosscheck: bool = False
-) -> tuple[list[Tensor], list[Tensor]]:
-    """The values of each matrix and whether the check holds, element by element.
+) -> tuple[list[Tensor], list[Comparison]]:
+    """The values of each matrix, and what the check compared.
 
     ``crosscheck``: of forward mode against a pullback, instead of the structure.
     """
     lin, y, inputs = first.lin, first.y, first.prepared.inputs
     cost = FREE if _engine.compiling() or _engine.in_functorch() else row_cost(lin)
-    chunk = chunk_of(options, cost, constants.recovery, y)
-    products = jacobian_products(first, constants.recovery, constants.seeds, chunk, options)
+    recovery = constants.recovery
+    chunk = chunk_of(options, cost, recovery, y)
+
+    def products(seeds: Callable[..., Any], options: Options) -> Products:
+        return jacobian_products(first, recovery, seeds, chunk, options)
+
     dtypes = [result_dtype(x, y) for x in inputs]
-    found = collect(constants.recovery, products, dtypes, y.device, options.keep)
+    found = collect(recovery, products(constants.seeds, options), dtypes, y.device, options.keep)
     if crosscheck and constants.probes is not None:
-        right = first.hooked or pushes_what_is_pulled(lin, y, constants.probes, found.probed[0])
-        return found.values, [torch.tensor(right, device="cpu")]
+        pushed = found.probed[0]
+        return found.values, [] if first.hooked else pushes_what_is_pulled(lin, y, constants.probes, pushed)
     coarsest = 0.0 if _engine.compiling() else lin.survey().coarsest
-    return found.values, constants.check(found, precision(inputs, y, coarsest))
+    comparisons = constants.check(found, precision(inputs, y, coarsest))
+    _settle(comparisons, constants, found, products, options)
+    return found.values, comparisons
 
 
 def hessian_values(
@@ -114,18 +165,22 @@ def hessian_values(
     constants: Constants,
     options: Options,
     random: RandomState | None,
-) -> tuple[Tensor, list[Tensor]]:
+) -> tuple[Tensor, list[Comparison]]:
     """Likewise for a Hessian, or for the diagonal of one."""
     x = prepared.inputs[0]
     traced = _engine.compiling() or _engine.in_functorch()
     second = run(caller, f, prepared, options.keep, recorded=mode == "reverse_over_reverse")
+    recovery = constants.recovery
     if mode == "reverse_over_reverse":
         second.differentiate()
         if second.by_input(0) is None:  # linear
-            recovery = constants.recovery
             return torch.zeros(recovery.slots[0][0].numel(), dtype=x.dtype, device=x.device), []
-    cost = FREE if traced else second.row_cost()
-    chunk = chunk_of(options, cost, constants.recovery, x)
-    products = hessian_products(f, second, 0, mode, constants.seeds, chunk, options, random)
-    found = collect(constants.recovery, products, [x.dtype], x.device, options.keep)
-    return found.values[0], constants.check(found, precision([x], x, second.coarsest()))
+    chunk = chunk_of(options, FREE if traced else second.row_cost(), recovery, x)
+
+    def products(seeds: Callable[..., Any], options: Options) -> Products:
+        return hessian_products(f, second, 0, mode, seeds, chunk, options, random)
+
+    found = collect(recovery, products(constants.seeds, options), [x.dtype], x.device, options.keep)
+    comparisons = constants.check(found, precision([x], x, second.coarsest()))
+    _settle(comparisons, constants, found, products, options)
+    return found.values[0], comparisons

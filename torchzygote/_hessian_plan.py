@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import _compressed, _engine, _evaluation, _plan, _plan_files, _state
 from ._arguments import Prepared
+from ._certificate import Comparison
 from ._plan_base import Plan, is_nested, no_values, random_state
 from ._plan_results import listing_all
 from ._random import RandomState
@@ -122,23 +123,25 @@ class HessianPlan(Plan):
         if not dense:
             _compressed.refuse_nested(type(self).__name__)
         random = random_state()
-        prepared, values, right = self._checked((x,), create_graph)
-        if not right:
-            self._give_up(random)
+        checked = self._checked((x,), create_graph)
+        if checked.doubt is not None:
+            self._give_up(checked.doubt, random)
             found = hessian(self._f, x, create_graph=create_graph)
             return found if dense else listing_all(found, create_graph)
-        return self._results.matrices(values, prepared.inputs, dense, create_graph)[0]
+        matrices = self._results.matrices(checked.values, checked.prepared.inputs, dense, create_graph)
+        return checked.or_nan(matrices)[0]
 
     def values(self, x: Any, *, create_graph: bool | None = None) -> Tensor:
         """The values of the entries, row by row, as in ``.sparsity``.
 
         The part of a call that ``torch.compile`` and ``torch.func`` transforms can follow; where the check
-        fails in there, the values are NaN.
+        fails in there, the values and all their derivatives are NaN.
 
         Raises
         ------
         RuntimeError
-            The check fails: the structure isn't that of ``f`` at ``x``.
+            The check fails: the structure isn't that of ``f`` at ``x``. Or a derivative isn't finite, so
+            that the check tells nothing, and the structure was given, loaded or ``is_local``.
 
         Examples
         --------
@@ -147,10 +150,10 @@ class HessianPlan(Plan):
         >>> plan_hessian(lambda x: (x[1:] * x[:-1]).sum(), torch.rand(3)).values(torch.rand(3))
         tensor([1., 1., 1., 1.])
         """
-        _, (values,), right = self._checked((x,), create_graph)
-        if not right:
-            raise no_values(self)
-        return values
+        checked = self._checked((x,), create_graph)
+        if checked.doubt is not None:
+            raise no_values(self, checked.doubt)
+        return checked.or_nan(checked.values)[0]
 
     def diagonal(self, x: Any, *, create_graph: bool | None = None) -> Tensor:
         """The diagonal of the Hessian; it needs fewer colors, as only neighbors must differ.
@@ -203,14 +206,13 @@ class HessianPlan(Plan):
         if self._diagonal is None:
             raise RuntimeError("HessianPlan: call diagonal once before it is compiled")
         random = random_state()
-        prepared, values, fine = self._run((x,), create_graph, self._diagonal)
-        if is_nested():
-            values = _evaluation.or_nan(values, fine)
-        elif not all(bool(one.all()) for one in fine):
-            self._give_up(random)
+        # What isn't finite is an entry itself here: there are none beside it.
+        checked = self._assessed(*self._run((x,), create_graph, self._diagonal), beside=False)
+        if checked.doubt is not None:
+            self._give_up(checked.doubt, random)
             found: Tensor = diaghessian(self._f, x, create_graph=create_graph)[0]
             return found
-        return values[0].reshape(prepared.inputs[0].shape)
+        return checked.or_nan(checked.values)[0].reshape(self._inputs[0].shape)
 
     def _prepare(self, args: tuple[Any, ...]) -> Prepared:
         name = type(self).__name__
@@ -221,7 +223,7 @@ class HessianPlan(Plan):
     @_engine.entry_point
     def _run(
         self, args: tuple[Any, ...], create_graph: bool | None, recovery: Recovery | None = None
-    ) -> tuple[Prepared, list[Tensor], list[Tensor]]:
+    ) -> tuple[Prepared, list[Tensor], list[Comparison]]:
         prepared = self._prepare(args)
         constants = self._constants_of(prepared, recovery)
         keep = _engine.keeps_graph(create_graph) or _engine.in_functorch()
@@ -236,10 +238,10 @@ class HessianPlan(Plan):
             failed: Exception | None = None
             for way in ways:
                 try:
-                    values, fine = _evaluation.hessian_values(
+                    values, comparisons = _evaluation.hessian_values(
                         type(self).__name__, self._f, prepared, way, constants, options, random
                     )
-                    return prepared, [values], fine
+                    return prepared, [values], comparisons
                 except Exception as error:  # an operation lacks a derivative that this way needs
                     failed = failed or error
                     if random is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import _compressed, _engine, _evaluation, _plan_files, _state
 from ._arguments import Prepared, prepare
-from ._certificate import warn_mismatch
+from ._certificate import Comparison
 from ._first_order import record
 from ._flags import held
 from ._plan_base import Plan, no_values, random_state
@@ -55,6 +55,8 @@ class JacobianPlan(Plan):
     ----------
     Gebremedhin, Manne and Pothen, "What color is your Jacobian?", SIAM Review 47 (2005).
     """
+
+    _cause = "an argument outside argnums has changed that the structure hangs on"
 
     @property
     def sparsity(self) -> tuple[Tensor, ...]:
@@ -142,25 +144,27 @@ class JacobianPlan(Plan):
         if not dense:
             _compressed.refuse_nested(type(self).__name__)
         random = random_state()
-        prepared, values, right = self._checked(args, create_graph)
-        if not right:
-            self._give_up(random)
+        checked = self._checked(args, create_graph)
+        if checked.doubt is not None:
+            self._give_up(checked.doubt, random)
             found = jacobian(self._f, *args, argnums=self._argnums, create_graph=create_graph)
             return found if dense else _all_as_csr(found, create_graph)
-        matrices = self._results.matrices(values, prepared.inputs, dense, create_graph)
+        matrices = self._results.matrices(checked.values, checked.prepared.inputs, dense, create_graph)
+        matrices = checked.or_nan(matrices)
         params = implicit(args)
-        return prepared.results(matrices) if params is None else Grads(params, matrices)
+        return checked.prepared.results(matrices) if params is None else Grads(params, matrices)
 
     def values(self, *args: Any, create_graph: bool | None = None) -> tuple[Tensor, ...]:
         """The values of each matrix's entries, row by row, as in ``.sparsity``.
 
         The part of a call that ``torch.compile`` and ``torch.func`` transforms can follow; where the check
-        fails in there, the values are NaN.
+        fails in there, the values and all their derivatives are NaN.
 
         Raises
         ------
         RuntimeError
-            The check fails: the structure isn't that of ``f`` at these arguments.
+            The check fails: the structure isn't that of ``f`` at these arguments. Or a derivative isn't
+            finite, so that the check tells nothing, and the structure was given, loaded or ``is_local``.
 
         Examples
         --------
@@ -169,23 +173,19 @@ class JacobianPlan(Plan):
         >>> plan_jacobian(lambda x: x[1:] - x[:-1], torch.rand(3)).values(torch.rand(3))
         (tensor([-1.,  1., -1.,  1.]),)
         """
-        _, values, right = self._checked(args, create_graph)
-        if not right:
-            raise no_values(self)
-        return tuple(values)
-
-    def _warn(self) -> None:
-        cause = "an argument outside argnums has changed that the structure hangs on"
-        warn_mismatch(type(self).__name__, self._recovery, cause)
+        checked = self._checked(args, create_graph)
+        if checked.doubt is not None:
+            raise no_values(self, checked.doubt)
+        return tuple(checked.or_nan(checked.values))
 
     def _agrees_with_reverse(self, args: tuple[Any, ...]) -> bool:
         """Whether forward mode gives at ``args`` what a plain pullback does; asked once, for a new plan."""
         random = RandomState()
         try:
-            _, _, fine = self._run(args, False, True)
+            _, _, comparisons = self._run(args, False, True)
         finally:
             random.restore()
-        return all(bool(one.all()) for one in fine)
+        return all(bool(one.fine.all()) for one in comparisons)
 
     def _prepare(self, args: tuple[Any, ...]) -> Prepared:
         params = implicit(args)
@@ -199,7 +199,7 @@ class JacobianPlan(Plan):
     @_engine.entry_point
     def _run(
         self, args: tuple[Any, ...], create_graph: bool | None, crosscheck: bool = False
-    ) -> tuple[Prepared, list[Tensor], list[Tensor]]:
+    ) -> tuple[Prepared, list[Tensor], list[Comparison]]:
         """``crosscheck``: against reverse mode, instead of one more product of the plan's own mode."""
         prepared = self._prepare(args)
         constants = self._constants_of(prepared)
@@ -216,11 +216,11 @@ class JacobianPlan(Plan):
                 )
             if not first.lin.roots:
                 return prepared, _zeros(self.patterns, prepared), []
-            values, fine = _evaluation.jacobian_values(first, constants, options, crosscheck)
+            values, comparisons = _evaluation.jacobian_values(first, constants, options, crosscheck)
             if self.mode == "forward":
                 # nothing is pulled back: what hooks wait for never comes
                 _state.forget_since(first.position, but_inner=True)
-        return prepared, values, fine
+        return prepared, values, comparisons
 
 
 def _zeros(patterns: Sequence[Pattern], prepared: Prepared) -> list[Tensor]:

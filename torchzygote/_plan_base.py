@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import types
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from . import _engine, _evaluation, _plan, _plan_files
 from ._arguments import Prepared
-from ._certificate import warn_mismatch
+from ._certificate import Comparison, warn_mismatch, warn_unchecked
 from ._plan_results import PlanResults
 from ._random import RandomState
 from ._signature import InputSpec
@@ -29,10 +29,29 @@ __all__ = ["Plan", "common_dtype", "is_nested", "no_values", "random_state"]
 Self = TypeVar("Self", bound="Plan")
 
 
+Doubt = Literal["contradicted", "unknown"]
+
+
+class Checked(NamedTuple):
+    """Values of each matrix's entries, and what is wrong with them; ``verdict``, to be traced: nothing is."""
+
+    prepared: Prepared
+    values: list[Tensor]
+    doubt: Doubt | None
+    verdict: Tensor | None
+
+    def or_nan(self, results: Sequence[Tensor]) -> list[Tensor]:
+        """What was made of the values, or NaN."""
+        if self.verdict is None:
+            return list(results)
+        return _evaluation.or_nan(results, self.verdict, self.prepared.inputs)
+
+
 class Plan:
     """What both kinds of plan have in common."""
 
-    _by_number: tuple[int, ...] = (-1,)
+    _by_number: tuple[int, ...] = (-1,)  # the shape of a result by a number
+    _cause = ""  # one more that a mismatch may have
 
     def __init__(
         self,
@@ -44,6 +63,7 @@ class Plan:
         mode: str = "auto",
         chunk_size: int | None = None,
         verify: bool = True,
+        detected: bool = False,
     ) -> None:
         self._f = f
         self._inputs = tuple(inputs)
@@ -53,6 +73,8 @@ class Plan:
         self._chunk_size = _plan.check_chunk_size(chunk_size)
         self._verify = verify
         self._results = PlanResults(recovery.patterns, self._by_number)
+        # Where a product isn't finite the check tells nothing; this structure needs none.
+        self._holds = detected and not any(pattern.is_local for pattern in recovery.patterns)
         self._constants: dict[tuple[str, torch.dtype, torch.device], _evaluation.Constants] = {}
         self._compiled: Callable[..., Any] | None = None
         devices = {spec.device for spec in inputs}
@@ -157,28 +179,29 @@ class Plan:
         tensor([2., 2., 2.])
         """
         options = {"fullgraph": True, "dynamic": False, **options}
-        self._compiled = torch.compile(_with_code_of_its_own(self._values_and_verdict), **options)
+        self._compiled = torch.compile(_with_code_of_its_own(self._values_and_doubts), **options)
         return self
 
     def _prepare(self, args: tuple[Any, ...]) -> Prepared:
         """The arguments as tensors; those that don't fit are refused."""
         raise NotImplementedError
 
-    def _values_and_verdict(self, *args: Any) -> tuple[list[Tensor], Tensor | None]:
-        """Values, and whether the check holds, as tensors alone."""
-        _, values, fine = self._run(args, None)
-        return values, (torch.stack([one.all() for one in fine]).all() if fine else None)
+    def _values_and_doubts(self, *args: Any) -> tuple[list[Tensor], Tensor | None]:
+        """Values, and whether they are contradicted, unknown or doubtful, as tensors alone."""
+        _, values, comparisons = self._run(args, None)
+        if not comparisons:
+            return values, None
+        doubts = [torch.stack([~c.fine.all(), c.unknown.any(), c.faint.any()]) for c in comparisons]
+        return values, torch.stack(doubts).any(0)
 
     def _run(
         self, args: tuple[Any, ...], create_graph: bool | None
-    ) -> tuple[Prepared, list[Tensor], list[Tensor]]:
-        """Values of each matrix, and whether the check holds, element by element."""
+    ) -> tuple[Prepared, list[Tensor], list[Comparison]]:
+        """Values of each matrix, and what the check compared."""
         raise NotImplementedError
 
-    def _checked(
-        self, args: tuple[Any, ...], create_graph: bool | None
-    ) -> tuple[Prepared, list[Tensor], bool]:
-        """Values, and whether they are right; what a compiler or a transform can't branch on becomes NaN."""
+    def _checked(self, args: tuple[Any, ...], create_graph: bool | None) -> Checked:
+        """Values, and whether they are right."""
         if self._compiled is not None and not create_graph and not is_nested():
             prepared = self._prepare(args)  # what doesn't fit is refused here: a compiler hides the message
             if is_implicit(args):
@@ -189,21 +212,39 @@ class Plan:
                 )
             self._constants_of(prepared)
             # tensors: a compiler can't follow how a NumPy array becomes one
-            values, verdict = self._compiled(*prepared.arguments(prepared.inputs))
-            return prepared, list(values), verdict is None or bool(verdict)
-        prepared, values, fine = self._run(args, create_graph)
-        if is_nested():
-            return prepared, _evaluation.or_nan(values, fine), True
-        return prepared, values, all(bool(one.all()) for one in fine)
+            values, doubts = self._compiled(*prepared.arguments(prepared.inputs))
+            wrong, unknown, faint = (False,) * 3 if doubts is None else doubts.tolist()
+            if wrong or not faint:  # else compiled code can't look again
+                return Checked(prepared, list(values), self._doubt(wrong, unknown), None)
+        prepared, values, comparisons = self._run(args, create_graph)
+        return self._assessed(prepared, values, comparisons)
 
-    def _give_up(self, random: RandomState | None) -> None:
-        """Say that the dense way is taken, which is to draw the random numbers of this call."""
-        self._warn()
+    def _assessed(
+        self, prepared: Prepared, values: list[Tensor], comparisons: Sequence[Comparison], beside: bool = True
+    ) -> Checked:
+        """``beside``: what isn't finite may hide other entries."""
+        asked = beside and not self._holds
+        if is_nested():
+            right = [one.fine & ~one.unknown if asked else one.fine for one in comparisons]
+            verdict = torch.stack([one.all() for one in right]).all() if right else None
+            return Checked(prepared, values, None, verdict)
+        wrong = not all(bool(one.fine.all()) for one in comparisons)
+        unknown = asked and not wrong and any(bool(one.unknown.any()) for one in comparisons)
+        return Checked(prepared, values, self._doubt(wrong, unknown), None)
+
+    def _doubt(self, wrong: bool, unknown: bool) -> Doubt | None:
+        if wrong:
+            return "contradicted"
+        return "unknown" if unknown and not self._holds else None
+
+    def _give_up(self, doubt: Doubt, random: RandomState | None) -> None:
+        """Say why the dense way is taken, which is to draw the random numbers of this call."""
+        if doubt == "unknown":
+            warn_unchecked(type(self).__name__)
+        else:
+            warn_mismatch(type(self).__name__, self._recovery, self._cause)
         if random is not None:
             random.restore()
-
-    def _warn(self) -> None:
-        warn_mismatch(type(self).__name__, self._recovery)
 
     def _constants_of(self, prepared: Prepared, recovery: Recovery | None = None) -> _evaluation.Constants:
         """Those for a call."""
@@ -276,9 +317,14 @@ def common_dtype(dtypes: Sequence[torch.dtype]) -> torch.dtype:
     return _REAL.get(common, common)
 
 
-def no_values(plan: Plan) -> RuntimeError:
+def no_values(plan: Plan, doubt: Doubt) -> RuntimeError:
+    if doubt == "unknown":
+        reason = "some derivatives aren't finite, so that entries beside them couldn't be checked"
+    else:
+        reason = (
+            "a product with a random vector contradicts the values, so that the structure isn't that of f at "
+            "these arguments"
+        )
     return RuntimeError(
-        f"{type(plan).__name__}: a product with a random vector contradicts the values, so that the "
-        "structure isn't that of f at these arguments; call the plan itself for the dense answer, or make a "
-        "new plan"
+        f"{type(plan).__name__}: {reason}; call the plan itself for the dense answer, or make a new plan"
     )

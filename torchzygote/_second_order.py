@@ -27,6 +27,11 @@ class Options(NamedTuple):
     keep: bool
     progress: bool
 
+    @property
+    def once(self) -> Options:
+        """For products that only a check looks at."""
+        return self._replace(keep=False, progress=False)
+
 
 def chunk_for(options: Options, rows: int, cost: RowCost, device: torch.device) -> int:
     """How many of ``rows`` products are computed at a time; ``cost``: what one takes."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,9 +17,10 @@ from torch import Tensor
 
 from . import _engine, _plan, _products
 from ._alignment import aligned_axes, shared_axes
-from ._certificate import close, precision, random_vector, wide, within_rounding
+from ._certificate import Comparison, is_plain, precision, random_vector, wide
 from ._engine import Linearization
 from ._plan import RowCost
+from ._repetition import Repetition
 from ._torch_private import node_names
 from ._warning import warn
 
@@ -211,32 +212,62 @@ def _are_confirmed(
     lin: Linearization, layouts: Sequence[Sequence[Layout]], found: Sequence[Sequence[Tensor]]
 ) -> bool:
     """Whether the blocks explain a product with a random cotangent, taken without any structure."""
-    roots = [root.detach() for root in lin.roots]
-    sizes = [root.numel() for root in roots]
-    vectors = torch.split(random_vector(sum(sizes)), sizes)
-    cotangents = [v.to(r.device, r.dtype).view(r.shape) for v, r in zip(vectors, roots, strict=True)]
-    # Copies: hooks may write into them.
-    checked = lin.pull_dense([c.clone() for c in cotangents])
+    vector = random_vector(sum(root.numel() for root in lin.roots))
+    plain = _pulled(lin, layouts, vector)
     # (block rows, blocks, 1) each
     weights = [
         _by_block(_of_itself(row[0]), v.unsqueeze(0))[0].t().unsqueeze(2)
-        for v, row in zip(cotangents, layouts, strict=True)
+        for v, row in zip(_cotangents(lin, vector), layouts, strict=True)
     ]
-    for j, (x, expected) in enumerate(zip(lin.inputs, checked, strict=True)):
+    eps = [precision([x], lin.roots[0], lin.survey().coarsest) for x in lin.inputs]
+    doubtful: dict[int, Comparison] = {}
+    for j, wanted in enumerate(plain):
         terms = torch.cat([wide(of_root[j].detach()) * w for of_root, w in zip(found, weights, strict=True)])
         got = terms.sum(0)
-        wanted = torch.zeros_like(got)
-        if expected is not None:
-            wanted = _by_block(layouts[0][j], expected.detach().unsqueeze(0))[0].to(got.dtype)
-        eps = precision([x], roots[0], lin.survey().coarsest)
-        if within_rounding(got, wanted, eps):
+        wanted = wanted.to(got.dtype)
+        if is_plain(got, wanted, eps[j]):
             continue
         if not bool(wanted.isfinite().all()):  # zeros outside the blocks would be wrong
             return False
-        if not bool(close(got, terms.abs().sum(0), wanted, eps).all()):
-            warn_mismatch(lin)
-            return False
-    return True
+        doubtful[j] = Comparison(got, terms.abs().sum(0), wanted, eps[j])
+
+    def again(vector: Tensor) -> list[Tensor]:
+        repeated = _pulled(lin, layouts, vector)
+        return [repeated[j] for j in doubtful]
+
+    elements = [plain[j] for j in doubtful]
+    Repetition(vector, lambda: _parts(layouts, vector), elements, again).refute(list(doubtful.values()))
+    if all(bool(one.fine.all()) for one in doubtful.values()):
+        return True
+    warn_mismatch(lin)
+    return False
+
+
+def _parts(layouts: Sequence[Sequence[Layout]], vector: Tensor) -> Iterator[Tensor]:
+    """A vector's elements at one row of each block."""
+    offset = 0
+    for row in layouts:
+        numbers = row[0].y_numbers(vector.device) + offset
+        for k in range(row[0].block_rows):
+            part = torch.zeros_like(vector)
+            part[numbers[:, k]] = vector[numbers[:, k]]
+            yield part
+        offset += numbers.numel()
+
+
+def _cotangents(lin: Linearization, vector: Tensor) -> list[Tensor]:
+    """A vector, flat, as cotangents of all roots; copies, as hooks may write into them."""
+    parts = torch.split(vector, [root.numel() for root in lin.roots])
+    return [v.to(r.device, r.dtype, copy=True).view(r.shape) for v, r in zip(parts, lin.roots, strict=True)]
+
+
+def _pulled(lin: Linearization, layouts: Sequence[Sequence[Layout]], vector: Tensor) -> list[Tensor]:
+    """The plain pullback of a vector, by block."""
+    pulled = lin.pull_dense(_cotangents(lin, vector))
+    return [
+        _by_block(layout, (torch.zeros_like(x) if g is None else g).detach().unsqueeze(0))[0]
+        for x, g, layout in zip(lin.inputs, pulled, layouts[0], strict=True)
+    ]
 
 
 def _of_itself(layout: Layout) -> Layout:

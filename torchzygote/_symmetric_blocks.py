@@ -15,16 +15,17 @@ what is being differentiated.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import _products
-from ._certificate import close, precision, slack
+from ._certificate import Comparison, is_plain, precision
 from ._engine import Linearization
 from ._plan import RowCost
+from ._repetition import Repetition
 from ._separable import Layout, in_shape_of_x, warn_mismatch
 from ._torch_private import in_plain_eager
 
@@ -115,12 +116,21 @@ def symmetric_blocks(
     be linear.
     """
     draw = _draw(lin.inputs, tuple(layouts))
-    products: list[Tensor] = []
-    for found in _products.pulls(lin, draw.seeds, create_graph=create_graph, progress=progress):
-        for x, g in zip(lin.inputs, found, strict=True):
-            products.append((x.new_zeros(x.shape) if g is None else g).reshape(-1))
-    blocks = SymmetricBlocks(draw, torch.cat(products) * draw.scales, [x.shape for x in lin.inputs])
-    return blocks if _is_symmetric(lin, blocks) else None
+    shapes = [x.shape for x in lin.inputs]
+
+    def blocks(seeds: Sequence[Sequence[Tensor]], options: dict[str, bool]) -> SymmetricBlocks:
+        products: list[Tensor] = []
+        for found in _products.pulls(lin, seeds, **options):
+            for x, g in zip(lin.inputs, found, strict=True):
+                products.append((x.new_zeros(x.shape) if g is None else g).reshape(-1))
+        return SymmetricBlocks(draw, torch.cat(products) * draw.scales, shapes)
+
+    def again(factor: Tensor) -> list[Tensor]:
+        above, below = blocks([[seed * factor for seed in seeds] for seeds in draw.seeds], {}).sides()
+        return [above - below]
+
+    first = blocks(draw.seeds, {"create_graph": create_graph, "progress": progress})
+    return first if _is_symmetric(lin, first, again) else None
 
 
 def _draw(inputs: Sequence[Tensor], layouts: tuple[Layout, ...]) -> _Draw:
@@ -170,21 +180,25 @@ def _new_draw(layouts: tuple[Layout, ...], dtype: torch.dtype, device: torch.dev
 _kept = functools.lru_cache(maxsize=8)(_new_draw)
 
 
-def _is_symmetric(lin: Linearization, blocks: SymmetricBlocks) -> bool:
-    """Whether each block is its transpose up to rounding; ``False`` where zeros outside might be wrong."""
+def _is_symmetric(lin: Linearization, blocks: SymmetricBlocks, again: Callable[..., list[Tensor]]) -> bool:
+    """Whether each block is its transpose up to rounding; ``False`` where zeros outside might be wrong.
+
+    ``again``: the differences across the diagonals from a multiple of all seeds.
+    """
     products = blocks.products.detach()
     eps = torch.finfo(products.dtype).eps  # `can_check_themselves` has seen that there is nothing coarser
     above, below = SymmetricBlocks(blocks.draw, products, blocks.shapes).sides()
-    largest, difference = torch.stack([products.abs().max(), (above - below).abs().max()]).tolist()
-    # As most are; `close` asks for less. NaN is never below, and neither is infinity.
-    if difference <= slack(eps)[1] * largest < float("inf"):
-        return True
     if not bool(products.isfinite().all()):
         return False
+    if is_plain(above, below, eps):
+        return True
     # An entry may be what is left of terms as large as those beside it.
     diagonal = products[torch.cat(blocks.draw.diagonals)].abs()
     scale = above.abs() + below.abs() + diagonal[blocks.draw.above].sum(0)
-    if bool(close(above, scale, below, eps, beside=products.abs()).all()):
+    compared = Comparison(above, scale, below, eps, beside=products.abs())
+    # The seeds are parts already: there is one for each column.
+    Repetition(torch.ones_like(scale[:1]), lambda: (), [above - below], again).refute([compared])
+    if bool(compared.fine.all()):
         return True
     warn_mismatch(lin)
     return False

@@ -204,7 +204,13 @@ def plan_jacobian(
         recovery = jacobian_recovery(patterns, mode, forward_cost=1.0, refine=True)
         assert recovery is not None
         return JacobianPlan(
-            f, specs_of(prepared), recovery, argnums=argnums, chunk_size=chunk_size, verify=verify
+            f,
+            specs_of(prepared),
+            recovery,
+            argnums=argnums,
+            chunk_size=chunk_size,
+            verify=verify,
+            detected=sparsity is None,
         )
 
     plan = colored(mode)
@@ -297,7 +303,15 @@ def plan_hessian(
         flat.settle()
         real_scalar(caller, y)
     recovery = symmetric_recovery(symmetrized(pattern), refine=True)
-    return HessianPlan(f, specs_of(prepared), recovery, mode=mode, chunk_size=chunk_size, verify=verify)
+    return HessianPlan(
+        f,
+        specs_of(prepared),
+        recovery,
+        mode=mode,
+        chunk_size=chunk_size,
+        verify=verify,
+        detected=sparsity is None,
+    )
 
 
 def _possible_mode(caller: str, y: Any, hooked: bool, mode: str) -> str:

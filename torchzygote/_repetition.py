@@ -1,0 +1,70 @@
+"""A mismatch beside far larger elements: rounding, or wrong? Plain products are repeated to tell.
+
+What lacks in a structure is linear: to the last digits, it is three times as large with a vector that is
+three times as long, and the sum of what parts of the vector give. Rounding isn't: other digits are lost.
+Knows plain products, not what they are products of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ._certificate import Comparison
+
+__all__ = ["Repetition"]
+
+# Fractions of the way to the next power of two, which loses none: digits are lost at other places for each.
+_FACTORS = (2**0.25, 2**0.5, 2**0.75)
+
+
+class Repetition:
+    """Plain products with other vectors than a check was made with.
+
+    ``probes``: its vectors, and ``parts`` that sum up to them. ``compared``: the elements that were compared,
+    of each kind. ``again``: the same for other vectors.
+    """
+
+    __slots__ = ("_again", "_compared", "_parts", "_probes")
+
+    def __init__(
+        self,
+        probes: Tensor,
+        parts: Callable[[], Iterable[Tensor]],
+        compared: Sequence[Tensor],
+        again: Callable[[Tensor], list[Tensor]],
+    ) -> None:
+        self._probes = probes
+        self._parts = parts
+        self._compared = compared
+        self._again = again
+
+    def refute(self, comparisons: Sequence[Comparison]) -> None:
+        """Take back what passed beside the largest element only, and is no rounding."""
+        with torch.no_grad():
+            if not any(bool(one.faint.any()) for one in comparisons):
+                return
+            noise = [torch.zeros_like(part).abs() for part in self._compared]
+            for repeated in self._repeated():
+                noise = [
+                    torch.maximum(n, (b.to(a) - a).abs())
+                    for n, a, b in zip(noise, self._compared, repeated, strict=True)
+                ]
+                wrong = [one.beyond(part) for one, part in zip(comparisons, noise, strict=True)]
+                if not any(bool(mask.any()) for mask in wrong):
+                    return
+            for one, mask in zip(comparisons, wrong, strict=True):
+                one.refute(mask)
+
+    def _repeated(self) -> Iterator[list[Tensor]]:
+        """What would be the same without rounding, the cheapest first."""
+        for factor in _FACTORS:
+            yield [product / factor for product in self._again(self._probes * factor)]
+        total: list[Tensor] | None = None
+        for part in self._parts():
+            found = self._again(part)
+            total = found if total is None else [a + b for a, b in zip(total, found, strict=True)]
+        if total is not None:
+            yield total
