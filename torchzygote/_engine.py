@@ -173,12 +173,11 @@ class Linearization:
         if innermost_level() is not None:
             seeds = [batched_like(seed, root) for seed, root in zip(seeds, roots, strict=True)]
         custom = sparse = []
-        on_tape, twice = not in_functorch(), not (pushed or only_pushed())
-        if create_graph and (on_tape or twice):
+        if create_graph:
             found = self.survey() if len(roots) == len(self.roots) else survey(roots)
-            if found.once and twice:
+            if found.once and not (pushed or only_pushed()):
                 refuse_twice(found.once, self.inputs)
-            if on_tape:
+            if not in_functorch():  # elsewhere there is no tape to ask
                 custom, sparse = found.custom, found.sparse
         if not create_graph and self._nested:
             # As torch.func.vjp does it: under vmap PyTorch's backward of torch.linalg.solve is wrong else.

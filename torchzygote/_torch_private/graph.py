@@ -181,6 +181,7 @@ _BY_LU = frozenset(
 )
 # Inside vmap, PyTorch's batching rule gives noise for the derivatives of its backward (2.13).
 _MISBATCHED_IN_VMAP = {"LinalgLuSolveBackward0": "torch.linalg.lu_solve"}
+_TOLD_BY_NAME = frozenset({*_NOT_LINEAR_AT_ZERO, *_SPARSE, *_BY_LU, *_MISBATCHED, *_BIASED, *_ONCE_BY_FIRST})
 _PythonNode = torch.autograd.function.BackwardCFunction
 
 
@@ -209,8 +210,9 @@ def survey(roots: Sequence[Tensor]) -> Survey:
                 custom.append(node)
                 if node._forward_cls.__module__ == "torch._library.autograd":  # type: ignore[attr-defined]
                     unpushable.append(_operator_name(name))
-        elif "CppNode" in name:
-            custom.append(node)
+        elif name not in _TOLD_BY_NAME:
+            if "CppNode" in name:
+                custom.append(node)
         elif name in _NOT_LINEAR_AT_ZERO:
             nonlinear.append(node)
         elif name in _SPARSE:
@@ -219,12 +221,10 @@ def survey(roots: Sequence[Tensor]) -> Survey:
             by_lu = True
             if name in _MISBATCHED_IN_VMAP and "vmap" in transform_stack():
                 misbatched = _MISBATCHED_IN_VMAP[name]
-        elif name in _MISBATCHED and _misbatches(node, name):
-            misbatched = _MISBATCHED[name]
-        elif name in _BIASED and (bias := _only_bias(node)) is not None:
-            once.append((_BIASED[name], bias))
-        elif name in _ONCE_BY_FIRST and node.next_functions[0][0] is not None:
-            once.append((_ONCE_BY_FIRST[name], node.next_functions[0][0]))
+        elif name in _MISBATCHED:
+            misbatched = _MISBATCHED[name] if _misbatches(node, name) else misbatched
+        elif (source := _wrong_source(node, name)) is not None:
+            once.append((_BIASED.get(name) or _ONCE_BY_FIRST[name], source))
         for meta in node._input_metadata:
             dtypes.add(meta.dtype)
             try:
@@ -258,6 +258,11 @@ def _misbatches(node: Any, name: str) -> bool:
         return len(node._saved_mask.shape) > len(node_shape(*node.next_functions[0]) or ())
     except RuntimeError:  # freed: there will be no backward pass
         return False
+
+
+def _wrong_source(node: Any, name: str) -> Any:
+    """The node below by whose output PyTorch's second derivative is wrong, if there is one."""
+    return node.next_functions[0][0] if name in _ONCE_BY_FIRST else _only_bias(node)
 
 
 def _only_bias(node: Any) -> Any:
