@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torchzygote import Grads, Params, gradient
+from torchzygote import Grads, Params, gradient, pullback
 
 SHAPES = [(3, 4), (), (7,), (2, 1, 5), (0,), (64, 33)]
 NORMS: list[Any] = [2.0, 1.0, 3, 0.5, 0.0, math.inf, -math.inf, "inf"]
@@ -251,3 +251,19 @@ def test_values_of_several_dtypes_keep_theirs() -> None:
     assert [v.dtype for v in clipped.values()] == [p.dtype for p in (w, b, z)]
     for p in (w, b, z):
         torch.testing.assert_close(clipped[p], g[p])
+
+
+@pytest.mark.parametrize("take", ["gradient", "pullback"])
+def test_gradients_lie_in_memory_as_backward_lays_them_out(take: str) -> None:
+    """A convolution of channels-last input gives channels-last gradients, whose norms round differently."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(8, 16, 3)
+    x = torch.randn(2, 8, 9, 9).to(memory_format=torch.channels_last)
+    loss = lambda: layer(x).square().sum()
+    ps = Params(layer)
+    loss().backward()
+    found = gradient(loss, ps) if take == "gradient" else pullback(loss, ps)[1](1.0)
+    for p in ps:
+        assert found[p].stride() == p.grad.stride()
+        assert torch.equal(found[p], p.grad)
+    assert torch.equal(found.norm(), nn.utils.get_total_norm([p.grad for p in ps]))

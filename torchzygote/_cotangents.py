@@ -18,11 +18,25 @@ from ._fitting import fit_cotangent
 from ._parts import parts_for
 from ._torch_private import memory_holders, pytree
 
-__all__ = ["own", "unfold_cotangent"]
+__all__ = ["laid_out", "own", "unfold_cotangent"]
 
 Result = TypeVar("Result", Tensor, Tensor | None)
 
 _PLAIN = {Tensor, torch.nn.Parameter}  # subclasses needn't have memory of their own
+
+
+def laid_out(results: list[Tensor | None], params: Sequence[Tensor]) -> list[Tensor | None]:
+    """``results`` in memory of the order that the parameters' have, as ``backward()`` accumulates them.
+
+    Convolutions give other orders, and a norm that sums in another order rounds differently.
+    """
+    for i, (x, p) in enumerate(zip(results, params, strict=True)):
+        if x is None or not x.layout == p.layout == torch.strided or x.stride() == p.stride():
+            continue
+        like = torch.empty_like(p)
+        if like.stride() != x.stride() and x.shape == p.shape:
+            results[i] = like.copy_(x)
+    return results
 
 
 def own(results: list[Result]) -> list[Result]:

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from . import _engine, _state, _updates
 from ._arguments import Prepared, prepare, refuse_unrecordable, type_name
-from ._cotangents import own, unfold_cotangent
+from ._cotangents import laid_out, own, unfold_cotangent
 from ._flags import flags_on, held
 from ._outputs import scalar_root
 from ._pushing import push as push_through
@@ -100,7 +100,7 @@ def _value_and_results(
         else:
             flat = _updates.pull(lin, [torch.ones_like(root)], params is not None, retain=keep, keep=keep)
         if not _engine.in_functorch() and not _engine.compiling():
-            flat = own(flat)
+            flat = own(flat) if params is None else laid_out(own(flat), prepared.inputs)
         value = lin.y
     return value, prepared.results(flat) if params is None else Grads(params, flat)
 
@@ -256,6 +256,7 @@ class _Back:
                 flat = _updates.pull(lin, cotangents, self._params is not None, retain=True, keep=keep)
             if not _engine.in_functorch() and not _engine.compiling():
                 flat = own(flat)  # cotangents are still held: none is handed out
+                flat = flat if self._params is None else laid_out(flat, lin.prepared.inputs)
         return lin.prepared.results(flat) if self._params is None else Grads(self._params, flat)
 
     def __repr__(self) -> str:
