@@ -67,6 +67,7 @@ def test_nonfinite_passes_over_whole_numbers() -> None:
     assert found is b
 
 
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events")
 def test_nonfinite_makes_few_calls() -> None:
     keys = [torch.zeros(3) for _ in range(40)]
     values = [x.double() if i % 2 else x for i, x in enumerate(keys)]
