@@ -72,7 +72,7 @@ def test_the_verdict_is_that_of_scattering(kind: str, mode: str) -> None:
         assert passes(tables.check(found, 1e-12, branches))
         for wrong in (found.probed[0] * 1.01, found.probed[0] + 1):
             spoiled = found._replace(probed=[wrong])
-            expected = agreement(recovery, spoiled.values, probes, spoiled.probed, 1e-12)[0]
+            expected = agreement(recovery, spoiled.values, probes, spoiled.probed, 1e-12, False)[0]
             (got,) = tables.check(spoiled, 1e-12, branches)
             assert torch.equal(got.fine, expected.fine)
             assert torch.equal(got.faint, expected.faint)

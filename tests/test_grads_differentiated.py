@@ -158,3 +158,19 @@ def test_grads_that_f_returns_carry_no_graph() -> None:
     assert withgradient(lambda: (w.sum(), plain), ps).val[1] is plain
     by_row = torch.func.vmap(lambda s: withgradient(lambda s: ((f()[1][w] * s).sum(), f()[1]), s).val[1][w])
     assert torch.equal(by_row(torch.ones(2)), (3 * w**2).expand(2, 2))
+
+
+def test_gradients_laid_out_as_their_parameters_keep_their_graph() -> None:
+    p = torch.arange(6.0, dtype=torch.float64).view(3, 2).t()  # its gradients come row by row
+    ps = Params([p])
+    factor = torch.linspace(1, 2, 6, dtype=torch.float64).view(2, 3)
+
+    def total(w: Tensor) -> Tensor:
+        _, back = pullback(lambda: ((p.contiguous() * w) ** 3).sum(), ps)
+        with torch.no_grad():
+            found = back(1.0)[p]
+        assert found.stride() == p.stride()
+        return found.sum()
+
+    # the sum of 3 p² w³
+    torch.testing.assert_close(gradient(total, factor)[0], 9 * p**2 * factor**2)

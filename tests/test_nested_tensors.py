@@ -84,3 +84,12 @@ def test_layers(x: Tensor) -> None:
 def test_a_nested_result_is_refused(x: Tensor) -> None:
     with pytest.raises(ValueError, match=r"got a nested tensor; return its values\(\)"):
         jacobian(as_jagged, x)
+
+
+def test_a_nested_parameter_has_its_gradient() -> None:
+    nested = torch.nested.nested_tensor([torch.ones(2, 3), 2 * torch.ones(1, 3)])
+    found = gradient(lambda: (torch.nested.to_padded_tensor(nested, 0.0) ** 2).sum(), Params([nested]))[
+        nested
+    ]
+    for part, x in zip(found.unbind(), nested.unbind(), strict=True):
+        torch.testing.assert_close(part, 2 * x)

@@ -72,6 +72,31 @@ def test_rows_that_keep_a_graph_are_refused_too() -> None:
         gradient(lambda x: pullback(f, x)[1](torch.ones(3, dtype=X.dtype))[0].sum(), X)
 
 
+class Squared(torch.autograd.Function):
+    """A custom function, whose backward is asked whether it can be differentiated."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x**2
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, ybar):
+        (x,) = ctx.saved_tensors
+        return 2 * x * ybar
+
+
+def test_a_linear_use_beside_a_custom_function_is_differentiated_twice() -> None:
+    linear = plan_jacobian(lambda x: 3 * x**2, X)
+    f = lambda x: linear(x)[0].values().sum() + Squared.apply(x).sum()
+    torch.testing.assert_close(hessian(f, X), 2 * torch.eye(3, dtype=X.dtype))
+    (g,) = gradient(f, X.clone().requires_grad_(), create_graph=True)
+    torch.testing.assert_close(g, 6 + 2 * X)
+
+
 def test_a_linear_use_of_sparse_results_is_differentiated_twice() -> None:
     for f in (
         lambda x: PLAN(x)[0].values() @ X,

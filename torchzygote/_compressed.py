@@ -97,7 +97,7 @@ def certified(
         return True
     plain = [p.detach() for p in probed]
     with torch.no_grad():
-        found = agreement(recovery, [v.detach() for v in values], probes, plain, eps)
+        found = agreement(recovery, [v.detach() for v in values], probes, plain, eps, True)
 
     def again(rows: Tensor) -> list[Tensor]:
         return [compared(recovery, one) for one in plain_products(multiply(given_seeds(rows)), plain)]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ._arguments import is_inexact
-from ._engine import Linearization
+from ._engine import Linearization, recording_if
 from ._fitting import fit_cotangent
 from ._parts import parts_for
 from ._torch_private import memory_holders, pytree
@@ -25,17 +25,19 @@ Result = TypeVar("Result", Tensor, Tensor | None)
 _PLAIN = {Tensor, torch.nn.Parameter}  # subclasses needn't have memory of their own
 
 
-def laid_out(results: list[Tensor | None], params: Sequence[Tensor]) -> list[Tensor | None]:
+def laid_out(results: list[Tensor | None], params: Sequence[Tensor], keep: bool) -> list[Tensor | None]:
     """``results`` in memory of the order that the parameters' have, as ``backward()`` accumulates them.
 
-    Convolutions give other orders, and a norm that sums in another order rounds differently.
+    Convolutions give other orders, and a norm that sums in another order rounds differently. ``keep``: they
+    are differentiable.
     """
     for i, (x, p) in enumerate(zip(results, params, strict=True)):
-        if x is None or not x.layout == p.layout == torch.strided or x.stride() == p.stride():
+        if x is None or x.is_nested or not x.layout == p.layout == torch.strided or x.stride() == p.stride():
             continue
         like = torch.empty_like(p)
         if like.stride() != x.stride() and x.shape == p.shape:
-            results[i] = like.copy_(x)
+            with recording_if(keep):
+                results[i] = like.copy_(x)
     return results
 
 

@@ -184,11 +184,12 @@ class Linearization:
             return [
                 None if g is None else g.detach() for g in pull_back(roots, seeds, self.inputs, True, True)
             ]
-        if custom or sparse:
-            with checked_sparse_tensors(sparse), checked_custom_functions(custom, seeds) as checked:
+        if sparse or not custom:
+            with checked_sparse_tensors(sparse):
+                results = pull_back(roots, seeds, self.inputs, retain or bool(custom), create_graph)
+        if custom:  # by cotangents that depend on themselves, which sparse tensors must not see
+            with checked_custom_functions(custom, seeds) as checked:
                 results = pull_back(roots, checked, self.inputs, True, True)
-        else:
-            results = pull_back(roots, seeds, self.inputs, retain, create_graph)
         for result in results:
             if result is None:
                 refuse_reentrant(roots)

@@ -84,9 +84,10 @@ class Constants:
         """Whether each element of the plain products is explained; empty without a check."""
         if self.probes is None:
             return []
+        branches = not (_engine.compiling() or _engine.in_functorch())
         if self._tables is None or not self._tables.applies(found):
-            return agreement(self.recovery, found.values, self.probes, found.probed, eps)
-        return self._tables.check(found, eps, not (_engine.compiling() or _engine.in_functorch()))
+            return agreement(self.recovery, found.values, self.probes, found.probed, eps, branches)
+        return self._tables.check(found, eps, branches)
 
 
 def or_nan(values: Sequence[Tensor], right: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:

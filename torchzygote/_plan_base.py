@@ -211,11 +211,14 @@ class Plan:
                     "as arguments (torch.func.functional_call calls a module with them), or don't compile it"
                 )
             self._constants_of(prepared)
+            random = random_state()
             # tensors: a compiler can't follow how a NumPy array becomes one
             values, doubts = self._compiled(*prepared.arguments(prepared.inputs))
             wrong, unknown, faint = (False,) * 3 if doubts is None else doubts.tolist()
             if wrong or not faint:  # else compiled code can't look again
                 return Checked(prepared, list(values), self._doubt(wrong, unknown), None)
+            if random is not None:
+                random.restore()
         prepared, values, comparisons = self._run(args, create_graph)
         return self._assessed(prepared, values, comparisons)
 

@@ -100,7 +100,7 @@ def _value_and_results(
         else:
             flat = _updates.pull(lin, [torch.ones_like(root)], params is not None, retain=keep, keep=keep)
         if not _engine.in_functorch() and not _engine.compiling():
-            flat = own(flat) if params is None else laid_out(own(flat), prepared.inputs)
+            flat = own(flat) if params is None else laid_out(own(flat), prepared.inputs, keep)
         value = lin.y
     return value, prepared.results(flat) if params is None else Grads(params, flat)
 
@@ -256,7 +256,7 @@ class _Back:
                 flat = _updates.pull(lin, cotangents, self._params is not None, retain=True, keep=keep)
             if not _engine.in_functorch() and not _engine.compiling():
                 flat = own(flat)  # cotangents are still held: none is handed out
-                flat = flat if self._params is None else laid_out(flat, lin.prepared.inputs)
+                flat = flat if self._params is None else laid_out(flat, lin.prepared.inputs, keep)
         return lin.prepared.results(flat) if self._params is None else Grads(self._params, flat)
 
     def __repr__(self) -> str:
