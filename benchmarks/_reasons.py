@@ -60,8 +60,9 @@ CAUSES = (
     Cause(
         "Compiled plans",
         "A plan computes one product more than its colors and compares it with the result, which asdex "
-        "doesn't; and the code that PyTorch's compiler makes for slices and pads of a vector takes three "
-        "to four times as long as plain arithmetic of the same length",
+        "doesn't; and PyTorch's compiler guards the slices and pads of a vector by masks, which take three "
+        "to four times as long as plain arithmetic of the same length, and longer yet on processors without "
+        "AVX-512",
         part="sparse",
         work="compiled",
         peer="asdex",
@@ -147,8 +148,10 @@ CAUSES = (
     Cause(
         "A dense diagonal",
         "The products are the same as the peer's, which keeps all of them where a chunk is kept here: a "
-        "tenth of the memory. What a peer pays in time for its memory depends on the state of the machine: "
-        "the ratio was between 0.5 and 1 in runs of one day, with the same code",
+        "tenth of the memory. What a peer pays in time for its memory is page faults, tens of thousands in "
+        "a call where some thousands are made here, and depends on the state of the process: the ratio was "
+        "between 0.5 and 1 in runs of one day, with the same code; where the C library is told to keep its "
+        "memory, it is 0.97",
         part="second_order",
         work="diaghessian, dense",
     ),
