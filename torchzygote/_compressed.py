@@ -16,23 +16,21 @@ from torch import Tensor
 from . import _engine, _structure
 from ._alignment import keeps_elements_apart
 from ._assembly import result_dtype
-from ._certificate import agreement, compared, precision, probe_parts, probe_rows, warn_mismatch
+from ._certificate import agreement, precision, probe_rows, warn_mismatch
 from ._colored import (
     Products,
     chunk_of,
     collect,
     color_seeds,
-    given_seeds,
     hessian_products,
     jacobian_products,
-    plain_products,
 )
 from ._crosscheck import explains_pullback
 from ._engine import Linearization
 from ._first_order import FirstOrder
 from ._plan import RowCost
 from ._random import RandomState
-from ._repetition import Repetition
+from ._repetition import refute_colored
 from ._second_order import Options, SecondOrder
 from ._separable import find_layout
 from ._warning import making_sparse
@@ -99,11 +97,7 @@ def certified(
     with torch.no_grad():
         found = agreement(recovery, [v.detach() for v in values], probes, plain, eps, True)
 
-    def again(rows: Tensor) -> list[Tensor]:
-        return [compared(recovery, one) for one in plain_products(multiply(given_seeds(rows)), plain)]
-
-    elements = [compared(recovery, one) for one in plain]
-    Repetition(probes, lambda: probe_parts(recovery, probes), elements, again).refute(found)
+    refute_colored(found, recovery, probes, plain, multiply)
     if all(bool(one.fine.all()) for one in found):
         return True
     warn_mismatch(caller, recovery)

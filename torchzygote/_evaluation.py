@@ -15,7 +15,7 @@ from torch import Tensor
 from . import _engine
 from ._arguments import Prepared
 from ._assembly import result_dtype
-from ._certificate import Comparison, agreement, compared, precision, probe_parts, probe_rows
+from ._certificate import Comparison, agreement, precision, probe_rows
 from ._check_tables import CheckTables, check_tables
 from ._colored import (
     Collected,
@@ -23,17 +23,15 @@ from ._colored import (
     chunk_of,
     collect,
     color_seeds,
-    given_seeds,
     hessian_products,
     jacobian_products,
-    plain_products,
 )
 from ._crosscheck import pushes_what_is_pulled
 from ._first_order import FirstOrder
 from ._plan import FREE
 from ._products import Seeds
 from ._random import RandomState
-from ._repetition import Repetition
+from ._repetition import refute_colored
 from ._row_cost import row_cost
 from ._second_order import Options, run
 from .coloring.recovery import Recovery
@@ -120,16 +118,13 @@ def _settle(
     options: Options,
 ) -> None:
     """Look again at what passed beside far larger elements only; not where a traced program can't branch."""
-    probes, recovery = constants.probes, constants.recovery
-    if not comparisons or probes is None or _engine.compiling() or _engine.in_functorch():
+    if constants.probes is None or _engine.compiling() or _engine.in_functorch():
         return
 
-    def again(rows: Tensor) -> list[Tensor]:
-        plain = products(given_seeds(rows), options.once)
-        return [compared(recovery, one) for one in plain_products(plain, found.probed)]
+    def once(seeds: Callable[..., Any]) -> Products:
+        return products(seeds, options.once)
 
-    elements = [compared(recovery, one.detach()) for one in found.probed]
-    Repetition(probes, lambda: probe_parts(recovery, probes), elements, again).refute(comparisons)
+    refute_colored(comparisons, constants.recovery, constants.probes, found.probed, once)
 
 
 def jacobian_values(

@@ -8,13 +8,16 @@ Knows plain products, not what they are products of.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._certificate import Comparison
+from ._certificate import Comparison, compared, probe_parts
+from ._colored import Products, given_seeds, plain_products
+from .coloring.recovery import Recovery
 
-__all__ = ["Repetition"]
+__all__ = ["Repetition", "refute_colored"]
 
 # Fractions of the way to the next power of two, which loses none: digits are lost at other places for each.
 _FACTORS = (2**0.25, 2**0.5, 2**0.75)
@@ -68,3 +71,25 @@ class Repetition:
             total = found if total is None else [a + b for a, b in zip(total, found, strict=True)]
         if total is not None:
             yield total
+
+
+def refute_colored(
+    comparisons: Sequence[Comparison],
+    recovery: Recovery,
+    probes: Tensor,
+    probed: Sequence[Tensor],
+    multiply: Callable[[Callable[..., Any]], Products],
+) -> None:
+    """:meth:`Repetition.refute` for a coloring's ``probes`` and ``probed``, the products with them.
+
+    ``multiply``: the products of other seeds.
+    """
+    if not comparisons:
+        return
+    plain = [one.detach() for one in probed]
+
+    def again(rows: Tensor) -> list[Tensor]:
+        return [compared(recovery, one) for one in plain_products(multiply(given_seeds(rows)), plain)]
+
+    elements = [compared(recovery, one) for one in plain]
+    Repetition(probes, lambda: probe_parts(recovery, probes), elements, again).refute(comparisons)
