@@ -9,6 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, os.path.abspath(".."))
 
+from sphinx.application import Sphinx
+
 from torchzygote._version import __version__
 
 project = "torchzygote"
@@ -77,11 +79,11 @@ def _module_table() -> str:
     return "\n".join(lines)
 
 
-def _fill_in(app: object, docname: str, source: list[str]) -> None:
+def _fill_in(app: Sphinx, docname: str, source: list[str]) -> None:
     if docname == "architecture":
         source[0] = source[0].replace("%MODULES%", _module_table())
 
 
-def setup(app: object) -> None:
+def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
-    app.connect("source-read", _fill_in)  # type: ignore[attr-defined]
+    app.connect("source-read", _fill_in)

@@ -368,7 +368,7 @@ def test_iteration_gives_values() -> None:
         buf[i] = x[i] * 2
     assert [row.tolist() for row in buf] == [[0, 0], [2, 2], [4, 4]]
     total = sum(row.sum() for row in buf)
-    assert torch.autograd.grad(total, x)[0].tolist() == [4, 4, 4]  # type: ignore[arg-type]
+    assert torch.autograd.grad(total, x)[0].tolist() == [4, 4, 4]
 
 
 @pytest.mark.parametrize("index", [True, (1, True), (torch.tensor(True), 0, 1), (..., True), (2, 1, False)])

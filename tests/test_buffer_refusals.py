@@ -173,7 +173,7 @@ def test_bad_shapes_are_refused() -> None:
     with pytest.raises(TypeError, match="like"):
         Buffer("x", 3)
     with pytest.raises(TypeError, match="dtype"):
-        Buffer(x, 3, dtype="float32")  # type: ignore[arg-type]
+        Buffer(x, 3, dtype="float32")
 
 
 def test_a_mask_of_another_size_after_an_ellipsis_is_refused() -> None:

@@ -30,7 +30,7 @@ def row_after_row(checkpoint: Checkpoint, x: Tensor) -> Tensor:
     buf[0] = x
     for i in range(79):
         buf[i + 1] = checkpoint(lambda buf, i: torch.tanh(buf[i] * W), buf, i)
-    return buf.copy().sum(0)  # type: ignore[no-any-return]
+    return buf.copy().sum(0)
 
 
 def closed_over(checkpoint: Checkpoint, x: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def closed_over(checkpoint: Checkpoint, x: Tensor) -> Tensor:
     buf[0] = x
     for i in range(2):
         buf[i + 1] = checkpoint(lambda: torch.tanh(buf[i] * W))
-    return buf.copy()[2]  # type: ignore[no-any-return]
+    return buf.copy()[2]
 
 
 def column_after_column(checkpoint: Checkpoint, x: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def column_after_column(checkpoint: Checkpoint, x: Tensor) -> Tensor:
     buf[:, 0] = x
     for i in range(2):
         buf[:, i + 1] = checkpoint(lambda: torch.tanh(buf[:, i] * W) * buf[[0, 1, 2, 3], i])
-    return buf.copy()[:, 2]  # type: ignore[no-any-return]
+    return buf.copy()[:, 2]
 
 
 def a_list(checkpoint: Checkpoint, x: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def a_list(checkpoint: Checkpoint, x: Tensor) -> Tensor:
     buf.append(x)
     for i in range(3):
         buf.append(checkpoint(lambda: torch.tanh(buf[i] * W) + buf[0:1][0]))
-    return buf.copy()[-1]  # type: ignore[no-any-return]
+    return buf.copy()[-1]
 
 
 def overwritten_before(checkpoint: Checkpoint, x: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ def overwritten_before(checkpoint: Checkpoint, x: Tensor) -> Tensor:
     buf[0] = x * 2
     y = checkpoint(lambda: torch.tanh(buf[0] * W))
     buf[1] = y
-    return buf.copy()[1]  # type: ignore[no-any-return]
+    return buf.copy()[1]
 
 
 def written_inside(checkpoint: Checkpoint, x: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def written_inside(checkpoint: Checkpoint, x: Tensor) -> Tensor:
         buf[0] = x.sin()
         return torch.tanh(buf[0] * W)
 
-    return checkpoint(f, x)  # type: ignore[no-any-return]
+    return checkpoint(f, x)
 
 
 def of_its_own(checkpoint: Checkpoint, x: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ def of_its_own(checkpoint: Checkpoint, x: Tensor) -> Tensor:
             buf[i] = buf[i] * 2 + x[i + 1]
         return torch.exp(buf.copy() * W)
 
-    return checkpoint(f, x)  # type: ignore[no-any-return]
+    return checkpoint(f, x)
 
 
 @pytest.mark.parametrize("derivative", DERIVATIVES)

@@ -66,14 +66,14 @@ def nested_and_by_keyword(checkpoint: Checkpoint, w: Tensor, x: Tensor) -> Tenso
     y = checkpoint(step, x, state=state, scale=0.5)
     state["pair"][0] = Pair(w, 3)
     state.clear()
-    return y  # type: ignore[no-any-return]
+    return y
 
 
 def an_argument_dropped(checkpoint: Checkpoint, w: Tensor, x: Tensor) -> Tensor:
     hs = [x.sin(), x.cos()]
     y = checkpoint(lambda hs: hs[0] ** 2 * hs[1] * w, hs)
     hs.pop()
-    return y * hs[0]  # type: ignore[no-any-return]
+    return y * hs[0]
 
 
 @pytest.mark.parametrize("derivative", DERIVATIVES)
@@ -143,21 +143,21 @@ def a_keyword(checkpoint: Checkpoint, w: Tensor, x: Tensor) -> Tensor:
     h = x * 2
     y = checkpoint(lambda *, d: (d**2).exp(), d=h)
     h += 1
-    return y  # type: ignore[no-any-return]
+    return y
 
 
 def in_a_list(checkpoint: Checkpoint, w: Tensor, x: Tensor) -> Tensor:
     hs = [x * 2]
     y = checkpoint(lambda hs: (hs[0] ** 2).exp(), hs)
     hs[0] += 1
-    return y  # type: ignore[no-any-return]
+    return y
 
 
 def a_constant(checkpoint: Checkpoint, w: Tensor, x: Tensor) -> Tensor:
     scale = w * 2
     y = checkpoint(lambda x: torch.tanh(x * scale), x)
     scale.mul_(2)
-    return y  # type: ignore[no-any-return]
+    return y
 
 
 @pytest.mark.parametrize("derivative", ["gradient", "hessian", "func.grad"])

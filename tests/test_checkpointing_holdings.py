@@ -45,7 +45,7 @@ def a_variable_that_is_a_number_first(checkpoint: Checkpoint, w: Tensor, x: Tens
     h: Any = 0
     for _ in range(3):
         h = checkpoint(lambda: torch.tanh(h + x * w))
-    return h  # type: ignore[no-any-return]
+    return h
 
 
 def the_variables_of_a_loop(checkpoint: Checkpoint, w: Tensor, x: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ def a_variable_that_is_done_with(checkpoint: Checkpoint, w: Tensor, x: Tensor) -
     h: Any = x.sin()
     y = checkpoint(lambda: torch.tanh(h * w))
     h = None
-    return y  # type: ignore[no-any-return]
+    return y
 
 
 BODIES = [
@@ -148,7 +148,7 @@ def a_global_variable(checkpoint: Checkpoint, w: Tensor, x: Tensor) -> Tensor:
     H = x * 1
     for _ in range(2):
         H = H + checkpoint(lambda: torch.tanh(H * w))
-    return H  # type: ignore[no-any-return]
+    return H
 
 
 class Cell:
@@ -164,19 +164,19 @@ class Cell:
 def an_attribute(checkpoint: Checkpoint, w: Tensor, x: Tensor) -> Tensor:
     cell = Cell(x * 1)
     cell.h = cell.h + checkpoint(lambda: torch.tanh(cell.h * w))
-    return cell.h  # type: ignore[no-any-return]
+    return cell.h
 
 
 def of_a_bound_method(checkpoint: Checkpoint, w: Tensor, x: Tensor) -> Tensor:
     cell = Cell(x * 1)
     cell.h = cell.h + checkpoint(cell.step, w)
-    return cell.h  # type: ignore[no-any-return]
+    return cell.h
 
 
 def of_a_callable_object(checkpoint: Checkpoint, w: Tensor, x: Tensor) -> Tensor:
     cell = Cell(x * 1)
     cell.h = cell.h + checkpoint(cell, w)
-    return cell.h  # type: ignore[no-any-return]
+    return cell.h
 
 
 @pytest.mark.parametrize("derivative", ["gradient", "hessian", "func.grad"])
@@ -268,9 +268,9 @@ def test_other_attributes_and_entries_may_change(x: Tensor, w: Tensor) -> None:
 
     def f(x: Tensor) -> Tensor:
         y = checkpointed(lambda x: torch.tanh(x * cell.h * state[0]), x)
-        cell.other = y  # type: ignore[attr-defined]
+        cell.other = y
         state[1] = y
-        return y.sum()  # type: ignore[no-any-return]
+        return y.sum()
 
     torch.testing.assert_close(gradient(f, x)[0], w**2 / torch.cosh(x * w**2) ** 2)
 

@@ -131,12 +131,12 @@ class Cube(torch.autograd.Function):
     """Its backward leaves autograd: right once, zero twice, unless somebody looks."""
 
     @staticmethod
-    def forward(ctx, x):  # type: ignore[no-untyped-def]
+    def forward(ctx, x):
         ctx.save_for_backward(x)
         return x**3
 
     @staticmethod
-    def backward(ctx, g):  # type: ignore[no-untyped-def]
+    def backward(ctx, g):
         (x,) = ctx.saved_tensors
         return torch.from_numpy(3 * g.detach().numpy() * x.detach().numpy() ** 2)
 
@@ -144,7 +144,7 @@ class Cube(torch.autograd.Function):
 class CubeOnce(Cube):
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, g):  # type: ignore[no-untyped-def]
+    def backward(ctx, g):
         (x,) = ctx.saved_tensors
         return 3 * g * x**2
 
@@ -164,16 +164,16 @@ class CubeBatched(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x):  # type: ignore[no-untyped-def]
+    def forward(x):
         return x**3
 
     @staticmethod
-    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    def setup_context(ctx, inputs, output):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, g):  # type: ignore[no-untyped-def]
+    def backward(ctx, g):
         (x,) = ctx.saved_tensors
         return 3 * g * x**2
 

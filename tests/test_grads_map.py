@@ -28,7 +28,7 @@ def test_map_is_out_of_place_and_map_in_place() -> None:
 def test_foreach_is_for_effects() -> None:
     w, b, g, h = two()
     before = g.copy()
-    assert g.foreach(lambda x, y: x.clamp_(max=0.7).add_(y), h) is None  # type: ignore[func-returns-value]
+    assert g.foreach(lambda x, y: x.clamp_(max=0.7).add_(y), h) is None
     close(g, {k: before[k].clamp(max=0.7) + h[k] for k in (w, b)})
 
 

@@ -33,9 +33,9 @@ def test_equal_tensors_are_two_keys() -> None:
     with pytest.raises(KeyError, match="identity"):
         del g[a]
     with pytest.raises(KeyError, match="got a int"):
-        g[0]  # type: ignore[index]
+        g[0]
     with pytest.raises(TypeError, match="expected a tensor as key, got a str"):
-        g["w"] = 1  # type: ignore[index]
+        g["w"] = 1
 
 
 def test_lookups_never_compare_tensors_with_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,10 +59,10 @@ def test_grads_need_a_value_per_parameter() -> None:
     with pytest.raises(ValueError, match="the right lacks 1"):
         Grads(Params([w, b]), {w: None})
     with pytest.raises(TypeError, match="expected a Params"):
-        Grads([w], [None])  # type: ignore[arg-type]
+        Grads([w], [None])
     for single in (torch.ones(1, 3), np.ones((1, 3)), 3):  # not taken for its rows
         with pytest.raises(TypeError, match="values: expected a sequence with a value for each parameter"):
-            Grads(Params([w]), single)  # type: ignore[arg-type]
+            Grads(Params([w]), single)
 
 
 def test_from_pairs_and_mappings() -> None:
@@ -74,12 +74,12 @@ def test_from_pairs_and_mappings() -> None:
 def test_what_is_no_mapping_is_refused_by_name() -> None:
     w = torch.ones(2)
     with pytest.raises(TypeError, match="GradDict: source: expected a mapping.*got a int"):
-        GradDict(3)  # type: ignore[arg-type]
+        GradDict(3)
     with pytest.raises(TypeError, match="GradDict: source: .*got a Tensor of a Tensor"):
-        GradDict(torch.ones(2, 2))  # type: ignore[arg-type]
+        GradDict(torch.ones(2, 2))
     for g in (GradDict({w: 1}), Grads(Params([w]), [1])):
         with pytest.raises(TypeError, match="merge_: argument 1: expected a mapping.*got a int"):
-            g.merge_({w: 2}, 3)  # type: ignore[arg-type]
+            g.merge_({w: 2}, 3)
         assert g[w] == 1
 
 

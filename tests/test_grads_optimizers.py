@@ -79,7 +79,7 @@ def test_what_does_not_fit_its_parameter_is_not_assigned() -> None:
     g = Grads(Params([b]), [torch.ones(())])
     for weight in ("1", None, True, torch.ones(2), 1j):
         with pytest.raises(TypeError, match="weight: expected"):
-            g.accumulate_(weight)  # type: ignore[arg-type]
+            g.accumulate_(weight)
     Grads(Params([w]), [torch.ones(2, 3, dtype=torch.float64)]).assign_()
     assert w.grad is not None
     assert w.grad.dtype is torch.float32

@@ -99,7 +99,7 @@ def test_what_a_hook_keeps_is_not_handed_out(form: str) -> None:
 def test_sparse_gradients_that_a_hook_keeps() -> None:
     layer = nn.Embedding(4, 2, sparse=True)
     kept: list[Tensor] = []
-    handle = layer.weight.register_hook(kept.append)  # type: ignore[no-untyped-call]
+    handle = layer.weight.register_hook(kept.append)
     g = gradient(lambda: layer(torch.tensor([1, 3])).sum(), Params(layer))
     handle.remove()
     before = kept[0].to_dense()
@@ -111,7 +111,7 @@ def test_sparse_gradients_that_a_hook_keeps() -> None:
 def test_gradients_that_tensor_hooks_keep() -> None:
     w = torch.tensor([1.0, 2.0], requires_grad=True)
     kept: list[Tensor] = []
-    handle = w.register_hook(lambda xbar: kept.append(xbar.detach()))  # type: ignore[no-untyped-call]
+    handle = w.register_hook(lambda xbar: kept.append(xbar.detach()))
     g = gradient(lambda: (w**2).sum(), Params([w]))
     handle.remove()
     g *= 100

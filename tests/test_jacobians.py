@@ -103,12 +103,12 @@ def test_a_random_function_is_drawn_once(mode: str) -> None:
 
 class NeedsItem(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x):  # type: ignore[no-untyped-def]
+    def forward(ctx, x):
         ctx.save_for_backward(x)
         return x**2
 
     @staticmethod
-    def backward(ctx, g):  # type: ignore[no-untyped-def]
+    def backward(ctx, g):
         (x,) = ctx.saved_tensors
         return 2 * g * x if g.sum().item() != 77 else g
 
@@ -127,12 +127,12 @@ def test_what_cannot_be_batched_goes_row_by_row_with_one_warning() -> None:
 def test_old_style_functions_need_no_rule_on_the_tape() -> None:
     class Square(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, x):  # type: ignore[no-untyped-def]
+        def forward(ctx, x):
             ctx.save_for_backward(x)
             return x**2
 
         @staticmethod
-        def backward(ctx, g):  # type: ignore[no-untyped-def]
+        def backward(ctx, g):
             return 2 * g * ctx.saved_tensors[0]
 
     x = torch.tensor([1.0, 2.0, 3.0])

@@ -146,7 +146,7 @@ def test_add_discard_remove() -> None:
     with pytest.raises(TypeError, match="int64"):
         ps.add(torch.tensor(1))
     with pytest.raises(TypeError, match="expected a tensor"):
-        ps.add(nn.Linear(1, 1))  # type: ignore[arg-type]
+        ps.add(nn.Linear(1, 1))
 
 
 def test_names_survive_set_operations() -> None:

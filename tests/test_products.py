@@ -44,7 +44,7 @@ def test_a_hook_may_keep_the_rows_it_sees() -> None:
 
 
 @pytest.mark.parametrize("f", [lambda x: x * 1, lambda x: x, lambda x: x.view(10, 5).t(), lambda x: x.sin()])
-def test_a_pullback_may_give_back_the_seeds(f) -> None:  # type: ignore[no-untyped-def]
+def test_a_pullback_may_give_back_the_seeds(f) -> None:
     x = torch.randn(50, dtype=torch.float64)
     y, _ = pullback(f, x)
     expected = torch.func.jacrev(f)(x).reshape(y.numel(), 50)

@@ -123,7 +123,7 @@ def test_a_recurrence_in_python_is_followed() -> None:
         lambda x: torch.as_strided_scatter(torch.tanh(x[2:6] * 2).flip(0)[1:].exp(), x[:2].sin(), (2,), (1,)),
     ],
 )
-def test_operators_that_reach_behind_their_argument_count_as_dense(f) -> None:  # type: ignore[no-untyped-def]
+def test_operators_that_reach_behind_their_argument_count_as_dense(f) -> None:
     x = torch.rand(8, dtype=torch.float64)
     assert jacobian_sparsity(f, x)[0].to_dense().all()
     assert hessian_sparsity(lambda x: f(x).prod(), x).to_dense().all()
