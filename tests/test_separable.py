@@ -74,7 +74,7 @@ OPERATIONS: dict[str, tuple[Function, list[tuple[int, int]]]] = {
     "squeeze": (lambda x: x.unsqueeze(1).exp().squeeze(1), [(0, 0), (1, 1)]),
     "squeeze of all": (lambda x: x.unsqueeze(1).unsqueeze(0).exp().squeeze().sin(), [(0, 0), (1, 1)]),
     "where": (lambda x: torch.where(x > 0, x**2, x[:, :1]), [(0, 0)]),
-    "flip": (lambda x: x.flip(0) * 2, []),
+    "flip": (lambda x: x.flip(0) * 2, [(1, 1)]),
     "index": (lambda x: x[torch.tensor([1, 0, 2, 3, 4])].exp(), []),
     "cumprod": (lambda x: x.cumprod(0), []),
     "conv": (lambda x: conv(x.unsqueeze(2).expand(5, 3, 4)), [(0, 0)]),
@@ -121,9 +121,9 @@ def test_axes_hold_for_the_true_derivatives(name: str, x: Tensor) -> None:
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_every_derivative_equals_torch_func(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_separable, "_LEAST_ROWS", 1)
-    monkeypatch.setattr(_separable, "_LEAST_SAVING", 1)
-    monkeypatch.setattr(_separable, "_LEAST_BYTES", 0)
+    monkeypatch.setattr(_separable, "LEAST_ROWS", 1)
+    monkeypatch.setattr(_separable, "LEAST_SAVING", 1)
+    monkeypatch.setattr(_separable, "LEAST_BYTES", 0)
     f, _ = OPERATIONS[name]
     x = torch.randn(5, 3, dtype=torch.float64)
     y = f(x)
@@ -197,8 +197,8 @@ JOINT: dict[str, Callable[..., Tensor]] = {
 def test_diagonals_by_several_arguments(
     name: str, create_graph: bool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_separable, "_LEAST_ROWS", 1)
-    monkeypatch.setattr(_separable, "_LEAST_BYTES", 0)
+    monkeypatch.setattr(_separable, "LEAST_ROWS", 1)
+    monkeypatch.setattr(_separable, "LEAST_BYTES", 0)
     torch.manual_seed(0)
     net = mlp([4, 8, 1]).double()
     f = functools.partial(JOINT[name], net)

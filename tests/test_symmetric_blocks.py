@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torchzygote import _alignment, checkpointed, diaghessian, gradient, hessian, jacobian, plan_hessian
+from torchzygote import (
+    _alignment,
+    _alignment_rules,
+    checkpointed,
+    diaghessian,
+    gradient,
+    hessian,
+    jacobian,
+    plan_hessian,
+)
 from torchzygote.params import Params
 
 BATCH = 300
@@ -16,7 +25,7 @@ BATCH = 300
 
 @pytest.fixture(autouse=True)
 def search_small_problems(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torchzygote._separable._LEAST_BYTES", 0)
+    monkeypatch.setattr("torchzygote._separable.LEAST_BYTES", 0)
 
 
 def network(inputs: int) -> nn.Module:
@@ -136,9 +145,9 @@ def beside_a_large_one(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", COUPLINGS)
 def test_a_wrong_rule_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong = {**_alignment._RULES, **dict.fromkeys(["Flip", "Cumsum"], _alignment._elementwise)}
+    wrong = {**_alignment.RULES, **dict.fromkeys(["Flip", "Cumsum"], _alignment_rules._elementwise)}
     wrong["Slice"] = wrong["SliceBackward"] = lambda node, inputs, out: tuple(range(len(out)))
-    monkeypatch.setattr(_alignment, "_RULES", wrong)
+    monkeypatch.setattr(_alignment, "RULES", wrong)
     _alignment._rule.cache_clear()
     f, x = COUPLINGS[name], points(BATCH, 2)
     try:

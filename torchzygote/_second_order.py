@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import _engine, _plan, _state
+from ._affine import AffineMap, Entrance, entrances
 from ._arguments import Prepared
 from ._engine import Linearization
 from ._outputs import real_scalar
@@ -137,6 +138,29 @@ class SecondOrder:
         assert self._lin is not None
         roots = [self._lin.roots[p] for i in which if (p := self._positions[i]) is not None]
         return self._lin.onward(roots, [self._lin.inputs[i] for i in which])
+
+    def tracked(self, i: int) -> Tensor:
+        """Input ``i`` as ``f`` was recorded with it."""
+        assert self._first is not None
+        return self._first.inputs[i]
+
+    def entrances(self, which: Sequence[int]) -> tuple[list[AffineMap], dict[int, Entrance]]:
+        """How these of the inputs enter ``f``, where affine maps are among the ways."""
+        if self._first is None or self._root is None or not self.is_plain():
+            return [], {}
+        return entrances(self._root, self._first.inputs, which)
+
+    def gradient_inside(self, values: Sequence[Tensor]) -> list[Tensor | None]:
+        """The gradient by values inside ``f``, recorded."""
+        assert self._first is not None
+        assert self._root is not None
+        inside = self.derived(self._root, *values)
+        return inside.pull_dense([torch.ones_like(self._root)], create_graph=True)
+
+    def derived(self, root: Tensor, *by: Tensor) -> Linearization:
+        """What has been computed from what was recorded, by inputs or by values inside ``f``."""
+        assert self._first is not None
+        return self._first.onward([root], list(by))
 
     def row_guess(self) -> RowCost:
         """About what a row of a Hessian takes, from ``f`` alone: its gradient repeats most operations."""

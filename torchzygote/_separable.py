@@ -36,9 +36,9 @@ __all__ = [
 
 # Below this many rows, or bytes that the dense way moves, it takes no longer than finding out: the walk costs
 # 4 microseconds a node, as much as moving some 50 KB.
-_LEAST_ROWS = 32
-_LEAST_BYTES = 4 << 20
-_LEAST_SAVING = 4
+LEAST_ROWS = 32
+LEAST_BYTES = 4 << 20
+LEAST_SAVING = 4
 
 
 class Layout(NamedTuple):
@@ -96,7 +96,7 @@ def find_layout(root: Tensor, x: Tensor, cost: RowCost, *, same_axes: bool = Fal
     are paired with themselves count, as the diagonal of a Hessian needs it.
     """
     rows = root.numel()
-    if min(rows, x.numel()) < _LEAST_ROWS or rows * cost.nbytes < _LEAST_BYTES:
+    if min(rows, x.numel()) < LEAST_ROWS or rows * cost.nbytes < LEAST_BYTES:
         return None
     if _engine.compiling() or _engine.in_functorch():
         return None
@@ -106,7 +106,7 @@ def find_layout(root: Tensor, x: Tensor, cost: RowCost, *, same_axes: bool = Fal
     if same_axes:
         pairs = [(p, q) for p, q in pairs if p == q]
     layout = Layout(tuple(root.shape), tuple(x.shape), tuple(pairs))
-    return layout if (layout.block_rows + 1) * _LEAST_SAVING <= rows else None
+    return layout if (layout.block_rows + 1) * LEAST_SAVING <= rows else None
 
 
 def find_joint_layouts(lin: Linearization, cost: RowCost) -> list[list[Layout]] | None:
@@ -116,7 +116,7 @@ def find_joint_layouts(lin: Linearization, cost: RowCost) -> list[list[Layout]] 
     each.
     """
     rows = sum(root.numel() for root in lin.roots)
-    if rows * cost.nbytes < _LEAST_BYTES or _engine.compiling() or _engine.in_functorch():
+    if rows * cost.nbytes < LEAST_BYTES or _engine.compiling() or _engine.in_functorch():
         return None
     shapes = [tuple(x.shape) for x in lin.inputs]
     common = 0
@@ -128,7 +128,7 @@ def find_joint_layouts(lin: Linearization, cost: RowCost) -> list[list[Layout]] 
     pairs = tuple((p, p) for p in batch)
     layouts = [[Layout(mine, other, pairs) for other in shapes] for mine in shapes]
     products = sum(row[0].block_rows for row in layouts) + 1
-    return layouts if products * _LEAST_SAVING <= rows else None
+    return layouts if products * LEAST_SAVING <= rows else None
 
 
 class Blocks(NamedTuple):
@@ -195,7 +195,7 @@ def block_products(
                 x = lin.inputs[j]
                 parts[j].append(x.new_zeros(hi - lo, *x.shape) if product is None else product)
         joined = [part[0] if len(part) == 1 else torch.cat(part) for part in parts]
-        found.append([_by_block(layout, products) for layout, products in zip(row, joined, strict=True)])
+        found.append([by_block(layout, products) for layout, products in zip(row, joined, strict=True)])
     if not _are_confirmed(lin, layouts, found):
         return None
     return [
@@ -216,7 +216,7 @@ def _are_confirmed(
     plain = _pulled(lin, layouts, vector)
     # (block rows, blocks, 1) each
     weights = [
-        _by_block(_of_itself(row[0]), v.unsqueeze(0))[0].t().unsqueeze(2)
+        by_block(_of_itself(row[0]), v.unsqueeze(0))[0].t().unsqueeze(2)
         for v, row in zip(_cotangents(lin, vector), layouts, strict=True)
     ]
     eps = [precision([x], lin.roots[0], lin.survey().coarsest) for x in lin.inputs]
@@ -265,7 +265,7 @@ def _pulled(lin: Linearization, layouts: Sequence[Sequence[Layout]], vector: Ten
     """The plain pullback of a vector, by block."""
     pulled = lin.pull_dense(_cotangents(lin, vector))
     return [
-        _by_block(layout, (torch.zeros_like(x) if g is None else g).detach().unsqueeze(0))[0]
+        by_block(layout, (torch.zeros_like(x) if g is None else g).detach().unsqueeze(0))[0]
         for x, g, layout in zip(lin.inputs, pulled, layouts[0], strict=True)
     ]
 
@@ -275,7 +275,7 @@ def _of_itself(layout: Layout) -> Layout:
     return Layout(layout.y_shape, layout.y_shape, tuple((p, p) for p, _ in layout.pairs))
 
 
-def _by_block(layout: Layout, products: Tensor) -> Tensor:
+def by_block(layout: Layout, products: Tensor) -> Tensor:
     """Products of shape (rows, *x's) as (rows, blocks, block columns)."""
     order = layout.x_order
     if order != sorted(order):

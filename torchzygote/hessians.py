@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, NoReturn, overload
 import torch
 from torch import Tensor
 
-from . import _compressed, _dense_hessians, _engine, _plan, _state
+from . import _compressed, _dense_hessians, _engine, _factored, _plan, _state
 from ._flags import held
 from ._random import RandomState
 from ._real_arguments import prepare_one, refuse_complex
@@ -342,6 +342,7 @@ def _diagonals(
         second = run(caller, f, prepared, options.keep)
         second.differentiate()
         found = _dense_hessians.diagonals_along_batch(second, options)
+        _factored.add_diagonals(second, options, found)
         _compressed.add_diagonals(caller, f, second, options, random, found)
         diagonals = [
             _dense_hessians.diagonal(second, i, options) if h is None else h for i, h in enumerate(found)

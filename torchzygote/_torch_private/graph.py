@@ -16,6 +16,7 @@ from .levels import in_functorch, transform_stack
 __all__ = [
     "Survey",
     "backward_pass",
+    "consumers_below",
     "depends_on_others",
     "has_hooks",
     "has_nodes_before",
@@ -26,11 +27,13 @@ __all__ = [
     "node_names",
     "node_shape",
     "pull_back",
+    "pulled_through",
     "reaches",
     "saved_tensors_hooks",
     "sequence_number",
     "source_of",
     "survey",
+    "value_of_node",
 ]
 
 
@@ -116,10 +119,11 @@ def pull_back(
                 accumulate_grad=False,
             )
         )
+    by: list[Any] = [x.edge if isinstance(x, _ValueOfNode) else x for x in inputs]
     return list(
         torch.autograd.grad(
             roots,
-            inputs,
+            by,
             seeds,
             retain_graph=retain or create_graph,
             create_graph=create_graph,
@@ -295,10 +299,45 @@ def depends_on_others(root: Tensor, start: int) -> bool:
     return False
 
 
+class _ValueOfNode(Tensor):
+    """Stands for a value of the recorded graph, which keeps no tensor of it."""
+
+    edge: _graph.GradientEdge
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+
+def value_of_node(node: Any, output: int) -> Tensor:
+    """What stands for an output of a node where derivatives by it are asked for."""
+    meta = node._input_metadata[output]
+    value: Any = torch.empty((), dtype=meta.dtype, device=meta.device).expand(tuple(meta.shape))
+    value = value.as_subclass(_ValueOfNode)
+    value.edge = _graph.GradientEdge(node, output)
+    return value  # type: ignore[no-any-return]
+
+
 def source_of(x: Tensor) -> tuple[Any, int]:
     """The node of the graph that stands for ``x``, and which of its outputs ``x`` is."""
-    edge = torch.autograd.graph.get_gradient_edge(x)
+    edge = x.edge if isinstance(x, _ValueOfNode) else _graph.get_gradient_edge(x)
     return edge.node, edge.output_nr
+
+
+def consumers_below(root: Tensor) -> dict[tuple[Any, int], list[tuple[Any, int]]]:
+    """For each value recorded below ``root`` the nodes that it goes into, and in which place of each."""
+    found: dict[tuple[Any, int], list[tuple[Any, int]]] = {}
+    for node in _nodes_below([root.grad_fn]):
+        for position, value in enumerate(node.next_functions):
+            if value[0] is not None:
+                found.setdefault(value, []).append((node, position))
+    return found
+
+
+def pulled_through(node: Any, position: int, cotangent: Tensor) -> Tensor | None:
+    """A cotangent pulled back through one node of one output, to what it has in one place.
+
+    ``torch.autograd.grad`` adds up what comes to a value by all ways; this is a single one.
+    """
+    found = node(cotangent)
+    return found if isinstance(found, Tensor) else found[position]
 
 
 def node_shape(node: Any, output: int) -> tuple[int, ...] | None:

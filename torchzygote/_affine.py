@@ -1,0 +1,375 @@
+"""Which inputs enter a function through an affine map and nowhere else, read off the recorded graph.
+
+The weights and the bias of a linear layer do: whatever follows depends on them through ``z = A W + b`` alone.
+Knows shapes and graph nodes; nothing of derivatives.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._torch_private import consumers_below, node_attribute, node_shape, source_of, value_of_node
+
+__all__ = ["AffineMap", "Entrance", "Other", "Term", "entrances"]
+
+_NAME = re.compile(r"(.+)Backward\d+$")
+
+# They keep the elements in row-major order.
+_RESHAPES = frozenset({"Alias", "Clone", "ReshapeAlias", "Squeeze", "UnsafeView", "Unsqueeze", "View"})
+_MOST_WAYS = 500
+
+_Value = tuple[Any, int]  # an output of a node, as in ``node.next_functions``
+_Consumers = Mapping[_Value, Sequence[tuple[Any, int]]]
+_Move = Callable[[Tensor], Tensor]
+
+
+class Way(NamedTuple):
+    """From an input to a piece of it, by nothing but moves of its elements; ``back``: zeros elsewhere."""
+
+    value: _Value
+    shape: tuple[int, ...]
+    forth: _Move
+    back: _Move
+
+    def on(self, value: _Value, shape: tuple[int, ...], forth: _Move, back: _Move) -> Way:
+        """One move further."""
+        return Way(value, shape, lambda given: forth(self.forth(given)), lambda given: self.back(back(given)))
+
+
+class Term(NamedTuple):
+    """A piece of an input as part of ``z``: ``factor @ arranged(x)``, shapes (samples, k) and (k, channels).
+
+    ``restored``: from there to the shape of the input, zeros elsewhere. It enters ``node`` as ``entered``.
+    """
+
+    which: int
+    factor: Tensor
+    channels: int
+    arranged: _Move
+    restored: _Move
+    node: Any
+    entered: _Value
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the piece as a matrix."""
+        return self.factor.shape[1], self.channels
+
+
+class AffineMap(NamedTuple):
+    """``z``, as a matrix (samples, channels) a sum of terms, and constant besides.
+
+    ``z`` stands for the value, without its elements. ``channel``: its axis of channels; ``None`` where there
+    is one channel, and all axes are samples.
+    """
+
+    z: Tensor
+    channel: int | None
+    terms: list[Term]
+
+    def as_matrix(self, shaped: Tensor) -> Tensor:
+        """From the shape of ``z`` to (samples, channels)."""
+        if self.channel is None:
+            return shaped.reshape(-1, 1)
+        return shaped.movedim(self.channel, -1).reshape(-1, self.z.shape[self.channel])
+
+    def shaped(self, matrix: Tensor) -> Tensor:
+        """From (samples, channels) to the shape of ``z``."""
+        if self.channel is None:
+            return matrix.reshape(self.z.shape)
+        sizes = [self.z.shape[axis] for axis in (*self.samples(), self.channel)]
+        return matrix.reshape(sizes).movedim(-1, self.channel)
+
+    def samples(self) -> list[int]:
+        """The axes of samples."""
+        return [axis for axis in range(self.z.dim()) if axis != self.channel]
+
+
+class Other(NamedTuple):
+    """A piece of an input that goes elsewhere, in this place of a node."""
+
+    node: Any
+    position: int
+    way: Way
+
+    @property
+    def is_simple(self) -> bool:
+        """Whether the node is one of PyTorch's own, and has one output."""
+        return _kind(self.node.name()) != "" and len(self.node._input_metadata) == 1
+
+    def covers(self, like: Tensor) -> Tensor:
+        """Which elements of the input are in the piece."""
+        return self.way.back(like.new_ones(self.way.shape)) != 0
+
+
+class Entrance(NamedTuple):
+    """All ways by which one input goes on."""
+
+    terms: list[Term]
+    others: list[Other]
+
+
+def entrances(
+    root: Tensor, inputs: Sequence[Tensor], which: Sequence[int]
+) -> tuple[list[AffineMap], dict[int, Entrance]]:
+    """How these of the ``inputs`` go on, on their way to ``root``.
+
+    Only those of which a piece goes through an affine map.
+    """
+    consumers = consumers_below(root)
+    maps: dict[tuple[_Value, int | None], list[Term]] = {}
+    found: dict[int, Entrance] = {}
+    for i in which:
+        entries, others = _followed(consumers, inputs[i], i)
+        if entries:
+            found[i] = Entrance([entry.term for entry in entries], others)
+        for value, channel, term in entries:
+            maps.setdefault(_advance(consumers, value, channel), []).append(term)
+    return [
+        AffineMap(value_of_node(*value), channel, terms) for (value, channel), terms in maps.items()
+    ], found
+
+
+class _Entry(NamedTuple):
+    value: _Value
+    channel: int | None
+    term: Term
+
+
+@functools.cache
+def _kind(name: str) -> str:
+    found = _NAME.match(name)
+    return found[1] if found else ""
+
+
+def _same(given: Tensor) -> Tensor:
+    return given
+
+
+def _followed(consumers: _Consumers, x: Tensor, which: int) -> tuple[list[_Entry], list[Other]]:
+    """The affine maps that pieces of ``x`` go into, and where others go; nothing if there are too many."""
+    entries: list[_Entry] = []
+    others: list[Other] = []
+    pending = [Way(source_of(x), tuple(x.shape), _same, _same)]
+    while pending:
+        way = pending.pop()
+        for node, position in consumers.get(way.value, ()):
+            onward = _moved(node, way)
+            if onward is not None:
+                pending.extend(onward)
+                continue
+            entry = _enter(node, position, way, x, which)
+            if entry is None:
+                others.append(Other(node, position, way))
+            else:
+                entries.append(entry)
+            if len(entries) + len(others) > _MOST_WAYS:
+                return [], []
+    return entries, others
+
+
+def _enter(node: Any, position: int, way: Way, x: Tensor, which: int) -> _Entry | None:
+    """The affine map that a piece of ``x`` goes into here, if it is one."""
+    shape, out = way.shape, node_shape(node, 0)
+    if out is None or node._input_metadata[0].dtype != x.dtype or _count(shape) == 0:
+        return None
+    try:
+        found = _operand(node, position, shape, out)
+    except RuntimeError:  # what it saved was changed or freed
+        return None
+    if found is None:
+        return None
+    factor, channel, transposed = found
+    if factor.layout != torch.strided or factor.device != x.device or factor.dtype != x.dtype:
+        return None
+    k = factor.shape[1]
+    forth, back = way.forth, way.back
+    if transposed:
+        arranged: _Move = lambda given: forth(given).reshape(-1, k).t()
+        restored: _Move = lambda given: back(given.t().reshape(shape))
+    else:
+        arranged = lambda given: forth(given).reshape(k, -1)
+        restored = lambda given: back(given.reshape(shape))
+    term = Term(which, factor, _count(shape) // k, arranged, restored, node, way.value)
+    return _Entry((node, 0), channel, term)
+
+
+def _moved(node: Any, way: Way) -> list[Way] | None:
+    """On through a node that moves elements, or takes some; ``None`` if it does anything else."""
+    kind, shape = _kind(node.name()), way.shape
+    rank = len(shape)
+    out = node_shape(node, 0)
+    value = (node, 0)
+    if out is None:
+        return None
+    if kind in _RESHAPES and _count(shape) == _count(out):
+        return [way.on(value, out, lambda given: given.reshape(out), lambda given: given.reshape(shape))]
+    if kind == "T":
+        return [way.on(value, out, Tensor.t, Tensor.t)]
+    if kind == "Transpose" and rank > 0:
+        a, b = (_axis(node_attribute(node, name), rank) for name in ("_saved_dim0", "_saved_dim1"))
+        return [way.on(value, out, lambda given: given.transpose(a, b), lambda given: given.transpose(a, b))]
+    if kind == "Permute":
+        dims = [_axis(dim, rank) for dim in node_attribute(node, "_saved_dims")]
+        undone = sorted(range(rank), key=dims.__getitem__)
+        return [way.on(value, out, lambda given: given.permute(dims), lambda given: given.permute(undone))]
+    if kind in ("Slice", "Split", "SplitWithSizes", "Select", "Unbind") and rank > 0:
+        return _taken(node, kind, way)
+    return None
+
+
+def _taken(node: Any, kind: str, way: Way) -> list[Way] | None:
+    """The pieces that a node takes along one axis."""
+    dim = _axis(node_attribute(node, "_saved_dim"), len(way.shape))
+    size = way.shape[dim]
+    if kind == "Select":
+        return [_selected(node, 0, way, dim, _signed(node_attribute(node, "_saved_index")) % size)]
+    if kind == "Unbind":
+        return [_selected(node, i, way, dim, i) for i in range(size)]
+    if kind == "Slice":
+        ends = (node_attribute(node, "_saved_start"), node_attribute(node, "_saved_end"))
+        start, end = (None if e is None else _signed(e) for e in ends)
+        lo, hi, step = slice(start, end, node_attribute(node, "_saved_step")).indices(size)
+        return [_sliced(node, 0, way, dim, lo, max(lo, hi), step)]
+    if kind == "Split":
+        length = node_attribute(node, "_saved_split_size")
+        sizes = [min(length, size - lo) for lo in range(0, size, max(length, 1))]
+    else:
+        sizes = list(node_attribute(node, "_saved_split_sizes"))
+    starts = itertools.accumulate(sizes, initial=0)
+    return [
+        _sliced(node, i, way, dim, lo, lo + n, 1)
+        for i, (lo, n) in enumerate(zip(starts, sizes, strict=False))
+    ]
+
+
+def _selected(node: Any, output: int, way: Way, dim: int, index: int) -> Way:
+    shape = way.shape
+    return way.on(
+        (node, output),
+        (*shape[:dim], *shape[dim + 1 :]),
+        lambda given: given.select(dim, index),
+        lambda given: torch.select_scatter(given.new_zeros(shape), given, dim, index),
+    )
+
+
+def _sliced(node: Any, output: int, way: Way, dim: int, lo: int, hi: int, step: int) -> Way:
+    shape = way.shape
+    where = (slice(None),) * dim + (slice(lo, hi, step),)
+    return way.on(
+        (node, output),
+        (*shape[:dim], len(range(lo, hi, step)), *shape[dim + 1 :]),
+        lambda given: given[where],
+        lambda given: torch.slice_scatter(given.new_zeros(shape), given, dim, lo, hi, step),
+    )
+
+
+def _count(shape: Sequence[int]) -> int:
+    return torch.Size(shape).numel()
+
+
+def _signed(number: int) -> int:
+    """A saved number, which PyTorch keeps without its sign."""
+    return number - (1 << 64) if number >= 1 << 63 else number
+
+
+def _axis(dim: int, rank: int) -> int:
+    return _signed(dim) % rank
+
+
+# By kind of node: positions of the left and right factor and of what is added, and the factors' names.
+_PRODUCTS = {
+    "Mm": (0, 1, None, "_saved_self", "_saved_mat2"),
+    "Bmm": (0, 1, None, "_saved_self", "_saved_mat2"),
+    "Mv": (0, 1, None, "_saved_self", "_saved_vec"),
+    "Dot": (0, 1, None, "_saved_self", "_saved_tensor"),
+    "Addmm": (1, 2, 0, "_saved_mat1", "_saved_mat2"),
+    "Addmv": (1, 2, 0, "_saved_mat", "_saved_vec"),
+}
+
+
+def _operand(
+    node: Any, position: int, shape: tuple[int, ...], out: tuple[int, ...]
+) -> tuple[Tensor, int | None, bool] | None:
+    """The factor, the axis of channels, and whether the operand must be transposed first."""
+    kind = _kind(node.name())
+    if kind == "Add":
+        scale = 1 if position == 0 else node_attribute(node, "_saved_alpha")
+        return _added(node, shape, out, scale)
+    if kind not in _PRODUCTS:
+        return None
+    left, right, added, left_name, right_name = _PRODUCTS[kind]
+    if position == added:
+        return _added(node, shape, out, node_attribute(node, "_saved_beta"))
+    if kind == "Bmm" and out[0] != 1:
+        return None
+    scale = node_attribute(node, "_saved_alpha") if added is not None else 1
+    on_left = position == left
+    other = getattr(node, right_name if on_left else left_name)
+    if other is None or other.is_complex():
+        return None
+    factor = _matrix(other, kind, to_the_right=on_left)
+    if scale != 1:
+        factor = factor * scale
+    vector = kind == "Dot" or (kind in ("Mv", "Addmv") and position == right)
+    if vector:  # one channel
+        return factor, None, False
+    channel = len(out) - (1 if position == right or kind in ("Mv", "Addmv") else 2)
+    return factor, (channel if out[channel] > 1 else None), on_left
+
+
+def _matrix(other: Tensor, kind: str, *, to_the_right: bool) -> Tensor:
+    """The other factor as (samples, k)."""
+    if other.dim() == 3:
+        other = other[0]
+    if other.dim() == 1:
+        return other.unsqueeze(0)
+    return other.t() if to_the_right else other
+
+
+def _added(
+    node: Any, shape: tuple[int, ...], out: tuple[int, ...], scale: Any
+) -> tuple[Tensor, int | None, bool] | None:
+    """What is added along one axis: a product with a column of ones."""
+    if not isinstance(scale, (int, float)):
+        return None
+    missing = len(out) - len(shape)
+    axes = [missing + axis for axis, size in enumerate(shape) if size > 1]
+    if len(axes) > 1 or (axes and out[axes[0]] != _count(shape)):
+        return None
+    channel = axes[0] if axes else None
+    samples = _count(out) // _count(shape)
+    meta = node._input_metadata[0]
+    column = torch.full((1, 1), scale, dtype=meta.dtype, device=meta.device)
+    return column.expand(samples, 1), channel, False
+
+
+def _advance(consumers: _Consumers, value: _Value, channel: int | None) -> tuple[_Value, int | None]:
+    """The last value on the way from here that is the same but for its shape, or for what is added to it.
+
+    There a bias meets its weights, and axes of samples have their own names again.
+    """
+    while True:
+        found, shape = consumers.get(value, ()), node_shape(*value)
+        if len(found) != 1 or shape is None:
+            return value, channel
+        node, position = found[0]
+        out = node_shape(node, 0)
+        kind = _kind(node.name())
+        if out is None:
+            return value, channel
+        if kind == "Add" and out == shape and (position == 0 or node_attribute(node, "_saved_alpha") == 1):
+            value = (node, 0)
+        elif kind in _RESHAPES and (
+            channel is None or (channel == len(shape) - 1 and out[-1:] == shape[-1:])
+        ):
+            value, channel = (node, 0), None if channel is None else len(out) - 1
+        else:
+            return value, channel

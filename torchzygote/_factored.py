@@ -1,0 +1,170 @@
+"""Diagonals of Hessians by inputs that enter through affine maps, as the weights of linear layers do.
+
+An input may be one matrix, or a vector of all weights that ``f`` cuts into pieces. What goes other ways is
+taken row by row where these are few, or apart where it is only added, as a penalty on the weights is.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _products
+from ._affine import Entrance
+from ._affine_products import diagonals, numel_of
+from ._engine import Linearization, compiling, in_functorch
+from ._second_order import Options, SecondOrder, chunk_for
+from ._separable import LEAST_BYTES, LEAST_ROWS, LEAST_SAVING, block_products, find_layout
+from ._torch_private import leads_to, pulled_through, value_of_node
+
+__all__ = ["add_diagonals"]
+
+
+def add_diagonals(second: SecondOrder, options: Options, found: list[Tensor | None]) -> None:
+    """Write diagonals into ``found`` where ``None`` stands and affine maps give them."""
+    if compiling() or in_functorch():
+        return
+    inputs = second.prepared.inputs
+    missing = [i for i, h in enumerate(found) if h is None and second.by_input(i) is not None]
+    rows = sum(inputs[i].numel() for i in missing)
+    if rows < LEAST_ROWS or rows * second.row_guess().nbytes < LEAST_BYTES:
+        return
+    maps, entering = second.entrances(missing)
+    sums = {i: one for i, entrance in entering.items() if (one := _begun(second, i, entrance)) is not None}
+    added = {i: one.added for i, one in sums.items() if one.added is not None}
+    maps = [m._replace(terms=[t for t in m.terms if t.which in sums]) for m in maps]
+    maps = [m for m in maps if m.terms]
+    if max((sum(map(numel_of, m.terms)) for m in maps), default=0) < LEAST_ROWS:
+        return
+    for affine, gradient in zip(maps, second.gradient_inside([m.z for m in maps]), strict=True):
+        parts = diagonals(second, affine, gradient, added, options)
+        for k, term in enumerate(affine.terms):
+            one = sums[term.which]
+            if parts is None:
+                one.by_rows |= term.restored(one.x.new_ones(term.shape)) != 0
+            else:
+                one.total = parts[k] if one.total is None else one.total + parts[k]
+    for i, one in sums.items():
+        found[i] = _finished(second, i, one, options)
+
+
+class _Sum:
+    """The diagonal by one input, as far as it is known.
+
+    ``by_rows``: elements whose rows are going to be asked for. ``added``: the gradient of what is only added
+    to all that comes of the affine maps, where an element goes both ways.
+    """
+
+    __slots__ = ("added", "by_rows", "total", "x")
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self.total: Tensor | None = None
+        self.by_rows = torch.zeros_like(x, dtype=torch.bool)
+        self.added: Linearization | None = None
+
+
+def _begun(second: SecondOrder, i: int, entrance: Entrance) -> _Sum | None:
+    """``None`` where an element goes two ways that meet."""
+    one = _Sum(second.prepared.inputs[i].detach())
+    if len(entrance.terms) == 1 and not entrance.others:
+        return one
+    by_terms = torch.zeros_like(one.x, dtype=torch.int32)
+    for term in entrance.terms:
+        by_terms += term.restored(one.x.new_ones(term.shape)) != 0
+    elsewhere = torch.zeros_like(one.by_rows)
+    for other in entrance.others:
+        elsewhere |= other.covers(one.x)
+    if bool((by_terms > 1).any()):
+        return None
+    if not bool((elsewhere & (by_terms > 0)).any()):
+        one.by_rows |= elsewhere
+        return one
+    gradient = _gradient_elsewhere(second, entrance)
+    if gradient is None:
+        return None
+    if gradient.requires_grad:
+        one.added = second.derived(gradient, second.tracked(i))
+    return one
+
+
+def _gradient_elsewhere(second: SecondOrder, entrance: Entrance) -> Tensor | None:
+    """The gradient by an input along the other ways alone, recorded; ``None`` unless it is only added."""
+    if not all(other.is_simple for other in entrance.others):
+        return None
+    others = [value_of_node(other.node, 0) for other in entrance.others]
+    for term in entrance.terms:
+        beside = [v for v in term.node.next_functions if v[0] is not None and v != term.entered]
+        if any(leads_to(node, others) for node, _ in beside):
+            return None
+    total = torch.zeros_like(second.tracked(entrance.terms[0].which)).detach()
+    with torch.enable_grad():
+        for other, g in zip(entrance.others, second.gradient_inside(others), strict=True):
+            piece = None if g is None else pulled_through(other.node, other.position, g)
+            total = total if piece is None else total + other.way.back(piece)
+    entered = [value_of_node(term.node, 0) for term in entrance.terms]
+    if total.grad_fn is not None and leads_to(total.grad_fn, entered):
+        return None
+    return total
+
+
+def _finished(second: SecondOrder, i: int, one: _Sum, options: Options) -> Tensor | None:
+    """The whole diagonal; ``None`` where the dense way is no longer, or a check fails."""
+    elements = one.by_rows.reshape(-1).nonzero()[:, 0]
+    if one.total is None or LEAST_SAVING * elements.numel() > one.x.numel():
+        return None
+    total = one.total
+    if one.added is not None:
+        added = _by_blocks(second, one.added, options)
+        if added is None:
+            return None
+        total = total + added
+    if elements.numel() > 0:
+        rows = _rows(second, i, elements, options)
+        total = total.reshape(-1).index_put((elements,), rows).view(one.x.shape)
+    return total.to(one.x.dtype)
+
+
+def _by_blocks(second: SecondOrder, lin: Linearization, options: Options) -> Tensor | None:
+    cost = second.row_cost()
+    layout = find_layout(lin.roots[0], lin.inputs[0], cost, same_axes=True)
+    if layout is None:
+        return None
+    found = block_products(
+        lin,
+        [[layout]],
+        cost,
+        chunk_size=options.chunk_size,
+        create_graph=options.keep,
+        progress=options.progress,
+    )
+    return None if found is None else found[0][0].diagonal()
+
+
+def _rows(second: SecondOrder, i: int, elements: Tensor, options: Options) -> Tensor:
+    """The diagonal at some elements of an input, from one product each."""
+    lin = second.by_input(i)
+    assert lin is not None
+    root, total = lin.roots[0], elements.numel()
+    cost = second.row_cost()
+
+    def seeds(lo: int, hi: int) -> Tensor:
+        rows = torch.zeros(hi - lo, root.numel(), dtype=root.dtype, device=root.device)
+        return rows.scatter_(1, elements[lo:hi].unsqueeze(1), 1.0)
+
+    parts: list[Tensor] = []
+    for lo, hi, (product,) in _products.vjps(
+        lin,
+        0,
+        seeds,
+        total,
+        chunk_for(options, total, cost, root.device),
+        create_graph=options.keep,
+        progress=options.progress,
+        misbatched=cost.misbatched,
+    ):
+        if product is None:
+            parts.append(root.new_zeros(hi - lo))
+        else:
+            parts.append(product.reshape(hi - lo, -1).gather(1, elements[lo:hi].unsqueeze(1))[:, 0])
+    return torch.cat(parts)
