@@ -79,7 +79,7 @@ OPERATIONS: dict[str, tuple[Function, list[tuple[int, int]]]] = {
     "cumprod": (lambda x: x.cumprod(0), []),
     "conv": (lambda x: conv(x.unsqueeze(2).expand(5, 3, 4)), [(0, 0)]),
     "layer norm": (lambda x: norm(x), [(0, 0)]),
-    "batch norm": (lambda x: F.batch_norm(x, None, None, training=True), []),
+    "batch norm": (lambda x: F.batch_norm(x, None, None, training=True), [(1, 1)]),
     "pow of both": (lambda x: x.exp() ** x, [(0, 0), (1, 1)]),
     "in place": (lambda x: x.clone().mul_(x).exp_(), [(0, 0), (1, 1)]),
     "write into a slice": (lambda x: x.clone().index_fill_(0, torch.tensor([1]), 0.0), []),

@@ -101,6 +101,8 @@ class _Walk:
         name, out = node.name(), node_shape(node, number)
         if out is None:
             return None
+        if not out:
+            return (), out
         try:
             found = _rule(name, number == 0)(node, inputs, out)
             if len(found) == len(out):

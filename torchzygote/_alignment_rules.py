@@ -175,11 +175,13 @@ def _refolded(alignment: Alignment, shape: Shape, out: Shape) -> Alignment | Non
                 length = size
             elif size % length != 0:
                 return None
-            parts.append((axis, length))
             size //= length
+            if axis == FREE and parts and parts[-1][0] == FREE:
+                length *= parts.pop()[1]
+            parts.append((axis, length))
         while atoms and atoms[-1][1] == 1:
             atoms.pop()
-        free = not parts or any(axis == FREE for axis, _ in parts)
+        free = all(axis == FREE for axis, _ in parts)
         kept.append(FREE if free else parts[0][0] if len(parts) == 1 else tuple(parts))
     return tuple(kept)
 

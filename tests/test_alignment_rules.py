@@ -1,0 +1,161 @@
+"""Rules for axes, on square values, where a mistaken axis doesn't show in the shapes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from torchzygote import _alignment
+from torchzygote._alignment import aligned_axes
+
+D = torch.float64
+N = 6
+T = torch.linspace(0.1, 0.9, N * N, dtype=D).view(N, N)
+C = torch.tensor([5, 0, 3, 3, 1, 2])
+PLACES = torch.tensor([[1, 0, 5, 2, 4, 3]]).expand(N, N)
+BOTH, FIRST, SECOND = [(0, 0), (1, 1)], [(0, 0)], [(1, 1)]
+
+# x has shape (6, 6); the axes of the result, and of the gradient of a sum of it, that run along with x's
+RULES: dict[str, tuple[Callable[[Tensor], Tensor], list[tuple[int, int]], list[tuple[int, int]]]] = {
+    "folded and unfolded": (lambda x: x.exp().view(36).sin().view(6, 6), BOTH, BOTH),
+    "folded, unfolded elsewhere": (lambda x: x.exp().view(36).sin().view(3, 12), [], []),
+    "folded behind": (lambda x: x.exp().view(6, 2, 3).sin().view(6, 6), FIRST, FIRST),
+    "folded with an axis that is free": (
+        lambda x: x.exp().expand(4, 6, 6).reshape(24, 6).sin().view(2, 2, 6, 6),
+        [(2, 0), (3, 1)],
+        BOTH,
+    ),
+    "transposed, folded": (lambda x: x.t().reshape(36).exp().view(6, 6), [(0, 1), (1, 0)], BOTH),
+    "folded, times a matrix": (
+        lambda x: (x.view(1, 6, 6).view(6, 6).exp() @ T).view(1, 6, 6),
+        [(1, 0)],
+        FIRST,
+    ),
+    "flip": (lambda x: x.exp().flip(0), SECOND, SECOND),
+    "flip of both": (lambda x: x.exp().flip(0, -1), [], []),
+    "gather": (lambda x: x.exp().gather(1, PLACES), FIRST, FIRST),
+    "gather some": (lambda x: x.exp().gather(0, PLACES[:2, :3]), [], []),
+    "scatter": (lambda x: x.exp().scatter(0, PLACES.t(), x.sin()), SECOND, SECOND),
+    "scatter_add": (lambda x: T.scatter_add(1, PLACES, x.exp()), FIRST, FIRST),
+    "max": (lambda x: x.exp().max(1).values, FIRST, FIRST),
+    "min in front": (lambda x: x.exp().min(0, keepdim=True).values, SECOND, SECOND),
+    "max of all": (lambda x: x.exp().max(), [], BOTH),
+    "variance": (lambda x: x.var(1), FIRST, FIRST),
+    "deviation": (lambda x: x.exp().std(0), [(0, 1)], SECOND),
+    "deviation of all": (lambda x: x.exp().std(), [], []),
+    "mse": (lambda x: F.mse_loss(x.sin(), T), [], BOTH),
+    "mse of each": (lambda x: F.mse_loss(x.sin(), T, reduction="none"), BOTH, BOTH),
+    "mse to a part of itself": (lambda x: F.mse_loss(x.sin(), x[:, :1].expand(6, 6)), [], FIRST),
+    "huber": (lambda x: F.huber_loss(x.sin(), T, delta=0.5), [], BOTH),
+    "smooth l1": (lambda x: F.smooth_l1_loss(x.sin(), T), [], BOTH),
+    "soft margin": (lambda x: F.soft_margin_loss(x.sin(), T), [], BOTH),
+    "binary cross entropy": (lambda x: F.binary_cross_entropy(x.sigmoid(), T), [], BOTH),
+    "cross entropy": (lambda x: F.cross_entropy(x, C), [], FIRST),
+    "cross entropy of each": (lambda x: F.cross_entropy(x, C, reduction="none"), FIRST, FIRST),
+    "cross entropy, smooth": (lambda x: F.cross_entropy(x, C, label_smoothing=0.1), [], FIRST),
+    "likelihood of a row": (lambda x: F.nll_loss(x[0].log_softmax(0), C[0]), [], []),
+    "likelihoods times columns": (
+        lambda x: F.nll_loss(x.log_softmax(1), C, reduction="none") * x[0],
+        [],
+        [],
+    ),
+    "prelu": (lambda x: F.prelu(x.exp() - 1, T[0]), BOTH, BOTH),
+    "activations": (
+        lambda x: F.mish(x) + F.celu(x) * F.hardswish(x) + F.softshrink(x) ** 2 + F.hardshrink(x) ** 2,
+        BOTH,
+        BOTH,
+    ),
+    "batch norm, given statistics": (
+        lambda x: F.batch_norm(x.exp(), T[0].clone(), T[1].clone(), T[2], T[3]),
+        BOTH,
+        BOTH,
+    ),
+    "batch norm": (lambda x: F.batch_norm(x.exp(), None, None, T[2], T[3], training=True), SECOND, SECOND),
+    "batch norm with weights": (lambda x: F.batch_norm(T, T[0].clone(), T[1].clone(), x[0]), [(1, 1)], []),
+    "layer norm": (lambda x: F.layer_norm(x.exp(), (6,), T[0], T[1]), FIRST, FIRST),
+    "layer norm of both": (lambda x: F.layer_norm(x.exp(), (6, 6), T, T), [], []),
+}
+
+
+@pytest.fixture
+def failures(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What rules raised: nobody gets to see it, but none should."""
+    seen: list[str] = []
+    monkeypatch.setattr(_alignment._log, "debug", lambda message, *args: seen.append(message % args))
+    return seen
+
+
+def off_axes(J: Tensor, p: int, q: int) -> Tensor:
+    """Where the index on axis ``p`` isn't that on axis ``q``."""
+    a, b = (
+        torch.arange(J.shape[axis]).view([-1 if i == axis else 1 for i in range(J.dim())]) for axis in (p, q)
+    )
+    return J[(a != b).expand(J.shape)]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_axes_hold_and_none_is_missed(name: str, failures: list[str]) -> None:
+    f, of_result, of_gradient = RULES[name]
+    torch.manual_seed(0)
+    x = torch.randn(N, N, dtype=D).requires_grad_()
+    y = f(x)
+    assert (aligned_axes(y, x) or []) == of_result
+    J = torch.autograd.functional.jacobian(f, x)
+    for p, q in of_result:
+        assert not off_axes(J, p, y.dim() + q).any()
+    weights = torch.linspace(1, 2, y.numel(), dtype=D).view(y.shape)
+    scalar = lambda x: (f(x).square() * weights).sum() if y.dim() > 0 else f(x)
+    (g,) = torch.autograd.grad(scalar(x), x, create_graph=True)
+    assert (aligned_axes(g, x) or []) == of_gradient
+    H = torch.autograd.functional.hessian(scalar, x)
+    for p, q in of_gradient:
+        assert not off_axes(H, p, 2 + q).any()
+    assert not failures
+
+
+@st.composite
+def programs(draw: st.DrawFn) -> tuple[list[int], list[list[int] | int]]:
+    """A shape, and what happens to it: a list is a view of these sizes, a number an axis that is mixed."""
+    shape = draw(st.lists(st.sampled_from([1, 2, 3, 4]), min_size=1, max_size=4))
+    steps: list[list[int] | int] = []
+    for _ in range(4):
+        sizes, left = [], math.prod(shape)
+        while len(sizes) < 4 and (left > 1 or not sizes):
+            sizes.append(draw(st.sampled_from([d for d in range(1, left + 1) if left % d == 0])))
+            left //= sizes[-1]
+        sizes[-1] *= left
+        steps.append(sizes)
+        if draw(st.booleans()):
+            steps.append(draw(st.integers(0, len(sizes) - 1)))
+    return shape, steps
+
+
+def followed(x: Tensor, steps: list[list[int] | int]) -> Tensor:
+    for step in steps:
+        x = x.cumsum(step) + x.flip(step) if isinstance(step, int) else x.view(step)
+    return x
+
+
+@settings(deadline=None, max_examples=150)
+@given(programs())
+def test_axes_survive_views_or_are_given_up(program: tuple[list[int], list[list[int] | int]]) -> None:
+    shape, steps = program
+    x = torch.randn(shape, dtype=D).requires_grad_()
+    y = followed(x, steps)
+    J = torch.autograd.functional.jacobian(lambda x: followed(x, steps), x)
+    for p, q in aligned_axes(y, x) or []:
+        assert not off_axes(J, p, y.dim() + q).any()
+
+
+def test_views_that_mix_nothing_lose_no_axis() -> None:
+    x = torch.randn(2, 3, 4, dtype=D).requires_grad_()
+    assert aligned_axes(followed(x, [[24], [6, 4], [2, 12], [2, 3, 4]]), x) == [(0, 0), (1, 1), (2, 2)]
+    assert aligned_axes(followed(x, [[6, 4], 1, [2, 3, 4]]), x) == [(0, 0), (1, 1)]
+    assert aligned_axes(followed(x, [[6, 4], 0, [2, 3, 4]]), x) == [(2, 2)]
