@@ -44,9 +44,9 @@ CAUSES = (
     ),
     Cause(
         "BackPACK",
-        "It knows the layers and propagates second derivatives through them in one pass. It takes "
-        "sequences of layers that it knows; `diaghessian` takes any function, and needs a product for "
-        "each color of the Hessian's graph",
+        "It takes sequences of layers that it knows, and propagates second derivatives through them in one "
+        "pass. `diaghessian` takes any function; it pulls back the channels of each linear layer by themselves, "
+        "and checks each layer by one more product",
         peer="BackPACK",
     ),
     Cause(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -152,23 +152,23 @@ def pinns() -> Iterator[Row]:
     )
 
 
-def classifier() -> tuple[nn.Sequential, Tensor, Tensor]:
-    """A small feed-forward network with data; 682 parameters."""
-    net = mlp(20, 16, 10, 10)
-    return net, torch.randn(64, 20), torch.randint(0, 10, (64,))
+def classifier(sizes: Sequence[int], samples: int) -> tuple[nn.Sequential, Tensor, Tensor]:
+    """A feed-forward network with data."""
+    return mlp(*sizes), torch.randn(samples, sizes[0]), torch.randint(0, sizes[-1], (samples,))
 
 
-def backpack_diagonal() -> Iterator[Row]:
+def backpack_diagonal(sizes: Sequence[int], samples: int) -> Iterator[Row]:
     """Exact diagonal by all parameters; BackPACK propagates it layer by layer, with rules for each layer."""
-    work = "diaghessian, feed-forward network by Params"
+    work = f"diaghessian by Params, network {'-'.join(map(str, sizes))}, {samples} samples"
     backpack = torch_peer("backpack")
     if backpack is None:
         yield missing(work, "BackPACK DiagHessian")
         return
     from backpack.extensions import DiagHessian
 
-    net, X, y = classifier()
-    theirs, criterion = backpack.extend(mlp(20, 16, 10, 10)), backpack.extend(nn.CrossEntropyLoss())
+    net, X, y = classifier(sizes, samples)
+    theirs, criterion = backpack.extend(mlp(*sizes)), backpack.extend(nn.CrossEntropyLoss())
+    theirs.load_state_dict(net.state_dict())
     params = Params(net)
     loss = lambda: nn.functional.cross_entropy(net(X), y)
 
@@ -185,7 +185,7 @@ def backpack_diagonal() -> Iterator[Row]:
         work,
         lambda: diaghessian(loss, params),
         {"BackPACK DiagHessian": peer},
-        note="BackPACK knows the layers and needs one pass; it takes sequences of known layers only",
+        note="BackPACK takes sequences of layers that it knows",
     )
 
 
@@ -229,5 +229,6 @@ def rows(full: bool = False) -> Iterator[Row]:
     yield from logistic_regression()
     yield from dense_diagonal()
     yield from pinns()
-    yield from backpack_diagonal()
+    yield from backpack_diagonal((20, 16, 10, 10), 64)
+    yield from backpack_diagonal((784, 100, 10), 128)
     yield from hessian_vector_products()

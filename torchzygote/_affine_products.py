@@ -23,7 +23,7 @@ from ._certificate import Comparison, is_plain, precision, random_vector, wide
 from ._engine import Linearization
 from ._repetition import Repetition
 from ._second_order import Options, SecondOrder, chunk_for
-from ._separable import LEAST_SAVING, Layout, by_block, in_shape_of_x, warn_mismatch
+from ._separable import LEAST_SAVING, Layout, by_block, in_shape_of_x, rows_in_shape_of_x, warn_mismatch
 
 __all__ = ["diagonals", "numel_of"]
 
@@ -62,7 +62,7 @@ class _Seeds:
         blocks = self._like.numel() // max(1, columns)
         seeds = torch.zeros(hi - lo, blocks, columns, dtype=self._like.dtype, device=self._like.device)
         seeds.diagonal(lo, 0, 2).fill_(1)
-        return torch.stack([in_shape_of_x(layout, seed) for seed in seeds]).view(hi - lo, -1)
+        return rows_in_shape_of_x(layout, seeds).view(hi - lo, -1)
 
 
 class _Check:

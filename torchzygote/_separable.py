@@ -285,11 +285,17 @@ def by_block(layout: Layout, products: Tensor) -> Tensor:
 
 def in_shape_of_x(layout: Layout, by_block: Tensor) -> Tensor:
     """The opposite, for one product: from (blocks, block columns), with memory of its own or the values'."""
-    order = layout.x_order
+    return rows_in_shape_of_x(layout, by_block.unsqueeze(0))[0]
+
+
+def rows_in_shape_of_x(layout: Layout, by_block: Tensor) -> Tensor:
+    """The opposite: from (rows, blocks, block columns)."""
+    order, rows = layout.x_order, len(by_block)
     if order == sorted(order):
-        return by_block.reshape(layout.x_shape)
+        return by_block.reshape(rows, *layout.x_shape)
     back = sorted(range(len(order)), key=order.__getitem__)
-    return by_block.reshape([layout.x_shape[q] for q in order]).permute(back).contiguous()
+    sizes = [layout.x_shape[q] for q in order]
+    return by_block.reshape(rows, *sizes).permute(0, *[q + 1 for q in back]).contiguous()
 
 
 def warn_mismatch(lin: Linearization) -> None:
