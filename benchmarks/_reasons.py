@@ -45,8 +45,8 @@ CAUSES = (
     Cause(
         "BackPACK",
         "It takes sequences of layers that it knows, and propagates second derivatives through them in one "
-        "pass. `diaghessian` takes any function; it pulls back the channels of each linear layer by themselves, "
-        "and checks each layer by one more product",
+        "pass. `diaghessian` takes any function; it pulls the channels of each linear layer back by "
+        "themselves, and one more product to check each layer",
         peer="BackPACK",
     ),
     Cause(

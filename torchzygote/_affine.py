@@ -31,7 +31,10 @@ _Move = Callable[[Tensor], Tensor]
 
 
 class Way(NamedTuple):
-    """From an input to a piece of it, by nothing but moves of its elements; ``back``: zeros elsewhere."""
+    """From an input to a piece of it, by nothing but moves of its elements.
+
+    ``back``: zeros elsewhere; there may be axes before those of the piece.
+    """
 
     value: _Value
     shape: tuple[int, ...]
@@ -46,7 +49,8 @@ class Way(NamedTuple):
 class Term(NamedTuple):
     """A piece of an input as part of ``z``: ``factor @ arranged(x)``, shapes (samples, k) and (k, channels).
 
-    ``restored``: from there to the shape of the input, zeros elsewhere. It enters ``node`` as ``entered``.
+    ``restored``: from there to the shape of the input, zeros elsewhere; there may be axes before those of the
+    matrix. It enters ``node`` as ``entered``.
     """
 
     which: int
@@ -193,12 +197,27 @@ def _enter(node: Any, position: int, way: Way, x: Tensor, which: int) -> _Entry 
     forth, back = way.forth, way.back
     if transposed:
         arranged: _Move = lambda given: forth(given).reshape(-1, k).t()
-        restored: _Move = lambda given: back(given.t().reshape(shape))
+        restored: _Move = lambda given: back(_reshaped(given.mT, 2, shape))
     else:
         arranged = lambda given: forth(given).reshape(k, -1)
-        restored = lambda given: back(given.reshape(shape))
+        restored = lambda given: back(_reshaped(given, 2, shape))
     term = Term(which, factor, _count(shape) // k, arranged, restored, node, way.value)
     return _Entry((node, 0), channel, term)
+
+
+def _reshaped(given: Tensor, rank: int, shape: tuple[int, ...]) -> Tensor:
+    """The last ``rank`` axes in another shape."""
+    return given.reshape(*given.shape[: given.dim() - rank], *shape)
+
+
+def _permuted(given: Tensor, dims: Sequence[int]) -> Tensor:
+    lead = given.dim() - len(dims)
+    return given.permute(*range(lead), *[lead + dim for dim in dims])
+
+
+def _zeros(piece: Tensor, fewer: int, shape: tuple[int, ...]) -> Tensor:
+    """For a piece that has so many axes less than the ``shape``."""
+    return piece.new_zeros(*piece.shape[: piece.dim() + fewer - len(shape)], *shape)
 
 
 def _moved(node: Any, way: Way) -> list[Way] | None:
@@ -210,16 +229,27 @@ def _moved(node: Any, way: Way) -> list[Way] | None:
     if out is None:
         return None
     if kind in _RESHAPES and _count(shape) == _count(out):
-        return [way.on(value, out, lambda given: given.reshape(out), lambda given: given.reshape(shape))]
+        return [
+            way.on(
+                value, out, lambda given: given.reshape(out), lambda given: _reshaped(given, len(out), shape)
+            )
+        ]
     if kind == "T":
-        return [way.on(value, out, Tensor.t, Tensor.t)]
+        return [way.on(value, out, Tensor.t, lambda given: given.mT if rank == 2 else given)]
     if kind == "Transpose" and rank > 0:
         a, b = (_axis(node_attribute(node, name), rank) for name in ("_saved_dim0", "_saved_dim1"))
-        return [way.on(value, out, lambda given: given.transpose(a, b), lambda given: given.transpose(a, b))]
+        return [
+            way.on(
+                value,
+                out,
+                lambda given: given.transpose(a, b),
+                lambda given: given.transpose(a - rank, b - rank),
+            )
+        ]
     if kind == "Permute":
         dims = [_axis(dim, rank) for dim in node_attribute(node, "_saved_dims")]
         undone = sorted(range(rank), key=dims.__getitem__)
-        return [way.on(value, out, lambda given: given.permute(dims), lambda given: given.permute(undone))]
+        return [way.on(value, out, lambda given: given.permute(dims), lambda given: _permuted(given, undone))]
     if kind in ("Slice", "Split", "SplitWithSizes", "Select", "Unbind") and rank > 0:
         return _taken(node, kind, way)
     return None
@@ -256,7 +286,7 @@ def _selected(node: Any, output: int, way: Way, dim: int, index: int) -> Way:
         (node, output),
         (*shape[:dim], *shape[dim + 1 :]),
         lambda given: given.select(dim, index),
-        lambda given: torch.select_scatter(given.new_zeros(shape), given, dim, index),
+        lambda given: torch.select_scatter(_zeros(given, 1, shape), given, dim - len(shape), index),
     )
 
 
@@ -267,7 +297,7 @@ def _sliced(node: Any, output: int, way: Way, dim: int, lo: int, hi: int, step: 
         (node, output),
         (*shape[:dim], len(range(lo, hi, step)), *shape[dim + 1 :]),
         lambda given: given[where],
-        lambda given: torch.slice_scatter(given.new_zeros(shape), given, dim, lo, hi, step),
+        lambda given: torch.slice_scatter(_zeros(given, 0, shape), given, dim - len(shape), lo, hi, step),
     )
 
 

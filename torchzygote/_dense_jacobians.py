@@ -5,6 +5,8 @@ Multiplies with ``_products``, puts together with ``_assembly``; it must not kno
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -21,14 +23,33 @@ from ._transposed import transposed
 __all__ = ["by_rows", "forward"]
 
 
-def by_rows(first: FirstOrder, cost: RowCost, options: Options) -> list[Tensor]:
-    """Reverse mode: a pullback for each element of ``y``, or for each row of a block of the batch axis."""
+def by_rows(
+    first: FirstOrder, cost: RowCost, options: Options, known: Sequence[Tensor | None] | None = None
+) -> list[Tensor]:
+    """Reverse mode: a pullback for each element of ``y``, or for each row of a block of the batch axis.
+
+    ``known``: matrices that need not be computed.
+    """
+    lin = first.lin
+    found = list(known or [None] * len(lin.inputs))
+    for i, x in enumerate(lin.inputs):
+        if found[i] is None:
+            found[i] = _by_blocks(lin.restricted(0, i), x, first.y, cost, options)
+    missing = [i for i, J in enumerate(found) if J is None]
+    if missing:
+        for i, J in zip(missing, _plain_rows(first, cost, options, missing), strict=True):
+            found[i] = J
+    return [J for J in found if J is not None]
+
+
+def _plain_rows(first: FirstOrder, cost: RowCost, options: Options, which: Sequence[int]) -> list[Tensor]:
+    """The Jacobians by these inputs, a pullback for each row."""
     lin, y = first.lin, first.y
     rows = y.numel()
-    found = [_by_blocks(lin.restricted(0, i), x, y, cost, options) for i, x in enumerate(lin.inputs)]
-    if None not in found:
-        return [J for J in found if J is not None]
-    blocks = [Rows(rows, x, result_dtype(x, y), options.keep) for x in first.prepared.inputs]
+    if len(which) < len(lin.inputs):
+        lin = lin.onward(lin.roots, [lin.inputs[i] for i in which])
+    inputs = [first.prepared.inputs[i] for i in which]
+    blocks = [Rows(rows, x, result_dtype(x, y), options.keep) for x in inputs]
     chunk = chunk_for(options, rows, cost, y.device)
     seeds = _products.identity_seeds(rows, y.dtype, y.device)
     for lo, hi, products in _products.vjps(

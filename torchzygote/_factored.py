@@ -11,7 +11,8 @@ from torch import Tensor
 
 from . import _products
 from ._affine import Entrance
-from ._affine_products import diagonals, numel_of
+from ._affine_check import numel_of
+from ._affine_products import diagonals
 from ._engine import Linearization, compiling, in_functorch
 from ._second_order import Options, SecondOrder, chunk_for
 from ._separable import LEAST_BYTES, LEAST_ROWS, LEAST_SAVING, block_products, find_layout

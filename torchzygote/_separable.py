@@ -7,7 +7,6 @@ with a random cotangent. Knows products and shapes; it must not know what is bei
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -25,12 +24,16 @@ from ._torch_private import node_names
 from ._warning import warn
 
 __all__ = [
+    "BlockSeeds",
     "Blocks",
     "Layout",
     "block_products",
+    "by_block",
     "find_joint_layouts",
     "find_layout",
     "in_shape_of_x",
+    "of_itself",
+    "rows_in_shape_of_x",
     "warn_mismatch",
 ]
 
@@ -153,12 +156,21 @@ class Blocks(NamedTuple):
         return in_shape_of_x(self.layout, self.values.diagonal(dim1=1, dim2=2))
 
 
-def _seeds(layout: Layout, like: Tensor) -> Tensor:
-    """A seed per row of a block: ones at that row of every block."""
-    k = layout.block_rows
-    sizes = [n if p in layout.y_free else 1 for p, n in enumerate(layout.y_shape)]
-    rows = torch.eye(k, dtype=like.dtype, device=like.device).view(k, *sizes)
-    return rows.expand(k, *layout.y_shape).reshape(k, -1).contiguous()  # hooks may write into it
+class BlockSeeds:
+    """Seeds for row ``lo`` (``lo + 1``, ...) of all blocks: ones there, in memory of their own."""
+
+    __slots__ = ("_layout", "_like")
+
+    def __init__(self, layout: Layout, like: Tensor) -> None:
+        self._layout = of_itself(layout)
+        self._like = like
+
+    def __call__(self, lo: int, hi: int) -> Tensor:
+        rows = self._layout.block_rows
+        blocks = self._like.numel() // max(1, rows)
+        seeds = torch.zeros(hi - lo, blocks, rows, dtype=self._like.dtype, device=self._like.device)
+        seeds.diagonal(lo, 0, 2).fill_(1)
+        return rows_in_shape_of_x(self._layout, seeds).view(hi - lo, -1)
 
 
 def block_products(
@@ -177,15 +189,14 @@ def block_products(
     """
     found: list[list[Tensor]] = []
     for i, (root, row) in enumerate(zip(lin.roots, layouts, strict=True)):
-        seeds = _seeds(row[0], root)
-        chunk = _plan.choose_chunk(chunk_size, seeds.shape[0], cost, root.device)
+        rows = row[0].block_rows
+        chunk = _plan.choose_chunk(chunk_size, rows, cost, root.device)
         parts: list[list[Tensor]] = [[] for _ in row]
-        part_of = functools.partial(_rows, seeds)
         for lo, hi, products in _products.vjps(
             lin,
             i,
-            part_of,
-            len(seeds),
+            BlockSeeds(row[0], root),
+            rows,
             chunk,
             create_graph=create_graph,
             progress=progress,
@@ -204,10 +215,6 @@ def block_products(
     ]
 
 
-def _rows(matrix: Tensor, lo: int, hi: int) -> Tensor:
-    return matrix[lo:hi]
-
-
 def _are_confirmed(
     lin: Linearization, layouts: Sequence[Sequence[Layout]], found: Sequence[Sequence[Tensor]]
 ) -> bool:
@@ -216,7 +223,7 @@ def _are_confirmed(
     plain = _pulled(lin, layouts, vector)
     # (block rows, blocks, 1) each
     weights = [
-        by_block(_of_itself(row[0]), v.unsqueeze(0))[0].t().unsqueeze(2)
+        by_block(of_itself(row[0]), v.unsqueeze(0))[0].t().unsqueeze(2)
         for v, row in zip(_cotangents(lin, vector), layouts, strict=True)
     ]
     eps = [precision([x], lin.roots[0], lin.survey().coarsest) for x in lin.inputs]
@@ -270,7 +277,7 @@ def _pulled(lin: Linearization, layouts: Sequence[Sequence[Layout]], vector: Ten
     ]
 
 
-def _of_itself(layout: Layout) -> Layout:
+def of_itself(layout: Layout) -> Layout:
     """Batch axes and others of ``y`` alone."""
     return Layout(layout.y_shape, layout.y_shape, tuple((p, p) for p, _ in layout.pairs))
 

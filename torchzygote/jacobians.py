@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn, overload
 import torch
 from torch import Tensor
 
-from . import _compressed, _engine, _plan, _state
+from . import _affine_rows, _compressed, _engine, _plan, _state
 from ._arguments import Prepared
 from ._assembly import Rows, as_result, result_dtype
 from ._cotangents import own
@@ -104,6 +104,12 @@ def matrices_of(
         return value, [_compressed.no_entries(J) for J in zeros] if options.sparse else zeros
     cost = _plan.FREE if rows == 1 or _engine.compiling() else row_cost(first.lin)
     mode = _mode_for(first, options)
+    known = None
+    if mode != "forward" and not options.sparse:
+        dense = rows if mode == "reverse" else min(rows, columns)
+        known = _affine_rows.jacobians(first, cost, options.products, dense, options.verify)
+        if None not in known:
+            return value, [J for J in known if J is not None]
     found = _compressed.jacobian(
         first, cost, mode, options.products, sparse=options.sparse, verify=options.verify
     )
@@ -116,7 +122,7 @@ def matrices_of(
     if _plan.choose_mode(mode, rows, columns, complex_input) == "forward":
         matrices = _forward(first, options)
     if matrices is None:
-        matrices = by_rows(first, cost, options.products)
+        matrices = by_rows(first, cost, options.products, known)
     return value, [_compressed.full_csr(J) for J in matrices] if options.sparse else matrices
 
 

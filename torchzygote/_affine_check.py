@@ -1,0 +1,86 @@
+"""Whether products with what an affine map gives explain a plain product with what goes into it.
+
+Knows maps, blocks and numbers; it must not know what was differentiated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._affine import AffineMap, Term
+from ._certificate import Comparison, is_plain, wide
+from ._engine import Linearization
+from ._repetition import Repetition
+from ._separable import Layout, in_shape_of_x, warn_mismatch
+
+__all__ = ["Explained", "are_explained", "numel_of"]
+
+
+def numel_of(term: Term) -> int:
+    """Elements of its piece."""
+    k, channels = term.shape
+    return k * channels
+
+
+class Explained:
+    """What products by block explain of a plain one by each term's piece.
+
+    ``weights``, of shape (block rows, blocks, 1): how often each row is in the plain product.
+    """
+
+    __slots__ = ("_affine", "_got", "_layout", "_scale", "_weights")
+
+    def __init__(self, affine: AffineMap, layout: Layout, weights: Tensor) -> None:
+        self._affine = affine
+        self._layout = layout
+        self._weights = weights
+        self._got: Any = 0
+        self._scale: Any = 0
+
+    def add(self, lo: int, hi: int, blocks: Tensor) -> None:
+        """Products with rows ``lo`` to ``hi`` of the blocks, shape (hi - lo, blocks, columns of a block)."""
+        terms = wide(blocks.detach()) * self._weights[lo:hi]
+        self._got = self._got + terms.sum(0)
+        self._scale = self._scale + terms.abs_().sum(0)
+
+    def pulled(self) -> list[tuple[Tensor, Tensor]]:
+        """For each term what is explained, as a matrix (k, channels), and the sizes of what was summed."""
+        got = self._affine.as_matrix(in_shape_of_x(self._layout, self._got))
+        scale = self._affine.as_matrix(in_shape_of_x(self._layout, self._scale))
+        found = []
+        for term in self._affine.terms:
+            factor = wide(term.factor.detach())
+            found.append((factor.t() @ got, factor.abs().t() @ scale))
+        return found
+
+
+def are_explained(
+    explained: Sequence[tuple[Tensor, Tensor]],
+    vector: Tensor,
+    plain: Callable[[Tensor], list[Tensor]],
+    eps: float,
+    lin: Linearization,
+) -> bool:
+    """Whether ``plain(vector)`` is what is explained, up to rounding; a warning says so if not.
+
+    ``eps``: the precision of the products, which come from ``lin``.
+    """
+    wanted = plain(vector)
+    if all(is_plain(got, one.to(got), eps) for (got, _), one in zip(explained, wanted, strict=True)):
+        return True
+    if not all(bool(one.isfinite().all()) for one in wanted):
+        return False
+    compared = [
+        Comparison(got, scale, one.to(got), eps) for (got, scale), one in zip(explained, wanted, strict=True)
+    ]
+    numbers = torch.arange(vector.numel(), device=vector.device)
+    parts = lambda: [torch.where(numbers % 4 == k, vector, 0.0) for k in range(4)]
+    Repetition(vector, parts, wanted, plain).refute(compared)
+    if all(bool(one.fine.all()) for one in compared):
+        return True
+    warn_mismatch(lin)
+    return False
