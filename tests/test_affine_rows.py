@@ -1,0 +1,253 @@
+"""Jacobians by weights: the rows of all samples at once where the samples stay apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torchzygote import Params, _affine_rows, _alignment, _alignment_rules, _products, jacobian, withjacobian
+from torchzygote.buffer import Buffer
+from torchzygote.checkpointing import checkpointed
+from torchzygote.hooks import hook
+
+Function = Callable[..., Tensor]
+
+D = torch.float64
+X = torch.linspace(-1, 1, 48, dtype=D).sin().view(8, 6)
+X3 = torch.linspace(-2, 1, 72, dtype=D).cos().view(3, 4, 6)
+R = torch.tensor([0.3, -0.7, 1.1, 0.2, -0.4], dtype=D)
+R3 = torch.linspace(-1, 1, 15, dtype=D).exp().view(5, 3)
+
+
+def pieces(p: Tensor) -> Tensor:
+    w1, b1, w2, b2 = p[:30].view(6, 5), p[30:35], p[35:50].view(5, 3), p[50:53]
+    return ((X @ w1 + b1).tanh() @ w2 + b2).square().mean(1)
+
+
+W, WT, B = (5, 6), (6, 5), (5,)
+# the function, the shapes of its arguments, and how many products are taken besides the check
+FEW: dict[str, tuple[Function, list[tuple[int, ...]], int]] = {
+    "losses": (lambda w, b: F.linear(X, w, b).tanh() @ R, [W, B], 1),
+    "losses, from the left": (lambda w: R @ (w @ X.t()).tanh(), [W], 1),
+    "outputs": (lambda w, b: F.linear(X, w, b).tanh() @ R3, [W, B], 3),
+    "outputs, transposed": (lambda w, b: (F.linear(X, w, b).tanh() @ R3).t(), [W, B], 3),
+    "outputs of a layer": (lambda w, b: F.linear(X, w, b), [W, B], 5),
+    "generalized linear model": (lambda w: (X @ w).exp(), [(6,)], 1),
+    "cross entropies": (
+        lambda w, b: F.cross_entropy(F.linear(X, w, b), torch.arange(8) % 5, reduction="none"),
+        [W, B],
+        1,
+    ),
+    "tokens, summed": (lambda w, b: F.linear(X3, w, b).tanh().sum(1) @ R, [W, B], 1),
+    "tokens": (lambda w, b: F.linear(X3, w, b).tanh() @ R, [W, B], 1),
+    "tokens, transposed": (lambda w, b: (F.linear(X3, w, b).tanh() @ R).t(), [W, B], 1),
+    "tokens that meet": (lambda w, b: F.linear(X3, w, b).softmax(1).square().sum(-1), [W, B], 4),
+    "tied weights": (lambda w: (X @ w).tanh() @ w.t(), [WT], 6),
+    "weights used twice": (lambda w: ((X @ w).tanh() @ w).sum(1), [(6, 6)], 1),
+    "weights of two inputs": (lambda w: (X @ w).sin().sum(1) * (X.flip(0) @ w).cos().sum(1), [WT], 1),
+    "pieces of a vector": (pieces, [(54,)], 1),
+    "stacked": (lambda w: (X @ w[0]).sin().sum(1) * (X @ w[1]).cos().sum(1), [(2, 6, 5)], 1),
+    "strided": (lambda w: (X @ w[::2] * (X @ w[1::2])).sum(1), [(12, 5)], 1),
+    "addmm": (lambda w, b: torch.addmm(b, X, w, beta=0.5, alpha=2).exp().sum(1), [WT, B], 1),
+    "einsum": (lambda w: torch.einsum("bk,ck->bc", X, w).exp().sum(1), [W], 1),
+}
+# Samples meet, weights go elsewhere too, or something bends: a product for each row.
+PLAIN: dict[str, tuple[Function, list[tuple[int, ...]]]] = {
+    "samples meet": (lambda w: (X @ w).softmax(0).sum(1), [WT]),
+    "batch norm": (lambda w: F.batch_norm(X @ w, None, None, training=True).exp().sum(1), [WT]),
+    "elsewhere": (lambda w: (X @ w).tanh() @ R + w.sum(), [WT]),
+    "elementwise": (lambda w: (X @ w.exp()).sum(1), [WT]),
+    "checkpointed": (lambda w: checkpointed(lambda h: h.tanh() @ R, X @ w), [WT]),
+}
+
+
+@pytest.fixture
+def rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many products are asked for, where even the smallest problem is worth it."""
+    monkeypatch.setattr(_affine_rows, "LEAST_SAVING", 1)
+    monkeypatch.setattr(_affine_rows, "_OTHERS", 0)
+    monkeypatch.setattr(_affine_rows, "LEAST_ROWS", 1)
+    monkeypatch.setattr(_affine_rows, "LEAST_BYTES", 0)
+    seen: list[int] = []
+    plain = _products.vjps
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        for chunk in plain(*args, **kwargs):
+            seen.append(chunk[1] - chunk[0])
+            yield chunk
+
+    monkeypatch.setattr(_products, "vjps", counted)
+    return seen
+
+
+def arguments(shapes: list[tuple[int, ...]], dtype: torch.dtype = D) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(shape, generator=generator, dtype=D).to(dtype) for shape in shapes]
+
+
+def by_torch_func(f: Function, xs: list[Tensor]) -> list[Tensor]:
+    found = torch.func.jacrev(f, argnums=tuple(range(len(xs))))(*xs)
+    return [J.reshape(-1, x.numel()) for J, x in zip(found, xs, strict=True)]
+
+
+@pytest.mark.parametrize("mode", ["reverse", "auto"])
+@pytest.mark.parametrize("name", FEW)
+def test_few_products_give_all_rows(name: str, mode: str, rows: list[int]) -> None:
+    f, shapes, products = FEW[name]
+    xs = arguments(shapes)
+    torch.testing.assert_close(list(jacobian(f, *xs, mode=mode)), by_torch_func(f, xs))
+    if mode == "reverse":
+        assert sum(rows) == products
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_other_functions_go_the_plain_way(name: str, rows: list[int]) -> None:
+    f, shapes = PLAIN[name]
+    xs = arguments(shapes)
+    found = jacobian(f, *xs, mode="reverse")
+    plain = f if name != "checkpointed" else lambda w: (X @ w).tanh() @ R
+    torch.testing.assert_close(list(found), by_torch_func(plain, xs))
+    assert sum(rows) >= found[0].shape[0]
+
+
+def test_hooks_bend_every_row(rows: list[int]) -> None:
+    f = lambda w: hook(lambda g: 2 * g, X @ w).tanh() @ R
+    xs = arguments([WT])
+    torch.testing.assert_close(jacobian(f, *xs)[0], 2 * by_torch_func(lambda w: (X @ w).tanh() @ R, xs)[0])
+
+
+def test_a_tensor_hook_bends_every_row(rows: list[int]) -> None:
+    def f(w: Tensor) -> Tensor:
+        h = X @ w
+        h.register_hook(lambda g: g.clamp(max=0.1))
+        return h.tanh() @ R
+
+    (J,) = jacobian(f, *arguments([WT]), mode="reverse")
+    w = arguments([WT])[0].requires_grad_()
+    y = f(w)
+    expected = [torch.autograd.grad(y[i], w, retain_graph=True)[0].reshape(-1) for i in range(8)]
+    torch.testing.assert_close(J, torch.stack(expected))
+
+
+def test_some_inputs_by_row_and_some_at_once(rows: list[int]) -> None:
+    f = lambda w, s: (X @ w).tanh() @ R * s.exp().sum()
+    xs = arguments([WT, (20,)])
+    torch.testing.assert_close(list(jacobian(f, *xs, mode="reverse")), by_torch_func(f, xs))
+    assert sum(rows) == 1 + 8
+
+
+def test_networks_by_params(rows: list[int]) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 7), nn.LayerNorm(7), nn.Tanh(), nn.Linear(7, 3)).to(D)
+    value, J = withjacobian(lambda: net(X), Params(net))
+    torch.testing.assert_close(value, net(X).detach())
+    weights = {name: p.detach() for name, p in net.named_parameters()}
+    plain = torch.func.jacrev(lambda w: torch.func.functional_call(net, w, (X,)))(weights)
+    for name, expected in plain.items():
+        torch.testing.assert_close(J[net.get_parameter(name)], expected.reshape(24, -1))
+    assert all(p.grad is None and p.requires_grad for p in net.parameters())
+
+
+@pytest.mark.parametrize("name", ["outputs", "tokens, summed", "pieces of a vector", "tied weights"])
+def test_the_rows_are_differentiable(name: str, rows: list[int]) -> None:
+    f, shapes, _ = FEW[name]
+    xs = [x.requires_grad_() for x in arguments(shapes)]
+    found = jacobian(f, *xs, mode="reverse", create_graph=True)
+    total = lambda Js: sum((J.sin().sum() for J in Js), torch.zeros((), dtype=D))
+    grads = torch.autograd.grad(total(found), xs)
+    plain = torch.func.grad(lambda *ys: total(by_torch_func(f, list(ys))), tuple(range(len(xs))))
+    torch.testing.assert_close(grads, plain(*[x.detach() for x in xs]))
+    assert all(not J.requires_grad for J in jacobian(f, *xs, mode="reverse"))
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, None])
+def test_rows_come_in_chunks(chunk_size: int | None, rows: list[int]) -> None:
+    f, shapes, _ = FEW["outputs"]
+    xs = arguments(shapes)
+    found = jacobian(f, *xs, mode="reverse", chunk_size=chunk_size)
+    torch.testing.assert_close(list(found), by_torch_func(f, xs))
+    assert rows == {1: [1, 1, 1], 2: [2, 1], None: [3]}[chunk_size]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_other_precisions(dtype: torch.dtype, rows: list[int]) -> None:
+    xs = arguments([W, B], dtype)
+    f = lambda w, b: F.linear(X.to(w.dtype), w, b).tanh() @ R.to(w.dtype)
+    found = jacobian(f, *xs, mode="reverse")
+    slack = 1e-5 if dtype == torch.float32 else 0.05
+    for J, expected in zip(found, by_torch_func(f, [x.to(D) for x in xs]), strict=True):
+        assert J.dtype == dtype
+        torch.testing.assert_close(J.to(D), expected, rtol=slack, atol=slack)
+    assert sum(rows) == 1
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_wrong_rule_is_noticed(verify: bool, rows: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = {**_alignment.RULES, "Softmax": _alignment_rules._elementwise}
+    monkeypatch.setattr(_alignment, "RULES", wrong)
+    _alignment._rule.cache_clear()
+    f, xs = (lambda w: (X @ w).softmax(0) @ R), arguments([WT])
+    expected = by_torch_func(f, xs)
+    try:
+        if verify:
+            with pytest.warns(UserWarning, match="contradicts.*SoftmaxBackward"):
+                found = jacobian(f, *xs, mode="reverse")
+            torch.testing.assert_close(list(found), expected)
+        else:
+            assert not torch.allclose(jacobian(f, *xs, mode="reverse", verify=False)[0], expected[0])
+    finally:
+        _alignment._rule.cache_clear()
+
+
+def test_results_share_no_memory(rows: list[int]) -> None:
+    f = lambda w, b: F.linear(X, w, b)
+    first = jacobian(f, *arguments([W, B]), mode="reverse")
+    for J in first:
+        assert J.is_contiguous()
+        J.zero_()
+    torch.testing.assert_close(
+        list(jacobian(f, *arguments([W, B]), mode="reverse")), by_torch_func(f, arguments([W, B]))
+    )
+
+
+def test_a_buffer_of_samples(rows: list[int]) -> None:
+    def f(w: Tensor) -> Tensor:
+        buf = Buffer(w, 8)
+        h = (X @ w).tanh() @ R
+        for i in range(8):
+            buf[i] = h[i]
+        return buf.copy()
+
+    xs = arguments([WT])
+    torch.testing.assert_close(list(jacobian(f, *xs)), by_torch_func(lambda w: (X @ w).tanh() @ R, xs))
+
+
+def test_large_networks_take_as_many_products_as_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    plain = _products.vjps
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        for chunk in plain(*args, **kwargs):
+            sizes.append(chunk[1] - chunk[0])
+            yield chunk
+
+    monkeypatch.setattr(_products, "vjps", counted)
+    net = nn.Sequential(nn.Linear(10, 40), nn.Tanh(), nn.Linear(40, 2))
+    x = torch.randn(300, 10)
+    J = jacobian(lambda: net(x), Params(net))
+    assert sum(sizes) == 2
+    one = torch.func.vmap(torch.func.jacrev(lambda w, x: torch.func.functional_call(net, w, (x,))), (None, 0))
+    expected = one({name: p.detach() for name, p in net.named_parameters()}, x)
+    for name, p in net.named_parameters():
+        torch.testing.assert_close(J[p], expected[name].reshape(600, -1))
+
+
+def test_small_problems_do_not_look_for_affine_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_affine_rows, "entrances", None)
+    f, shapes, _ = FEW["outputs"]
+    jacobian(f, *arguments(shapes), mode="reverse")
