@@ -123,6 +123,31 @@ def memory() -> Iterator[Row]:
     )
 
 
+def per_sample(sizes: tuple[int, ...], samples: int) -> Iterator[Row]:
+    """A gradient for each sample, by all weights of a network."""
+    net, X = mlp(*sizes), torch.randn(samples, sizes[0])
+    labels = torch.randint(0, sizes[-1], (samples,))
+    params = Params(net)
+    weights = {name: p.detach() for name, p in net.named_parameters()}
+    losses = lambda: F.cross_entropy(net(X), labels, reduction="none")
+    loss = lambda w, x, y: F.cross_entropy(torch.func.functional_call(net, w, (x,)), y)
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
+    reverse = torch.func.jacrev(
+        lambda w: F.cross_entropy(torch.func.functional_call(net, w, (X,)), labels, reduction="none")
+    )
+    for mine, other in zip(jacobian(losses, params).values(), each(weights, X, labels).values(), strict=True):
+        torch.testing.assert_close(mine, other.reshape(samples, -1), atol=1e-5, rtol=1e-4)
+    yield compare(
+        f"jacobian by Params, losses of {samples} samples, network {'-'.join(map(str, sizes))}",
+        lambda: jacobian(losses, params),
+        {
+            "vmap(grad), a function of one sample": lambda: each(weights, X, labels),
+            "torch.func.jacrev": lambda: reverse(weights),
+        },
+        rounds=7,
+    )
+
+
 def many_tensors() -> tuple[list[Tensor], Params]:
     """161 tensors with 25.6 million floats: a ResNet-50's shapes, more or less."""
     torch.manual_seed(0)
@@ -192,6 +217,8 @@ def rows(full: bool = False) -> Iterator[Row]:
     """The table of the first-order functions."""
     yield from small_gradients()
     yield from jacobians()
+    yield from per_sample((784, 100, 10), 128)
+    yield from per_sample((20, 32, 32, 4), 1024)
     yield from memory()
     yield from arithmetic()
     yield from training_steps()
