@@ -6,44 +6,20 @@ Knows shapes and graph nodes; nothing of derivatives.
 
 from __future__ import annotations
 
-import functools
-import itertools
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ._pieces import RESHAPES, Move, Value, Way, count, kind_of_node, moved, reshaped, whole
 from ._torch_private import consumers_below, node_attribute, node_shape, source_of, value_of_node
 
 __all__ = ["AffineMap", "Entrance", "Other", "Term", "entrances"]
 
-_NAME = re.compile(r"(.+)Backward\d+$")
-
-# They keep the elements in row-major order.
-_RESHAPES = frozenset({"Alias", "Clone", "ReshapeAlias", "Squeeze", "UnsafeView", "Unsqueeze", "View"})
 _MOST_WAYS = 500
 
-_Value = tuple[Any, int]  # an output of a node, as in ``node.next_functions``
-_Consumers = Mapping[_Value, Sequence[tuple[Any, int]]]
-_Move = Callable[[Tensor], Tensor]
-
-
-class Way(NamedTuple):
-    """From an input to a piece of it, by nothing but moves of its elements.
-
-    ``back``: zeros elsewhere; there may be axes before those of the piece.
-    """
-
-    value: _Value
-    shape: tuple[int, ...]
-    forth: _Move
-    back: _Move
-
-    def on(self, value: _Value, shape: tuple[int, ...], forth: _Move, back: _Move) -> Way:
-        """One move further."""
-        return Way(value, shape, lambda given: forth(self.forth(given)), lambda given: self.back(back(given)))
+_Consumers = Mapping[Value, Sequence[tuple[Any, int]]]
 
 
 class Term(NamedTuple):
@@ -56,10 +32,10 @@ class Term(NamedTuple):
     which: int
     factor: Tensor
     channels: int
-    arranged: _Move
-    restored: _Move
+    arranged: Move
+    restored: Move
     node: Any
-    entered: _Value
+    entered: Value
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -106,7 +82,7 @@ class Other(NamedTuple):
     @property
     def is_simple(self) -> bool:
         """Whether the node is one of PyTorch's own, and has one output."""
-        return _kind(self.node.name()) != "" and len(self.node._input_metadata) == 1
+        return kind_of_node(self.node.name()) != "" and len(self.node._input_metadata) == 1
 
     def covers(self, like: Tensor) -> Tensor:
         """Which elements of the input are in the piece."""
@@ -128,7 +104,7 @@ def entrances(
     Only those of which a piece goes through an affine map.
     """
     consumers = consumers_below(root)
-    maps: dict[tuple[_Value, int | None], list[Term]] = {}
+    maps: dict[tuple[Value, int | None], list[Term]] = {}
     found: dict[int, Entrance] = {}
     for i in which:
         entries, others = _followed(consumers, inputs[i], i)
@@ -142,30 +118,20 @@ def entrances(
 
 
 class _Entry(NamedTuple):
-    value: _Value
+    value: Value
     channel: int | None
     term: Term
-
-
-@functools.cache
-def _kind(name: str) -> str:
-    found = _NAME.match(name)
-    return found[1] if found else ""
-
-
-def _same(given: Tensor) -> Tensor:
-    return given
 
 
 def _followed(consumers: _Consumers, x: Tensor, which: int) -> tuple[list[_Entry], list[Other]]:
     """The affine maps that pieces of ``x`` go into, and where others go; nothing if there are too many."""
     entries: list[_Entry] = []
     others: list[Other] = []
-    pending = [Way(source_of(x), tuple(x.shape), _same, _same)]
+    pending = [whole(source_of(x), tuple(x.shape))]
     while pending:
         way = pending.pop()
         for node, position in consumers.get(way.value, ()):
-            onward = _moved(node, way)
+            onward = moved(node, way)
             if onward is not None:
                 pending.extend(onward)
                 continue
@@ -182,7 +148,7 @@ def _followed(consumers: _Consumers, x: Tensor, which: int) -> tuple[list[_Entry
 def _enter(node: Any, position: int, way: Way, x: Tensor, which: int) -> _Entry | None:
     """The affine map that a piece of ``x`` goes into here, if it is one."""
     shape, out = way.shape, node_shape(node, 0)
-    if out is None or node._input_metadata[0].dtype != x.dtype or _count(shape) == 0:
+    if out is None or node._input_metadata[0].dtype != x.dtype or count(shape) == 0:
         return None
     try:
         found = _operand(node, position, shape, out)
@@ -196,122 +162,13 @@ def _enter(node: Any, position: int, way: Way, x: Tensor, which: int) -> _Entry 
     k = factor.shape[1]
     forth, back = way.forth, way.back
     if transposed:
-        arranged: _Move = lambda given: forth(given).reshape(-1, k).t()
-        restored: _Move = lambda given: back(_reshaped(given.mT, 2, shape))
+        arranged: Move = lambda given: forth(given).reshape(-1, k).t()
+        restored: Move = lambda given: back(reshaped(given.mT, 2, shape))
     else:
         arranged = lambda given: forth(given).reshape(k, -1)
-        restored = lambda given: back(_reshaped(given, 2, shape))
-    term = Term(which, factor, _count(shape) // k, arranged, restored, node, way.value)
+        restored = lambda given: back(reshaped(given, 2, shape))
+    term = Term(which, factor, count(shape) // k, arranged, restored, node, way.value)
     return _Entry((node, 0), channel, term)
-
-
-def _reshaped(given: Tensor, rank: int, shape: tuple[int, ...]) -> Tensor:
-    """The last ``rank`` axes in another shape."""
-    return given.reshape(*given.shape[: given.dim() - rank], *shape)
-
-
-def _permuted(given: Tensor, dims: Sequence[int]) -> Tensor:
-    lead = given.dim() - len(dims)
-    return given.permute(*range(lead), *[lead + dim for dim in dims])
-
-
-def _zeros(piece: Tensor, fewer: int, shape: tuple[int, ...]) -> Tensor:
-    """For a piece that has so many axes less than the ``shape``."""
-    return piece.new_zeros(*piece.shape[: piece.dim() + fewer - len(shape)], *shape)
-
-
-def _moved(node: Any, way: Way) -> list[Way] | None:
-    """On through a node that moves elements, or takes some; ``None`` if it does anything else."""
-    kind, shape = _kind(node.name()), way.shape
-    rank = len(shape)
-    out = node_shape(node, 0)
-    value = (node, 0)
-    if out is None:
-        return None
-    if kind in _RESHAPES and _count(shape) == _count(out):
-        return [
-            way.on(
-                value, out, lambda given: given.reshape(out), lambda given: _reshaped(given, len(out), shape)
-            )
-        ]
-    if kind == "T":
-        return [way.on(value, out, Tensor.t, lambda given: given.mT if rank == 2 else given)]
-    if kind == "Transpose" and rank > 0:
-        a, b = (_axis(node_attribute(node, name), rank) for name in ("_saved_dim0", "_saved_dim1"))
-        return [
-            way.on(
-                value,
-                out,
-                lambda given: given.transpose(a, b),
-                lambda given: given.transpose(a - rank, b - rank),
-            )
-        ]
-    if kind == "Permute":
-        dims = [_axis(dim, rank) for dim in node_attribute(node, "_saved_dims")]
-        undone = sorted(range(rank), key=dims.__getitem__)
-        return [way.on(value, out, lambda given: given.permute(dims), lambda given: _permuted(given, undone))]
-    if kind in ("Slice", "Split", "SplitWithSizes", "Select", "Unbind") and rank > 0:
-        return _taken(node, kind, way)
-    return None
-
-
-def _taken(node: Any, kind: str, way: Way) -> list[Way] | None:
-    """The pieces that a node takes along one axis."""
-    dim = _axis(node_attribute(node, "_saved_dim"), len(way.shape))
-    size = way.shape[dim]
-    if kind == "Select":
-        return [_selected(node, 0, way, dim, _signed(node_attribute(node, "_saved_index")) % size)]
-    if kind == "Unbind":
-        return [_selected(node, i, way, dim, i) for i in range(size)]
-    if kind == "Slice":
-        ends = (node_attribute(node, "_saved_start"), node_attribute(node, "_saved_end"))
-        start, end = (None if e is None else _signed(e) for e in ends)
-        lo, hi, step = slice(start, end, node_attribute(node, "_saved_step")).indices(size)
-        return [_sliced(node, 0, way, dim, lo, max(lo, hi), step)]
-    if kind == "Split":
-        length = node_attribute(node, "_saved_split_size")
-        sizes = [min(length, size - lo) for lo in range(0, size, max(length, 1))]
-    else:
-        sizes = list(node_attribute(node, "_saved_split_sizes"))
-    starts = itertools.accumulate(sizes, initial=0)
-    return [
-        _sliced(node, i, way, dim, lo, lo + n, 1)
-        for i, (lo, n) in enumerate(zip(starts, sizes, strict=False))
-    ]
-
-
-def _selected(node: Any, output: int, way: Way, dim: int, index: int) -> Way:
-    shape = way.shape
-    return way.on(
-        (node, output),
-        (*shape[:dim], *shape[dim + 1 :]),
-        lambda given: given.select(dim, index),
-        lambda given: torch.select_scatter(_zeros(given, 1, shape), given, dim - len(shape), index),
-    )
-
-
-def _sliced(node: Any, output: int, way: Way, dim: int, lo: int, hi: int, step: int) -> Way:
-    shape = way.shape
-    where = (slice(None),) * dim + (slice(lo, hi, step),)
-    return way.on(
-        (node, output),
-        (*shape[:dim], len(range(lo, hi, step)), *shape[dim + 1 :]),
-        lambda given: given[where],
-        lambda given: torch.slice_scatter(_zeros(given, 0, shape), given, dim - len(shape), lo, hi, step),
-    )
-
-
-def _count(shape: Sequence[int]) -> int:
-    return torch.Size(shape).numel()
-
-
-def _signed(number: int) -> int:
-    """A saved number, which PyTorch keeps without its sign."""
-    return number - (1 << 64) if number >= 1 << 63 else number
-
-
-def _axis(dim: int, rank: int) -> int:
-    return _signed(dim) % rank
 
 
 # By kind of node: positions of the left and right factor and of what is added, and the factors' names.
@@ -329,7 +186,7 @@ def _operand(
     node: Any, position: int, shape: tuple[int, ...], out: tuple[int, ...]
 ) -> tuple[Tensor, int | None, bool] | None:
     """The factor, the axis of channels, and whether the operand must be transposed first."""
-    kind = _kind(node.name())
+    kind = kind_of_node(node.name())
     if kind == "Add":
         scale = 1 if position == 0 else node_attribute(node, "_saved_alpha")
         return _added(node, shape, out, scale)
@@ -372,16 +229,16 @@ def _added(
         return None
     missing = len(out) - len(shape)
     axes = [missing + axis for axis, size in enumerate(shape) if size > 1]
-    if len(axes) > 1 or (axes and out[axes[0]] != _count(shape)):
+    if len(axes) > 1 or (axes and out[axes[0]] != count(shape)):
         return None
     channel = axes[0] if axes else None
-    samples = _count(out) // _count(shape)
+    samples = count(out) // count(shape)
     meta = node._input_metadata[0]
     column = torch.full((1, 1), scale, dtype=meta.dtype, device=meta.device)
     return column.expand(samples, 1), channel, False
 
 
-def _advance(consumers: _Consumers, value: _Value, channel: int | None) -> tuple[_Value, int | None]:
+def _advance(consumers: _Consumers, value: Value, channel: int | None) -> tuple[Value, int | None]:
     """The last value on the way from here that is the same but for its shape, or for what is added to it.
 
     There a bias meets its weights, and axes of samples have their own names again.
@@ -392,14 +249,12 @@ def _advance(consumers: _Consumers, value: _Value, channel: int | None) -> tuple
             return value, channel
         node, position = found[0]
         out = node_shape(node, 0)
-        kind = _kind(node.name())
+        kind = kind_of_node(node.name())
         if out is None:
             return value, channel
         if kind == "Add" and out == shape and (position == 0 or node_attribute(node, "_saved_alpha") == 1):
             value = (node, 0)
-        elif kind in _RESHAPES and (
-            channel is None or (channel == len(shape) - 1 and out[-1:] == shape[-1:])
-        ):
+        elif kind in RESHAPES and (channel is None or (channel == len(shape) - 1 and out[-1:] == shape[-1:])):
             value, channel = (node, 0), None if channel is None else len(out) - 1
         else:
             return value, channel

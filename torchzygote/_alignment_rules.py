@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ._torch_private import node_attribute
+from ._torch_private import axis_of, node_attribute
 
 __all__ = ["ELEMENTWISE", "FREE", "RULES", "Alignment", "Rule", "Shape", "all_free"]
 
@@ -57,18 +57,11 @@ def _elementwise(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: S
     return _meet([_broadcast(*given, out) for given in inputs if given is not None])
 
 
-def _axis(dim: int, rank: int) -> int:
-    """A saved ``dim``, which PyTorch keeps as an unsigned number."""
-    dim = int(dim)
-    dim = dim - (1 << 64) if dim >= 1 << 63 else dim
-    return dim % rank if rank else 0
-
-
 def _axes(node: Any, name: str, rank: int) -> set[int]:
     dims = node_attribute(node, name)
     if dims is None or (isinstance(dims, (tuple, list)) and not dims):
         return set(range(rank))
-    return {_axis(dim, rank) for dim in (dims if isinstance(dims, (tuple, list)) else [dims])}
+    return {axis_of(dim, rank) for dim in (dims if isinstance(dims, (tuple, list)) else [dims])}
 
 
 def _only(inputs: list[tuple[Alignment, Shape] | None]) -> tuple[Alignment, Shape]:
@@ -119,7 +112,7 @@ def _drops_axis(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: Sh
 
 
 def _inserts_axis(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: Shape) -> Alignment:
-    at = _axis(node_attribute(node, "_saved_dim"), len(out))
+    at = axis_of(node_attribute(node, "_saved_dim"), len(out))
     given = [alignment for alignment, _ in filter(None, inputs)]
     return _meet([alignment[:at] + (FREE,) + alignment[at:] for alignment in given])
 
@@ -137,14 +130,14 @@ def _transposes(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: Sh
     if not out:  # a number has no axes, though ``transpose(0, 0)`` takes one
         return alignment
     swapped = list(alignment)
-    a, b = (_axis(node_attribute(node, name), len(out)) for name in ("_saved_dim0", "_saved_dim1"))
+    a, b = (axis_of(node_attribute(node, name), len(out)) for name in ("_saved_dim0", "_saved_dim1"))
     swapped[a], swapped[b] = swapped[b], swapped[a]
     return tuple(swapped)
 
 
 def _permutes(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: Shape) -> Alignment:
     alignment, _ = _only(inputs)
-    return tuple(alignment[_axis(dim, len(out))] for dim in node_attribute(node, "_saved_dims"))
+    return tuple(alignment[axis_of(dim, len(out))] for dim in node_attribute(node, "_saved_dims"))
 
 
 def _views(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: Shape) -> Alignment:

@@ -15,6 +15,7 @@ from .forward import (
 )
 from .graph import (
     Survey,
+    axis_of,
     backward_pass,
     consumers_below,
     depends_on_others,
@@ -31,6 +32,7 @@ from .graph import (
     reaches,
     saved_tensors_hooks,
     sequence_number,
+    signed,
     source_of,
     survey,
     value_of_node,
@@ -100,6 +102,7 @@ __all__ = [
     "DispatchMode",
     "OpOverload",
     "Survey",
+    "axis_of",
     "backward_pass",
     "batched_everywhere",
     "batched_like",
@@ -161,6 +164,7 @@ __all__ = [
     "saved_tensors_hooks",
     "sequence_number",
     "set_versions",
+    "signed",
     "source_of",
     "storage_key",
     "survey",

@@ -15,6 +15,7 @@ from .levels import in_functorch, transform_stack
 
 __all__ = [
     "Survey",
+    "axis_of",
     "backward_pass",
     "consumers_below",
     "depends_on_others",
@@ -31,6 +32,7 @@ __all__ = [
     "reaches",
     "saved_tensors_hooks",
     "sequence_number",
+    "signed",
     "source_of",
     "survey",
     "value_of_node",
@@ -349,6 +351,17 @@ def node_shape(node: Any, output: int) -> tuple[int, ...] | None:
 def node_attribute(node: Any, name: str) -> Any:
     """What a node saved besides tensors (a ``dim``, a shape); ``None`` where it has no such thing."""
     return getattr(node, name, None)
+
+
+def signed(number: Any) -> int:
+    """A number that a node saved, which PyTorch keeps without its sign."""
+    found = int(number)
+    return found - (1 << 64) if found >= 1 << 63 else found
+
+
+def axis_of(dim: Any, rank: int) -> int:
+    """A ``dim`` that a node saved."""
+    return signed(dim) % rank if rank else 0
 
 
 def node_names(root: Tensor) -> list[str]:
