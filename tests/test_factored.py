@@ -32,6 +32,7 @@ X, X3 = (
     torch.linspace(-2, 1, 72, dtype=D).cos().view(3, 4, 6),
 )
 R = torch.tensor([0.3, -0.7, 1.1, 0.2, -0.4], dtype=D)
+T = torch.linspace(-1, 1, 60, dtype=D).view(2, 6, 5)
 LABELS = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])
 
 
@@ -94,6 +95,11 @@ FACTORED: dict[str, tuple[Loss, list[tuple[int, ...]], int]] = {
         7,
     ),
     "penalty that mixes": (lambda w: head(X @ w) + w.sum(1).exp().sum(), [(6, 5)], 10),
+    "penalty, repeated": (
+        lambda w, b: head(X @ w + b) + (w * T).sum() + (b * w.detach()).square().sum(),
+        [(6, 5), (5,)],
+        6,
+    ),
     "pieces": (pieces, [(53,)], 6),
     "split": (split, [(53,)], 8),
     "split, penalty": (lambda p: split(p) + p.square().sum(), [(53,)], 9),
@@ -342,6 +348,15 @@ def test_a_wrong_rule_is_noticed(rows: list[int], monkeypatch: pytest.MonkeyPatc
     finally:
         _alignment._rule.cache_clear()
     torch.testing.assert_close(list(found), by_torch_func(f, xs))
+
+
+def test_what_cancels_to_zero_is_no_mismatch(rows: list[int]) -> None:
+    xs = arguments([(6, 2), (2,)])
+    f = lambda w, b: F.layer_norm(X @ w + b, (2,)).cos().sum() + (X @ w).softmax(1).sum()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = diaghessian(f, *xs)
+    torch.testing.assert_close(list(found), by_torch_func(f, xs), atol=1e-6, rtol=0)
 
 
 def test_a_factor_that_was_written_into_is_no_factor(rows: list[int]) -> None:

@@ -101,8 +101,8 @@ def _gradient_elsewhere(second: SecondOrder, entrance: Entrance) -> Tensor | Non
     total = torch.zeros_like(second.tracked(entrance.terms[0].which)).detach()
     with torch.enable_grad():
         for other, g in zip(entrance.others, second.gradient_inside(others), strict=True):
-            piece = None if g is None else pulled_through(other.node, other.position, g)
-            total = total if piece is None else total + other.way.back(piece)
+            piece = None if g is None else pulled_through(other.node, other.position, g, other.way.shape)
+            total = total if piece is None else total + other.way.back(piece.to(total.dtype))
     entered = [value_of_node(term.node, 0) for term in entrance.terms]
     if total.grad_fn is not None and leads_to(total.grad_fn, entered):
         return None

@@ -23,6 +23,10 @@ __all__ = ["Repetition", "refute_colored"]
 _FACTORS = (2**0.25, 2**0.5, 2**0.75)
 
 
+# Times the largest that was seen to be lost in a few products.
+_LOST = 64
+
+
 class Repetition:
     """Plain products with other vectors than a check was made with.
 
@@ -60,6 +64,21 @@ class Repetition:
                     return
             for one, mask in zip(comparisons, wrong, strict=True):
                 one.refute(mask)
+
+    def are_rounding(self, differences: Sequence[Tensor]) -> bool:
+        """Whether so little is lost in the products anyway, as where all of a derivative cancels."""
+        with torch.no_grad():
+            noise = [torch.zeros_like(part).abs() for part in self._compared]
+            for repeated in self._repeated():
+                noise = [
+                    torch.maximum(n, (b.to(a) - a).abs())
+                    for n, a, b in zip(noise, self._compared, repeated, strict=True)
+                ]
+            return all(
+                bool((difference <= _LOST * n.max()).all())
+                for difference, n in zip(differences, noise, strict=True)
+                if difference.numel() > 0
+            )
 
     def _repeated(self) -> Iterator[list[Tensor]]:
         """What would be the same without rounding, the cheapest first."""

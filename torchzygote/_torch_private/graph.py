@@ -333,13 +333,15 @@ def consumers_below(root: Tensor) -> dict[tuple[Any, int], list[tuple[Any, int]]
     return found
 
 
-def pulled_through(node: Any, position: int, cotangent: Tensor) -> Tensor | None:
-    """A cotangent pulled back through one node of one output, to what it has in one place.
+def pulled_through(node: Any, position: int, cotangent: Tensor, shape: Sequence[int]) -> Tensor | None:
+    """A cotangent pulled back through one node of one output, to what it has in one place, of this shape.
 
-    ``torch.autograd.grad`` adds up what comes to a value by all ways; this is a single one.
+    ``torch.autograd.grad`` adds up what comes to a value by all ways; this is a single one. Where the node
+    repeats what it gets, summing that up is left to who calls it.
     """
     found = node(cotangent)
-    return found if isinstance(found, Tensor) else found[position]
+    given = found if isinstance(found, Tensor) else found[position]
+    return None if given is None else given.sum_to_size(tuple(shape))
 
 
 def node_shape(node: Any, output: int) -> tuple[int, ...] | None:
