@@ -66,7 +66,10 @@ class Repetition:
                 one.refute(mask)
 
     def are_rounding(self, differences: Sequence[Tensor]) -> bool:
-        """Whether so little is lost in the products anyway, as where all of a derivative cancels."""
+        """Whether so little is lost in the products anyway, as where all of a derivative cancels.
+
+        Only for products that are linear: no hooks bend them.
+        """
         with torch.no_grad():
             noise = [torch.zeros_like(part).abs() for part in self._compared]
             for repeated in self._repeated():
