@@ -139,7 +139,7 @@ def test_plans_take_reverse_mode_for_library_operators() -> None:
 
 def test_plans_with_a_given_sparsity_refuse_as_they_are_called() -> None:
     x = doubled(0.5, 1.0)
-    plan = plan_jacobian(SINES, x, sparsity=torch.eye(2).repeat(20, 1))
+    plan = plan_jacobian(SINES, x, sparsity=torch.eye(2).repeat(20, 1), mode="forward")
     with pytest.raises(RuntimeError, match=r"made with torch\.library"):
         plan(x)
 
