@@ -124,7 +124,7 @@ def _pushed(
     inputs = [_engine.separate(x) for x in sources]
 
     def of_all(*tracked: Tensor) -> tuple[Tensor, ...]:
-        return (_engine.call(first.f, first.prepared, tracked),)
+        return (_engine.call_exchanged(first.f, first.prepared, tracked),)
 
     def of_joined(vector: Tensor) -> tuple[Tensor, ...]:
         parts = torch.split(vector, [x.numel() for x in inputs])
