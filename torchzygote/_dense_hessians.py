@@ -99,8 +99,9 @@ def matrix(
         if mode == "reverse_over_reverse":
             raise
         failed = error
-        second.take_gradient()
     try:
+        if failed is not None:
+            second.take_gradient()
         return _by_columns(f, second, options, random)
     except Exception:
         if failed is not None:
