@@ -14,11 +14,8 @@ from torch.nn import functional as F
 from torchzygote import (
     Params,
     checkpointed,
-    diaghessian,
     forwarddiff,
     gradient,
-    hessian,
-    hessian_dual,
     hessian_reverse,
     hook,
     jacobian,
@@ -139,7 +136,7 @@ def test_plans_take_reverse_mode_for_library_operators() -> None:
 
 def test_plans_with_a_given_sparsity_refuse_as_they_are_called() -> None:
     x = doubled(0.5, 1.0)
-    plan = plan_jacobian(SINES, x, sparsity=torch.eye(2).repeat(20, 1))
+    plan = plan_jacobian(SINES, x, sparsity=torch.eye(2).repeat(20, 1), mode="forward")
     with pytest.raises(RuntimeError, match=r"made with torch\.library"):
         plan(x)
 
@@ -276,32 +273,13 @@ def test_a_last_row_by_itself_comes_to_a_hook_as_the_others_did() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# second derivatives by the bias of a normalization that has no weight
+# the bias of a normalization that has no weight: PyTorch's pullback isn't linear in its cotangent
 
 NORMALIZED: dict[str, Callable[[Tensor], Tensor]] = {
     "layer_norm": lambda b: F.layer_norm(ROWS, (4,), None, b),
     "batch_norm": lambda b: F.batch_norm(ROWS, None, None, None, b, training=True),
     "instance_norm": lambda b: F.instance_norm(ROWS[None].transpose(1, 2), bias=b),
 }
-
-
-@pytest.mark.parametrize("name", NORMALIZED)
-def test_second_derivatives_by_a_bias_without_weight(name: str) -> None:
-    f = NORMALIZED[name]
-    loss = lambda b: f(b).square().sum()
-    b = doubled(0.1, 0.2, 0.3, 0.4)
-    expected = 80 * torch.eye(4, dtype=torch.float64)
-    torch.testing.assert_close(hessian(loss, b), expected)
-    torch.testing.assert_close(hessian_dual(loss, b), expected)
-    for call in (
-        lambda: hessian_reverse(loss, b),
-        lambda: diaghessian(loss, b),
-        lambda: gradient(lambda b: gradient(loss, b)[0].sum(), b),
-    ):
-        with pytest.raises(RuntimeError, match=r"pass weight=torch\.ones"):
-            call()
-    with_weight = lambda b: F.layer_norm(ROWS, (4,), torch.ones(4, dtype=torch.float64), b).square().sum()
-    torch.testing.assert_close(hessian_reverse(with_weight, b), expected)
 
 
 @pytest.mark.parametrize("name", NORMALIZED)

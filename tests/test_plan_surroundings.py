@@ -245,3 +245,22 @@ def test_a_compiled_plan_that_looks_again_draws_once(kind: str) -> None:
     torch.manual_seed(4)
     plan(x)
     assert torch.equal(torch.rand(1), wanted)
+
+
+@pytest.mark.parametrize("mode", ["auto", "forward_over_reverse", "reverse_over_reverse"])
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_a_compiled_plan_of_a_hessian_draws_once(mode: str, diagonal: bool) -> None:
+    torch._dynamo.reset()
+    x = torch.linspace(0.5, 1.5, 5)
+
+    def f(x: Tensor) -> Tensor:
+        return (x**3 * torch.rand(5)).sum() + (x[1:] * x[:-1]).sum()
+
+    plan = plan_hessian(f, x, mode=mode)
+    evaluate = plan.diagonal if diagonal else lambda x: plan(x, dense=True)
+    torch.manual_seed(0)
+    expected, wanted = evaluate(x), torch.rand(1)
+    plan.compile(backend="eager")
+    torch.manual_seed(0)
+    torch.testing.assert_close(evaluate(x), expected)
+    assert torch.equal(torch.rand(1), wanted)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchzygote import Params, _products, gradient, plan_hessian, plan_jacobian
+from torchzygote import _jacobian_plan as jacobian_plan_module
 from torchzygote import plans as plans_module
 from torchzygote.coloring import recovery as recovery_module
 
@@ -58,8 +59,9 @@ def nothing_is_found_again(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None
         raise AssertionError("a plan was made already")
 
     def start() -> None:
-        for name in ("jacobian_patterns", "hessian_patterns", "jacobian_recovery", "symmetric_recovery"):
+        for name in ("jacobian_patterns", "hessian_patterns", "by_mode", "symmetric_recovery"):
             monkeypatch.setattr(plans_module, name, fail)
+        monkeypatch.setattr(jacobian_plan_module, "by_mode", fail)
         monkeypatch.setattr(recovery_module, "color", fail)
 
     return start

@@ -124,7 +124,7 @@ def _pushed(
     inputs = [_engine.separate(x) for x in sources]
 
     def of_all(*tracked: Tensor) -> tuple[Tensor, ...]:
-        return (_engine.call(first.f, first.prepared, tracked),)
+        return (_engine.call_exchanged(first.f, first.prepared, tracked),)
 
     def of_joined(vector: Tensor) -> tuple[Tensor, ...]:
         parts = torch.split(vector, [x.numel() for x in inputs])
@@ -170,7 +170,8 @@ def hessian_products(
         return _pulled(lin, seeds, total, chunk(total), options)
     seeds, total = make_seeds(x.dtype, x.device)
     point = _engine.separate(x if options.keep else x.detach())
-    return _dual_products(gradient_by(f, second, which), point, seeds, total, chunk(total), options, random)
+    gradient = gradient_by(f, second.caller, second.prepared, which)
+    return _dual_products(gradient, point, seeds, total, chunk(total), options, random)
 
 
 class Collected(NamedTuple):

@@ -6,21 +6,76 @@ Multiplies with ``_products``, puts together with ``_assembly``; it must not kno
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import _engine, _plan, _products, _separable, native
+from . import _engine, _plan, _products, _separable, _state, native
+from ._arguments import Prepared
 from ._assembly import Columns, Rows, add_rows
 from ._engine import Linearization
 from ._plan import FREE, RowCost
 from ._random import RandomState, restored_after
-from ._second_order import Options, SecondOrder, chunk_for, gradient_by
+from ._second_order import Options, SecondOrder, Seen, chunk_for, gradient_by
 from ._separable import Blocks, Layout
 from ._symmetric_blocks import can_check_themselves, symmetric_blocks
 
-__all__ = ["diagonal", "diagonals_along_batch", "matrix"]
+__all__ = ["Whole", "diagonal", "diagonals_along_batch", "matrix", "pushed"]
+
+# So many columns are pushed before anybody knows what f takes.
+_UNMEASURED = 16
+
+
+class Whole(NamedTuple):
+    """Value, gradient and Hessian; ``None`` for a gradient that is zero."""
+
+    value: Any
+    gradient: Tensor | None
+    matrix: Tensor
+
+
+def pushed(
+    caller: str, f: Callable[..., Any], prepared: Prepared, options: Options, random: RandomState | None
+) -> Whole | None:
+    """Forward over reverse, with value and gradient from the first chunk's run of ``f``.
+
+    ``None`` where ``f`` has to be measured first, as all columns at once may not fit, or are so many that
+    structure may pay.
+    """
+    x = prepared.inputs[0]
+    n, compiling = x.numel(), _engine.compiling()
+    if n == 0 or (n > _UNMEASURED and not compiling):
+        return None
+    chunk = options.chunk_size or n
+    seen = Seen(n if options.chunk_size is None and n > 1 and not compiling else 0)
+    source = _engine.separate(x if options.keep else x.detach())
+    block = Columns(n, x, x.dtype, options.keep)
+    seeds = _products.identity_seeds(n, x.dtype, x.device)
+    values: list[Tensor] = []
+    with _engine.recording_if(options.keep):
+        position = _state.mark()
+        for lo, hi, products in _products.jvps(
+            gradient_by(f, caller, prepared, 0, seen),
+            [source],
+            0,
+            seeds,
+            n,
+            chunk,
+            random=random,
+            progress=options.progress,
+            values=values,
+        ):
+            if seen.stopped:
+                _state.forget_since(position)
+                if random is not None:
+                    random.restore()
+                return None
+            block.add(lo, hi, products if options.keep else products.detach())
+        gradient, value = values[0], values[1] if len(values) > 1 else seen.value
+    if not options.keep:
+        gradient, value = gradient.detach(), _engine.detached(value)
+    return Whole(value, gradient, block.matrix())
 
 
 def matrix(
@@ -44,8 +99,9 @@ def matrix(
         if mode == "reverse_over_reverse":
             raise
         failed = error
-        second.take_gradient()
     try:
+        if failed is not None:
+            second.take_gradient()
         return _by_columns(f, second, options, random)
     except Exception:
         if failed is not None:
@@ -144,7 +200,7 @@ def _by_columns(
     cost = FREE if _engine.compiling() else second.row_cost()
     chunk = chunk_for(options, n, cost, x.device)
     seeds = _products.identity_seeds(n, x.dtype, x.device)
-    gradient = gradient_by(f, second, 0)
+    gradient = gradient_by(f, second.caller, second.prepared, 0)
     with restored_after(random):
         for lo, hi, products in _products.jvps(
             gradient, [source], 0, seeds, n, chunk, random=random, progress=options.progress

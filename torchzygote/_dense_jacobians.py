@@ -104,7 +104,7 @@ def forward(first: FirstOrder, options: Options) -> list[Tensor]:
             ]
         except Exception:
             if not all(first.prepared.owned):
-                raise
+                raise  # no dual number can replace them there
     return _by_columns(first, options)
 
 
@@ -112,10 +112,11 @@ def _by_columns(first: FirstOrder, options: Options) -> list[Tensor]:
     """A pushforward for each element of the arguments, by dual numbers."""
 
     def flat(*inputs: Tensor) -> tuple[Tensor, ...]:
-        return (_engine.call(first.f, first.prepared, inputs),)
+        return (_engine.call_exchanged(first.f, first.prepared, inputs),)
 
     given, y, random = first.prepared.inputs, first.y, first.random
-    inputs = [_engine.separate(x if options.keep else x.detach()) for x in given]
+    # views: what f finds by identity is exchanged for another tensor
+    inputs = [_engine.separate(x.view_as(x) if options.keep else x.detach()) for x in given]
     matrices = []
     with restored_after(random), _engine.recording_if(options.keep):
         for i, x in enumerate(inputs):

@@ -45,7 +45,13 @@ from ._torch_private import (
     survey,
     tracer_follows_pullbacks,
 )
-from ._twice import checked_custom_functions, checked_sparse_tensors, refuse_reentrant, refuse_twice
+from ._twice import (
+    checked_custom_functions,
+    checked_sparse_tensors,
+    refuse_reentrant,
+    refuse_twice,
+    summed_biases,
+)
 from ._unfused import unfused
 
 __all__ = [
@@ -67,6 +73,9 @@ __all__ = [
     "separate",
     "swapped",
 ]
+
+
+_NOTHING = contextlib.nullcontext()
 
 
 def compiling() -> bool:
@@ -172,11 +181,13 @@ class Linearization:
             return [None] * len(self.inputs)
         if innermost_level() is not None:
             seeds = [batched_like(seed, root) for seed, root in zip(seeds, roots, strict=True)]
-        custom = sparse = []
+        custom = sparse = biased = []
         if create_graph:
             found = self.survey() if len(roots) == len(self.roots) else survey(roots)
-            if found.once and not (pushed or only_pushed()):
-                refuse_twice(found.once, self.inputs)
+            if not (pushed or only_pushed()):
+                biased = found.biased
+                if found.once:
+                    refuse_twice(found.once, self.inputs)
             if not in_functorch():  # elsewhere there is no tape to ask
                 custom, sparse = found.custom, found.sparse
         if not create_graph and self._nested:
@@ -184,12 +195,13 @@ class Linearization:
             return [
                 None if g is None else g.detach() for g in pull_back(roots, seeds, self.inputs, True, True)
             ]
-        if sparse or not custom:
-            with checked_sparse_tensors(sparse):
-                results = pull_back(roots, seeds, self.inputs, retain or bool(custom), create_graph)
-        if custom:  # by cotangents that depend on themselves, which sparse tensors must not see
-            with checked_custom_functions(custom, seeds) as checked:
-                results = pull_back(roots, checked, self.inputs, True, True)
+        with summed_biases(biased) if biased else _NOTHING:
+            if sparse or not custom:
+                with checked_sparse_tensors(sparse):
+                    results = pull_back(roots, seeds, self.inputs, retain or bool(custom), create_graph)
+            if custom:  # by cotangents that depend on themselves, which sparse tensors must not see
+                with checked_custom_functions(custom, seeds) as checked:
+                    results = pull_back(roots, checked, self.inputs, True, True)
         for result in results:
             if result is None:
                 refuse_reentrant(roots)

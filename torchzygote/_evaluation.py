@@ -33,7 +33,7 @@ from ._products import Seeds
 from ._random import RandomState
 from ._repetition import refute_colored
 from ._row_cost import row_cost
-from ._second_order import Options, run
+from ._second_order import Options, SecondOrder, run
 from .coloring.recovery import Recovery
 
 __all__ = ["Constants", "hessian_values", "jacobian_values", "or_nan"]
@@ -165,7 +165,12 @@ def hessian_values(
     """Likewise for a Hessian, or for the diagonal of one."""
     x = prepared.inputs[0]
     traced = _engine.compiling() or _engine.in_functorch()
-    second = run(caller, f, prepared, options.keep, recorded=mode == "reverse_over_reverse")
+    if _engine.compiling() and mode == "forward_over_reverse":
+        second = SecondOrder(
+            caller, prepared, options.keep, None
+        )  # one run of f, for its products, says it all
+    else:
+        second = run(caller, f, prepared, options.keep, recorded=mode == "reverse_over_reverse")
     recovery = constants.recovery
     if mode == "reverse_over_reverse":
         second.differentiate()

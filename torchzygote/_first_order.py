@@ -16,7 +16,7 @@ from ._engine import Linearization
 from ._outputs import output_tensor
 from ._random import RandomState
 
-__all__ = ["FirstOrder", "record"]
+__all__ = ["FirstOrder", "must_be_pulled", "record"]
 
 
 class FirstOrder(NamedTuple):
@@ -43,3 +43,9 @@ def record(caller: str, f: Callable[..., Any], prepared: Prepared, keep: bool) -
     lin = _engine.linearize(f, prepared, keep=keep)
     y = output_tensor(caller, lin.y_leaves[0] if lin.y_spec is None else lin.y)
     return FirstOrder(caller, f, prepared, lin, y, random, position, _state.mark() > position)
+
+
+def must_be_pulled(first: FirstOrder) -> bool:
+    """Whether forward mode would leave something out: hooks, operators that it gives zeros or noise for."""
+    found = first.lin.survey()
+    return first.hooked or bool(found.unpushable) or (found.by_lu and _engine.in_functorch())

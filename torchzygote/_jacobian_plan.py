@@ -12,20 +12,22 @@ from torch import Tensor
 from . import _compressed, _engine, _evaluation, _plan_files, _state
 from ._arguments import Prepared, prepare
 from ._certificate import Comparison
-from ._first_order import record
+from ._evaluation import Constants
+from ._first_order import FirstOrder, must_be_pulled, record
 from ._flags import held
 from ._plan_base import Plan, no_values, random_state
 from ._plan_results import listing_all
 from ._random import RandomState
 from ._second_order import Options
 from ._signature import check_inputs
+from .coloring.recovery import Recovery, jacobian_recovery
 from .gradients import implicit, prepare_implicit
 from .grads import Grads
 from .jacobians import jacobian
 from .params import Params
 from .sparsity.pattern import Pattern
 
-__all__ = ["JacobianPlan"]
+__all__ = ["JacobianPlan", "by_mode"]
 
 
 class JacobianPlan(Plan):
@@ -103,7 +105,16 @@ class JacobianPlan(Plan):
         tensor([2., 2., 2.])
         """
         inputs, recovery = _plan_files.read(path, cls.__name__)
-        return cls(f, inputs, recovery, argnums=argnums, chunk_size=chunk_size, verify=verify)
+        # whether the mode was asked for isn't known any more
+        return cls(
+            f,
+            inputs,
+            recovery,
+            argnums=argnums,
+            mode=recovery.mode,
+            chunk_size=chunk_size,
+            verify=verify,
+        )
 
     # The first is for the argument of a lambda without annotations, which fits every type.
     @overload
@@ -185,7 +196,7 @@ class JacobianPlan(Plan):
             _, _, comparisons = self._run(args, False, True)
         finally:
             random.restore()
-        return all(bool(one.fine.all()) for one in comparisons)
+        return self.mode == "reverse" or all(bool(one.fine.all()) for one in comparisons)
 
     def _prepare(self, args: tuple[Any, ...]) -> Prepared:
         params = implicit(args)
@@ -216,11 +227,45 @@ class JacobianPlan(Plan):
                 )
             if not first.lin.roots:
                 return prepared, _zeros(self.patterns, prepared), []
-            values, comparisons = _evaluation.jacobian_values(first, constants, options, crosscheck)
-            if self.mode == "forward":
+            return prepared, *self._values_of(first, constants, options, crosscheck)
+
+    def _values_of(
+        self, first: FirstOrder, constants: Constants, options: Options, crosscheck: bool
+    ) -> tuple[list[Tensor], list[Comparison]]:
+        """By the mode of the plan; one that chose forward mode itself goes over to reverse where it must."""
+        if constants.recovery.mode == "reverse":
+            return _evaluation.jacobian_values(first, constants, options)
+        choosing = self._mode == "auto" and not _engine.compiling()
+        if not (choosing and must_be_pulled(first)):
+            position = _state.mark()
+            try:
+                found = _evaluation.jacobian_values(first, constants, options, crosscheck)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:  # an operation has no forward derivative
+                if not choosing:
+                    raise
+                _state.forget_since(position)
+            else:
                 # nothing is pulled back: what hooks wait for never comes
                 _state.forget_since(first.position, but_inner=True)
-        return prepared, values, comparisons
+                return found
+        rows = by_mode(self.patterns, "reverse")
+        constants = self._constants_for(rows, constants.dtype, constants.device)
+        found = _evaluation.jacobian_values(first, constants, options)
+        self._recovery = rows  # from now on
+        return found
+
+    def _color_rows(self) -> None:
+        """Go over to reverse mode."""
+        self._recovery = by_mode(self.patterns, "reverse")
+
+
+def by_mode(patterns: Sequence[Pattern], mode: str) -> Recovery:
+    """What a plan colors in this mode."""
+    found = jacobian_recovery(patterns, mode, forward_cost=1.0, refine=True)
+    assert found is not None
+    return found
 
 
 def _zeros(patterns: Sequence[Pattern], prepared: Prepared) -> list[Tensor]:

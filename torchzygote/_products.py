@@ -235,41 +235,52 @@ def jvps(
     random: RandomState | None = None,
     progress: bool = False,
     what: str = "column",
+    values: list[Tensor] | None = None,
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """Push the seeds forward through ``f``, by ``inputs[by]`` alone; ``f`` returns one tensor in a tuple.
+    """Push the seeds forward through ``f``, by ``inputs[by]`` alone; the products are of its first result.
 
-    ``random`` is restored before each run of ``f``, so that every chunk sees the same draw.
+    ``random`` is restored before each run of ``f``, so that every chunk sees the same draw. ``values``, an
+    empty list, gets what the first run of ``f`` returned; hooks report from that run, else from none.
     """
     x = inputs[by]
+    first = values is not None
 
     def of_one(primal: Tensor) -> tuple[Tensor, ...]:
         return f(*inputs[:by], primal, *inputs[by + 1 :])
 
     def one(seed: Tensor) -> list[Tensor | None]:
-        _, derivatives = _engine.jvp(of_one, (x,), (seed,))
-        return [derivatives[0]]
+        nonlocal first
+        position = _state.mark()
+        ys, derivatives = _engine.jvp(of_one, (x,), (seed,))
+        if not first:
+            _state.forget_since(position)  # hooks report from another run of f
+        first = False
+        return [derivatives[0], *(() if values is None or values else ys)]
 
     by_row = False
 
     for lo, hi in _chunks(total, chunk, progress, what):
         rows = None  # whoever makes the seeds may take the last ones' memory
         rows = seeds(lo, hi).view(hi - lo, *x.shape)
-        products: Tensor | None = None
         position = _state.mark()
         with _engine.forward_mode():
             if hi - lo > 1 and not by_row:
                 if random is not None:
                     random.restore()
                 try:
-                    (products,) = batched(one, rows)
+                    found = batched(one, rows)
                 except torch.OutOfMemoryError:
                     raise
                 except Exception as error:
-                    (products,) = _row_by_row(one, rows, random)
+                    _state.forget_since(position)
+                    first = values is not None and not values
+                    found = _row_by_row(one, rows, random)
                     by_row = True
                     _warn_not_batched([], error)
             else:
-                (products,) = _row_by_row(one, rows, random)
-        _state.forget_since(position)  # hooks report from the first run of f, which was before
+                found = _row_by_row(one, rows, random)
+        products, *ys = found
+        if values is not None:
+            values.extend(y[0] for y in ys if y is not None)  # the same in all rows
         assert products is not None
         yield lo, hi, products

@@ -28,13 +28,15 @@ def transposed(first: FirstOrder) -> Transposed | None:
     """``first`` pulled back so that it can be pushed forward; ``None`` where dual numbers are to be taken.
 
     ``f`` need not run again. Custom functions are left to dual numbers: a backward that is not differentiable
-    by its cotangent would give silent zeros. Tensors that ``f`` finds by identity know no other way, as no
-    dual number can replace them: what can't be had is raised.
+    by its cotangent would give silent zeros. Tensors that ``f`` finds by identity know no other way outside
+    of ``torch.func``, whose transforms exchange them: what can't be had is raised.
     """
+    if _engine.compiling() or _engine.in_functorch():
+        return None
     lin, identical = first.lin, not all(first.prepared.owned)
     if identical:
         _refuse_nonlinear(lin)
-    elif first.hooked or _engine.compiling() or _engine.in_functorch() or lin.survey().nonlinear:
+    elif first.hooked or lin.survey().nonlinear:
         return None
     try:
         # the caller may have switched autograd off

@@ -14,7 +14,13 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from ._torch_private import leads_to, survey
 
-__all__ = ["checked_custom_functions", "checked_sparse_tensors", "refuse_reentrant", "refuse_twice"]
+__all__ = [
+    "checked_custom_functions",
+    "checked_sparse_tensors",
+    "refuse_reentrant",
+    "refuse_twice",
+    "summed_biases",
+]
 
 
 @contextlib.contextmanager
@@ -85,6 +91,33 @@ def checked_sparse_tensors(nodes: list[Any]) -> Iterator[None]:
             handle.remove()
 
 
+@contextlib.contextmanager
+def summed_biases(nodes: list[Any]) -> Iterator[None]:
+    """Around a pullback that must be differentiable: gradients by biases are sums of cotangents.
+
+    PyTorch's are too, but autograd takes them for constants. ``nodes``: normalizations without a weight.
+    """
+
+    def sums(of_layer: bool) -> Callable[..., Any]:
+        def hook(results: Sequence[Any], cotangents: Sequence[Any]) -> Any:
+            bias, cotangent = results[2], cotangents[0]
+            if bias is None or cotangent is None:
+                return None
+            batch = range(cotangent.dim() - bias.dim()) if of_layer else {*range(cotangent.dim())} - {1}
+            # no axes would mean all of them
+            total = cotangent.sum(tuple(batch), dtype=bias.dtype) if batch else cotangent.to(bias.dtype)
+            return (*results[:2], total, *results[3:])
+
+        return hook
+
+    handles = [node.register_hook(sums("LayerNorm" in node.name())) for node in nodes]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _leaves_autograd(result: Tensor) -> bool:
     """Whether a gradient that depends on its cotangent is cut off from it, or fails as one follows it."""
     if result.requires_grad:
@@ -120,7 +153,7 @@ def refuse_twice(operations: Sequence[tuple[str, Any]], inputs: Sequence[Tensor]
     for name, source in operations:
         if leads_to(source, inputs):
             wrong = _WRONG_TWICE.get(name) or (
-                f"derivative of {name}'s gradient by its bias is zero or fails where there is no weight; "
+                f"derivative of {name}'s gradient by its bias fails where there is no weight; "
                 "pass weight=torch.ones(...) with the bias"
             )
             raise RuntimeError(

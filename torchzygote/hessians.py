@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from . import _compressed, _dense_hessians, _engine, _factored, _plan, _state
+from ._arguments import Prepared
+from ._dense_hessians import Whole
 from ._flags import held
 from ._random import RandomState
 from ._real_arguments import prepare_one, refuse_complex
@@ -62,20 +64,38 @@ def _value_gradient_hessian(
         prepared.copy_arrays()
     with _state.differentiation(), unfused():
         random = None if _engine.compiling() else RandomState()
-        second = run(caller, f, prepared, options.keep, recorded=mode != "forward_over_reverse")
-        found = _compressed.hessian(caller, f, second, mode, options, random, sparse=sparse, verify=verify)
-        matrix = _dense_hessians.matrix(f, second, mode, options, random) if found is None else found
+        whole = None
+        if mode == "forward_over_reverse" and not sparse:
+            whole = _dense_hessians.pushed(caller, f, prepared, options, random)
+        if whole is None:
+            whole = _measured(caller, f, prepared, mode, options, random, sparse, verify)
     by = prepared.inputs[0]
-    grad = second.grads[0]
+    value, grad, matrix = whole
     if grad is None:
         grad = torch.zeros_like(by)
     elif not (grad.is_contiguous() or _engine.compiling() or _engine.in_functorch()):
         grad = grad.contiguous()  # not expanded: the caller may write into it
-    if by.dim() == 0:
-        return second.value, grad, matrix.reshape(())
-    if sparse and found is None:
-        matrix = _compressed.no_entries(matrix) if second.is_linear else _compressed.full_csr(matrix)
-    return second.value, grad, matrix
+    return value, grad, matrix.reshape(()) if by.dim() == 0 else matrix
+
+
+def _measured(
+    caller: str,
+    f: Callable[..., Any],
+    prepared: Prepared,
+    mode: str,
+    options: Options,
+    random: RandomState | None,
+    sparse: bool,
+    verify: bool,
+) -> Whole:
+    """What ``f`` as recorded by one run gives, and tells of how to go on."""
+    second = run(caller, f, prepared, options.keep, recorded=mode != "forward_over_reverse")
+    matrix = _compressed.hessian(caller, f, second, mode, options, random, sparse=sparse, verify=verify)
+    if matrix is None:
+        matrix = _dense_hessians.matrix(f, second, mode, options, random)
+        if sparse and prepared.inputs[0].dim() > 0:
+            matrix = _compressed.no_entries(matrix) if second.is_linear else _compressed.full_csr(matrix)
+    return Whole(second.value, second.grads[0], matrix)
 
 
 def hessian(

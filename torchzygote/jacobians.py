@@ -17,7 +17,7 @@ from ._assembly import Rows, as_result, result_dtype
 from ._cotangents import own
 from ._crosscheck import is_confirmed, refuse_unpushable, warn_disagreement
 from ._dense_jacobians import by_rows, forward
-from ._first_order import FirstOrder, record
+from ._first_order import FirstOrder, must_be_pulled, record
 from ._flags import held
 from ._row_cost import row_cost
 from ._second_order import Options
@@ -136,8 +136,7 @@ def _mode_for(first: FirstOrder, options: _Options) -> str:
         return mode
     if first.y.numel() <= 1:
         return mode
-    found = first.lin.survey()
-    return "reverse" if first.hooked or found.unpushable or (found.by_lu and _engine.in_functorch()) else mode
+    return "reverse" if must_be_pulled(first) else mode
 
 
 def _forward(first: FirstOrder, options: _Options) -> list[Tensor] | None:

@@ -12,13 +12,13 @@ from ._arguments import Prepared, kind_of, prepare, type_name
 from ._crosscheck import unpushable, warn_disagreement
 from ._flags import held
 from ._hessian_plan import HessianPlan
-from ._jacobian_plan import JacobianPlan
+from ._jacobian_plan import JacobianPlan, by_mode
 from ._outputs import output_tensor, real_scalar
 from ._random import OneRun
 from ._real_arguments import prepare_one
 from ._signature import specs_of
 from ._torch_private import survey
-from .coloring.recovery import jacobian_recovery, symmetric_recovery, symmetrized
+from .coloring.recovery import symmetric_recovery, symmetrized
 from .gradients import implicit, prepare_implicit
 from .grads import Grads
 from .params import Params
@@ -140,7 +140,8 @@ def plan_jacobian(
         Differentiate these arguments only. The structure doesn't hang on the values of other tensors and
         arrays, unless ``.patterns[0].is_local`` says so; what becomes of a Python number can't be followed.
     mode : {"auto", "reverse", "forward"}
-        Color rows or columns, or whichever takes fewer products.
+        Color rows or columns, or whichever takes fewer products. With ``"auto"``, a plan that colors columns
+        goes over to rows where forward mode turns out not to be had.
     sparsity : optional
         The structure where you know it: a tensor (dense or sparse), an array or a SciPy matrix whose nonzero
         entries are listed; a sequence of them for several arguments.
@@ -200,37 +201,21 @@ def plan_jacobian(
         y, patterns, hooked = _detected(f, params, prepared)
         mode = _possible_mode(caller, y, hooked, mode)
 
-    def colored(mode: str) -> JacobianPlan:
-        recovery = jacobian_recovery(patterns, mode, forward_cost=1.0, refine=True)
-        assert recovery is not None
-        return JacobianPlan(
-            f,
-            specs_of(prepared),
-            recovery,
-            argnums=argnums,
-            chunk_size=chunk_size,
-            verify=verify,
-            detected=sparsity is None,
-        )
-
-    plan = colored(mode)
+    plan = JacobianPlan(
+        f,
+        specs_of(prepared),
+        by_mode(patterns, mode),
+        argnums=argnums,
+        mode=mode,
+        chunk_size=chunk_size,
+        verify=verify,
+        detected=sparsity is None,
+    )
     asked = verify and sparsity is None and plan.mode == "forward"
-    if asked and not _agrees(caller, plan, example_args, mode):
-        plan = colored("reverse")
-    return plan
-
-
-def _agrees(caller: str, plan: JacobianPlan, args: tuple[Any, ...], mode: str) -> bool:
-    """Whether forward mode can be had, and gives what a pullback does; ``mode``: the one asked for."""
-    try:
-        right = plan._agrees_with_reverse(args)
-    except RuntimeError:
-        if mode == "forward":
-            raise
-        return False  # an operation has no forward derivative
-    if not right:
+    if asked and not plan._agrees_with_reverse(example_args):
         warn_disagreement(caller)
-    return right
+        plan._color_rows()
+    return plan
 
 
 @_engine.entry_point

@@ -156,6 +156,8 @@ class Survey(NamedTuple):
     """Operations whose second derivative PyTorch gets wrong, and the node below that it is wrong by."""
     sparse: list[Any]
     """Nodes of sparse tensors: what their backward gives can't be differentiated by what it got."""
+    biased: list[Any]
+    """Normalizations with a bias and no weight: PyTorch's second derivative by the bias is zero."""
     by_lu: bool
     """Whether one solves by an LU decomposition, which forward mode gets wrong inside ``vmap``."""
     coarsest: float
@@ -166,14 +168,15 @@ class Survey(NamedTuple):
 _MISBATCHED = {"CdistBackward0": "torch.cdist", "MaskedSelectBackward0": "torch.masked_select"}
 # Their derivative by the cotangent is NaN where that is zero (2.13), though they are linear in it.
 _NOT_LINEAR_AT_ZERO = frozenset({"LogcumsumexpBackward0"})
-# Without a weight, PyTorch's second derivative by the bias is zero, or fails (2.13).
-_BIASED = {
-    "NativeLayerNormBackward0": "layer_norm",
-    "NativeBatchNormBackward0": "batch_norm",
-    "CudnnBatchNormBackward0": "batch_norm",
-    "MiopenBatchNormBackward0": "batch_norm",
-    "NativeGroupNormBackward0": "group_norm",
-}
+# Without a weight, PyTorch's second derivative by the bias is zero (2.13).
+_BIASED = frozenset(
+    {
+        "NativeLayerNormBackward0",
+        "NativeBatchNormBackward0",
+        "CudnnBatchNormBackward0",
+        "MiopenBatchNormBackward0",
+    }
+)
 # The backward of values() cuts the graph, whatever the layout; what comes back to a CSR tensor made of values
 # is read by values(), too, or by an operation that knows COO only (2.13).
 _SPARSE = frozenset({"ValuesBackward0", "SparseCompressedTensorBackward0"})
@@ -187,7 +190,11 @@ _BY_LU = frozenset(
 )
 # Inside vmap, PyTorch's batching rule gives noise for the derivatives of its backward (2.13).
 _MISBATCHED_IN_VMAP = {"LinalgLuSolveBackward0": "torch.linalg.lu_solve"}
-_TOLD_BY_NAME = frozenset({*_NOT_LINEAR_AT_ZERO, *_SPARSE, *_BY_LU, *_MISBATCHED, *_BIASED, *_ONCE_BY_FIRST})
+# That one's gradient by the bias fails where it is to be differentiated (2.13).
+_GROUPED = "NativeGroupNormBackward0"
+_TOLD_BY_NAME = frozenset(
+    {*_NOT_LINEAR_AT_ZERO, *_SPARSE, *_BY_LU, *_MISBATCHED, *_BIASED, *_ONCE_BY_FIRST, _GROUPED}
+)
 _PythonNode = torch.autograd.function.BackwardCFunction
 
 
@@ -203,6 +210,7 @@ def survey(roots: Sequence[Tensor]) -> Survey:
     unpushable: list[str] = []
     once: list[tuple[str, Any]] = []
     sparse: list[Any] = []
+    biased: list[Any] = []
     dtypes: set[torch.dtype] = set()
     by_lu = False
     while stack:
@@ -229,8 +237,13 @@ def survey(roots: Sequence[Tensor]) -> Survey:
                 misbatched = _MISBATCHED_IN_VMAP[name]
         elif name in _MISBATCHED:
             misbatched = _MISBATCHED[name] if _misbatches(node, name) else misbatched
-        elif (source := _wrong_source(node, name)) is not None:
-            once.append((_BIASED.get(name) or _ONCE_BY_FIRST[name], source))
+        elif name in _ONCE_BY_FIRST:
+            once.append((_ONCE_BY_FIRST[name], node.next_functions[0][0]))
+        elif (bias := _only_bias(node)) is not None:
+            if name == _GROUPED:
+                once.append(("group_norm", bias))
+            else:
+                biased.append(node)
         for meta in node._input_metadata:
             dtypes.add(meta.dtype)
             try:
@@ -243,7 +256,9 @@ def survey(roots: Sequence[Tensor]) -> Survey:
                 stack.append(following)
     coarsest = max(map(_spacing, dtypes), default=0.0)
     nonlinear = custom + nonlinear
-    return Survey(total, len(seen), misbatched, custom, nonlinear, unpushable, once, sparse, by_lu, coarsest)
+    return Survey(
+        total, len(seen), misbatched, custom, nonlinear, unpushable, once, sparse, biased, by_lu, coarsest
+    )
 
 
 @functools.cache
@@ -264,11 +279,6 @@ def _misbatches(node: Any, name: str) -> bool:
         return len(node._saved_mask.shape) > len(node_shape(*node.next_functions[0]) or ())
     except RuntimeError:  # freed: there will be no backward pass
         return False
-
-
-def _wrong_source(node: Any, name: str) -> Any:
-    """The node below by whose output PyTorch's second derivative is wrong, if there is one."""
-    return node.next_functions[0][0] if name in _ONCE_BY_FIRST else _only_bias(node)
 
 
 def _only_bias(node: Any) -> Any:
