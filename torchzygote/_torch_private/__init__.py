@@ -15,7 +15,6 @@ from .forward import (
 )
 from .graph import (
     Survey,
-    axis_of,
     backward_pass,
     consumers_below,
     depends_on_others,
@@ -24,18 +23,12 @@ from .graph import (
     hooks_made,
     leads_to,
     mark_as_own,
-    node_attribute,
     node_names,
-    node_shape,
     pull_back,
-    pulled_through,
     reaches,
     saved_tensors_hooks,
     sequence_number,
-    signed,
-    source_of,
     survey,
-    value_of_node,
 )
 from .levels import (
     create_grad_input,
@@ -55,6 +48,15 @@ from .levels import (
     vmap_flat,
 )
 from .library import library_operators_watched, nested_batches_watched
+from .nodes import (
+    axis_of,
+    node_attribute,
+    node_shape,
+    pulled_through,
+    signed,
+    source_of,
+    value_of_node,
+)
 from .operators import (
     DispatchMode,
     OpOverload,

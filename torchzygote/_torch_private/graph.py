@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.autograd import graph as _graph
 
 from .levels import in_functorch, transform_stack
+from .nodes import ValueOfNode, node_shape, source_of
 
 __all__ = [
     "Survey",
-    "axis_of",
     "backward_pass",
     "consumers_below",
     "depends_on_others",
@@ -24,18 +24,12 @@ __all__ = [
     "hooks_made",
     "leads_to",
     "mark_as_own",
-    "node_attribute",
     "node_names",
-    "node_shape",
     "pull_back",
-    "pulled_through",
     "reaches",
     "saved_tensors_hooks",
     "sequence_number",
-    "signed",
-    "source_of",
     "survey",
-    "value_of_node",
 ]
 
 
@@ -121,7 +115,7 @@ def pull_back(
                 accumulate_grad=False,
             )
         )
-    by: list[Any] = [x.edge if isinstance(x, _ValueOfNode) else x for x in inputs]
+    by: list[Any] = [x.edge if isinstance(x, ValueOfNode) else x for x in inputs]
     return list(
         torch.autograd.grad(
             roots,
@@ -311,28 +305,6 @@ def depends_on_others(root: Tensor, start: int) -> bool:
     return False
 
 
-class _ValueOfNode(Tensor):
-    """Stands for a value of the recorded graph, which keeps no tensor of it."""
-
-    edge: _graph.GradientEdge
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-
-
-def value_of_node(node: Any, output: int) -> Tensor:
-    """What stands for an output of a node where derivatives by it are asked for."""
-    meta = node._input_metadata[output]
-    value: Any = torch.empty((), dtype=meta.dtype, device=meta.device).expand(tuple(meta.shape))
-    value = value.as_subclass(_ValueOfNode)
-    value.edge = _graph.GradientEdge(node, output)
-    return value  # type: ignore[no-any-return]
-
-
-def source_of(x: Tensor) -> tuple[Any, int]:
-    """The node of the graph that stands for ``x``, and which of its outputs ``x`` is."""
-    edge = x.edge if isinstance(x, _ValueOfNode) else _graph.get_gradient_edge(x)
-    return edge.node, edge.output_nr
-
-
 def consumers_below(root: Tensor) -> dict[tuple[Any, int], list[tuple[Any, int]]]:
     """For each value recorded below ``root`` the nodes that it goes into, and in which place of each."""
     found: dict[tuple[Any, int], list[tuple[Any, int]]] = {}
@@ -341,39 +313,6 @@ def consumers_below(root: Tensor) -> dict[tuple[Any, int], list[tuple[Any, int]]
             if value[0] is not None:
                 found.setdefault(value, []).append((node, position))
     return found
-
-
-def pulled_through(node: Any, position: int, cotangent: Tensor, shape: Sequence[int]) -> Tensor | None:
-    """A cotangent pulled back through one node of one output, to what it has in one place, of this shape.
-
-    ``torch.autograd.grad`` adds up what comes to a value by all ways; this is a single one. Where the node
-    repeats what it gets, summing that up is left to who calls it.
-    """
-    found = node(cotangent)
-    given = found if isinstance(found, Tensor) else found[position]
-    return None if given is None else given.sum_to_size(tuple(shape))
-
-
-def node_shape(node: Any, output: int) -> tuple[int, ...] | None:
-    """Shape of an output of a node of the recorded graph, ``None`` if nested; nothing public tells it."""
-    meta = node._input_metadata[output]
-    return None if meta.is_nested_tensor else tuple(meta.shape)
-
-
-def node_attribute(node: Any, name: str) -> Any:
-    """What a node saved besides tensors (a ``dim``, a shape); ``None`` where it has no such thing."""
-    return getattr(node, name, None)
-
-
-def signed(number: Any) -> int:
-    """A number that a node saved, which PyTorch keeps without its sign."""
-    found = int(number)
-    return found - (1 << 64) if found >= 1 << 63 else found
-
-
-def axis_of(dim: Any, rank: int) -> int:
-    """A ``dim`` that a node saved."""
-    return signed(dim) % rank if rank else 0
 
 
 def node_names(root: Tensor) -> list[str]:
