@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _engine, _products, _state
+from . import _engine, _products
 from ._affine import AffineMap, Entrance, Term, entrances
 from ._affine_check import Explained, are_explained
 from ._alignment import aligned_axes
@@ -23,6 +23,7 @@ from ._certificate import precision, random_vector
 from ._engine import Linearization
 from ._first_order import FirstOrder
 from ._plan import RowCost
+from ._row_cost import is_plain
 from ._second_order import Options, chunk_for
 from ._separable import LEAST_BYTES, LEAST_ROWS, LEAST_SAVING, BlockSeeds, Layout, by_block, of_itself
 
@@ -41,7 +42,9 @@ def jacobians(
     """
     lin = first.lin
     found: list[Tensor | None] = [None] * len(lin.inputs)
-    if products < LEAST_ROWS or products * cost.nbytes < LEAST_BYTES or not _is_plain(lin):
+    if products < LEAST_ROWS or products * cost.nbytes < LEAST_BYTES:
+        return found
+    if _engine.compiling() or _engine.in_functorch() or not is_plain(lin):
         return found
     maps, entering = entrances(lin.roots[0], lin.inputs, range(len(lin.inputs)))
     entering = {i: entrance for i, entrance in entering.items() if not entrance.others}
@@ -55,14 +58,6 @@ def jacobians(
     for i, J in zip(whole, _matrices(first, cost, options, paired, whole, verify) or [], strict=False):
         found[i] = J
     return found
-
-
-def _is_plain(lin: Linearization) -> bool:
-    """Whether pulling back does what the recorded graph shows, at its cost."""
-    if _engine.compiling() or _engine.in_functorch():
-        return False
-    session = _state.session()
-    return not (lin.may_be_bent() or (session is not None and session.recomputes))
 
 
 class _Paired:

@@ -5,10 +5,20 @@ Counts only; it must not know what is decided from its numbers.
 
 from __future__ import annotations
 
+from . import _state
 from ._engine import Linearization
 from ._plan import RowCost
 
-__all__ = ["row_cost"]
+__all__ = ["is_plain", "row_cost"]
+
+
+def is_plain(lin: Linearization) -> bool:
+    """Whether pulling back does what the recorded graph shows, at its cost.
+
+    Not so where tensor hooks bend what is pulled back, or a checkpointed function runs again each time.
+    """
+    session = _state.session()
+    return not ((session is not None and session.recomputes) or lin.may_be_bent())
 
 
 def row_cost(lin: Linearization) -> RowCost:

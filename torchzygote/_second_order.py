@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _engine, _plan, _state
+from . import _engine, _plan
 from ._affine import AffineMap, Entrance, entrances
 from ._arguments import Prepared
 from ._engine import Linearization
 from ._outputs import real_scalar
 from ._plan import FREE, RowCost
+from ._row_cost import is_plain
 
 __all__ = ["Options", "SecondOrder", "Seen", "chunk_for", "gradient_by", "run"]
 
@@ -108,13 +109,8 @@ class SecondOrder:
         self.record(self._first.onward(roots, self._first.inputs), positions)
 
     def is_plain(self) -> bool:
-        """Whether pulling back does what the recorded graph shows, at its cost.
-
-        Not so where tensor hooks bend what is pulled back, or a checkpointed function runs again each time.
-        """
-        session = _state.session()
-        recomputes = session is not None and session.recomputes
-        return self._lin is not None and not recomputes and not self._lin.may_be_bent()
+        """Whether pulling back does what the recorded graph shows, at its cost."""
+        return self._lin is not None and is_plain(self._lin)
 
     def coarsest(self) -> float:
         """Relative spacing of the coarsest numbers that ``f`` has computed with, where it was recorded."""
