@@ -129,6 +129,19 @@ def _implicit(x: Tensor, w: Tensor) -> list[Tensor]:
     return [grads[x], grads[w], jacobians[x], jacobians[w]]
 
 
+def _layer_weights() -> tuple[Tensor, ...]:
+    return torch.randn(300, 20), torch.randn(20, 30) / 5, torch.randn(30), torch.randn(30, 4) / 5
+
+
+def _by_weights(data: Tensor, w: Tensor, b: Tensor, v: Tensor) -> list[Tensor]:
+    """Large enough for the layers to be found: few products, one for each channel or output."""
+    params = torchzygote.Params([w, b, v])
+    outputs = lambda: torch.tanh(data @ w + b) @ v
+    rows = torchzygote.jacobian(outputs, params, mode="reverse")
+    curvature = torchzygote.diaghessian(lambda: outputs().exp().mean(), params)
+    return [*rows.values(), *curvature.values()]
+
+
 def _clipped(x: Tensor, w: Tensor) -> list[Tensor]:
     params = torchzygote.Params([x, w])
     grads = torchzygote.gradient(lambda: _energy(x, w), params)
@@ -160,6 +173,7 @@ DERIVATIVES = [
     ),
     Case("diaghessian", _vector, lambda x, w: _derivative("diaghessian", _energy, x, w, chunk_size=11)),
     Case("Params", _vector, _implicit),
+    Case("weights of layers", _layer_weights, _by_weights),
     Case("Grads.clip_norm_", _vector, _clipped),
     Case("Buffer", _vector, lambda x, w: _derivative("gradient", _with_buffer, x)),
     Case(
