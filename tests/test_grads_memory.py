@@ -233,6 +233,7 @@ def test_accumulating_into_gradients_that_overlap() -> None:
     assert v.tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 def test_sparse_operands_with_the_memory_of_a_value() -> None:
     w, b = torch.zeros(2), torch.zeros(2)
     v = torch.tensor([1.0, 2.0])

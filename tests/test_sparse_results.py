@@ -44,6 +44,7 @@ QUARTICS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 @pytest.mark.parametrize("name", QUARTICS)
 def test_sparse_results_are_differentiated_once_and_not_twice(name: str) -> None:
     f = QUARTICS[name]

@@ -82,6 +82,7 @@ def test_where_an_argument_says_which_elements_the_structure_is_local(name: str)
     assert plan.patterns[0].nnz == int((J != 0).sum())
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks", "ignore:Sparse CSR tensor support")
 @pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
 def test_new_values_in_the_places_of_a_sparse_argument(layout: torch.layout) -> None:
     def matrix(*values: float) -> Tensor:
