@@ -215,6 +215,14 @@ def test_results_share_no_memory(rows: list[int]) -> None:
     )
 
 
+def test_no_tokens(rows: list[int]) -> None:
+    xs = arguments([W, B])
+    data = torch.zeros(8, 0, 6, dtype=D)
+    for J, x in zip(jacobian(lambda w, b: F.linear(data, w, b).tanh().sum((1, 2)), *xs), xs, strict=True):
+        assert J.shape == (8, x.numel())
+        assert not J.any()
+
+
 def test_a_buffer_of_samples(rows: list[int]) -> None:
     def f(w: Tensor) -> Tensor:
         buf = Buffer(w, 8)

@@ -350,6 +350,14 @@ def test_a_wrong_rule_is_noticed(rows: list[int], monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(list(found), by_torch_func(f, xs))
 
 
+@pytest.mark.parametrize("shape", [(0, 6), (0, 4, 6)])
+def test_no_samples(shape: tuple[int, ...], rows: list[int]) -> None:
+    xs = arguments([(5, 6), (5,)])
+    data = torch.zeros(shape, dtype=D)
+    for h in diaghessian(lambda w, b: F.linear(data, w, b).tanh().sum(), *xs):
+        assert not h.any()
+
+
 def test_what_cancels_to_zero_is_no_mismatch(rows: list[int]) -> None:
     xs = arguments([(6, 2), (2,)])
     f = lambda w, b: F.layer_norm(X @ w + b, (2,)).cos().sum() + (X @ w).softmax(1).sum()

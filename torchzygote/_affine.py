@@ -148,7 +148,7 @@ def _followed(consumers: _Consumers, x: Tensor, which: int) -> tuple[list[_Entry
 def _enter(node: Any, position: int, way: Way, x: Tensor, which: int) -> _Entry | None:
     """The affine map that a piece of ``x`` goes into here, if it is one."""
     shape, out = way.shape, node_shape(node, 0)
-    if out is None or node._input_metadata[0].dtype != x.dtype or count(shape) == 0:
+    if out is None or node._input_metadata[0].dtype != x.dtype or 0 in (count(shape), count(out)):
         return None
     try:
         found = _operand(node, position, shape, out)
