@@ -83,6 +83,34 @@ RULES: dict[str, tuple[Callable[[Tensor], Tensor], list[tuple[int, int]], list[t
     "layer norm of both": (lambda x: F.layer_norm(x.exp(), (6, 6), T, T), [], []),
 }
 
+# x has shape (6, 6, 6, 6): batch, heads, positions, features
+ATTENTION: dict[str, tuple[Callable[[Tensor], Tensor], list[tuple[int, int]]]] = {
+    "of itself": (lambda x: F.scaled_dot_product_attention(x, x, x), BOTH),
+    "queries": (lambda x: F.scaled_dot_product_attention(x, Q, Q.sin()), BOTH),
+    "keys": (lambda x: F.scaled_dot_product_attention(Q, x, Q.sin()), BOTH),
+    "causal": (lambda x: F.scaled_dot_product_attention(Q, x, x.exp(), is_causal=True), BOTH),
+    "masked": (lambda x: F.scaled_dot_product_attention(x, Q, Q, attn_mask=T > 0.3), BOTH),
+    "bias": (lambda x: F.scaled_dot_product_attention(Q, Q, Q, attn_mask=x), []),
+    "another batch": (lambda x: F.scaled_dot_product_attention(Q, x.transpose(0, 2), Q), [(0, 2), (1, 1)]),
+    "shared keys": (lambda x: F.scaled_dot_product_attention(Q, x[:, :3], Q[:, :3], enable_gqa=True), []),
+}
+Q = torch.linspace(0, 40, N**4, dtype=D).cos().view(N, N, N, N)
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_axes_of_fused_attention(name: str) -> None:
+    f, expected = ATTENTION[name]
+    x = torch.linspace(0, 99, N**4, dtype=D).sin().view(N, N, N, N).requires_grad_()
+    y = f(x)
+    found = aligned_axes(y, x) or []
+    assert set(found) <= set(expected)
+    if "ScaledDotProduct" in y.grad_fn.name():
+        assert found == expected
+    for p, q in found:  # moved along one axis of x, y moves there alone
+        tangent = torch.zeros_like(x).index_fill_(q, torch.tensor([2]), 1.0) * Q
+        moved = (f((x + 1e-6 * tangent).detach()) - y.detach()).abs().movedim(p, 0).flatten(1).amax(1)
+        assert (moved > 1e-9).tolist() == [i == 2 for i in range(N)]
+
 
 @pytest.fixture
 def failures(monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -257,6 +257,16 @@ def _likelihood(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: Sh
     return _only(inputs)[0][: len(out)]
 
 
+def _attends(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: Shape) -> Alignment:
+    """Fused attention: positions meet, the axes before them (batch, heads) stay."""
+    queries, keys, values, *others = inputs
+    lead = len(out) - 2
+    given = [one for one in (queries, keys, values) if one is not None]
+    if any(others) or any(tuple(shape[:lead]) != tuple(out[:lead]) for _, shape in given):
+        return (FREE,) * len(out)  # a bias that depends; heads that share their keys
+    return _meet([alignment[:lead] for alignment, _ in given]) + (FREE, FREE)
+
+
 def _convolves(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: Shape) -> Alignment:
     """The batch axis of the input stays; what the weights depend on reaches everything."""
     image, *weights = inputs
@@ -290,6 +300,8 @@ RULES: dict[str, Rule] = {
     "Convolution": _convolves,
     **dict.fromkeys(["NativeLayerNorm", "NativeLayerNormBackward"], _normalizes),
     **dict.fromkeys(["NativeBatchNorm", "NativeBatchNormBackward"], _normalizes_batches),
+    **dict.fromkeys([f"ScaledDotProduct{way}Attention" for way in ("Flash", "Efficient", "Cudnn")], _attends),
+    "ScaledDotProductFlashAttentionForCpu": _attends,
     "NllLoss": _likelihood,
     "NllLossBackward": _picks_classes,
 }
