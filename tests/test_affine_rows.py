@@ -72,7 +72,7 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(_affine_rows, "LEAST_SAVING", 1)
     monkeypatch.setattr(_affine_rows, "_OTHERS", 0)
     monkeypatch.setattr(_affine_rows, "LEAST_ROWS", 1)
-    monkeypatch.setattr(_affine_rows, "LEAST_BYTES", 0)
+    monkeypatch.setattr(_affine_rows, "_LEAST_BYTES", 0)
     seen: list[int] = []
     plain = _products.vjps
 
