@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 import torch
 
+from torchzygote import _products
 from torchzygote._engine import Linearization
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=40)
@@ -40,6 +41,21 @@ def float64() -> Iterator[None]:
 def x() -> torch.Tensor:
     """A point to differentiate at; a file that needs another one has its own ``x``."""
     return torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
+
+
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many products each chunk of the test has, pulled back from seeds."""
+    counted: list[int] = []
+    plain = _products.vjps
+
+    def count(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        for chunk in plain(*args, **kwargs):
+            counted.append(chunk[1] - chunk[0])
+            yield chunk
+
+    monkeypatch.setattr(_products, "vjps", count)
+    return counted
 
 
 @pytest.fixture

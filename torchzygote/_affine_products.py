@@ -10,7 +10,7 @@ back-propagation learning with second order methods", 1988, leave out that chann
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -24,13 +24,13 @@ from ._engine import Linearization
 from ._second_order import Options, SecondOrder, chunk_for
 from ._separable import LEAST_SAVING, BlockSeeds, Layout, by_block, in_shape_of_x
 
-__all__ = ["diagonals"]
+__all__ = ["diagonals", "matrix"]
 
 # Products beside those with the channels: one to check, and about two for the gradient by z and the squares.
 _OTHERS = 3
 
 
-def _layout(affine: AffineMap, lin: Linearization) -> Layout | None:
+def samples_apart(affine: AffineMap, lin: Linearization) -> Layout | None:
     """Which axes of ``z`` don't meet in the Hessian by it; ``None`` unless no axis of samples does."""
     shape = tuple(affine.z.shape)
     found = aligned_axes(lin.roots[0], affine.z)
@@ -89,6 +89,46 @@ class _Plain:
         return [part.view(term.shape) for part, term in zip(parts, terms, strict=True)]
 
 
+def channel_products(
+    second: SecondOrder,
+    affine: AffineMap,
+    lin: Linearization,
+    layout: Layout,
+    added: Mapping[int, Linearization],
+    options: Options,
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Products of the Hessian by ``z``: ``lo``, ``hi``, and rows ``lo`` to ``hi`` of all blocks, by block.
+
+    The last is followed by a check: :class:`Refuted` is raised where it fails.
+    """
+    z, rows = affine.z, layout.block_rows
+    cost = second.row_cost()
+    plain = _Plain(second, affine, added)
+    vector = random_vector(plain.length())
+    weights = by_block(layout, plain.through_z(vector).unsqueeze(0))[0].t().unsqueeze(2)
+    explained = Explained(affine, layout, weights)
+    for lo, hi, (product,) in _products.vjps(
+        lin,
+        0,
+        BlockSeeds(layout, lin.roots[0]),
+        rows,
+        chunk_for(options, rows, cost, z.device),
+        create_graph=options.keep,
+        progress=options.progress,
+        misbatched=cost.misbatched,
+    ):
+        blocks = by_block(layout, z.new_zeros(hi - lo, *z.shape) if product is None else product)
+        explained.add(lo, hi, blocks)
+        yield lo, hi, blocks
+    eps = precision([z], lin.roots[0], second.coarsest())
+    if not are_explained(explained.pulled(), vector, plain, eps, lin):
+        raise Refuted
+
+
+class Refuted(Exception):
+    """Products with what a map gives don't explain a plain one; a warning has said so."""
+
+
 def diagonals(
     second: SecondOrder,
     affine: AffineMap,
@@ -103,33 +143,13 @@ def diagonals(
     if gradient is None or not gradient.requires_grad:
         return [term.restored(affine.z.new_zeros(term.shape)) for term in affine.terms]  # linear in z
     lin = second.derived(gradient, affine.z)
-    layout = _layout(affine, lin)
-    if layout is None:
+    layout = samples_apart(affine, lin)
+    if layout is None or (layout.block_rows + _OTHERS) * LEAST_SAVING > sum(map(numel_of, affine.terms)):
         return None
-    z, rows = affine.z, layout.block_rows
-    if (rows + _OTHERS) * LEAST_SAVING > sum(map(numel_of, affine.terms)):
-        return None
-    cost = second.row_cost()
-    plain = _Plain(second, affine, added)
-    vector = random_vector(plain.length())
-    weights = by_block(layout, plain.through_z(vector).unsqueeze(0))[0].t().unsqueeze(2)
-    explained = Explained(affine, layout, weights)
-    parts: list[Tensor] = []
-    for lo, hi, (product,) in _products.vjps(
-        lin,
-        0,
-        BlockSeeds(layout, lin.roots[0]),
-        rows,
-        chunk_for(options, rows, cost, z.device),
-        create_graph=options.keep,
-        progress=options.progress,
-        misbatched=cost.misbatched,
-    ):
-        blocks = by_block(layout, z.new_zeros(hi - lo, *z.shape) if product is None else product)
-        explained.add(lo, hi, blocks)
-        parts.append(blocks.diagonal(lo, 0, 2))
-    eps = precision([z], lin.roots[0], second.coarsest())
-    if not are_explained(explained.pulled(), vector, plain, eps, lin):
+    try:
+        products = channel_products(second, affine, lin, layout, added, options)
+        parts = [blocks.diagonal(lo, 0, 2) for lo, _, blocks in products]
+    except Refuted:
         return None
     diagonal = affine.as_matrix(in_shape_of_x(layout, torch.cat(parts, 1)))
     found = []
@@ -137,3 +157,41 @@ def diagonals(
         factor = term.factor if options.keep else term.factor.detach()
         found.append(term.restored(factor.square().t() @ diagonal))
     return found
+
+
+def matrix(
+    second: SecondOrder,
+    affine: AffineMap,
+    gradient: Tensor,
+    added: Mapping[int, Linearization],
+    options: Options,
+) -> Tensor | None:
+    """The Hessian by the only term's input, all of which is its piece; ``None`` where that can't be had."""
+    lin = second.derived(gradient, affine.z)
+    layout = samples_apart(affine, lin)
+    if layout is None or (options.keep and affine.channel is not None):
+        return None
+    (term,) = affine.terms
+    x = second.prepared.inputs[term.which]
+    places = term.arranged(torch.arange(x.numel(), device=x.device).view(x.shape))
+    factor = term.factor if options.keep else term.factor.detach()
+    whole = None if affine.channel is None else x.new_zeros(x.numel(), x.numel())
+    try:
+        for lo, _, blocks in channel_products(second, affine, lin, layout, added, options):
+            for c, row in enumerate(blocks, lo):
+                by_z = affine.as_matrix(in_shape_of_x(layout, row))  # (samples, channels)
+                if whole is None:  # one channel
+                    only = (factor * by_z).t() @ factor
+                    continue
+                for d in range(by_z.shape[1]) if layout.block_rows == 1 else range(c, by_z.shape[1]):
+                    block = (factor * by_z[:, d : d + 1]).t() @ factor
+                    first = d if layout.block_rows == 1 else c
+                    whole[places[:, first].unsqueeze(1), places[:, d]] = block
+                    if first != d:
+                        whole[places[:, d].unsqueeze(1), places[:, first]] = block.t()
+    except Refuted:
+        return None
+    if whole is not None:
+        return whole
+    back = places.reshape(-1).argsort()
+    return only if torch.equal(back, places.reshape(-1).sort()[0]) else only[back][:, back]

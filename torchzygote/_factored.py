@@ -6,19 +6,21 @@ taken row by row where these are few, or apart where it is only added, as a pena
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
 from . import _products
 from ._affine import Entrance
 from ._affine_check import numel_of
-from ._affine_products import diagonals
+from ._affine_products import diagonals, matrix
 from ._engine import Linearization, compiling, in_functorch
 from ._second_order import Options, SecondOrder, chunk_for
-from ._separable import LEAST_BYTES, LEAST_ROWS, LEAST_SAVING, block_products, find_layout
+from ._separable import LEAST_BYTES, LEAST_ROWS, LEAST_SAVING, Blocks, block_products, find_layout
 from ._torch_private import leads_to, pulled_through, value_of_node
 
-__all__ = ["add_diagonals"]
+__all__ = ["add_diagonals", "hessian"]
 
 
 def add_diagonals(second: SecondOrder, options: Options, found: list[Tensor | None]) -> None:
@@ -47,6 +49,35 @@ def add_diagonals(second: SecondOrder, options: Options, found: list[Tensor | No
                 one.total = parts[k] if one.total is None else one.total + parts[k]
     for i, one in sums.items():
         found[i] = _finished(second, i, one, options)
+
+
+def hessian(second: SecondOrder, mode: str, options: Options) -> Tensor | None:
+    """The Hessian by the only input where an affine map gives all of it; ``None`` elsewhere."""
+    x = second.prepared.inputs[0]
+    n = x.numel()
+    if compiling() or in_functorch() or mode == "forward_over_reverse" or second.is_constant:
+        return None
+    if x.dim() == 0 or n < LEAST_ROWS or n * second.row_guess().nbytes < LEAST_BYTES:
+        return None
+    with contextlib.suppress(Exception):  # an operation may lack a second backward; forward mode is next
+        second.differentiate()
+    if second.by_input(0) is None:
+        return None
+    maps, entering = second.entrances([0])
+    if [[numel_of(term) for term in m.terms] for m in maps] != [[n]]:
+        return None
+    one = _begun(second, 0, entering[0])
+    if one is None or bool(one.by_rows.any()):
+        return None
+    (gradient,) = second.gradient_inside([maps[0].z])
+    if gradient is None or not gradient.requires_grad:
+        return None
+    added = {} if one.added is None else {0: one.added}
+    found = matrix(second, maps[0], gradient, added, options)
+    if found is None or one.added is None:
+        return found
+    blocks = _blocks(second, one.added, options)
+    return None if blocks is None else found + blocks.dense(n, n, x.dtype)
 
 
 class _Sum:
@@ -116,17 +147,18 @@ def _finished(second: SecondOrder, i: int, one: _Sum, options: Options) -> Tenso
         return None
     total = one.total
     if one.added is not None:
-        added = _by_blocks(second, one.added, options)
+        added = _blocks(second, one.added, options)
         if added is None:
             return None
-        total = total + added
+        total = total + added.diagonal()
     if elements.numel() > 0:
         rows = _rows(second, i, elements, options)
         total = total.reshape(-1).index_put((elements,), rows).view(one.x.shape)
     return total.to(one.x.dtype)
 
 
-def _by_blocks(second: SecondOrder, lin: Linearization, options: Options) -> Tensor | None:
+def _blocks(second: SecondOrder, lin: Linearization, options: Options) -> Blocks | None:
+    """The Hessian of what is only added, where it is block diagonal."""
     cost = second.row_cost()
     layout = find_layout(lin.roots[0], lin.inputs[0], cost, same_axes=True)
     if layout is None:
@@ -139,7 +171,7 @@ def _by_blocks(second: SecondOrder, lin: Linearization, options: Options) -> Ten
         create_graph=options.keep,
         progress=options.progress,
     )
-    return None if found is None else found[0][0].diagonal()
+    return None if found is None else found[0][0]
 
 
 def _rows(second: SecondOrder, i: int, elements: Tensor, options: Options) -> Tensor:
