@@ -58,6 +58,7 @@ def pushed(f: Function, v: Tensor) -> Any:
 REFUSED: dict[str, Callable[[Function], Any]] = {
     "pushforward twice": lambda f: pushed(lambda v: pushed(f, v), X),
     "pushforward of jacobian": lambda f: pushed(lambda v: jacobian(f, v, mode="forward")[0].sum(1), X),
+    "pushforward of forwarddiff": lambda f: pushed(lambda v: forwarddiff(f, v), X),
     "hessian_dual of forwarddiff": lambda f: hessian_dual(lambda v: forwarddiff(f, v).sum(), X),
     "forwarddiff of pushforward": lambda f: gradient(
         lambda v: forwarddiff(lambda u: pushed(f, u), v).sum(), X
