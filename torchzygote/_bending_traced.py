@@ -67,6 +67,32 @@ def _for_each_example(fn: Callable[..., Any], axis: int) -> Callable[..., Any]:
     return of_batch
 
 
+def _or_zeros(g: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.zeros(shape, dtype=dtype, device=device) if g is None else g
+
+
+def _unless_absent(bent: Tensor, g: Tensor | None) -> Tensor | None:
+    return None if g is None else bent
+
+
+_given = torch.compiler.allow_in_graph(_or_zeros)  # type: ignore[no-untyped-call]
+_kept = torch.compiler.allow_in_graph(_unless_absent)  # type: ignore[no-untyped-call]
+
+
+def _where_given(fn: Callable[..., Any], layer: Tensor) -> Callable[..., Any]:
+    """``fn``, of zeros and to no effect where no gradient comes, as by the Jacobian of a ``forwarddiff``.
+
+    The tracer has put what ``fn`` does into a graph by then, which can't ask whether there is one.
+    """
+    shape, dtype, device = tuple(layer.shape), layer.dtype, layer.device
+
+    def guarded(g: Tensor) -> Tensor | None:
+        bent = fn(_given(g, shape, dtype, device))
+        return None if bent is None else _kept(bent, g)
+
+    return guarded
+
+
 def _refuse_below(layer: Tensor, y: Tensor) -> None:
     if layer is not y and not tracer_follows_lower_hooks:
         raise RuntimeError(
@@ -88,11 +114,11 @@ def _attach_to_tensor(fn: Callable[..., Any], x: Tensor) -> Tensor:
             fn = _for_each_example(fn, axis)
         elif recorded:
             _refuse_below(layer, y)
-            layer.register_hook(fn)  # type: ignore[no-untyped-call]
+            layer.register_hook(_where_given(fn, layer))  # type: ignore[no-untyped-call]
         layer = _below(layer)
     if layer.requires_grad:
         _refuse_below(layer, y)
-        layer.register_hook(fn)  # type: ignore[no-untyped-call]
+        layer.register_hook(_where_given(fn, layer))  # type: ignore[no-untyped-call]
     return y
 
 

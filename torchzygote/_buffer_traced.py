@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ._buffer_values import as_value, fit
+from ._torch_private import known_to_be_one
 
 __all__ = ["TracedStore", "out_of_place", "selected"]
 
@@ -71,9 +72,9 @@ def _masked(whole: Tensor, index: tuple[Any, ...], mask: Tensor, value: Tensor) 
         )
     rest = whole.shape[mask.ndim :]
     mask = mask.reshape(tuple(mask.shape) + (1,) * len(rest)).expand(whole.shape)
-    value = fit(value, (value.shape[0] if value.ndim > len(rest) else 1, *rest), whole.shape)
-    if value.ndim <= len(rest) or value.shape[0] == 1:
-        return torch.where(mask, value, whole)
+    if value.ndim <= len(rest) or known_to_be_one(value.shape[0]):
+        return torch.where(mask, fit(value, (1, *rest), whole.shape), whole)
+    value = fit(value, (value.shape[0], *rest), whole.shape)
     return whole.masked_scatter(mask, value.expand(value.shape[0], *rest))
 
 

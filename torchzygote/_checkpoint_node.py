@@ -101,12 +101,18 @@ class _Attached(torch.autograd.Function):
         again, count, *tensors = inputs
         ctx.again = again
         ctx.count = count
+        ctx.forms = [(y.shape, y.dtype, y.device) for y in output]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors[count:])
 
     @staticmethod
     def jvp(ctx: Any, again: None, count: None, *tangents: Any) -> Any:
-        return tangents[: ctx.count]
+        # What doesn't depend on anything pushed has no tangent, and PyTorch wants one.
+        one = next(tangent for tangent in tangents if tangent is not None)
+        return tuple(
+            one.new_zeros(shape, dtype=dtype, device=device) if tangent is None else tangent
+            for tangent, (shape, dtype, device) in zip(tangents, ctx.forms, strict=False)
+        )
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:

@@ -1,7 +1,7 @@
 """What a function sees besides its arguments, so that it does the same when it runs again.
 
-Random numbers, autocast, the default device and dtype, and whether this package is differentiating. Knows
-nothing of derivatives.
+Random numbers, autocast, the default device and dtype, whether this package is differentiating, and whether
+unfused formulas run. Knows nothing of derivatives.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from . import _state
 from ._random import RandomState
 from ._torch_private import in_function_mode, outside_functorch
+from ._unfused import is_unfused, unfused_as_before
 
 __all__ = ["Surroundings", "outside_inference"]
 
@@ -48,7 +49,7 @@ def outside_inference() -> contextlib.AbstractContextManager[None]:
 class Surroundings:
     """The state at the time this was made; :meth:`restored` puts it back for one more run."""
 
-    __slots__ = ("_autocast", "_depth", "_device", "_dtype", "_random")
+    __slots__ = ("_autocast", "_depth", "_device", "_dtype", "_random", "_unfused")
 
     def __init__(self) -> None:
         self._random = RandomState()
@@ -56,6 +57,7 @@ class Surroundings:
         self._device = _default_device()
         self._dtype = torch.get_default_dtype()
         self._depth = _state.depth()
+        self._unfused = is_unfused()
 
     def rewind(self) -> None:
         """Set the random state back, for good."""
@@ -79,4 +81,6 @@ class Surroundings:
             torch.set_default_dtype(self._dtype)
         if _state.depth() != self._depth:
             stack.enter_context(_state.at_depth(self._depth))
+        if is_unfused() != self._unfused:
+            stack.enter_context(unfused_as_before(self._unfused))
         return stack

@@ -21,6 +21,7 @@ from ._torch_private import (
     library_operators_watched,
     load_decompositions,
     nested_batches_watched,
+    nested_tangents_watched,
 )
 from ._unfused import unfused
 
@@ -81,6 +82,6 @@ def jvp(
         if torch.compiler.is_compiling():
             pushed: tuple[Any, ...] = torch.func.jvp(f, tuple(inputs), tuple(tangents))
         else:
-            with library_operators_watched(), nested_batches_watched():
+            with library_operators_watched(), nested_batches_watched(), nested_tangents_watched():
                 pushed = torch.func.jvp(f, tuple(inputs), tuple(tangents))
     return pushed[0], pushed[1]

@@ -7,8 +7,9 @@ wrong (2.13). The switches are process-wide, so they are counted.
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.backends import cuda, mha
 
 from ._torch_private import enable_fused_weight_norm, fused_weight_norm_enabled
 
-__all__ = ["unfused"]
+__all__ = ["is_unfused", "unfused", "unfused_as_before"]
 
 # torch.nn.attention.sdpa_kernel does the same in ten times the time, which small Hessians would feel.
 _KERNELS: tuple[tuple[Any, Any], ...] = (
@@ -30,33 +31,76 @@ _KERNELS: tuple[tuple[Any, Any], ...] = (
 _math_is_on: Any = cuda.math_sdp_enabled
 _lock = threading.Lock()
 _users = 0
+# Users that don't count while something runs again as it ran before them.
+_set_aside = 0
 _switched_off: list[int] = []
 _math_was_on = True
 
 
+def _switch_off() -> None:
+    global _math_was_on
+    for position, (is_on, switch) in enumerate(_KERNELS):
+        if is_on():
+            switch(False)
+            _switched_off.append(position)
+    _math_was_on = _math_is_on()
+    if not _math_was_on:
+        cuda.enable_math_sdp(True)
+
+
+def _switch_on() -> None:
+    while _switched_off:
+        _KERNELS[_switched_off.pop()][1](True)
+    if not _math_was_on:
+        cuda.enable_math_sdp(False)
+
+
 def _enter() -> None:
-    global _users, _math_was_on
+    global _users
     with _lock:
         _users += 1
         if _users == 1:
-            for position, (is_on, switch) in enumerate(_KERNELS):
-                if is_on():
-                    switch(False)
-                    _switched_off.append(position)
-            _math_was_on = _math_is_on()
-            if not _math_was_on:
-                cuda.enable_math_sdp(True)
+            _switch_off()
 
 
 def _leave() -> None:
-    global _users
+    global _users, _set_aside
     with _lock:
+        if _users == 0:  # another thread has set this one aside
+            _set_aside -= 1
+            return
         _users -= 1
         if _users == 0:
-            while _switched_off:
-                _KERNELS[_switched_off.pop()][1](True)
-            if not _math_was_on:
-                cuda.enable_math_sdp(False)
+            _switch_on()
+
+
+def is_unfused() -> bool:
+    """Whether unfused formulas run now."""
+    return _users > 0
+
+
+def unfused_as_before(before: bool) -> contextlib.AbstractContextManager[None]:
+    """Around running something again that ran when :func:`is_unfused` said this; it says the opposite now."""
+    return unfused() if before else _fused()
+
+
+@contextlib.contextmanager
+def _fused() -> Iterator[None]:
+    global _users, _set_aside
+    with _lock:
+        count, _users = _users, 0
+        _set_aside += count
+        if count:
+            _switch_on()
+    try:
+        yield
+    finally:
+        with _lock:
+            count = min(count, _set_aside)
+            _set_aside -= count
+            if count and not _users:
+                _switch_off()
+            _users += count
 
 
 class unfused:

@@ -47,7 +47,7 @@ from .levels import (
     transform_stack,
     vmap_flat,
 )
-from .library import library_operators_watched, nested_batches_watched
+from .library import library_operators_watched, nested_batches_watched, nested_tangents_watched
 from .nodes import (
     axis_of,
     node_attribute,
@@ -82,7 +82,7 @@ from .tensors import (
     swap_tensors,
     weak_storage,
 )
-from .tracer import trace_name, tracer_follows_lower_hooks, tracer_follows_pullbacks
+from .tracer import known_to_be_one, trace_name, tracer_follows_lower_hooks, tracer_follows_pullbacks
 from .wrappers import (
     batched_everywhere,
     batched_like,
@@ -137,6 +137,7 @@ __all__ = [
     "is_recorded",
     "is_tracing",
     "is_wrapped",
+    "known_to_be_one",
     "layer_below",
     "layers",
     "leads_to",
@@ -147,6 +148,7 @@ __all__ = [
     "maybe_batch_axis",
     "memory_holders",
     "nested_batches_watched",
+    "nested_tangents_watched",
     "no_torch_function",
     "node_attribute",
     "node_names",

@@ -17,6 +17,7 @@ __all__ = [
     "in_forward_ad",
     "in_plain_eager",
     "primal",
+    "tangent",
 ]
 
 
@@ -38,9 +39,15 @@ def has_tangent(x: Tensor) -> bool:
 
     ``torch.autograd.forward_ad.unpack_dual`` answers only where it opened the level itself.
     """
+    return tangent(x) is not None
+
+
+def tangent(x: Tensor) -> Tensor | None:
+    """The tangent of ``x``, if it has one; as in :func:`has_tangent`."""
     if isinstance(x, FakeTensor):
-        return False
-    return torch._VF._unpack_dual(x, level=0)[1] is not None
+        return None
+    found: Tensor | None = torch._VF._unpack_dual(x, level=0)[1]
+    return found
 
 
 def primal(x: Tensor) -> Tensor:

@@ -1,8 +1,10 @@
 """Operators that forward mode gives wrong numbers for, without a word.
 
 Those made in Python with ``torch.library``: zeros. PyTorch calls them below autograd, which takes the
-tangents off, and asks nobody for a forward derivative. And those that solve by an LU decomposition, where one
-``vmap`` batches the matrix and another one, inside of it, the tangents: noise (2.13).
+tangents off, and asks nobody for a forward derivative. Custom functions with a ``jvp`` of their own, where
+one forward mode is inside another: zeros, as PyTorch calls that ``jvp`` with forward mode off. And those that
+solve by an LU decomposition, where one ``vmap`` batches the matrix and another one, inside of it, the
+tangents: noise (2.13).
 """
 
 from __future__ import annotations
@@ -14,13 +16,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _functorch as _C_functorch
+from torch._functorch.autograd_function import custom_function_call
 from torch.overrides import TorchFunctionMode
 
-from .forward import has_tangent
+from .forward import has_tangent, tangent
 from .levels import in_functorch, transform_stack
 from .wrappers import is_wrapped, layers
 
-__all__ = ["library_operators_watched", "nested_batches_watched"]
+__all__ = ["library_operators_watched", "nested_batches_watched", "nested_tangents_watched"]
 
 # Whose "operators" have no derivative to lose, or refuse by themselves.
 _OWN = {"prims", "rngprims", "export", "debug_mode_ops", "torchzygote"}
@@ -101,6 +105,56 @@ def nested_batches_watched() -> contextlib.AbstractContextManager[Any]:
     """Around a function that is pushed forward; costs nothing but inside two ``vmap``."""
     nested = in_functorch() and transform_stack().count("vmap") > 1
     return _WatchNested() if nested else contextlib.nullcontext()
+
+
+class _WatchTwice(TorchFunctionMode):
+    """Raises where a custom function with a ``jvp`` of its own is pushed forward by two levels."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is custom_function_call and not _composes(args[0]):
+            count = _levels_pushing([x for x in args[1:] if isinstance(x, Tensor)])
+            if count > 1:
+                raise RuntimeError(
+                    f"{args[0].__name__} can't be pushed forward twice: PyTorch runs the jvp of a custom "
+                    "autograd.Function with forward mode off, and gives zeros for the second derivative; use "
+                    "reverse mode around or inside of it"
+                )
+        return func(*args, **(kwargs or {}))
+
+
+def _composes(function: Any) -> bool:
+    """Whether this is a custom function of this package."""
+    return any(getattr(function, name, False) for name in ("torchzygote_composes", "derivative_of_forward"))
+
+
+def _levels_pushing(tensors: list[Tensor]) -> int:
+    """How many levels push one of these forward, or one of their tangents."""
+    count = 0
+    taken = []
+    try:
+        # Each level answers for its own tangents alone, while it is the innermost.
+        while (top := _C_functorch.peek_interpreter_stack()) is not None:
+            level = top.level()
+            mine = [x for x in tensors if _C_functorch.maybe_get_level(x) == level]
+            tangents = [along for x in mine if (along := tangent(x)) is not None]
+            count += bool(tangents)
+            tensors = [
+                _C_functorch.get_unwrapped(x) if _C_functorch.maybe_get_level(x) == level else x
+                for x in (*tensors, *tangents)
+            ]
+            taken.append(_C_functorch.pop_dynamic_layer_stack())
+    finally:
+        for layer in reversed(taken):
+            _C_functorch.push_dynamic_layer_stack(layer)
+    return count
+
+
+def nested_tangents_watched() -> contextlib.AbstractContextManager[Any]:
+    """Around a function that is pushed forward; costs nothing but inside another forward mode."""
+    nested = in_functorch() and "jvp" in transform_stack()
+    return _WatchTwice() if nested else contextlib.nullcontext()
 
 
 def _is_pushed(x: Any) -> bool:

@@ -91,6 +91,9 @@ _HIDDEN_WRITES = {"native_batch_norm": (3, 4), "cudnn_batch_norm": (3, 4), "miop
 _REVEALING = {"nonzero", "nonzero_static", "_unique", "_unique2", "unique_dim", "unique_consecutive"}
 # They show values without an operator.
 _HANDING_OUT = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__}
+# They read what has no memory, the zeros that stand for a missing tangent: PyTorch hands these on to modes as
+# they are, and calls nothing below that knows them (2.13). `addcdiv` and `add(alpha=...)` call them.
+_BLIND_TO_ZEROS = {torch.ops.aten.mul.Scalar, torch.ops.aten.add.Scalar}
 
 
 @functools.cache
@@ -243,6 +246,8 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
         if facts.mutable:
             for x in self._written(facts, args, kwargs):
                 self._memory.before_write(x, storage_key(x))
+        if func in _BLIND_TO_ZEROS and args[0]._is_zerotensor():
+            args = (torch.zeros_like(args[0]), *args[1:])
         out = func(*args, **kwargs)
         self._record(facts, args, kwargs, out)
         return out
