@@ -1,8 +1,9 @@
-"""Attention and weight norm by their unfused formulas while a second or a forward derivative is taken.
+"""Attention and norms by their unfused formulas while a second or a forward derivative is taken.
 
 Fused attention has neither a forward derivative nor (on the CPU) a double backward, and the inference fast
 path of PyTorch's transformer layers has no derivative at all; the double backward of fused weight norm is
-wrong (2.13). The switches are process-wide, so they are counted.
+wrong (2.13), and so is what comes of differentiating that of layer, batch and instance norm. The switches are
+process-wide, so they are counted.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ from typing import Any
 import torch
 from torch.backends import cuda, mha
 
-from ._torch_private import enable_fused_weight_norm, fused_weight_norm_enabled
+from ._torch_private import (
+    enable_fused_norms,
+    enable_fused_weight_norm,
+    fused_norms_enabled,
+    fused_weight_norm_enabled,
+)
 
 __all__ = ["is_unfused", "unfused", "unfused_as_before"]
 
@@ -26,6 +32,7 @@ _KERNELS: tuple[tuple[Any, Any], ...] = (
     (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
     (mha.get_fastpath_enabled, mha.set_fastpath_enabled),
     (fused_weight_norm_enabled, enable_fused_weight_norm),
+    (fused_norms_enabled, enable_fused_norms),
 )
 
 _math_is_on: Any = cuda.math_sdp_enabled

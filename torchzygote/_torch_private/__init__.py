@@ -57,6 +57,7 @@ from .nodes import (
     source_of,
     value_of_node,
 )
+from .norms import enable_fused_norms, fused_norms_enabled
 from .operators import (
     DispatchMode,
     OpOverload,
@@ -114,9 +115,11 @@ __all__ = [
     "create_grad_input",
     "depends_on_others",
     "dynamo_is_loaded",
+    "enable_fused_norms",
     "enable_fused_weight_norm",
     "forward_mode_enabled",
     "functorch_depth",
+    "fused_norms_enabled",
     "fused_weight_norm_enabled",
     "grad_level",
     "group_by_device_and_dtype",

@@ -1,0 +1,135 @@
+"""Layer, batch and instance norm by their formulas, in place of PyTorch's operators.
+
+The double backward of these operators takes mean and deviation, which they saved, for constants: what is
+differentiated a third time, or by reverse mode after forward mode, is wrong (2.13). There is no switch, so
+that the functions which ``torch.nn.functional`` calls are exchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["enable_fused_norms", "fused_norms_enabled"]
+
+_layer_norm: Any = torch.layer_norm
+_batch_norm: Any = torch.batch_norm
+_instance_norm: Any = torch.instance_norm
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+def _standardized(
+    x: Tensor, dims: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """``weight`` and ``bias`` in a shape that broadcasts; halves are computed in float32, as PyTorch does."""
+    wide = x.float() if x.dtype in _HALVES else x
+    centered = wide - wide.mean(dims, keepdim=True)
+    y: Tensor = centered * (centered.square().mean(dims, keepdim=True) + eps).rsqrt()
+    if weight is not None:
+        y = y * weight
+    if bias is not None:
+        y = y + bias
+    return y.to(x.dtype)
+
+
+def _is_ordinary(x: Any, weight: Any, bias: Any) -> bool:
+    """Whether the operator would take these; what it refuses, or knows how to take apart, is left to it."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.is_nested or x.layout != torch.strided:
+        return False
+    allowed = (x.dtype, torch.float32) if x.dtype in _HALVES else (x.dtype,)
+    return all(one is None or (isinstance(one, Tensor) and one.dtype in allowed) for one in (weight, bias))
+
+
+def _written_layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-05,
+    cudnn_enable: bool = True,
+) -> Tensor:
+    shape = tuple(normalized_shape)
+    fits = 0 < len(shape) <= getattr(input, "ndim", 0) and tuple(input.shape[-len(shape) :]) == shape
+    parts = [one for one in (weight, bias) if one is not None]
+    if not fits or any(tuple(one.shape) != shape for one in parts) or not _is_ordinary(input, weight, bias):
+        return _layer_norm(input, normalized_shape, weight, bias, eps, cudnn_enable)  # type: ignore[no-any-return]
+    if input.dtype in _HALVES and torch.is_autocast_enabled(input.device.type):
+        # whether autocast takes it to float32 hangs on the device
+        input = input.to(_layer_norm(input.new_zeros(shape), shape).dtype)
+    return _standardized(input, tuple(range(-len(shape), 0)), weight, bias, eps)
+
+
+def _by_channel(
+    operator: Callable[..., Any], x: Tensor, dims: tuple[int, ...], args: tuple[Any, ...]
+) -> Tensor | None:
+    """A norm with statistics of its own; the operator itself moves the running ones. ``None``: is for it."""
+    weight, bias, running_mean, running_var, _, _, eps, _ = args
+    if not _is_ordinary(x, weight, bias) or x.dim() < 2 or x.numel() == 0:
+        return None
+    if any(one is not None and one.shape != (x.shape[1],) for one in (weight, bias)):
+        return None
+    if running_mean is not None or running_var is not None:
+        with torch.no_grad():
+            operator(x.detach(), *args)
+    shape = (1, x.shape[1]) + (1,) * (x.dim() - 2)
+    weight, bias = (None if one is None else one.view(shape) for one in (weight, bias))
+    return _standardized(x, dims, weight, bias, eps)
+
+
+def _written_batch_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    args = (weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled)
+    found = None
+    if training:
+        dims = tuple(axis for axis in range(input.dim()) if axis != 1)
+        found = _by_channel(_batch_norm, input, dims, args)
+    return _batch_norm(input, *args) if found is None else found
+
+
+def _written_instance_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    args = (weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled)
+    found = None
+    if use_input_stats and input.dim() > 2:
+        found = _by_channel(_instance_norm, input, tuple(range(2, input.dim())), args)
+    return _instance_norm(input, *args) if found is None else found
+
+
+_PAIRS: dict[str, tuple[Any, Any]] = {
+    "layer_norm": (_layer_norm, _written_layer_norm),
+    "batch_norm": (_batch_norm, _written_batch_norm),
+    "instance_norm": (_instance_norm, _written_instance_norm),
+}
+
+
+def fused_norms_enabled() -> bool:
+    return any(getattr(torch, name) is fused for name, (fused, _) in _PAIRS.items())
+
+
+def enable_fused_norms(enabled: bool) -> None:
+    """Whether ``torch.layer_norm`` and its like are the operators; what others have put there stays."""
+    for name, (fused, written) in _PAIRS.items():
+        before, after = (written, fused) if enabled else (fused, written)
+        if getattr(torch, name) is before:
+            setattr(torch, name, after)
