@@ -1,7 +1,7 @@
 """What a function sees besides its arguments, so that it does the same when it runs again.
 
-Random numbers, autocast, the default device and dtype, whether this package is differentiating, and whether
-unfused formulas run. Knows nothing of derivatives.
+Random numbers, autocast, the default device and dtype, whether this package is differentiating, and which
+formulas run instead of PyTorch's operators. Knows nothing of derivatives.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 
 from . import _state
 from ._random import RandomState
-from ._torch_private import in_function_mode, outside_functorch
+from ._torch_private import are_formulas_pushed, in_function_mode, outside_functorch, pushed_by_formulas
 from ._unfused import is_unfused, unfused_as_before
 
 __all__ = ["Surroundings", "outside_inference"]
@@ -49,7 +49,7 @@ def outside_inference() -> contextlib.AbstractContextManager[None]:
 class Surroundings:
     """The state at the time this was made; :meth:`restored` puts it back for one more run."""
 
-    __slots__ = ("_autocast", "_depth", "_device", "_dtype", "_random", "_unfused")
+    __slots__ = ("_autocast", "_depth", "_device", "_dtype", "_formulas", "_random", "_unfused")
 
     def __init__(self) -> None:
         self._random = RandomState()
@@ -58,6 +58,7 @@ class Surroundings:
         self._dtype = torch.get_default_dtype()
         self._depth = _state.depth()
         self._unfused = is_unfused()
+        self._formulas = in_function_mode() and are_formulas_pushed()
 
     def rewind(self) -> None:
         """Set the random state back, for good."""
@@ -83,4 +84,6 @@ class Surroundings:
             stack.enter_context(_state.at_depth(self._depth))
         if is_unfused() != self._unfused:
             stack.enter_context(unfused_as_before(self._unfused))
+        if self._formulas and not are_formulas_pushed():
+            stack.enter_context(pushed_by_formulas())
         return stack

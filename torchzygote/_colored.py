@@ -146,7 +146,7 @@ def _dual_products(
 ) -> Iterator[tuple[int, int, list[Tensor | None]]]:
     with restored_after(random), _engine.recording_if(options.keep):
         for lo, hi, products in _products.jvps(
-            f, [point], 0, seeds, total, chunk, random=random, progress=options.progress
+            f, [point], 0, seeds, total, chunk, random=random, progress=options.progress, keep=options.keep
         ):
             yield lo, hi, [products if options.keep else products.detach()]
 

@@ -62,6 +62,7 @@ def pushed(
             seeds,
             n,
             chunk,
+            keep=options.keep,
             random=random,
             progress=options.progress,
             values=values,
@@ -203,7 +204,15 @@ def _by_columns(
     gradient = gradient_by(f, second.caller, second.prepared, 0)
     with restored_after(random):
         for lo, hi, products in _products.jvps(
-            gradient, [source], 0, seeds, n, chunk, random=random, progress=options.progress
+            gradient,
+            [source],
+            0,
+            seeds,
+            n,
+            chunk,
+            random=random,
+            progress=options.progress,
+            keep=options.keep,
         ):
             block.add(lo, hi, products if options.keep else products.detach())
     return block.matrix()

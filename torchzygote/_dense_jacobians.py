@@ -125,7 +125,15 @@ def _by_columns(first: FirstOrder, options: Options) -> list[Tensor]:
                 seeds = _products.identity_seeds(x.numel(), x.dtype, x.device)
                 chunk = chunk_for(options, x.numel(), _row_cost(first.lin, x.numel()), x.device)
                 for lo, hi, products in _products.jvps(
-                    flat, inputs, i, seeds, x.numel(), chunk, random=random, progress=options.progress
+                    flat,
+                    inputs,
+                    i,
+                    seeds,
+                    x.numel(),
+                    chunk,
+                    random=random,
+                    progress=options.progress,
+                    keep=options.keep,
                 ):
                     block.add(lo, hi, products if options.keep else products.detach())
             matrices.append(block.matrix())

@@ -22,6 +22,7 @@ from ._torch_private import (
     load_decompositions,
     nested_batches_watched,
     nested_tangents_watched,
+    pushed_by_formulas,
 )
 from ._unfused import unfused
 
@@ -73,15 +74,26 @@ def forward_mode() -> Iterator[None]:
 
 
 def jvp(
-    f: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], tangents: Sequence[Tensor]
+    f: Callable[..., tuple[Tensor, ...]],
+    inputs: Sequence[Tensor],
+    tangents: Sequence[Tensor],
+    keep: bool = False,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """``f(*inputs)``, a tuple of tensors, and its derivative along ``tangents``."""
+    """``f(*inputs)``, a tuple of tensors, and its derivative along ``tangents``.
+
+    ``keep``: the derivative is going to be differentiated itself.
+    """
     if not torch.compiler.is_compiling() and in_functorch():
         tangents = [batched_like(t, x) for t, x in zip(tangents, inputs, strict=True)]
     with forward_mode():
         if torch.compiler.is_compiling():
             pushed: tuple[Any, ...] = torch.func.jvp(f, tuple(inputs), tuple(tangents))
         else:
-            with library_operators_watched(), nested_batches_watched(), nested_tangents_watched():
+            with contextlib.ExitStack() as around:
+                around.enter_context(library_operators_watched())
+                around.enter_context(nested_batches_watched())
+                around.enter_context(nested_tangents_watched())
+                if keep:
+                    around.enter_context(pushed_by_formulas())
                 pushed = torch.func.jvp(f, tuple(inputs), tuple(tangents))
     return pushed[0], pushed[1]

@@ -232,6 +232,7 @@ def jvps(
     total: int,
     chunk: int,
     *,
+    keep: bool,
     random: RandomState | None = None,
     progress: bool = False,
     what: str = "column",
@@ -239,6 +240,7 @@ def jvps(
 ) -> Iterator[tuple[int, int, Tensor]]:
     """Push the seeds forward through ``f``, by ``inputs[by]`` alone; the products are of its first result.
 
+    ``keep``: they are going to be differentiated.
     ``random`` is restored before each run of ``f``, so that every chunk sees the same draw. ``values``, an
     empty list, gets what the first run of ``f`` returned; hooks report from that run, else from none.
     """
@@ -251,7 +253,7 @@ def jvps(
     def one(seed: Tensor) -> list[Tensor | None]:
         nonlocal first
         position = _state.mark()
-        ys, derivatives = _engine.jvp(of_one, (x,), (seed,))
+        ys, derivatives = _engine.jvp(of_one, (x,), (seed,), keep)
         if not first:
             _state.forget_since(position)  # hooks report from another run of f
         first = False

@@ -47,7 +47,7 @@ def push(f: Callable[..., Any], args: tuple[Any, ...], xdots: tuple[Any, ...]) -
         return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor)) or primals[:1]
 
     with _state.differentiation(), _engine.recording_if(keep):
-        ys, ydots = _engine.jvp(flat, inputs, tangents)
+        ys, ydots = _engine.jvp(flat, inputs, tangents, keep)
     # PyTorch takes a tangent of complex128 for what a complex number made of complex64.
     remaining = iter([ydot.to(y.dtype) for y, ydot in zip(ys, ydots, strict=True)])
     leaves = [next(remaining) if leaf is _TENSOR else _zero_like(leaf) for leaf in kept["leaves"]]

@@ -323,10 +323,11 @@ class _Run:
         cost = _plan.RowCost(8 * (n + y.numel()) * y.element_size(), 0)
         chunk = n if _engine.compiling() else _plan.choose_chunk(self.chunk, n, cost, at.device)
         seeds = _products.identity_seeds(n, at.dtype, at.device)
+        keep = not _engine.compiling() and (torch.is_grad_enabled() or in_functorch())
         blocks = [
             products.reshape(hi - lo, -1)
             for lo, hi, products in _products.jvps(
-                flat, [_engine.separate(at)], 0, seeds, n, chunk, random=random, what="direction"
+                flat, [_engine.separate(at)], 0, seeds, n, chunk, keep=keep, random=random, what="direction"
             )
         ]
         return torch.cat(blocks).to(y.dtype)

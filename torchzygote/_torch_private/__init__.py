@@ -6,6 +6,7 @@ Nothing in here knows of gradients, arguments or results.
 
 from torch.utils import _pytree as pytree  # the registry that torch.func itself flattens with
 
+from .formulas import are_formulas_pushed, pushed_by_formulas
 from .forward import (
     forward_mode_enabled,
     has_tangent,
@@ -105,6 +106,7 @@ __all__ = [
     "DispatchMode",
     "OpOverload",
     "Survey",
+    "are_formulas_pushed",
     "axis_of",
     "backward_pass",
     "batched_everywhere",
@@ -163,6 +165,7 @@ __all__ = [
     "primal",
     "pull_back",
     "pulled_through",
+    "pushed_by_formulas",
     "put_rows_back",
     "pytree",
     "reaches",
