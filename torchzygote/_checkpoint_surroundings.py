@@ -13,7 +13,7 @@ import torch
 from . import _state
 from ._random import RandomState
 from ._torch_private import are_formulas_pushed, in_function_mode, outside_functorch, pushed_by_formulas
-from ._unfused import is_unfused, unfused_as_before
+from ._unfused import unfused_as_before, unfused_for
 
 __all__ = ["Surroundings", "outside_inference"]
 
@@ -57,7 +57,7 @@ class Surroundings:
         self._device = _default_device()
         self._dtype = torch.get_default_dtype()
         self._depth = _state.depth()
-        self._unfused = is_unfused()
+        self._unfused = unfused_for()
         self._formulas = in_function_mode() and are_formulas_pushed()
 
     def rewind(self) -> None:
@@ -82,7 +82,7 @@ class Surroundings:
             torch.set_default_dtype(self._dtype)
         if _state.depth() != self._depth:
             stack.enter_context(_state.at_depth(self._depth))
-        if is_unfused() != self._unfused:
+        if unfused_for() != self._unfused:
             stack.enter_context(unfused_as_before(self._unfused))
         if self._formulas and not are_formulas_pushed():
             stack.enter_context(pushed_by_formulas())

@@ -17,7 +17,7 @@ from ._random import RandomState
 from ._real_arguments import prepare_one
 from ._second_order import Options
 from ._signature import check_inputs
-from ._unfused import unfused
+from ._unfused import unfused, unfused_but_norms
 from .coloring.recovery import Recovery, symmetric_recovery
 from .hessians import diaghessian, hessian
 
@@ -233,7 +233,7 @@ class HessianPlan(Plan):
             ways = ["reverse_over_reverse", "forward_over_reverse"]
             if is_nested():
                 ways.reverse()
-        with _state.differentiation(), unfused():
+        with _state.differentiation(), unfused() if keep else unfused_but_norms():
             random = None if _engine.compiling() else RandomState()
             failed: Exception | None = None
             for way in ways:

@@ -141,6 +141,10 @@ _WRONG_TWICE = {
         "second derivative of torch._weight_norm's fused kernel takes norms for constants; call "
         "torch.nn.utils.parametrizations.weight_norm's module inside f, or write v * (g / v.norm(...))"
     ),
+    "norm's gradient": (
+        "third derivative through layer_norm, batch_norm or instance_norm takes mean and deviation for "
+        "constants; where f differentiates such a norm itself, let it do so by torchzygote.gradient"
+    ),
     "sparse_coo_tensor": (
         "second derivative by the values of torch.sparse_coo_tensor is zero; make a dense tensor of them, as "
         "with torch.zeros(...).index_put((i, j), values, accumulate=True)"

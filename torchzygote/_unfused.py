@@ -2,8 +2,8 @@
 
 Fused attention has neither a forward derivative nor (on the CPU) a double backward, and the inference fast
 path of PyTorch's transformer layers has no derivative at all; the double backward of fused weight norm is
-wrong (2.13), and so is what comes of differentiating that of layer, batch and instance norm. The switches are
-process-wide, so they are counted.
+wrong (2.13), and so is what comes of differentiating that of layer, batch and instance norm: these stay fused
+where nobody will. The switches are process-wide, so they are counted.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from ._torch_private import (
     enable_fused_weight_norm,
     fused_norms_enabled,
     fused_weight_norm_enabled,
+    want_written_norms,
 )
 
-__all__ = ["is_unfused", "unfused", "unfused_as_before"]
+__all__ = ["unfused", "unfused_as_before", "unfused_but_norms", "unfused_for"]
 
 # torch.nn.attention.sdpa_kernel does the same in ten times the time, which small Hessians would feel.
 _KERNELS: tuple[tuple[Any, Any], ...] = (
@@ -38,6 +39,8 @@ _KERNELS: tuple[tuple[Any, Any], ...] = (
 _math_is_on: Any = cuda.math_sdp_enabled
 _lock = threading.Lock()
 _users = 0
+# Those of them that want the norms unfused, too.
+_of_norms = 0
 # Users that don't count while something runs again as it ran before them.
 _set_aside = 0
 _switched_off: list[int] = []
@@ -62,17 +65,21 @@ def _switch_on() -> None:
         cuda.enable_math_sdp(False)
 
 
-def _enter() -> None:
-    global _users
+def _enter(norms: int) -> None:
+    global _of_norms, _users
     with _lock:
+        _of_norms += norms
+        want_written_norms(norms)
         _users += 1
         if _users == 1:
             _switch_off()
 
 
-def _leave() -> None:
-    global _users, _set_aside
+def _leave(norms: int) -> None:
+    global _of_norms, _users, _set_aside
     with _lock:
+        _of_norms -= norms
+        want_written_norms(-norms)
         if _users == 0:  # another thread has set this one aside
             _set_aside -= 1
             return
@@ -81,14 +88,14 @@ def _leave() -> None:
             _switch_on()
 
 
-def is_unfused() -> bool:
-    """Whether unfused formulas run now."""
-    return _users > 0
+def unfused_for() -> int:
+    """What unfused formulas run for now: 0 for nothing, 1 for second derivatives, 2 for those of these."""
+    return 0 if _users == 0 else 2 if _of_norms else 1
 
 
-def unfused_as_before(before: bool) -> contextlib.AbstractContextManager[None]:
-    """Around running something again that ran when :func:`is_unfused` said this; it says the opposite now."""
-    return unfused() if before else _fused()
+def unfused_as_before(before: int) -> contextlib.AbstractContextManager[None]:
+    """Around running something again that ran when :func:`unfused_for` said this."""
+    return (_fused, unfused_but_norms, unfused)[before]()
 
 
 @contextlib.contextmanager
@@ -115,10 +122,12 @@ class unfused:
 
     __slots__ = ("_leave",)
 
+    norms = 1
+
     def __enter__(self) -> None:
         if not torch.compiler.is_compiling():
-            self._leave: Callable[[], None] | None = _leave
-            _enter()
+            self._leave: Callable[[int], None] | None = _leave
+            _enter(self.norms)
         elif fused_weight_norm_enabled():
             # The tracer undoes this at once, and can't follow the rest.
             self._leave = _fuse_weight_norm
@@ -128,8 +137,16 @@ class unfused:
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         if self._leave is not None:
-            self._leave()
+            self._leave(self.norms)
 
 
-def _fuse_weight_norm() -> None:
+class unfused_but_norms(unfused):
+    """The same for a second derivative that nobody is going to differentiate: norms have that right."""
+
+    __slots__ = ()
+
+    norms = 0
+
+
+def _fuse_weight_norm(_: int) -> None:
     enable_fused_weight_norm(True)

@@ -19,7 +19,7 @@ from ._flags import held
 from ._random import RandomState
 from ._real_arguments import prepare_one, refuse_complex
 from ._second_order import Options, run
-from ._unfused import unfused
+from ._unfused import unfused, unfused_but_norms
 from .gradients import prepare_call
 from .grads import Grads
 from .params import Params
@@ -62,7 +62,7 @@ def _value_gradient_hessian(
     prepared = prepare_one(caller, x)
     if options.keep:
         prepared.copy_arrays()
-    with _state.differentiation(), unfused():
+    with _state.differentiation(), unfused() if options.keep else unfused_but_norms():
         random = None if _engine.compiling() else RandomState()
         whole = None
         if mode == "forward_over_reverse" and not sparse:
@@ -359,7 +359,7 @@ def _diagonals(
     params, prepared, keep = prepare_call(caller, args, argnums, create_graph, arrays_only=True)
     refuse_complex(caller, prepared)
     options = Options(chunk_size, keep, progress)
-    with held(params), _state.differentiation(), unfused():
+    with held(params), _state.differentiation(), unfused() if keep else unfused_but_norms():
         random = None if _engine.compiling() else RandomState()
         second = run(caller, f, prepared, options.keep)
         second.differentiate()

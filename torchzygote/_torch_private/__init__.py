@@ -58,7 +58,7 @@ from .nodes import (
     source_of,
     value_of_node,
 )
-from .norms import enable_fused_norms, fused_norms_enabled
+from .norms import enable_fused_norms, fused_norms_enabled, want_written_norms
 from .operators import (
     DispatchMode,
     OpOverload,
@@ -190,6 +190,7 @@ __all__ = [
     "uncompiled",
     "value_of_node",
     "vmap_flat",
+    "want_written_norms",
     "weak_storage",
     "without_rows",
 ]

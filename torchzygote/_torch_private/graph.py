@@ -174,10 +174,14 @@ _BIASED = frozenset(
 # The backward of values() cuts the graph, whatever the layout; what comes back to a CSR tensor made of values
 # is read by values(), too, or by an operation that knows COO only (2.13).
 _SPARSE = frozenset({"ValuesBackward0", "SparseCompressedTensorBackward0"})
-# PyTorch's second derivative by their first source is wrong: norms count as constant, or all is zero (2.13).
-_ONCE_BY_FIRST = {
-    "WeightNormInterfaceBackward0": "weight_norm",
-    "SparseCooTensorWithDimsAndTensorsBackward0": "sparse_coo_tensor",
+# PyTorch's second derivative by this source is wrong: norms count as constant, or all is zero (2.13).
+_ONCE_BY = {
+    "WeightNormInterfaceBackward0": ("weight_norm", 0),
+    "SparseCooTensorWithDimsAndTensorsBackward0": ("sparse_coo_tensor", 0),
+    "NativeLayerNormBackwardBackward0": ("norm's gradient", 1),
+    "NativeBatchNormBackwardBackward0": ("norm's gradient", 1),
+    "CudnnBatchNormBackwardBackward0": ("norm's gradient", 0),
+    "MiopenBatchNormBackwardBackward0": ("norm's gradient", 0),
 }
 _BY_LU = frozenset(
     {"LinalgDetBackward0", "LinalgLuSolveBackward0", "LinalgSlogdetBackward0", "LinalgSolveExBackward0"}
@@ -187,7 +191,7 @@ _MISBATCHED_IN_VMAP = {"LinalgLuSolveBackward0": "torch.linalg.lu_solve"}
 # That one's gradient by the bias fails where it is to be differentiated (2.13).
 _GROUPED = "NativeGroupNormBackward0"
 _TOLD_BY_NAME = frozenset(
-    {*_NOT_LINEAR_AT_ZERO, *_SPARSE, *_BY_LU, *_MISBATCHED, *_BIASED, *_ONCE_BY_FIRST, _GROUPED}
+    {*_NOT_LINEAR_AT_ZERO, *_SPARSE, *_BY_LU, *_MISBATCHED, *_BIASED, *_ONCE_BY, _GROUPED}
 )
 _PythonNode = torch.autograd.function.BackwardCFunction
 
@@ -231,8 +235,10 @@ def survey(roots: Sequence[Tensor]) -> Survey:
                 misbatched = _MISBATCHED_IN_VMAP[name]
         elif name in _MISBATCHED:
             misbatched = _MISBATCHED[name] if _misbatches(node, name) else misbatched
-        elif name in _ONCE_BY_FIRST:
-            once.append((_ONCE_BY_FIRST[name], node.next_functions[0][0]))
+        elif name in _ONCE_BY:
+            operation, place = _ONCE_BY[name]
+            if getattr(node, "_saved_train", True):  # batch norm by given statistics is right
+                once.append((operation, node.next_functions[place][0]))
         elif (bias := _only_bias(node)) is not None:
             if name == _GROUPED:
                 once.append(("group_norm", bias))

@@ -2,7 +2,8 @@
 
 The double backward of these operators takes mean and deviation, which they saved, for constants: what is
 differentiated a third time, or by reverse mode after forward mode, is wrong (2.13). There is no switch, so
-that the functions which ``torch.nn.functional`` calls are exchanged.
+that the functions which ``torch.nn.functional`` calls are exchanged. Second derivatives that nobody
+differentiates are right, and by the operators faster.
 """
 
 from __future__ import annotations
@@ -13,12 +14,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["enable_fused_norms", "fused_norms_enabled"]
+from .forward import in_forward_ad
+from .levels import in_functorch_derivative
+
+__all__ = ["enable_fused_norms", "fused_norms_enabled", "want_written_norms"]
 
 _layer_norm: Any = torch.layer_norm
 _batch_norm: Any = torch.batch_norm
 _instance_norm: Any = torch.instance_norm
 _HALVES = (torch.float16, torch.bfloat16)
+# How many want the formulas for all that runs.
+_wanted = 0
+
+
+def want_written_norms(change: int) -> None:
+    """One more, or one less, who wants the formulas where the operators are exchanged.
+
+    Without any, they are taken inside transforms and dual numbers alone.
+    """
+    global _wanted
+    _wanted += change
+
+
+def _may_be_fused() -> bool:
+    return _wanted <= 0 and not in_functorch_derivative() and not in_forward_ad()
 
 
 def _standardized(
@@ -51,6 +70,8 @@ def _written_layer_norm(
     eps: float = 1e-05,
     cudnn_enable: bool = True,
 ) -> Tensor:
+    if _may_be_fused():
+        return _layer_norm(input, normalized_shape, weight, bias, eps, cudnn_enable)  # type: ignore[no-any-return]
     shape = tuple(normalized_shape)
     fits = 0 < len(shape) <= getattr(input, "ndim", 0) and tuple(input.shape[-len(shape) :]) == shape
     parts = [one for one in (weight, bias) if one is not None]
@@ -92,7 +113,7 @@ def _written_batch_norm(
 ) -> Tensor:
     args = (weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled)
     found = None
-    if training:
+    if training and not _may_be_fused():
         dims = tuple(axis for axis in range(input.dim()) if axis != 1)
         found = _by_channel(_batch_norm, input, dims, args)
     return _batch_norm(input, *args) if found is None else found
@@ -111,7 +132,7 @@ def _written_instance_norm(
 ) -> Tensor:
     args = (weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled)
     found = None
-    if use_input_stats and input.dim() > 2:
+    if use_input_stats and input.dim() > 2 and not _may_be_fused():
         found = _by_channel(_instance_norm, input, tuple(range(2, input.dim())), args)
     return _instance_norm(input, *args) if found is None else found
 

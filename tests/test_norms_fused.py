@@ -1,0 +1,118 @@
+"""Second derivatives that nobody differentiates keep the fused norms, and are right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from test_norms_differentiated import NORMS, Norm, X, loss
+from torch import Tensor
+from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
+
+from torchzygote import (
+    checkpointed,
+    diaghessian,
+    gradient,
+    hessian,
+    hessian_dual,
+    hessian_reverse,
+    plan_hessian,
+    pushforward,
+    withhessian,
+)
+
+V = torch.linspace(-1, 1, 6, dtype=torch.float64)
+SECOND: dict[str, Callable[[Norm], Tensor]] = {
+    "hessian": lambda n: hessian(loss(n), X),
+    "hessian_reverse": lambda n: hessian_reverse(loss(n), X),
+    "diaghessian": lambda n: diaghessian(loss(n), X)[0],
+    "withhessian": lambda n: withhessian(loss(n), X).hess,
+    "plan": lambda n: plan_hessian(loss(n), X)(X).to_dense(),
+    "hessian_dual": lambda n: hessian_dual(loss(n), X),
+    "vmap": lambda n: torch.func.vmap(lambda x: hessian(loss(n), x))(torch.stack([X, X.sin()])),
+}
+FUSED = {"hessian", "hessian_reverse", "diaghessian", "withhessian", "plan"}
+
+
+def recorded_names(root: Tensor) -> set[str]:
+    names, stack, seen = set(), [root.grad_fn], set()
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            names.add(node.name())
+            stack.extend(following for following, _ in node.next_functions)
+    return names
+
+
+@pytest.mark.parametrize("way", SECOND)
+@pytest.mark.parametrize("name", NORMS)
+def test_second_derivatives(name: str, way: str) -> None:
+    norm, formula = NORMS[name]
+    torch.testing.assert_close(SECOND[way](norm), SECOND[way](formula))
+
+
+@pytest.mark.parametrize("way", sorted(FUSED - {"plan"}))
+def test_they_are_fused(way: str) -> None:
+    seen: list[set[str]] = []
+
+    def norm(h: Tensor) -> Tensor:
+        y = NORMS["layer"][0](h)
+        seen.append(recorded_names(y))
+        return y
+
+    SECOND[way](norm)
+    assert any("NativeLayerNormBackward0" in names for names in seen)
+    seen.clear()
+    gradient(lambda x: hessian(loss(norm), x).sum(), X)
+    assert seen
+    assert not any("NativeLayerNormBackward0" in names for names in seen)
+
+
+# Differentiated inside, by whatever means.
+INSIDE: dict[str, Callable[[Norm], Callable[[Tensor], Tensor]]] = {
+    "gradient": lambda n: lambda x: gradient(loss(n), x)[0].sin().sum(),
+    "gradient of checkpointed": lambda n: (
+        lambda x: gradient(lambda y: checkpointed(loss(n), y), x)[0].sin().sum()
+    ),
+    "pushforward": lambda n: lambda x: pushforward(loss(n), x)(V).sin(),
+    "torch.func.grad": lambda n: lambda x: torch.func.grad(loss(n))(x).sin().sum(),
+    "torch.func.jvp": lambda n: lambda x: torch.func.jvp(loss(n), (x,), (V,))[1].sin(),
+    "forward_ad": lambda n: lambda x: with_dual_numbers(loss(n), x).sin(),
+    "checkpointed gradient": lambda n: (
+        lambda x: checkpointed(lambda y: gradient(loss(n), y)[0].sin().sum(), x)
+    ),
+}
+
+
+def with_dual_numbers(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    with dual_level():
+        return unpack_dual(f(make_dual(x, V)))[1]
+
+
+@pytest.mark.parametrize("inside", INSIDE)
+@pytest.mark.parametrize("name", ["layer, weight and bias", "batch", "instance, weight"])
+def test_derivatives_inside_are_differentiated_twice(name: str, inside: str) -> None:
+    for way in (hessian, lambda f, x: diaghessian(f, x)[0]):
+        found, expected = (way(INSIDE[inside](norm), X) for norm in NORMS[name])
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["layer, weight and bias", "layer", "batch", "instance, weight"])
+def test_plain_autograd_inside_is_refused_where_it_would_be_wrong(name: str) -> None:
+    def inside(norm: Norm) -> Callable[[Tensor], Any]:
+        def f(x: Tensor) -> Tensor:
+            (g,) = torch.autograd.grad(loss(norm)(x), x, create_graph=True)
+            return g.sin().sum()
+
+        return f
+
+    norm, formula = NORMS[name]
+    torch.testing.assert_close(gradient(inside(norm), X), gradient(inside(formula), X))
+    torch.testing.assert_close(hessian(inside(norm), X), hessian(inside(formula), X))
+    with pytest.raises(RuntimeError, match=r"torchzygote\.gradient"):
+        hessian_reverse(inside(norm), X)
+    with pytest.raises(RuntimeError, match=r"torchzygote\.gradient"):
+        diaghessian(inside(norm), X)
