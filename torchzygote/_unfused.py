@@ -19,6 +19,7 @@ from torch.backends import cuda, mha
 from ._torch_private import (
     enable_fused_norms,
     enable_fused_weight_norm,
+    enable_traced_norms,
     fused_norms_enabled,
     fused_weight_norm_enabled,
     want_written_norms,
@@ -130,8 +131,9 @@ class unfused:
             _enter(self.norms)
         elif fused_weight_norm_enabled():
             # The tracer undoes this at once, and can't follow the rest.
-            self._leave = _fuse_weight_norm
+            self._leave = _fuse_traced
             enable_fused_weight_norm(False)
+            enable_traced_norms(False)
         else:
             self._leave = None
 
@@ -148,5 +150,6 @@ class unfused_but_norms(unfused):
     norms = 0
 
 
-def _fuse_weight_norm(_: int) -> None:
+def _fuse_traced(_: int) -> None:
     enable_fused_weight_norm(True)
+    enable_traced_norms(True)

@@ -58,7 +58,7 @@ from .nodes import (
     source_of,
     value_of_node,
 )
-from .norms import enable_fused_norms, fused_norms_enabled, want_written_norms
+from .norms import enable_fused_norms, enable_traced_norms, fused_norms_enabled, want_written_norms
 from .operators import (
     DispatchMode,
     OpOverload,
@@ -119,6 +119,7 @@ __all__ = [
     "dynamo_is_loaded",
     "enable_fused_norms",
     "enable_fused_weight_norm",
+    "enable_traced_norms",
     "forward_mode_enabled",
     "functorch_depth",
     "fused_norms_enabled",

@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .forward import in_forward_ad
 from .levels import in_functorch_derivative
 
-__all__ = ["enable_fused_norms", "fused_norms_enabled", "want_written_norms"]
+__all__ = ["enable_fused_norms", "enable_traced_norms", "fused_norms_enabled", "want_written_norms"]
 
 _layer_norm: Any = torch.layer_norm
 _batch_norm: Any = torch.batch_norm
@@ -37,6 +38,8 @@ def want_written_norms(change: int) -> None:
 
 
 def _may_be_fused() -> bool:
+    if torch.compiler.is_compiling():
+        return False
     return _wanted <= 0 and not in_functorch_derivative() and not in_forward_ad()
 
 
@@ -154,3 +157,61 @@ def enable_fused_norms(enabled: bool) -> None:
         before, after = (written, fused) if enabled else (fused, written)
         if getattr(torch, name) is before:
             setattr(torch, name, after)
+
+
+# While a function is traced, those of torch.nn.functional itself are exchanged: the tracer takes them for
+# operators, and doesn't look inside.
+_F_layer_norm: Any = F.layer_norm
+_F_batch_norm: Any = F.batch_norm
+_F_instance_norm: Any = F.instance_norm
+
+
+def _traced_layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-05,
+) -> Tensor:
+    return _written_layer_norm(input, normalized_shape, weight, bias, eps)
+
+
+def _traced_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-05,
+) -> Tensor:
+    if training:
+        with torch.no_grad():  # refuses what it refuses
+            _F_batch_norm(input.detach(), None, None, training=True)
+    args = (weight, bias, running_mean, running_var, training, momentum, eps, torch.backends.cudnn.enabled)
+    return _written_batch_norm(input, *args)
+
+
+def _traced_instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-05,
+) -> Tensor:
+    if use_input_stats:
+        with torch.no_grad():
+            _F_instance_norm(input.detach())
+    args = (weight, bias, running_mean, running_var, use_input_stats, momentum, eps)
+    return _written_instance_norm(input, *args, torch.backends.cudnn.enabled)
+
+
+def enable_traced_norms(enabled: bool) -> None:
+    """The same, while ``torch.compile`` traces; it undoes that as the block ends."""
+    F.layer_norm = _F_layer_norm if enabled else _traced_layer_norm
+    F.batch_norm = _F_batch_norm if enabled else _traced_batch_norm
+    F.instance_norm = _F_instance_norm if enabled else _traced_instance_norm
