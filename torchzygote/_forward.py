@@ -89,11 +89,11 @@ def jvp(
         if torch.compiler.is_compiling():
             pushed: tuple[Any, ...] = torch.func.jvp(f, tuple(inputs), tuple(tangents))
         else:
-            with contextlib.ExitStack() as around:
-                around.enter_context(library_operators_watched())
-                around.enter_context(nested_batches_watched())
-                around.enter_context(nested_tangents_watched())
-                if keep:
-                    around.enter_context(pushed_by_formulas())
+            with (
+                library_operators_watched(),
+                nested_batches_watched(),
+                nested_tangents_watched(),
+                pushed_by_formulas() if keep else contextlib.nullcontext(),
+            ):
                 pushed = torch.func.jvp(f, tuple(inputs), tuple(tangents))
     return pushed[0], pushed[1]
