@@ -66,17 +66,17 @@ def _same(given: Tensor) -> Tensor:
 
 def reshaped(given: Tensor, rank: int, shape: tuple[int, ...]) -> Tensor:
     """The last ``rank`` axes in another shape."""
-    return given.reshape(*given.shape[: given.dim() - rank], *shape)
+    return given.reshape((*given.shape[: given.dim() - rank], *shape))
 
 
 def _permuted(given: Tensor, dims: Sequence[int]) -> Tensor:
     lead = given.dim() - len(dims)
-    return given.permute(*range(lead), *[lead + dim for dim in dims])
+    return given.permute((*range(lead), *[lead + dim for dim in dims]))
 
 
 def _zeros(piece: Tensor, fewer: int, shape: tuple[int, ...]) -> Tensor:
     """For a piece that has so many axes less than the ``shape``."""
-    return piece.new_zeros(*piece.shape[: piece.dim() + fewer - len(shape)], *shape)
+    return piece.new_zeros((*piece.shape[: piece.dim() + fewer - len(shape)], *shape))
 
 
 def moved(node: Any, way: Way) -> list[Way] | None:
