@@ -75,7 +75,8 @@ def rows(monkeypatch: pytest.MonkeyPatch, products: list[int]) -> list[int]:
     """How many products are asked for, where even the smallest problem is worth it."""
     monkeypatch.setattr(_affine_rows, "_pays", lambda *args: True)
     monkeypatch.setattr(_affine_rows, "LEAST_ROWS", 1)
-    monkeypatch.setattr(_affine_rows, "_LEAST_BYTES", 0)
+    for name in ("_LEAST_BYTES", "_OPERATION", "_TERM"):
+        monkeypatch.setattr(_affine_rows, name, 0)
     return products
 
 

@@ -60,7 +60,9 @@ def jacobians(
     """
     lin = first.lin
     found: list[Tensor | None] = [None] * len(lin.inputs)
-    if products < LEAST_ROWS or products * cost.nbytes < _LEAST_BYTES:
+    # Where operations take longer than what they move, rows together cost little more than one.
+    least = max(_LEAST_BYTES, 2 * cost.nodes * _OPERATION, len(found) * _TERM - cost.nodes * _OPERATION)
+    if products < LEAST_ROWS or products * cost.nbytes < least:
         return found
     if _engine.compiling() or _engine.in_functorch() or not is_plain(lin):
         return found
