@@ -18,7 +18,7 @@ from ._torch_private import axis_of, node_attribute, node_shape, signed
 
 __all__ = ["RESHAPES", "Move", "Value", "Way", "count", "kind_of_node", "moved", "reshaped", "whole"]
 
-_NAME = re.compile(r"(.+)Backward\d+$")
+_NAME = re.compile(r"(.+)Backward\d+$")  # a custom function's node has no number
 
 # They keep the elements in row-major order.
 RESHAPES = frozenset({"Alias", "Clone", "ReshapeAlias", "Squeeze", "UnsafeView", "Unsqueeze", "View"})
