@@ -43,6 +43,14 @@ CAUSES = (
         part="compiled",
     ),
     Cause(
+        "A row for each sample",
+        "By hand one writes the function of one sample and its weights, and knows that no sample meets "
+        "another. Here the losses of all are one function of a module; that samples stay apart is read off "
+        "the recorded graph, and one more product checks the rows",
+        work="losses of",
+        peer="vmap",
+    ),
+    Cause(
         "BackPACK",
         "It takes sequences of layers that it knows, and propagates second derivatives through them in one "
         "pass. `diaghessian` takes any function; it pulls the channels of each linear layer back by "

@@ -96,6 +96,8 @@ FACTORED: dict[str, tuple[Loss, list[tuple[int, ...]], int]] = {
     "strided": (lambda w: head(X @ w[::2]) + (X @ w[1::2]).sin().sum(), [(12, 5)], 6),
     "stacked": (lambda w: head(X @ w[0]) * head(X @ w[1]), [(2, 6, 5)], 10),
     "unbound": (lambda w: head(X @ w.unbind(2)[0]) * head(X @ w.unbind(2)[1]), [(6, 5, 2)], 10),
+    "a number from a vector": (lambda p: (X @ p[:6] + p[6]).exp().mean(), [(8,)], 1),
+    "a number": (lambda w, b: (X @ w + b).exp().mean(), [(6,), ()], 1),
     "unused piece": (lambda p: head(X @ p[:30].view(6, 5)), [(40,)], 5),
 }
 # An element that goes two ways, samples that meet, or hooks: the plain way.

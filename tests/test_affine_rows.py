@@ -23,6 +23,9 @@ R = torch.tensor([0.3, -0.7, 1.1, 0.2, -0.4], dtype=D)
 R3 = torch.linspace(-1, 1, 15, dtype=D).exp().view(5, 3)
 
 
+T64 = torch.linspace(0, 1, 40, dtype=D).view(8, 5)
+
+
 def pieces(p: Tensor) -> Tensor:
     w1, b1, w2, b2 = p[:30].view(6, 5), p[30:35], p[35:50].view(5, 3), p[50:53]
     return ((X @ w1 + b1).tanh() @ w2 + b2).square().mean(1)
@@ -54,6 +57,8 @@ FEW: dict[str, tuple[Function, list[tuple[int, ...]], int]] = {
     "strided": (lambda w: (X @ w[::2] * (X @ w[1::2])).sum(1), [(12, 5)], 1),
     "addmm": (lambda w, b: torch.addmm(b, X, w, beta=0.5, alpha=2).exp().sum(1), [WT, B], 1),
     "einsum": (lambda w: torch.einsum("bk,ck->bc", X, w).exp().sum(1), [W], 1),
+    "a number from a vector": (lambda p: (X @ p[:6] + p[6]).exp(), [(8,)], 1),
+    "a number": (lambda w, b: (X @ w + b).exp(), [(6,), ()], 1),
 }
 # Samples meet, weights go elsewhere too, or something bends: a product for each row.
 PLAIN: dict[str, tuple[Function, list[tuple[int, ...]]]] = {
@@ -68,10 +73,10 @@ PLAIN: dict[str, tuple[Function, list[tuple[int, ...]]]] = {
 @pytest.fixture
 def rows(monkeypatch: pytest.MonkeyPatch, products: list[int]) -> list[int]:
     """How many products are asked for, where even the smallest problem is worth it."""
-    monkeypatch.setattr(_affine_rows, "LEAST_SAVING", 1)
-    monkeypatch.setattr(_affine_rows, "_OTHERS", 0)
+    monkeypatch.setattr(_affine_rows, "_pays", lambda *args: True)
     monkeypatch.setattr(_affine_rows, "LEAST_ROWS", 1)
-    monkeypatch.setattr(_affine_rows, "_LEAST_BYTES", 0)
+    for name in ("_LEAST_BYTES", "_OPERATION", "_TERM"):
+        monkeypatch.setattr(_affine_rows, name, 0)
     return products
 
 
@@ -90,7 +95,8 @@ def by_torch_func(f: Function, xs: list[Tensor]) -> list[Tensor]:
 def test_few_products_give_all_rows(name: str, mode: str, rows: list[int]) -> None:
     f, shapes, few = FEW[name]
     xs = arguments(shapes)
-    torch.testing.assert_close(list(jacobian(f, *xs, mode=mode)), by_torch_func(f, xs))
+    found = [J.reshape(len(J), -1) for J in jacobian(f, *xs, mode=mode)]  # a number's is a vector
+    torch.testing.assert_close(found, by_torch_func(f, xs))
     if mode == "reverse":
         assert sum(rows) == few
 
@@ -203,6 +209,24 @@ def test_results_share_no_memory(rows: list[int]) -> None:
     torch.testing.assert_close(
         list(jacobian(f, *arguments([W, B]), mode="reverse")), by_torch_func(f, arguments([W, B]))
     )
+
+
+def test_a_complex_bias() -> None:
+    data, w = torch.complex(X, X.cos()), torch.complex(*arguments([WT, WT]))
+    (b,) = arguments([(5,)])
+    f = lambda b: (data @ w + b).abs().sum(1)
+    z = torch.complex(b, b.sin())
+    rows = [torch.autograd.functional.jacobian(lambda z, i=i: f(z)[i], z) for i in range(8)]
+    torch.testing.assert_close(jacobian(f, z)[0], torch.stack(rows))
+
+
+def test_what_is_added_may_promote(rows: list[int]) -> None:
+    (w,) = arguments([WT], torch.float32)
+    f = lambda w: (X.float() @ w + T64).exp().sum(1)
+    (J,) = jacobian(f, w, mode="reverse")
+    assert J.dtype == D
+    expected = by_torch_func(lambda w: (X @ w + T64).exp().sum(1), [w.to(D)])[0]
+    torch.testing.assert_close(J, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_no_tokens(rows: list[int]) -> None:

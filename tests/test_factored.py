@@ -200,6 +200,20 @@ def test_a_wrong_rule_is_noticed(rows: list[int], monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(list(found), by_torch_func(f, xs))
 
 
+def test_what_is_added_may_promote(rows: list[int]) -> None:
+    (w,) = arguments([(6, 5)], torch.float32)
+    of = lambda data: lambda w: head(data @ w + X[:, :5])
+    (h,) = diaghessian(of(X.float()), w)
+    torch.testing.assert_close(h.to(D), by_torch_func(of(X), [w.to(D)])[0], rtol=1e-4, atol=1e-4)
+
+
+def test_results_have_memory_of_their_own(rows: list[int]) -> None:
+    xs = arguments([(5, 6), (5,)])
+    for h in diaghessian(FACTORED["linear layer"][0], *xs):
+        assert h.is_contiguous()
+        assert h.untyped_storage().nbytes() == h.numel() * h.element_size()
+
+
 @pytest.mark.parametrize("shape", [(0, 6), (0, 4, 6)])
 def test_no_samples(shape: tuple[int, ...], rows: list[int]) -> None:
     xs = arguments([(5, 6), (5,)])

@@ -148,7 +148,9 @@ def _followed(consumers: _Consumers, x: Tensor, which: int) -> tuple[list[_Entry
 def _enter(node: Any, position: int, way: Way, x: Tensor, which: int) -> _Entry | None:
     """The affine map that a piece of ``x`` goes into here, if it is one."""
     shape, out = way.shape, node_shape(node, 0)
-    if out is None or node._input_metadata[0].dtype != x.dtype or 0 in (count(shape), count(out)):
+    if out is None or x.is_complex() or node._input_metadata[0].dtype != x.dtype:
+        return None
+    if 0 in (count(shape), count(out)):
         return None
     try:
         found = _operand(node, position, shape, out)
@@ -250,7 +252,7 @@ def _advance(consumers: _Consumers, value: Value, channel: int | None) -> tuple[
         node, position = found[0]
         out = node_shape(node, 0)
         kind = kind_of_node(node.name())
-        if out is None:
+        if out is None or node._input_metadata[0].dtype != value[0]._input_metadata[value[1]].dtype:
             return value, channel
         if kind == "Add" and out == shape and (position == 0 or node_attribute(node, "_saved_alpha") == 1):
             value = (node, 0)

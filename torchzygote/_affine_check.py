@@ -53,7 +53,7 @@ class Explained:
         scale = self._affine.as_matrix(in_shape_of_x(self._layout, self._scale))
         found = []
         for term in self._affine.terms:
-            factor = wide(term.factor.detach())
+            factor = wide(term.factor.detach()).to(got.dtype)  # y may be finer
             found.append((factor.t() @ got, factor.abs().t() @ scale))
         return found
 

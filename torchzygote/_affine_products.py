@@ -148,7 +148,9 @@ def diagonals(
         return None
     try:
         products = channel_products(second, affine, lin, layout, added, options)
-        parts = [blocks.diagonal(lo, 0, 2) for lo, _, blocks in products]
+        parts = [
+            blocks.diagonal(lo, 0, 2).clone() for lo, _, blocks in products
+        ]  # a view would keep the chunk
     except Refuted:
         return None
     diagonal = affine.as_matrix(in_shape_of_x(layout, torch.cat(parts, 1)))

@@ -25,15 +25,30 @@ from ._first_order import FirstOrder
 from ._plan import RowCost
 from ._row_cost import is_plain
 from ._second_order import Options, chunk_for
-from ._separable import LEAST_ROWS, LEAST_SAVING, BlockSeeds, Layout, by_block, of_itself
+from ._separable import LEAST_ROWS, BlockSeeds, Layout, by_block, of_itself
 
 __all__ = ["jacobians"]
 
-# Products beside those of one sample: one to check, and the time of another for all that is around.
-_OTHERS = 2
-# Bytes that the dense way must move for each input: below, it takes no longer than putting rows together.
-# (tanh(W x), n = 300: 1.4 MB, 3.1 ms, and 2.1 this way; a network by four, 100 samples: 1.5 MB, 1.9 and 4.1)
+# What things take, in bytes that a core moves meanwhile (4 GB a second): an operation of a product; a look at
+# one on a walk; a term, of which rows are put together and compared.
+_OPERATION = 100_000
+_LOOK = 16_000
+_TERM = 1_200_000
+# Less than that isn't worth a look at all.
 _LEAST_BYTES = 1 << 20
+
+
+def _pays(first: FirstOrder, cost: RowCost, maps: Sequence[AffineMap], rows: int, products: int) -> bool:
+    """Whether it takes less time than the ``products`` of the dense way; ``rows``: of one sample."""
+    terms = [term for m in maps for term in m.terms]
+    sizes = [first.prepared.inputs[term.which].numel() for term in terms]
+    nodes = cost.nodes * _OPERATION
+    dense = products * cost.nbytes + nodes
+    # one more product checks; several terms of one input are added up
+    added = (sum(sizes) - sum({t.which: n for t, n in zip(terms, sizes, strict=True)}.values())) * 3
+    moved = first.y.numel() * first.y.element_size() * added
+    around = len(maps) * cost.nodes * _LOOK + len(terms) * _TERM
+    return (rows + 1) * cost.nbytes + 2 * nodes + around + moved < dense
 
 
 def jacobians(
@@ -45,18 +60,25 @@ def jacobians(
     """
     lin = first.lin
     found: list[Tensor | None] = [None] * len(lin.inputs)
-    if products < LEAST_ROWS or products * cost.nbytes < _LEAST_BYTES * len(found):
+    # Where operations take longer than what they move, rows together cost little more than one.
+    least = max(_LEAST_BYTES, 2 * cost.nodes * _OPERATION, len(found) * _TERM - cost.nodes * _OPERATION)
+    if products < LEAST_ROWS or products * cost.nbytes < least:
         return found
     if _engine.compiling() or _engine.in_functorch() or not is_plain(lin):
         return found
     maps, entering = entrances(lin.roots[0], lin.inputs, range(len(lin.inputs)))
     entering = {i: entrance for i, entrance in entering.items() if not entrance.others}
-    paired = _paired(lin, [m._replace(terms=[t for t in m.terms if t.which in entering]) for m in maps])
+    maps = [
+        m for m in (m._replace(terms=[t for t in m.terms if t.which in entering]) for m in maps) if m.terms
+    ]
+    if not maps or not _pays(first, cost, maps, 1, products):
+        return found
+    paired = _paired(lin, maps)
     if not paired:
         return found
     whole = [i for i, entrance in entering.items() if _is_covered(entrance, paired)]
     paired = [one for one in paired if any(t.which in whole for t in one.affine.terms)]
-    if not paired or (paired[0].layout.block_rows + _OTHERS) * LEAST_SAVING > products:
+    if not paired or not _pays(first, cost, maps, paired[0].layout.block_rows, products):
         return found
     for i, J in zip(whole, _matrices(first, cost, options, paired, whole, verify) or [], strict=False):
         found[i] = J
@@ -101,11 +123,10 @@ def _paired(lin: Linearization, maps: Sequence[AffineMap]) -> list[_Paired]:
     y = lin.roots[0]
     found: list[tuple[AffineMap, dict[int, int]]] = []
     for affine in maps:
-        if affine.terms:
-            pairs = aligned_axes(y, affine.z) or []
-            apart = {p: q for p, q in pairs if q != affine.channel}
-            if apart:
-                found.append((affine, apart))
+        pairs = aligned_axes(y, affine.z) or []
+        apart = {p: q for p, q in pairs if q != affine.channel}
+        if apart:
+            found.append((affine, apart))
     if not found:
         return []
     common = set.intersection(*(set(apart) for _, apart in found))
@@ -134,8 +155,8 @@ def _matrices(
     vector = random_vector(y.numel())
     weights = by_block(of_itself(layout), vector.view(1, *y.shape).to(y))[0].t().unsqueeze(2)
     explained = [Explained(one.affine, one.layout, weights) for one in paired]
-    by_z: list[list[Tensor]] = [[] for _ in paired]
     total = layout.block_rows
+    blocks = {i: _Block(first, i, total, options.keep) for i in whole}
     for lo, hi, products in _products.vjps(
         values,
         0,
@@ -146,29 +167,56 @@ def _matrices(
         progress=options.progress,
         misbatched=cost.misbatched,
     ):
-        for k, (one, product) in enumerate(zip(paired, products, strict=True)):
+        for one, of_z, product in zip(paired, explained, products, strict=True):
             z = one.affine.z
             given = z.new_zeros(hi - lo, *z.shape) if product is None else product
             if verify:
-                explained[k].add(lo, hi, by_block(one.layout, given))
-            by_z[k].append(one.rows(given))
+                of_z.add(lo, hi, by_block(one.layout, given))
+            by_sample = one.rows(given)
+            for term in one.affine.terms:
+                if term.which in blocks:
+                    blocks[term.which].add(lo, hi, _by_term(one, term, by_sample, options.keep))
     if verify and not _are_right(first, paired, explained, whole, vector):
         return None
-    matrices: dict[int, Tensor] = {}
-    for one, parts in zip(paired, by_z, strict=True):
-        rows = parts[0] if len(parts) == 1 else torch.cat(parts)
-        for term in one.affine.terms:
-            if term.which in whole:
-                J = _by_term(one, term, rows, options.keep)
-                matrices[term.which] = matrices[term.which] + J if term.which in matrices else J
     in_order = layout.y_order == sorted(layout.y_order)
     order = layout.y_numbers(y.device).reshape(-1)
-    found = []
-    for i in whole:
-        x = first.prepared.inputs[i]
-        J = matrices[i].reshape(y.numel(), x.numel()).to(result_dtype(x, y))
-        found.append(J if in_order else _ordered(J, order))
-    return found
+    return [J if in_order else _ordered(J, order) for J in (block.matrix() for block in blocks.values())]
+
+
+class _Block:
+    """The Jacobian by one input, block after block of its rows, from chunks and terms that are added up."""
+
+    __slots__ = ("_chunks", "_dtype", "_keep", "_shape", "_whole")
+
+    def __init__(self, first: FirstOrder, which: int, rows: int, keep: bool) -> None:
+        x, y = first.prepared.inputs[which], first.y
+        self._shape = (y.numel() // max(1, rows), rows, x.numel())
+        self._dtype = result_dtype(x, y)
+        self._keep = keep
+        self._chunks: dict[int, Tensor] = {}
+        self._whole: Tensor | None = None
+
+    def add(self, lo: int, hi: int, part: Tensor) -> None:
+        """Rows ``lo`` to ``hi`` of each block, shape (blocks, hi - lo, *the input's), of one term."""
+        part = part.reshape(self._shape[0], hi - lo, self._shape[2])
+        if self._keep or hi - lo == self._shape[1]:
+            before = self._chunks.get(lo)
+            if before is None:
+                self._chunks[lo] = part
+            else:
+                self._chunks[lo] = before + part if self._keep else before.add_(part)
+            return
+        if self._whole is None:
+            self._whole = part.new_zeros(self._shape)
+        self._whole[:, lo:hi].add_(part)
+
+    def matrix(self) -> Tensor:
+        """All rows."""
+        whole = self._whole
+        if whole is None:
+            chunks = list(self._chunks.values())
+            whole = chunks[0] if len(chunks) == 1 else torch.cat(chunks, 1)
+        return whole.reshape(self._shape[0] * self._shape[1], self._shape[2]).to(self._dtype)
 
 
 def _ordered(matrix: Tensor, order: Tensor) -> Tensor:

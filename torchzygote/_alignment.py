@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import functools
 import logging
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from ._alignment_rules import ELEMENTWISE, FREE, RULES, Alignment, Rule, Shape, all_free
+from ._pieces import kind_of_node
 from ._torch_private import node_names, node_shape, source_of
 
 __all__ = ["Alignment", "aligned_axes", "keeps_elements_apart"]
@@ -24,7 +24,6 @@ __all__ = ["Alignment", "aligned_axes", "keeps_elements_apart"]
 _log = logging.getLogger("torchzygote")
 
 _MOST_NODES = 2000
-_NAME = re.compile(r"(.+)Backward\d+$")  # a custom function's node has no number
 
 # They move elements, each to a place or two.
 _MOVES = """
@@ -37,8 +36,7 @@ _APART = frozenset([*ELEMENTWISE, *_MOVES]) - {"Expand"}
 
 @functools.cache
 def _keeps_apart(name: str) -> bool:
-    found = _NAME.match(name)
-    return found[1] in _APART if found else name == "torch::autograd::AccumulateGrad"
+    return kind_of_node(name) in _APART or name == "torch::autograd::AccumulateGrad"
 
 
 def keeps_elements_apart(roots: Sequence[Tensor]) -> bool:
@@ -53,10 +51,8 @@ _PARTS = frozenset({"Split", "SplitWithSizes", "Unbind"})
 @functools.cache
 def _rule(name: str, first: bool) -> Rule:
     """The rule for the first output of a node of this name, or for its others."""
-    found = _NAME.match(name)
-    if found is None or not (first or found[1] in _PARTS):
-        return all_free
-    return RULES.get(found[1], all_free)
+    kind = kind_of_node(name)
+    return RULES.get(kind, all_free) if first or kind in _PARTS else all_free
 
 
 class _Walk:

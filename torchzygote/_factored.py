@@ -154,7 +154,7 @@ def _finished(second: SecondOrder, i: int, one: _Sum, options: Options) -> Tenso
     if elements.numel() > 0:
         rows = _rows(second, i, elements, options)
         total = total.reshape(-1).index_put((elements,), rows).view(one.x.shape)
-    return total.to(one.x.dtype)
+    return total.to(one.x.dtype).contiguous()
 
 
 def _blocks(second: SecondOrder, lin: Linearization, options: Options) -> Blocks | None:

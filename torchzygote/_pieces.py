@@ -18,7 +18,7 @@ from ._torch_private import axis_of, node_attribute, node_shape, signed
 
 __all__ = ["RESHAPES", "Move", "Value", "Way", "count", "kind_of_node", "moved", "reshaped", "whole"]
 
-_NAME = re.compile(r"(.+)Backward\d+$")
+_NAME = re.compile(r"(.+)Backward\d+$")  # a custom function's node has no number
 
 # They keep the elements in row-major order.
 RESHAPES = frozenset({"Alias", "Clone", "ReshapeAlias", "Squeeze", "UnsafeView", "Unsqueeze", "View"})
@@ -66,17 +66,17 @@ def _same(given: Tensor) -> Tensor:
 
 def reshaped(given: Tensor, rank: int, shape: tuple[int, ...]) -> Tensor:
     """The last ``rank`` axes in another shape."""
-    return given.reshape(*given.shape[: given.dim() - rank], *shape)
+    return given.reshape((*given.shape[: given.dim() - rank], *shape))
 
 
 def _permuted(given: Tensor, dims: Sequence[int]) -> Tensor:
     lead = given.dim() - len(dims)
-    return given.permute(*range(lead), *[lead + dim for dim in dims])
+    return given.permute((*range(lead), *[lead + dim for dim in dims]))
 
 
 def _zeros(piece: Tensor, fewer: int, shape: tuple[int, ...]) -> Tensor:
     """For a piece that has so many axes less than the ``shape``."""
-    return piece.new_zeros(*piece.shape[: piece.dim() + fewer - len(shape)], *shape)
+    return piece.new_zeros((*piece.shape[: piece.dim() + fewer - len(shape)], *shape))
 
 
 def moved(node: Any, way: Way) -> list[Way] | None:

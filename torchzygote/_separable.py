@@ -153,7 +153,8 @@ class Blocks(NamedTuple):
 
     def diagonal(self) -> Tensor:
         """The diagonal, in the shape of ``x``; only for pairs of equal axes."""
-        return in_shape_of_x(self.layout, self.values.diagonal(dim1=1, dim2=2))
+        values = self.values.diagonal(dim1=1, dim2=2).contiguous()  # a view would keep the blocks
+        return in_shape_of_x(self.layout, values)
 
 
 class BlockSeeds:
