@@ -6,7 +6,7 @@ Knows shapes and graph nodes; nothing of derivatives.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -89,27 +89,33 @@ class Other(NamedTuple):
         return self.way.back(like.new_ones(self.way.shape)) != 0
 
 
+Rest = Callable[[int, Other], "list[Way] | None"]
+
+
 class Entrance(NamedTuple):
-    """All ways by which one input goes on."""
+    """All ways by which one input goes on, but for those that somebody else knows."""
 
     terms: list[Term]
     others: list[Other]
 
 
 def entrances(
-    root: Tensor, inputs: Sequence[Tensor], which: Sequence[int]
+    root: Tensor, inputs: Sequence[Tensor], which: Sequence[int], rest: Rest | None = None
 ) -> tuple[list[AffineMap], dict[int, Entrance]]:
-    """How these of the ``inputs`` go on, on their way to ``root``.
+    """How these of the ``inputs`` go on, on their way to ``root``; not those that go too many ways.
 
-    Only those of which a piece goes through an affine map.
+    ``rest(i, other)`` is asked about pieces of input ``i`` that go elsewhere: as what they are followed from
+    there, nothing if that is known by whom it asks, or ``None``.
     """
     consumers = consumers_below(root)
     maps: dict[tuple[Value, int | None], list[Term]] = {}
     found: dict[int, Entrance] = {}
     for i in which:
-        entries, others = _followed(consumers, inputs[i], i)
-        if entries:
-            found[i] = Entrance([entry.term for entry in entries], others)
+        followed = _followed(consumers, inputs[i], i, rest)
+        if followed is None:
+            continue
+        entries, others = followed
+        found[i] = Entrance([entry.term for entry in entries], others)
         for value, channel, term in entries:
             maps.setdefault(_advance(consumers, value, channel), []).append(term)
     return [
@@ -123,8 +129,11 @@ class _Entry(NamedTuple):
     term: Term
 
 
-def _followed(consumers: _Consumers, x: Tensor, which: int) -> tuple[list[_Entry], list[Other]]:
-    """The affine maps that pieces of ``x`` go into, and where others go; nothing if there are too many."""
+def _followed(
+    consumers: _Consumers, x: Tensor, which: int, rest: Rest | None
+) -> tuple[list[_Entry], list[Other]] | None:
+    """The affine maps that pieces of ``x`` go into, and where others go; ``None`` if there are too many."""
+    ways = 0
     entries: list[_Entry] = []
     others: list[Other] = []
     pending = [whole(source_of(x), tuple(x.shape))]
@@ -135,13 +144,19 @@ def _followed(consumers: _Consumers, x: Tensor, which: int) -> tuple[list[_Entry
             if onward is not None:
                 pending.extend(onward)
                 continue
+            ways += 1
+            if ways > _MOST_WAYS:
+                return None
             entry = _enter(node, position, way, x, which)
-            if entry is None:
-                others.append(Other(node, position, way))
-            else:
+            if entry is not None:
                 entries.append(entry)
-            if len(entries) + len(others) > _MOST_WAYS:
-                return [], []
+                continue
+            other = Other(node, position, way)
+            onward = None if rest is None else rest(which, other)
+            if onward is None:
+                others.append(other)
+            else:
+                pending.extend(onward)
     return entries, others
 
 

@@ -15,11 +15,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ._alignment_rules import ELEMENTWISE, FREE, RULES, Alignment, Rule, Shape, all_free
+from ._alignment_rules import ELEMENTWISE, FREE, RULES, Alignment, Rule, Shape, all_free, meeting
 from ._pieces import kind_of_node
 from ._torch_private import node_names, node_shape, source_of
 
-__all__ = ["Alignment", "aligned_axes", "keeps_elements_apart"]
+__all__ = ["Alignment", "aligned_axes", "jointly_aligned", "keeps_elements_apart", "shared_axes"]
 
 _log = logging.getLogger("torchzygote")
 
@@ -58,13 +58,20 @@ def _rule(name: str, first: bool) -> Rule:
 class _Walk:
     """Alignments of the recorded values with the axes of some inputs, each value looked at once.
 
-    A value is an output of a node, as in ``node.next_functions``.
+    A value is an output of a node, as in ``node.next_functions``. ``chained``: inputs may come of each other,
+    and what comes of them comes of all below.
     """
 
-    def __init__(self, sources: Sequence[Tensor], axes: Sequence[Alignment]) -> None:
-        self._known: dict[tuple[Any, int], tuple[Alignment, Shape] | None] = {
+    def __init__(
+        self, sources: Sequence[Tensor], axes: Sequence[Alignment], *, chained: bool = False
+    ) -> None:
+        given: dict[tuple[Any, int], tuple[Alignment, Shape]] = {
             source_of(x): (a, tuple(x.shape)) for x, a in zip(sources, axes, strict=True)
         }
+        self._known: dict[tuple[Any, int], tuple[Alignment, Shape] | None] = {}
+        self._given = given
+        if not chained:
+            self._known.update(given)
 
     def of(self, root: Tensor) -> Alignment | None:
         """``None`` where ``root`` depends on none of the inputs, or nothing can be said."""
@@ -91,9 +98,10 @@ class _Walk:
         return None if found is None or len(found[0]) != root.dim() else found[0]
 
     def _of_output(self, node: Any, number: int, before: Any) -> tuple[Alignment, Shape] | None:
+        given = self._given.get((node, number))
         inputs = [self._known.get(value) for value in before]  # a constant input has no node
         if not any(inputs):
-            return None
+            return given
         name, out = node.name(), node_shape(node, number)
         if out is None:
             return None
@@ -102,7 +110,7 @@ class _Walk:
         try:
             found = _rule(name, number == 0)(node, inputs, out)
             if len(found) == len(out):
-                return found, out
+                return (found if given is None else meeting([found, given[0]])), out
             problem = f"{len(found)} axes instead of {len(out)}"
         except Exception as error:  # a form of the operation that its rule doesn't know
             problem = f"{type(error).__name__}: {error}"
@@ -124,6 +132,21 @@ def aligned_axes(root: Tensor, x: Tensor) -> list[tuple[int, int]] | None:
         for p, q in enumerate(found)
         if isinstance(q, int) and q != FREE and x.shape[q] > 1 and root.shape[p] == x.shape[q]
     ]
+
+
+def jointly_aligned(
+    root: Tensor, values: Sequence[Tensor], axes: Sequence[Sequence[tuple[int, int]]]
+) -> list[int]:
+    """Axes of ``root`` that run along with all values at once: axis ``p`` with each one's ``q``.
+
+    ``axes[i]``: the pairs ``(p, q)`` to be proved for value ``i``. Values may come of each other; one walk.
+    """
+    alignments = []
+    for value, pairs in zip(values, axes, strict=True):
+        named = {q: p for p, q in pairs}
+        alignments.append(tuple(named.get(q, FREE) for q in range(value.dim())))
+    found = _Walk(values, alignments, chained=True).of(root)
+    return [] if found is None else [p for p, _ in axes[0] if found[p] == p]
 
 
 def shared_axes(roots: Sequence[Tensor], inputs: Sequence[Tensor], common: int) -> list[int]:

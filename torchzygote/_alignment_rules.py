@@ -10,7 +10,7 @@ from typing import Any
 
 from ._torch_private import axis_of, node_attribute
 
-__all__ = ["ELEMENTWISE", "FREE", "RULES", "Alignment", "Rule", "Shape", "all_free"]
+__all__ = ["ELEMENTWISE", "FREE", "RULES", "Alignment", "Rule", "Shape", "all_free", "meeting"]
 
 # For each axis of a value the axis of the input that it runs along with; FREE: may depend on any index there.
 # An axis that several ones were folded into has these and their sizes, the slowest first.
@@ -23,20 +23,20 @@ Shape = Sequence[int]
 Rule = Callable[[Any, "list[tuple[Alignment, Shape] | None]", Shape], Alignment]
 
 ELEMENTWISE = """
-    Abs Acos Add Addcdiv Addcmul Alias Asin Atan Atan2 BinaryCrossEntropy BinaryCrossEntropyBackward Celu
-    Clamp ClampMax ClampMin Clone Cos Cosh Div Elu EluBackward Erf Erfc Exp Exp2 Expand Expm1 Gelu
-    GeluBackward Hardshrink HardshrinkBackward Hardsigmoid Hardswish HardswishBackward Hardtanh
-    HardtanhBackward HuberLoss HuberLossBackward LeakyRelu LeakyReluBackward Lerp Lgamma Log Log10 Log1P
-    Log2 LogSigmoid LogSigmoidBackward Logaddexp MaskedFill Maximum Minimum Mish MseLoss MseLossBackward Mul
-    NativeDropout Neg Pow PreluKernel PreluKernelBackward Reciprocal Relu RreluWithNoise
-    RreluWithNoiseBackward Rsqrt Rsub Sgn Sigmoid SigmoidBackward Sign Silu SiluBackward Sin Sinc Sinh
-    SmoothL1Loss SmoothL1LossBackward SoftMarginLoss SoftMarginLossBackward Softplus SoftplusBackward
-    Softshrink SoftshrinkBackward Sqrt Sub Tan Tanh TanhBackward Threshold ThresholdBackward ToCopy Where
-    Xlogy
+    Abs Acos Add Addcdiv Addcmul Alias Asin Atan Atan2 BinaryCrossEntropy BinaryCrossEntropyBackward
+    BinaryCrossEntropyWithLogits Celu Clamp ClampMax ClampMin Clone Cos Cosh Div Elu EluBackward Erf Erfc
+    Erfinv Exp Exp2 Expand Expm1 Gelu GeluBackward Hardshrink HardshrinkBackward Hardsigmoid Hardswish
+    HardswishBackward Hardtanh HardtanhBackward HuberLoss HuberLossBackward Hypot LeakyRelu
+    LeakyReluBackward Lerp Lgamma Log Log10 Log1P Log2 LogSigmoid LogSigmoidBackward Logaddexp Logaddexp2
+    Logit MaskedFill Maximum Minimum Mish MseLoss MseLossBackward Mul NanToNum NativeDropout Neg Pow
+    PreluKernel PreluKernelBackward Reciprocal Relu RreluWithNoise RreluWithNoiseBackward Rsqrt Rsub Sgn
+    Sigmoid SigmoidBackward Sign Silu SiluBackward Sin Sinc Sinh SmoothL1Loss SmoothL1LossBackward
+    SoftMarginLoss SoftMarginLossBackward Softplus SoftplusBackward Softshrink SoftshrinkBackward Sqrt Sub
+    Tan Tanh TanhBackward Threshold ThresholdBackward ToCopy Tril Triu Where Xlogy
 """.split()  # noqa: SIM905 (a list of names would take eighty lines)
 
 
-def _meet(alignments: list[Alignment]) -> Alignment:
+def meeting(alignments: list[Alignment]) -> Alignment:
     """What holds for a value that depends on all of these."""
     first, *others = alignments
     if all(other == first for other in others):
@@ -54,7 +54,7 @@ def _broadcast(alignment: Alignment, shape: Shape, out: Shape) -> Alignment:
 
 
 def _elementwise(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: Shape) -> Alignment:
-    return _meet([_broadcast(*given, out) for given in inputs if given is not None])
+    return meeting([_broadcast(*given, out) for given in inputs if given is not None])
 
 
 def _axes(node: Any, name: str, rank: int) -> set[int]:
@@ -87,7 +87,7 @@ def _mixes_dim(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: Sha
     given = [alignment for alignment, _ in filter(None, inputs)]
     if any(len(alignment) != len(out) for alignment in given):
         return (FREE,) * len(out)  # cat skips empty vectors, whatever the rank of the others
-    met = _meet(given)
+    met = meeting(given)
     return tuple(FREE if i in mixed else a for i, a in enumerate(met))
 
 
@@ -102,7 +102,7 @@ def _mixes_dims(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: Sh
     name = "_saved_dim" if node_attribute(node, "_saved_dim") is not None else "_saved_dims"
     mixed = _axes(node, name, len(out))
     given = [_broadcast(*one, out) for one in inputs if one is not None]
-    return tuple(FREE if i in mixed else a for i, a in enumerate(_meet(given)))
+    return tuple(FREE if i in mixed else a for i, a in enumerate(meeting(given)))
 
 
 def _drops_axis(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: Shape) -> Alignment:
@@ -114,7 +114,7 @@ def _drops_axis(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: Sh
 def _inserts_axis(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: Shape) -> Alignment:
     at = axis_of(node_attribute(node, "_saved_dim"), len(out))
     given = [alignment for alignment, _ in filter(None, inputs)]
-    return _meet([alignment[:at] + (FREE,) + alignment[at:] for alignment in given])
+    return meeting([alignment[:at] + (FREE,) + alignment[at:] for alignment in given])
 
 
 def _squeezes(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: Shape) -> Alignment:
@@ -210,7 +210,7 @@ def _product(left: int, right: int) -> Rule:
                 parts.append(batch + (FREE,) * (len(out) - len(batch) - len(column)) + column)
             else:
                 parts.append(_broadcast(alignment, shape, out))
-        return _meet(parts)
+        return meeting(parts)
 
     return rule
 
@@ -218,7 +218,7 @@ def _product(left: int, right: int) -> Rule:
 def _normalizes(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: Shape) -> Alignment:
     """Layer norm mixes the last axes; its weights broadcast along them."""
     mixed = len(node_attribute(node, "_saved_normalized_shape"))
-    met = _meet([_broadcast(*given, out) for given in inputs if given is not None])
+    met = meeting([_broadcast(*given, out) for given in inputs if given is not None])
     return met[: len(out) - mixed] + (FREE,) * mixed
 
 
@@ -227,7 +227,7 @@ def _normalizes_batches(node: Any, inputs: list[tuple[Alignment, Shape] | None],
     training = node_attribute(node, "_saved_training")
     if training is None:
         training = node_attribute(node, "_saved_train")
-    met = _meet(
+    met = meeting(
         [
             given[0] if len(given[1]) == len(out) else (FREE, *given[0], *[FREE] * (len(out) - 2))
             for given in inputs
@@ -248,13 +248,14 @@ def _picks_classes(node: Any, inputs: list[tuple[Alignment, Shape] | None], out:
         )
     if scores is not None:
         parts.append(scores[0])
-    met = _meet(parts)
+    met = meeting(parts)
     return met if len(out) == 1 else (met[0], FREE, *met[2:])
 
 
 def _likelihood(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: Shape) -> Alignment:
-    """A negative log likelihood for each sample."""
-    return _only(inputs)[0][: len(out)]
+    """A negative log likelihood for each sample: the axis of classes goes, the second one or the only one."""
+    axes = _only(inputs)[0]
+    return (axes[0], *axes[2:])[: len(out)]
 
 
 def _attends(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: Shape) -> Alignment:
@@ -264,7 +265,7 @@ def _attends(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: Shape
     given = [one for one in (queries, keys, values) if one is not None]
     if any(others) or any(tuple(shape[:lead]) != tuple(out[:lead]) for _, shape in given):
         return (FREE,) * len(out)  # a bias that depends; heads that share their keys
-    return _meet([alignment[:lead] for alignment, _ in given]) + (FREE, FREE)
+    return meeting([alignment[:lead] for alignment, _ in given]) + (FREE, FREE)
 
 
 def _convolves(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: Shape) -> Alignment:
@@ -275,14 +276,48 @@ def _convolves(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: Sha
     return image[0][:1] + (FREE,) * (len(out) - 1)
 
 
+def _normalizes_groups(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: Shape) -> Alignment:
+    """Statistics are those of a sample; what the weights depend on reaches everything."""
+    image, *weights = inputs
+    if image is None or any(weights):
+        return (FREE,) * len(out)
+    return image[0][:1] + (FREE,) * (len(out) - 1)
+
+
+def _pads(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: Shape) -> Alignment:
+    """An axis that is padded is shifted, also where it is cut as much at its other end."""
+    pad = node_attribute(node, "_saved_pad")
+    padded = {len(out) - 1 - i // 2 for i, n in enumerate(pad) if n != 0}
+    return tuple(FREE if i in padded else a for i, a in enumerate(_only(inputs)[0]))
+
+
+def _mixes_space(rank: int) -> Rule:
+    """Pooling, padding, resizing: the last axes are mixed."""
+
+    def rule(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: Shape) -> Alignment:
+        return _only(inputs)[0][: len(out) - rank] + (FREE,) * rank
+
+    return rule
+
+
 _REDUCTIONS = "Amax Amin LinalgVectorNorm Logsumexp Max Mean Min Norm Prod Std Sum Var".split()  # noqa: SIM905
+
+_OF_LINES = ["ReflectionPad1D", "ReplicationPad1D", "UpsampleLinear1D", "UpsampleNearest1D"]
+_OF_IMAGES = """
+    AdaptiveAvgPool2D AdaptiveMaxPool2D AvgPool2D MaxPool2DWithIndices ReflectionPad2D ReplicationPad2D
+    UpsampleBicubic2D UpsampleBilinear2D UpsampleNearest2D
+""".split()  # noqa: SIM905
+_OF_VOLUMES = """
+    AdaptiveAvgPool3D AdaptiveMaxPool3D AvgPool3D MaxPool3DWithIndices ReflectionPad3D ReplicationPad3D
+    UpsampleNearest3D UpsampleTrilinear3D
+""".split()  # noqa: SIM905
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     **dict.fromkeys(_REDUCTIONS, _reduce),
     **dict.fromkeys(["Flip", "Gather", "Scatter", "ScatterAdd"], _mixes_dims),
     **dict.fromkeys(
-        ["Softmax", "LogSoftmax", "SoftmaxBackwardData", "LogSoftmaxBackwardData", "Cumsum", "Cat"],
+        ["Softmax", "LogSoftmax", "SoftmaxBackwardData", "LogSoftmaxBackwardData", "Cumsum", "Cat", "Glu"],
         _mixes_dim,
     ),
     **dict.fromkeys(["Slice", "SliceBackward", "Split", "SplitWithSizes"], _keeps_whole_axes),
@@ -296,12 +331,17 @@ RULES: dict[str, Rule] = {
     "Mm": _product(0, 1),
     "Bmm": _product(0, 1),
     "Mv": _product(0, 1),
-    "Addmm": _product(1, 2),
+    **dict.fromkeys(["Addmm", "Addmv", "Baddbmm"], _product(1, 2)),
     "Convolution": _convolves,
     **dict.fromkeys(["NativeLayerNorm", "NativeLayerNormBackward"], _normalizes),
     **dict.fromkeys(["NativeBatchNorm", "NativeBatchNormBackward"], _normalizes_batches),
     **dict.fromkeys([f"ScaledDotProduct{way}Attention" for way in ("Flash", "Efficient", "Cudnn")], _attends),
     "ScaledDotProductFlashAttentionForCpu": _attends,
-    "NllLoss": _likelihood,
+    **dict.fromkeys(["NllLoss", "NllLoss2D"], _likelihood),
+    "ConstantPadNd": _pads,
+    "NativeGroupNorm": _normalizes_groups,
+    **dict.fromkeys(_OF_LINES, _mixes_space(1)),
+    **dict.fromkeys(_OF_IMAGES, _mixes_space(2)),
+    **dict.fromkeys(_OF_VOLUMES, _mixes_space(3)),
     "NllLossBackward": _picks_classes,
 }

@@ -148,7 +148,8 @@ class SecondOrder:
         """How these of the inputs enter ``f``, where affine maps are among the ways."""
         if self._first is None or self._root is None or not self.is_plain():
             return [], {}
-        return entrances(self._root, self._first.inputs, which)
+        maps, found = entrances(self._root, self._first.inputs, which)
+        return maps, {i: entrance for i, entrance in found.items() if entrance.terms}
 
     def gradient_inside(self, values: Sequence[Tensor]) -> list[Tensor | None]:
         """The gradient by values inside ``f``, recorded."""

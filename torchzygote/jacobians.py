@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn, overload
 import torch
 from torch import Tensor
 
-from . import _affine_rows, _compressed, _engine, _plan, _state
+from . import _compressed, _engine, _layer_rows, _plan, _state
 from ._arguments import Prepared
 from ._assembly import Rows, as_result, result_dtype
 from ._cotangents import own
@@ -107,7 +107,7 @@ def matrices_of(
     known = None
     if mode != "forward" and not options.sparse:
         dense = rows if mode == "reverse" else min(rows, columns)
-        known = _affine_rows.jacobians(first, cost, options.products, dense, options.verify)
+        known = _layer_rows.jacobians(first, cost, options.products, dense, options.verify)
         if None not in known:
             return value, [J for J in known if J is not None]
     found = _compressed.jacobian(

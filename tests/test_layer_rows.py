@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchzygote import Params, _affine_rows, _alignment, _alignment_rules, jacobian, withjacobian
+from torchzygote import Params, _alignment, _alignment_rules, _layer_rows, jacobian, withjacobian
 from torchzygote.buffer import Buffer
 from torchzygote.checkpointing import checkpointed
 from torchzygote.hooks import hook
@@ -73,10 +73,10 @@ PLAIN: dict[str, tuple[Function, list[tuple[int, ...]]]] = {
 @pytest.fixture
 def rows(monkeypatch: pytest.MonkeyPatch, products: list[int]) -> list[int]:
     """How many products are asked for, where even the smallest problem is worth it."""
-    monkeypatch.setattr(_affine_rows, "_pays", lambda *args: True)
-    monkeypatch.setattr(_affine_rows, "LEAST_ROWS", 1)
+    monkeypatch.setattr(_layer_rows._Found, "pays", lambda *args: True)
+    monkeypatch.setattr(_layer_rows, "LEAST_ROWS", 1)
     for name in ("_LEAST_BYTES", "_OPERATION", "_TERM"):
-        monkeypatch.setattr(_affine_rows, name, 0)
+        monkeypatch.setattr(_layer_rows, name, 0)
     return products
 
 
@@ -261,6 +261,6 @@ def test_large_networks_take_as_many_products_as_outputs(products: list[int]) ->
 
 
 def test_small_problems_do_not_look_for_affine_maps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_affine_rows, "entrances", None)
+    monkeypatch.setattr(_layer_rows, "entrances", None)
     f, shapes, _ = FEW["outputs"]
     jacobian(f, *arguments(shapes), mode="reverse")

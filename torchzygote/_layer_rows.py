@@ -1,0 +1,417 @@
+"""Rows of Jacobians by what goes into layers, as weights do.
+
+Where the samples stay apart on the way from the output ``z`` of a layer to ``y``, the rows of all samples are
+pulled back to ``z`` at once: as many products as one sample has rows, whatever the number of samples. From
+there to the weights it takes a local rule for each sample by itself; for ``z = A W`` a product of its part of
+the rows with its part of ``A``. (The rule is Goodfellow's, "Efficient per-example gradient computations",
+2015.) One plain product with a random cotangent checks the rows.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from . import _engine, _products
+from ._affine import AffineMap, Entrance, Other, Term, entrances
+from ._affine_check import Explained, are_explained
+from ._alignment import aligned_axes, jointly_aligned
+from ._assembly import result_dtype
+from ._certificate import precision, random_vector, wide
+from ._engine import Linearization
+from ._first_order import FirstOrder
+from ._layers import Layer, Lookup, layer
+from ._pieces import Value, Way
+from ._plan import RowCost
+from ._row_cost import is_plain
+from ._second_order import Options, chunk_for
+from ._separable import LEAST_ROWS, BlockSeeds, Layout, by_block, of_itself
+from ._torch_private import value_of_node
+
+__all__ = ["jacobians"]
+
+# What things take, in bytes that a core moves meanwhile (4 GB a second): an operation of a product; a look at
+# one on a walk; a term, of which rows are put together and compared.
+_OPERATION = 100_000
+_LOOK = 16_000
+_TERM = 1_200_000
+# Less than that isn't worth a look at all.
+_LEAST_BYTES = 1 << 20
+# Rows of so many bytes are summed up at a time.
+_SUMMED = 4 << 20
+
+
+class _Found:
+    """What the inputs go into, and which of them go nowhere else."""
+
+    def __init__(self, lin: Linearization) -> None:
+        self._y = lin.roots[0]
+        self._layers: list[tuple[int, Layer]] = []
+        maps, entering = entrances(self._y, lin.inputs, range(len(lin.inputs)), self._rest)
+        self.whole = {i: entrance for i, entrance in entering.items() if not entrance.others}
+        maps = [m._replace(terms=[t for t in m.terms if t.which in self.whole]) for m in maps]
+        self.maps = [m for m in maps if m.terms]
+        self.layers = [(i, one) for i, one in self._layers if i in self.whole]
+
+    def _rest(self, which: int, other: Other) -> list[Way] | None:
+        """Other layers than affine maps."""
+        found = layer(other.node, other.position, other.way)
+        if isinstance(found, Lookup):
+            if not _apart(self._y, value_of_node(*found.layer.z), found.layer.own):
+                return [found.onward]
+            found = found.layer
+        if found is None:
+            return None
+        self._layers.append((which, found))
+        return []
+
+    def pays(self, first: FirstOrder, cost: RowCost, rows: int, products: int) -> bool:
+        """Whether it takes less time than the ``products`` of the dense way; ``rows``: of one sample."""
+        into = [term.which for m in self.maps for term in m.terms] + [i for i, _ in self.layers]
+        sizes = [first.prepared.inputs[i].numel() for i in into]
+        nodes = cost.nodes * _OPERATION
+        dense = products * cost.nbytes + nodes
+        # one more product checks; several ways of one input are added up
+        added = (sum(sizes) - sum(dict(zip(into, sizes, strict=True)).values())) * 3
+        moved = first.y.numel() * first.y.element_size() * added
+        values = len(self.maps) + len({one.z for _, one in self.layers})
+        around = values * cost.nodes * _LOOK + len(into) * _TERM
+        return (rows + 1) * cost.nbytes + 2 * nodes + around + moved < dense
+
+
+def jacobians(
+    first: FirstOrder, cost: RowCost, options: Options, products: int, verify: bool
+) -> list[Tensor | None]:
+    """The Jacobian by each input that only layers lead on; ``None`` for the others, and if too dear.
+
+    ``products``: how many the dense way takes.
+    """
+    lin = first.lin
+    found: list[Tensor | None] = [None] * len(lin.inputs)
+    # Where operations take longer than what they move, rows together cost little more than one.
+    least = max(_LEAST_BYTES, 2 * cost.nodes * _OPERATION, len(found) * _TERM - cost.nodes * _OPERATION)
+    if products < LEAST_ROWS or products * cost.nbytes < least:
+        return found
+    if _engine.compiling() or _engine.in_functorch() or not is_plain(lin):
+        return found
+    into = _Found(lin)
+    if not (into.maps or into.layers) or not into.pays(first, cost, 1, products):
+        return found
+    paired = _paired(lin, into)
+    whole = [i for i, entrance in into.whole.items() if _is_covered(i, entrance, into, paired)]
+    paired = [one for one in paired if any(i in whole for i in one.inputs())]
+    if not paired or not into.pays(first, cost, paired[0].layout.block_rows, products):
+        return found
+    for i, J in zip(whole, _matrices(first, cost, options, paired, whole, verify) or [], strict=False):
+        found[i] = J
+    return found
+
+
+_Pairs = tuple[tuple[int, int], ...]
+
+
+class _Apart:
+    """A value whose samples stay apart up to ``y``: along these axes, ``(of y, of z)``."""
+
+    __slots__ = ("layout", "pairs", "z")
+
+    def __init__(self, z: Tensor, y: Tensor, pairs: _Pairs) -> None:
+        self.z = z
+        self.pairs = pairs
+        self.layout = Layout(tuple(y.shape), tuple(z.shape), self.pairs)
+
+    def inputs(self) -> list[int]:
+        """Those that go into it."""
+        raise NotImplementedError
+
+    def parts(self, products: Tensor, keep: bool) -> Iterator[tuple[int, Tensor]]:
+        """From products (rows, *z's) for each input to rows by it, (blocks, rows, *the input's)."""
+        raise NotImplementedError
+
+
+class _OfLayers(_Apart):
+    """What layers give that aren't affine maps."""
+
+    __slots__ = ("layers",)
+
+    def __init__(self, layers: list[tuple[int, Layer]], z: Tensor, y: Tensor, pairs: _Pairs) -> None:
+        super().__init__(z, y, pairs)
+        self.layers = layers
+
+    def inputs(self) -> list[int]:
+        return [i for i, _ in self.layers]
+
+    def parts(self, products: Tensor, keep: bool) -> Iterator[tuple[int, Tensor]]:
+        axes = [q for _, q in self.pairs]
+        for i, one in self.layers:
+            yield i, one.way.back(one.pulled(products, axes, keep))
+
+
+class _OfMap(_Apart):
+    """What an affine map gives."""
+
+    __slots__ = ("affine",)
+
+    def __init__(self, affine: AffineMap, z: Tensor, y: Tensor, pairs: _Pairs) -> None:
+        super().__init__(z, y, pairs)
+        self.affine = affine
+
+    def inputs(self) -> list[int]:
+        return [term.which for term in self.affine.terms]
+
+    def parts(self, products: Tensor, keep: bool) -> Iterator[tuple[int, Tensor]]:
+        by_sample = self.rows(products)
+        for term in self.affine.terms:
+            yield term.which, _by_term(self, term, by_sample, keep)
+
+    def by_sample(self, shaped: Tensor) -> Tensor:
+        """From (..., axes of samples in the order of z, n) to (..., blocks, the other samples, n)."""
+        samples = self.affine.samples()
+        lead = shaped.dim() - len(samples) - 1
+        paired = [samples.index(q) for _, q in self.pairs]
+        free = [i for i in range(len(samples)) if i not in paired]
+        sizes = [self.affine.z.shape[samples[i]] for i in paired]
+        moved = shaped.permute(*range(lead), *[lead + i for i in (*paired, *free)], -1)
+        return moved.reshape(*shaped.shape[:lead], torch.Size(sizes).numel(), -1, shaped.shape[-1])
+
+    def rows(self, products: Tensor) -> Tensor:
+        """Products (rows, *z's) as (rows, blocks, the other samples, channels)."""
+        channel = self.affine.channel
+        moved = products.unsqueeze(-1) if channel is None else products.movedim(channel + 1, -1)
+        return self.by_sample(moved)
+
+    def factor(self, term: Term, keep: bool) -> Tensor:
+        """The term's factor as (blocks, the other samples, k)."""
+        factor = term.factor if keep else term.factor.detach()
+        sizes = [self.affine.z.shape[axis] for axis in self.affine.samples()]
+        return self.by_sample(factor.reshape(*sizes, factor.shape[1]))
+
+
+def _guessed(y: Tensor, z: Tensor, own: Collection[int]) -> dict[int, int]:
+    """Axes of ``y`` and the first ones of ``z`` that have the same size: samples, most likely."""
+    found: dict[int, int] = {}
+    for p, size in enumerate(y.shape):
+        free = (q for q in range(z.dim()) if q not in own and q not in found.values() and z.shape[q] == size)
+        q = next(free, None) if size > 1 else None
+        if q is not None:
+            found[p] = q
+    return found
+
+
+def _apart(y: Tensor, z: Tensor, own: Collection[int]) -> dict[int, int]:
+    """Axes of ``y`` and those of ``z`` that tell the same samples apart."""
+    if not _guessed(y, z, own):
+        return {}
+    return {p: q for p, q in aligned_axes(y, z) or [] if q not in own}
+
+
+def _all_apart(
+    y: Tensor, values: Sequence[tuple[Tensor, Collection[int]]]
+) -> tuple[list[int], list[dict[int, int]]]:
+    """Axes of ``y`` along which samples stay apart from all of these on, and for each value its own.
+
+    Nothing for a value of which that can't be said. One walk proves what sizes suggest; else there is one for
+    each value.
+    """
+    guessed = [_guessed(y, z, own) for z, own in values]
+    some = [i for i, pairs in enumerate(guessed) if pairs]
+    if not some:
+        return [], guessed
+    common = sorted(set.intersection(*(set(guessed[i]) for i in some)))
+    pairs = [[(p, guessed[i][p]) for p in common] for i in some]
+    proved = jointly_aligned(y, [values[i][0] for i in some], pairs) if common else []
+    if proved:
+        return proved, guessed
+    apart = [_apart(y, z, own) for z, own in values]
+    return sorted(set.intersection(*(set(one) for one in apart if one)) if any(apart) else ()), apart
+
+
+def _paired(lin: Linearization, into: _Found) -> list[_Apart]:
+    """The values whose samples stay apart, along axes of ``y`` that they have in common."""
+    y = lin.roots[0]
+    by_value: dict[tuple[Value, frozenset[int]], list[tuple[int, Layer]]] = {}
+    for i, one in into.layers:
+        by_value.setdefault((one.z, one.own), []).append((i, one))
+    values: list[tuple[Tensor, Collection[int]]] = []
+    makers: list[Callable[[Tensor, Tensor, _Pairs], _Apart]] = []
+    for m in into.maps:
+        values.append((m.z, () if m.channel is None else (m.channel,)))
+        makers.append(functools.partial(_OfMap, m))
+    for (value, own), layers in by_value.items():
+        values.append((value_of_node(*value), own))
+        makers.append(functools.partial(_OfLayers, layers))
+    common, apart = _all_apart(y, values)
+    if not common:
+        return []
+    return [
+        make(z, y, tuple((p, axes[p]) for p in common))
+        for make, (z, _), axes in zip(makers, values, apart, strict=True)
+        if axes
+    ]
+
+
+def _is_covered(which: int, entrance: Entrance, into: _Found, paired: Sequence[_Apart]) -> bool:
+    """Whether all that an input goes into is among these."""
+    ways = len(entrance.terms) + sum(1 for i, _ in into.layers if i == which)
+    return ways == sum(one.inputs().count(which) for one in paired) > 0
+
+
+def _matrices(
+    first: FirstOrder,
+    cost: RowCost,
+    options: Options,
+    paired: Sequence[_Apart],
+    whole: Sequence[int],
+    verify: bool,
+) -> list[Tensor] | None:
+    """The Jacobian by each of the ``whole`` inputs; ``None`` if the check fails."""
+    lin, y = first.lin, first.y
+    values = lin.onward(lin.roots, [one.z for one in paired])
+    layout = paired[0].layout
+    vector = random_vector(y.numel())
+    weights = by_block(of_itself(layout), vector.view(1, *y.shape).to(y))[0].t().unsqueeze(2)
+    explained = [
+        Explained(one.affine, one.layout, weights) if verify and isinstance(one, _OfMap) else None
+        for one in paired
+    ]
+    total = layout.block_rows
+    blocks = {i: _Block(first, i, total, options.keep) for i in whole}
+    for lo, hi, products in _products.vjps(
+        values,
+        0,
+        BlockSeeds(layout, lin.roots[0]),
+        total,
+        chunk_for(options, total, cost, y.device),
+        create_graph=options.keep,
+        progress=options.progress,
+        misbatched=cost.misbatched,
+    ):
+        for one, of_z, product in zip(paired, explained, products, strict=True):
+            given = one.z.new_zeros(hi - lo, *one.z.shape) if product is None else product
+            if of_z is not None:
+                of_z.add(lo, hi, by_block(one.layout, given))
+            for which, part in one.parts(given, options.keep):
+                if which in blocks:
+                    blocks[which].add(lo, hi, part)
+    matrices = {i: block.matrix() for i, block in blocks.items()}
+    if verify:
+        sums = _sums(matrices, paired, explained, weights)
+        if not _are_right(first, sums, whole, vector):
+            return None
+    in_order = layout.y_order == sorted(layout.y_order)
+    order = layout.y_numbers(y.device).reshape(-1)
+    return [J if in_order else _ordered(J, order) for J in matrices.values()]
+
+
+class _Block:
+    """The Jacobian by one input, block after block of its rows, from chunks and terms that are added up."""
+
+    __slots__ = ("_chunks", "_dtype", "_keep", "_shape", "_whole")
+
+    def __init__(self, first: FirstOrder, which: int, rows: int, keep: bool) -> None:
+        x, y = first.prepared.inputs[which], first.y
+        self._shape = (y.numel() // max(1, rows), rows, x.numel())
+        self._dtype = result_dtype(x, y)
+        self._keep = keep
+        self._chunks: dict[int, Tensor] = {}
+        self._whole: Tensor | None = None
+
+    def add(self, lo: int, hi: int, part: Tensor) -> None:
+        """Rows ``lo`` to ``hi`` of each block, shape (blocks, hi - lo, *the input's), of one term."""
+        part = part.reshape(self._shape[0], hi - lo, self._shape[2])
+        if self._keep or hi - lo == self._shape[1]:
+            before = self._chunks.get(lo)
+            if before is None:
+                self._chunks[lo] = part
+            else:
+                self._chunks[lo] = before + part if self._keep else before.add_(part)
+            return
+        if self._whole is None:
+            self._whole = part.new_zeros(self._shape)
+        self._whole[:, lo:hi].add_(part)
+
+    def matrix(self) -> Tensor:
+        """All rows."""
+        whole = self._whole
+        if whole is None:
+            chunks = list(self._chunks.values())
+            whole = chunks[0] if len(chunks) == 1 else torch.cat(chunks, 1)
+        return whole.reshape(self._shape[0] * self._shape[1], self._shape[2]).to(self._dtype)
+
+
+def _ordered(matrix: Tensor, order: Tensor) -> Tensor:
+    """Row ``i`` goes to row ``order[i]``."""
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order), device=order.device)
+    return matrix.index_select(0, back)
+
+
+def _by_term(one: _OfMap, term: Term, by_z: Tensor, keep: bool) -> Tensor:
+    """From rows by z, (rows, blocks, the other samples, channels), to rows by an input, block after block.
+
+    Shape (blocks, rows, *the input's).
+    """
+    factor = one.factor(term, keep).unsqueeze(1)  # (blocks, 1, the other samples, k)
+    # (blocks, rows, channels, the other samples); contiguous, as a product takes its order from its factors
+    by_channel = by_z.permute(1, 0, 3, 2).contiguous()
+    outer = by_channel * factor if factor.shape[2] == 1 else by_channel @ factor
+    return term.restored(outer.mT)
+
+
+# What is explained of a plain product, and the sizes of what was summed for it.
+_Sums = tuple[Tensor, Tensor]
+
+
+def _sums(
+    matrices: dict[int, Tensor],
+    paired: Sequence[_Apart],
+    explained: Sequence[Explained | None],
+    weights: Tensor,
+) -> dict[int, _Sums]:
+    """For each input: of affine maps from what comes to ``z``, which is less than the rows themselves."""
+    sums: dict[int, _Sums] = {}
+    by_rows = {i for one in paired if isinstance(one, _OfLayers) for i in one.inputs()}
+    for one, of_z in zip(paired, explained, strict=True):
+        if of_z is None or not isinstance(one, _OfMap):
+            continue
+        for term, (got, scale) in zip(one.affine.terms, of_z.pulled(), strict=True):
+            if term.which in by_rows or term.which not in matrices:
+                continue
+            before = sums.get(term.which)
+            mine = term.restored(got), term.restored(scale)
+            sums[term.which] = mine if before is None else (before[0] + mine[0], before[1] + mine[1])
+    by_row = weights[..., 0].t().reshape(-1, 1)
+    for i in by_rows & set(matrices):
+        sums[i] = _summed_rows(matrices[i].detach(), by_row)
+    return sums
+
+
+def _summed_rows(J: Tensor, weights: Tensor) -> _Sums:
+    got = scale = wide(J[:0]).sum(0)
+    step = max(1, _SUMMED // max(1, J.shape[1] * J.element_size()))
+    for lo in range(0, len(J), step):
+        terms = wide(J[lo : lo + step]) * weights[lo : lo + step]
+        got, scale = got + terms.sum(0), scale + terms.abs_().sum(0)
+    return got, scale
+
+
+def _are_right(first: FirstOrder, sums: dict[int, _Sums], whole: Sequence[int], vector: Tensor) -> bool:
+    """Whether the rows explain a pullback of a random cotangent."""
+    lin, y, inputs = first.lin, first.y, first.prepared.inputs
+    by = lin.onward(lin.roots, [lin.inputs[i] for i in whole])
+
+    def plain(vector: Tensor) -> list[Tensor]:
+        pulled = by.pull_dense([vector.to(y.device, y.dtype, copy=True).view(y.shape)])
+        return [
+            torch.zeros_like(inputs[i]) if g is None else g.detach()
+            for i, g in zip(whole, pulled, strict=True)
+        ]
+
+    eps = precision([inputs[i] for i in whole], y, lin.survey().coarsest)
+    shaped = [
+        (got.view(inputs[i].shape), scale.view(inputs[i].shape)) for i in whole for got, scale in [sums[i]]
+    ]
+    return are_explained(shaped, vector, plain, eps, lin)

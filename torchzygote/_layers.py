@@ -1,0 +1,378 @@
+"""What weights do in layers other than affine maps, sample by sample: scales, norms, convolutions, lookups.
+
+Rows by the output of such an operation are pulled back to the weights here, for each sample by itself; what
+autograd pulls back is the sum over samples. Knows single operations and shapes; it must not know what becomes
+of the rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._pieces import Value, Way, kind_of_node
+from ._torch_private import axis_of, node_attribute, node_shape, signed
+
+__all__ = ["Layer", "Lookup", "layer"]
+
+# Rows by z, of shape (rows, *z's), and axes of z: for each index along these the rows by the piece,
+# (blocks, rows, *the piece's). The last says whether they are going to be differentiated.
+Pull = Callable[[Tensor, Sequence[int], bool], Tensor]
+
+# Windows of so many bytes are copied at a time.
+_WINDOWS = 32 << 20
+
+
+class Layer(NamedTuple):
+    """A piece of an input in one place of an operation that gives ``z``.
+
+    ``own``: axes of ``z`` that run along with axes of the piece, and can't tell samples apart.
+    """
+
+    z: Value
+    own: frozenset[int]
+    pulled: Pull
+    way: Way
+
+
+class Lookup(NamedTuple):
+    """A layer that does nothing but take rows of a table: where samples aren't told apart, a move."""
+
+    layer: Layer
+    onward: Way
+
+
+class _Place(NamedTuple):
+    """Where a piece of an input goes in."""
+
+    node: Any
+    position: int
+    shape: tuple[int, ...]
+    out: tuple[int, ...]
+
+    def saved(self, name: str, keep: bool) -> Tensor:
+        """A tensor that the operation has saved."""
+        found: Tensor = getattr(self.node, name)
+        return found if keep else found.detach()
+
+
+def layer(node: Any, position: int, way: Way) -> Layer | Lookup | None:
+    """What a piece does in this place; ``None`` where no rule knows it."""
+    kind, out = kind_of_node(node.name()), node_shape(node, 0)
+    rule = _RULES.get(kind)
+    if rule is None or out is None or 0 in (math.prod(out), math.prod(way.shape)):
+        return None
+    try:
+        found = rule(_Place(node, position, way.shape, out))
+    except RuntimeError:  # what it saved was changed or freed
+        return None
+    if found is None:
+        return None
+    own, pulled = found
+    entered = Layer((node, 0), frozenset(own), pulled, way)
+    if kind in _LOOKUPS:
+        index, padding = _LOOKUPS[kind](node)
+        return Lookup(entered, _taken(node, way, index, padding))
+    return entered
+
+
+def _by_sample(given: Tensor, axes: Sequence[int], own: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """From (rows, *z's) to (blocks, rows, *shape): summed over all axes of z but these and its own."""
+    rank = given.dim() - 1
+    gone = [1 + axis for axis in range(rank) if axis not in axes and axis not in own]
+    sizes = [given.shape[1 + axis] for axis in axes]
+    if gone:
+        given = given.sum(gone)
+    left = {axis: 1 + i for i, axis in enumerate(a for a in range(rank) if a in axes or a in own)}
+    given = given.permute(*[left[axis] for axis in axes], 0, *[left[axis] for axis in own])
+    return given.reshape(math.prod(sizes), given.shape[len(axes)], *shape)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Element by element: a local derivative, and a sum over what the piece was repeated along.
+
+_Rule = Callable[[_Place], "tuple[Sequence[int], Pull] | None"]
+_Factor = Callable[[_Place, bool], "Tensor | float | None"]
+
+
+def _broadcast(factor: _Factor) -> _Rule:
+    """The piece is repeated as PyTorch broadcasts; ``factor``: the derivative of z by it, if it is known."""
+
+    def rule(place: _Place) -> tuple[Sequence[int], Pull] | None:
+        missing = len(place.out) - len(place.shape)
+        own = [missing + axis for axis, size in enumerate(place.shape) if size > 1]
+        if factor(place, False) is None:
+            return None
+        return own, _scaled(place, own, factor)
+
+    return rule
+
+
+def _scaled(place: _Place, own: Sequence[int], factor: _Factor) -> Pull:
+    def pulled(given: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
+        by = factor(place, keep)
+        if by is not None and not (isinstance(by, float) and by == 1.0):
+            given = given * by
+        return _by_sample(given, axes, own, place.shape)
+
+    return pulled
+
+
+def _one(place: _Place, keep: bool) -> float:
+    return 1.0
+
+
+def _added(place: _Place, keep: bool) -> float | None:
+    scale = 1 if place.position == 0 else node_attribute(place.node, "_saved_alpha")
+    return float(scale) if isinstance(scale, (int, float)) else None
+
+
+def _subtracted(place: _Place, keep: bool) -> float | None:
+    scale = _added(place, keep)
+    return scale if scale is None or place.position == 0 else -scale
+
+
+def _multiplied(place: _Place, keep: bool) -> Tensor:
+    return place.saved("_saved_other" if place.position == 0 else "_saved_self", keep)
+
+
+def _divided(place: _Place, keep: bool) -> Tensor:
+    below = place.saved("_saved_other", keep)
+    return below.reciprocal() if place.position == 0 else -place.saved("_saved_self", keep) / below.square()
+
+
+def _slope(place: _Place, keep: bool) -> Tensor | None:
+    if place.position != 1:
+        return None
+    x = place.saved("_saved_self", keep)
+    return x.clamp(max=0)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Norms: the weight scales what the norm gives without it.
+
+
+def _norm_of_layers(place: _Place) -> tuple[Sequence[int], Pull] | None:
+    last = range(len(place.out) - len(place.shape), len(place.out))
+    return _norm(place, list(last), _layer_normalized)
+
+
+def _norm_of_channels(standardized: Callable[[_Place, bool], Tensor]) -> _Rule:
+    return lambda place: _norm(place, [1], standardized)
+
+
+def _norm_of_batches(place: _Place) -> tuple[Sequence[int], Pull] | None:
+    training = node_attribute(place.node, "_saved_training")
+    return _norm(place, [1], _by_given_statistics) if training is False else None
+
+
+def _norm(
+    place: _Place, own: Sequence[int], standardized: Callable[[_Place, bool], Tensor]
+) -> tuple[Sequence[int], Pull] | None:
+    if place.position == 0:
+        return None
+    if place.position == 1:
+        standardized(place, False)  # raises where what was saved has been changed
+        return own, _scaled(place, own, standardized)
+    return own, _scaled(place, own, _one)
+
+
+def _layer_normalized(place: _Place, keep: bool) -> Tensor:
+    x = place.saved("_saved_input", keep)
+    mean, scale = place.node._saved_result1.detach(), place.node._saved_result2.detach()
+    if keep:  # how they depend on x isn't recorded
+        dims = tuple(range(x.dim() - len(place.shape), x.dim()))
+        spread, of_x = torch.var_mean(x.to(mean.dtype), dims, correction=0, keepdim=True)
+        mean, scale = of_x, (spread + (scale**-2 - spread.detach())).rsqrt()
+    found: Tensor = ((x - mean) * scale).to(x.dtype)
+    return found
+
+
+def _group_normalized(place: _Place, keep: bool) -> Tensor:
+    x = place.saved("_saved_input", keep)
+    mean, scale = (
+        one.detach().unsqueeze(-1) for one in (place.node._saved_result1, place.node._saved_result2)
+    )
+    grouped = x.reshape(*mean.shape[:2], -1)
+    if keep:
+        spread, mean = torch.var_mean(grouped.to(mean.dtype), 2, correction=0, keepdim=True)
+        scale = (spread + node_attribute(place.node, "_saved_eps")).rsqrt()
+    found: Tensor = ((grouped - mean) * scale).to(x.dtype).view(x.shape)
+    return found
+
+
+def _by_given_statistics(place: _Place, keep: bool) -> Tensor:
+    x = place.saved("_saved_input", keep)
+    mean, spread = (
+        place.saved(name, keep).view(-1, *[1] * (x.dim() - 2))
+        for name in ("_saved_running_mean", "_saved_running_var")
+    )
+    scale = (spread + node_attribute(place.node, "_saved_eps")).rsqrt()
+    found: Tensor = ((x - mean) * scale).to(x.dtype)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Convolutions: a matrix product of the windows for each sample.
+
+
+def _convolution(place: _Place) -> tuple[Sequence[int], Pull] | None:
+    if place.position == 0:
+        return None
+    if place.position == 2:
+        return [1], _scaled(place, [1], _one)
+    place.saved("_saved_input", False)  # raises where it has been changed
+    return [1], lambda given, axes, keep: _by_windows(place, given, axes, keep)
+
+
+def _by_windows(place: _Place, given: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
+    """Rows by the weights of a convolution; its only axis of samples is the first."""
+    image = place.saved("_saved_input", keep)
+    given = given.transpose(0, 1)  # (samples, rows, channels, *places)
+    blocks = len(image) if 0 in axes else 1
+    each = math.prod(place.shape[2:]) * image[0].numel() * image.element_size()
+    if node_attribute(place.node, "_saved_transposed"):
+        each *= given.shape[1] * given.shape[2]
+    step = max(1, _WINDOWS // max(1, each))
+    parts = [
+        _of_some(place, image[lo : lo + step], given[lo : lo + step]) for lo in range(0, len(image), step)
+    ]
+    found = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return found if blocks == len(found) else found.sum(0, keepdim=True)
+
+
+def _of_some(place: _Place, image: Tensor, given: Tensor) -> Tensor:
+    """Rows by the weights for each sample, (samples, rows, *the weight's)."""
+    node, kernel = place.node, place.shape[2:]
+    groups = int(node_attribute(node, "_saved_groups"))
+    window = math.prod(kernel)
+    samples, rows = given.shape[:2]
+    if not node_attribute(node, "_saved_transposed"):
+        places = given.shape[3:]
+        left = given.reshape(samples, rows, groups, -1, math.prod(places)).transpose(1, 2)
+        left = left.reshape(samples, groups, -1, math.prod(places))  # rows and channels out
+        right = _windows(node, image, kernel, places).reshape(samples, groups, -1, math.prod(places), window)
+        right = right.transpose(2, 3).flatten(3)  # channels in, and the window
+        found = (left @ right).view(samples, groups, rows, -1, right.shape[3]).transpose(1, 2)
+    else:  # what comes back slides over what came in
+        places = image.shape[2:]
+        left = image.reshape(samples, groups, -1, math.prod(places))  # channels in
+        right = _windows(node, given.flatten(0, 1), kernel, places)
+        right = right.reshape(samples, rows, groups, -1, math.prod(places), window)
+        right = right.permute(0, 2, 4, 1, 3, 5).flatten(3)  # rows, channels out, and the window
+        found = (left @ right).view(samples, groups, left.shape[2], rows, -1).permute(0, 3, 1, 2, 4)
+    return found.reshape(samples, rows, *place.shape)
+
+
+def _windows(node: Any, image: Tensor, kernel: Sequence[int], places: Sequence[int]) -> Tensor:
+    """What a convolution slides over an image: (samples, channels, all places, all of a window)."""
+    strides, paddings, dilations = (
+        [int(n) for n in node_attribute(node, f"_saved_{name}")] for name in ("stride", "padding", "dilation")
+    )
+    around = [n for padding in reversed(paddings) for n in (padding, padding)]
+    found = F.pad(image, around)
+    for i, size in enumerate(kernel):
+        found = found.unfold(2 + i, (size - 1) * dilations[i] + 1, strides[i])[..., :: dilations[i]]
+        found = found.narrow(2 + i, 0, places[i])
+    # (samples, channels, *places, *window)
+    return found.flatten(2, 1 + len(kernel)).flatten(3)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Lookups: rows of a table go to where they were taken from.
+
+
+def _embedding(node: Any) -> tuple[Tensor, int | None]:
+    padding = signed(node_attribute(node, "_saved_padding_idx"))
+    return node._saved_indices.detach(), padding if padding >= 0 else None
+
+
+def _indexed(node: Any) -> tuple[Tensor, int | None]:
+    return node._saved_indices[0].detach(), None
+
+
+def _selected(node: Any) -> tuple[Tensor, int | None]:
+    return node._saved_index.detach().reshape(-1), None
+
+
+_LOOKUPS: dict[str, Callable[[Any], tuple[Tensor, int | None]]] = {
+    "Embedding": _embedding,
+    "Index": _indexed,
+    "IndexSelect": _selected,
+}
+
+
+def _lookup(place: _Place) -> tuple[Sequence[int], Pull] | None:
+    node, kind = place.node, kind_of_node(place.node.name())
+    if node_attribute(node, "_saved_sparse") or node_attribute(node, "_saved_scale_grad_by_freq"):
+        return None
+    if kind == "IndexSelect" and axis_of(node_attribute(node, "_saved_dim"), len(place.shape)) != 0:
+        return None
+    if kind == "Index" and (len(node._saved_indices) != 1 or node._saved_indices[0].dtype != torch.int64):
+        return None
+    index, padding = _LOOKUPS[kind](node)
+    if (*index.shape, *place.shape[1:]) != place.out:
+        return None
+    own = range(index.dim(), len(place.out))
+    return own, lambda given, axes, keep: _put_back(place, index, padding, given, axes)
+
+
+def _put_back(
+    place: _Place, index: Tensor, padding: int | None, given: Tensor, axes: Sequence[int]
+) -> Tensor:
+    """Rows by a table, from rows by what was taken out of it."""
+    free = [axis for axis in range(index.dim()) if axis not in axes]
+    rest = range(1 + index.dim(), given.dim())
+    rows = given.shape[0]
+    given = given.permute(*[1 + a for a in axes], 0, *[1 + a for a in free], *rest)
+    blocks = math.prod(given.shape[: len(axes)])
+    index = index.permute(*axes, *free).reshape(blocks, 1, -1).expand(-1, rows, -1)
+    given = given.reshape(blocks, rows, index.shape[2], *place.shape[1:])
+    return _scattered(given.flatten(0, 1), index.reshape(blocks * rows, -1), padding, place.shape[0]).view(
+        blocks, rows, *place.shape
+    )
+
+
+def _scattered(given: Tensor, index: Tensor, padding: int | None, size: int) -> Tensor:
+    """``given[i, k]`` is added to row ``index[i, k]`` of the ``i``-th of zero tables with ``size`` rows."""
+    tables, length = index.shape
+    places = index % size + size * torch.arange(tables, device=index.device).unsqueeze(1)
+    found = given.new_zeros(tables * size, *given.shape[2:])
+    found = found.index_add_(0, places.reshape(-1), given.reshape(tables * length, *given.shape[2:]))
+    found = found.view(tables, size, *given.shape[2:])
+    if padding is not None:
+        found[:, padding] = 0
+    return found
+
+
+def _taken(node: Any, way: Way, index: Tensor, padding: int | None) -> Way:
+    """What is looked up as a piece of its own."""
+    shape = way.shape
+
+    def back(given: Tensor) -> Tensor:
+        lead = given.shape[: given.dim() - index.dim() - len(shape) + 1]
+        given = given.reshape(math.prod(lead), index.numel(), *shape[1:])
+        every = index.reshape(1, -1).expand(len(given), -1)
+        return _scattered(given, every, padding, shape[0]).view(*lead, *shape)
+
+    return way.on((node, 0), (*index.shape, *shape[1:]), lambda given: given[index], back)
+
+
+_RULES: dict[str, _Rule] = {
+    "Add": _broadcast(_added),
+    "Sub": _broadcast(_subtracted),
+    "Mul": _broadcast(_multiplied),
+    "Div": _broadcast(_divided),
+    "Expand": _broadcast(_one),
+    "PreluKernel": _broadcast(_slope),
+    "NativeLayerNorm": _norm_of_layers,
+    "NativeGroupNorm": _norm_of_channels(_group_normalized),
+    "NativeBatchNorm": _norm_of_batches,
+    "Convolution": _convolution,
+    **dict.fromkeys(_LOOKUPS, _lookup),
+}
