@@ -90,21 +90,51 @@ ATTENTION: dict[str, tuple[Callable[[Tensor], Tensor], list[tuple[int, int]]]] =
     "keys": (lambda x: F.scaled_dot_product_attention(Q, x, Q.sin()), BOTH),
     "causal": (lambda x: F.scaled_dot_product_attention(Q, x, x.exp(), is_causal=True), BOTH),
     "masked": (lambda x: F.scaled_dot_product_attention(x, Q, Q, attn_mask=T > 0.3), BOTH),
-    "bias": (lambda x: F.scaled_dot_product_attention(Q, Q, Q, attn_mask=x), []),
+    "bias": (lambda x: F.scaled_dot_product_attention(Q, Q, Q, attn_mask=x), [*BOTH, (2, 2)]),
     "another batch": (lambda x: F.scaled_dot_product_attention(Q, x.transpose(0, 2), Q), [(0, 2), (1, 1)]),
     "shared keys": (lambda x: F.scaled_dot_product_attention(Q, x[:, :3], Q[:, :3], enable_gqa=True), []),
 }
 Q = torch.linspace(0, 40, N**4, dtype=D).cos().view(N, N, N, N)
+IMAGES: dict[str, tuple[Callable[[Tensor], Tensor], list[tuple[int, int]]]] = {
+    "convolution": (lambda x: F.conv2d(x, Q[:, :, :3, :3], padding=1), FIRST),
+    "filters": (lambda x: F.conv2d(Q, x[:, :, :3, :3], padding=1), []),
+    "group norm": (lambda x: F.group_norm(x, 2, T[0], T[1]), FIRST),
+    "weights of group norm": (lambda x: F.group_norm(Q, 2, x[0, 0, 0], T[1]), []),
+    "max pool": (lambda x: F.max_pool2d(x, 3, 1, 1), BOTH),
+    "max pool of solids": (lambda x: F.max_pool3d(x, 3, 1, 1), FIRST),
+    "average pool": (lambda x: F.avg_pool2d(x, 3, 1, 1), BOTH),
+    "average pool of solids": (lambda x: F.avg_pool3d(x, 3, 1, 1), FIRST),
+    "adaptive pool": (lambda x: F.adaptive_avg_pool2d(x, (6, 6)), BOTH),
+    "adaptive maximum": (lambda x: F.adaptive_max_pool2d(x, (6, 6)), BOTH),
+    "resized": (lambda x: F.interpolate(x, size=(6, 9)), BOTH),
+    "resized, bilinear": (lambda x: F.interpolate(x, size=(4, 6), mode="bilinear"), BOTH),
+    "resized, bicubic": (lambda x: F.interpolate(x, size=(4, 6), mode="bicubic"), BOTH),
+    "resized lines": (lambda x: F.interpolate(x[0], size=6, mode="linear"), [(0, 1), (1, 2)]),
+    "padded": (lambda x: F.pad(x.exp(), (1, 1)), [*BOTH, (2, 2)]),
+    "padded and cut": (lambda x: F.pad(x.exp(), (0, 0, 1, -1)), [*BOTH, (3, 3)]),
+    "padded by a mirror": (lambda x: F.pad(x, (1, 2, 0, 1), "reflect"), BOTH),
+    "padded by copies": (lambda x: F.pad(x, (1, 2, 0, 1), "replicate"), BOTH),
+    "gated": (lambda x: F.glu(x, 1), [(0, 0), (2, 2), (3, 3)]),
+    "lower triangle": (lambda x: x.exp().tril(1), [*BOTH, (2, 2), (3, 3)]),
+    "likelihoods": (lambda x: F.nll_loss(x, WORDS, reduction="none"), [(0, 0), (1, 2), (2, 3)]),
+    "with a matrix in each": (lambda x: torch.baddbmm(Q[0], x[0], Q[1]), [(0, 1), (1, 2)]),
+    "matrix and vector": (lambda x: torch.addmv(Q[0, 0, 0], x[0, 0], Q[0, 0, 1])[None], [(1, 2)]),
+    "binary cross entropies": (
+        lambda x: F.binary_cross_entropy_with_logits(x, Q.abs(), reduction="none"),
+        [*BOTH, (2, 2), (3, 3)],
+    ),
+}
+WORDS = C.expand(N, N, N)
 
 
-@pytest.mark.parametrize("name", ATTENTION)
-def test_axes_of_fused_attention(name: str) -> None:
-    f, expected = ATTENTION[name]
+@pytest.mark.parametrize("name", [*ATTENTION, *IMAGES])
+def test_axes_of_attention_and_of_images(name: str) -> None:
+    f, expected = {**ATTENTION, **IMAGES}[name]
     x = torch.linspace(0, 99, N**4, dtype=D).sin().view(N, N, N, N).requires_grad_()
     y = f(x)
     found = aligned_axes(y, x) or []
     assert set(found) <= set(expected)
-    if "ScaledDotProduct" in y.grad_fn.name():
+    if name in IMAGES or "ScaledDotProduct" in y.grad_fn.name():
         assert found == expected
     for p, q in found:  # moved along one axis of x, y moves there alone
         tangent = torch.zeros_like(x).index_fill_(q, torch.tensor([2]), 1.0) * Q

@@ -258,20 +258,26 @@ def _added(
 def _advance(consumers: _Consumers, value: Value, channel: int | None) -> tuple[Value, int | None]:
     """The last value on the way from here that is the same but for its shape, or for what is added to it.
 
-    There a bias meets its weights, and axes of samples have their own names again.
+    There a bias meets its weights, and axes of samples have their own names again; before these are folded
+    for the next layer.
     """
+    best = value, channel
+    rank = 0
     while True:
         found, shape = consumers.get(value, ()), node_shape(*value)
         if len(found) != 1 or shape is None:
-            return value, channel
+            return best
         node, position = found[0]
         out = node_shape(node, 0)
         kind = kind_of_node(node.name())
         if out is None or node._input_metadata[0].dtype != value[0]._input_metadata[value[1]].dtype:
-            return value, channel
+            return best
         if kind == "Add" and out == shape and (position == 0 or node_attribute(node, "_saved_alpha") == 1):
-            value = (node, 0)
+            rank = 0
         elif kind in RESHAPES and (channel is None or (channel == len(shape) - 1 and out[-1:] == shape[-1:])):
-            value, channel = (node, 0), None if channel is None else len(out) - 1
+            channel = None if channel is None else len(out) - 1
         else:
-            return value, channel
+            return best
+        value = (node, 0)
+        if len(out) >= rank:
+            best, rank = (value, channel), len(out)

@@ -317,7 +317,16 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_REDUCTIONS, _reduce),
     **dict.fromkeys(["Flip", "Gather", "Scatter", "ScatterAdd"], _mixes_dims),
     **dict.fromkeys(
-        ["Softmax", "LogSoftmax", "SoftmaxBackwardData", "LogSoftmaxBackwardData", "Cumsum", "Cat", "Glu"],
+        [
+            "Softmax",
+            "SafeSoftmax",
+            "LogSoftmax",
+            "SoftmaxBackwardData",
+            "LogSoftmaxBackwardData",
+            "Cumsum",
+            "Cat",
+            "Glu",
+        ],
         _mixes_dim,
     ),
     **dict.fromkeys(["Slice", "SliceBackward", "Split", "SplitWithSizes"], _keeps_whole_axes),

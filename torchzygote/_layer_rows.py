@@ -18,7 +18,6 @@ from torch import Tensor
 from . import _engine, _products
 from ._affine import AffineMap, Entrance, Other, Term, entrances
 from ._affine_check import Explained, are_explained
-from ._alignment import aligned_axes, jointly_aligned
 from ._assembly import result_dtype
 from ._certificate import precision, random_vector, wide
 from ._engine import Linearization
@@ -27,6 +26,7 @@ from ._layers import Layer, Lookup, layer
 from ._pieces import Value, Way
 from ._plan import RowCost
 from ._row_cost import is_plain
+from ._samples import all_apart, apart_from
 from ._second_order import Options, chunk_for
 from ._separable import LEAST_ROWS, BlockSeeds, Layout, by_block, of_itself
 from ._torch_private import value_of_node
@@ -60,7 +60,7 @@ class _Found:
         """Other layers than affine maps."""
         found = layer(other.node, other.position, other.way)
         if isinstance(found, Lookup):
-            if not _apart(self._y, value_of_node(*found.layer.z), found.layer.own):
+            if not apart_from(self._y, value_of_node(*found.layer.z), found.layer.own):
                 return [found.onward]
             found = found.layer
         if found is None:
@@ -190,45 +190,6 @@ class _OfMap(_Apart):
         return self.by_sample(factor.reshape(*sizes, factor.shape[1]))
 
 
-def _guessed(y: Tensor, z: Tensor, own: Collection[int]) -> dict[int, int]:
-    """Axes of ``y`` and the first ones of ``z`` that have the same size: samples, most likely."""
-    found: dict[int, int] = {}
-    for p, size in enumerate(y.shape):
-        free = (q for q in range(z.dim()) if q not in own and q not in found.values() and z.shape[q] == size)
-        q = next(free, None) if size > 1 else None
-        if q is not None:
-            found[p] = q
-    return found
-
-
-def _apart(y: Tensor, z: Tensor, own: Collection[int]) -> dict[int, int]:
-    """Axes of ``y`` and those of ``z`` that tell the same samples apart."""
-    if not _guessed(y, z, own):
-        return {}
-    return {p: q for p, q in aligned_axes(y, z) or [] if q not in own}
-
-
-def _all_apart(
-    y: Tensor, values: Sequence[tuple[Tensor, Collection[int]]]
-) -> tuple[list[int], list[dict[int, int]]]:
-    """Axes of ``y`` along which samples stay apart from all of these on, and for each value its own.
-
-    Nothing for a value of which that can't be said. One walk proves what sizes suggest; else there is one for
-    each value.
-    """
-    guessed = [_guessed(y, z, own) for z, own in values]
-    some = [i for i, pairs in enumerate(guessed) if pairs]
-    if not some:
-        return [], guessed
-    common = sorted(set.intersection(*(set(guessed[i]) for i in some)))
-    pairs = [[(p, guessed[i][p]) for p in common] for i in some]
-    proved = jointly_aligned(y, [values[i][0] for i in some], pairs) if common else []
-    if proved:
-        return proved, guessed
-    apart = [_apart(y, z, own) for z, own in values]
-    return sorted(set.intersection(*(set(one) for one in apart if one)) if any(apart) else ()), apart
-
-
 def _paired(lin: Linearization, into: _Found) -> list[_Apart]:
     """The values whose samples stay apart, along axes of ``y`` that they have in common."""
     y = lin.roots[0]
@@ -243,7 +204,7 @@ def _paired(lin: Linearization, into: _Found) -> list[_Apart]:
     for (value, own), layers in by_value.items():
         values.append((value_of_node(*value), own))
         makers.append(functools.partial(_OfLayers, layers))
-    common, apart = _all_apart(y, values)
+    common, apart = all_apart(y, values)
     if not common:
         return []
     return [

@@ -224,17 +224,17 @@ def _by_given_statistics(place: _Place, keep: bool) -> Tensor:
 def _convolution(place: _Place) -> tuple[Sequence[int], Pull] | None:
     if place.position == 0:
         return None
+    others = range(1, len(place.out))  # windows overlap, so that places are no samples
     if place.position == 2:
-        return [1], _scaled(place, [1], _one)
+        return others, _scaled(place, [1], _one)
     place.saved("_saved_input", False)  # raises where it has been changed
-    return [1], lambda given, axes, keep: _by_windows(place, given, axes, keep)
+    return others, lambda given, axes, keep: _by_windows(place, given, keep)
 
 
-def _by_windows(place: _Place, given: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
-    """Rows by the weights of a convolution; its only axis of samples is the first."""
+def _by_windows(place: _Place, given: Tensor, keep: bool) -> Tensor:
+    """Rows by the weights of a convolution; the only axis of samples is the first."""
     image = place.saved("_saved_input", keep)
     given = given.transpose(0, 1)  # (samples, rows, channels, *places)
-    blocks = len(image) if 0 in axes else 1
     each = math.prod(place.shape[2:]) * image[0].numel() * image.element_size()
     if node_attribute(place.node, "_saved_transposed"):
         each *= given.shape[1] * given.shape[2]
@@ -242,8 +242,7 @@ def _by_windows(place: _Place, given: Tensor, axes: Sequence[int], keep: bool) -
     parts = [
         _of_some(place, image[lo : lo + step], given[lo : lo + step]) for lo in range(0, len(image), step)
     ]
-    found = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return found if blocks == len(found) else found.sum(0, keepdim=True)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _of_some(place: _Place, image: Tensor, given: Tensor) -> Tensor:
