@@ -65,7 +65,6 @@ PLAIN: dict[str, tuple[Function, list[tuple[int, ...]]]] = {
     "samples meet": (lambda w: (X @ w).softmax(0).sum(1), [WT]),
     "batch norm": (lambda w: F.batch_norm(X @ w, None, None, training=True).exp().sum(1), [WT]),
     "elsewhere": (lambda w: (X @ w).tanh() @ R + w.sum(), [WT]),
-    "elementwise": (lambda w: (X @ w.exp()).sum(1), [WT]),
     "checkpointed": (lambda w: checkpointed(lambda h: h.tanh() @ R, X @ w), [WT]),
 }
 
@@ -73,7 +72,7 @@ PLAIN: dict[str, tuple[Function, list[tuple[int, ...]]]] = {
 @pytest.fixture
 def rows(monkeypatch: pytest.MonkeyPatch, products: list[int]) -> list[int]:
     """How many products are asked for, where even the smallest problem is worth it."""
-    monkeypatch.setattr(_layer_rows._Found, "pays", lambda *args: True)
+    monkeypatch.setattr(_layer_rows, "_pays", lambda *args: True)
     monkeypatch.setattr(_layer_rows, "LEAST_ROWS", 1)
     for name in ("_LEAST_BYTES", "_OPERATION", "_TERM"):
         monkeypatch.setattr(_layer_rows, name, 0)
@@ -261,6 +260,6 @@ def test_large_networks_take_as_many_products_as_outputs(products: list[int]) ->
 
 
 def test_small_problems_do_not_look_for_affine_maps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_layer_rows, "entrances", None)
+    monkeypatch.setattr(_layer_rows, "Entering", None)
     f, shapes, _ = FEW["outputs"]
     jacobian(f, *arguments(shapes), mode="reverse")

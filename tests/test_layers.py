@@ -36,10 +36,16 @@ def attention(w: Tensor, q: Tensor, scale: Tensor) -> Tensor:
     return total(F.layer_norm(h + F.rms_norm(h, (6,), scale), (6,), scale))
 
 
+def standardized(w: Tensor, s: Tensor) -> Tensor:
+    deviation, mean = torch.std_mean(w, (1, 2), keepdim=True)
+    return total(F.conv1d(LINES, (w - mean) / deviation, s) * s.softmax(0)[:, None])
+
+
 STATISTICS = (torch.linspace(-1, 1, 6, dtype=D), torch.linspace(0.5, 2, 6, dtype=D))
 FILTERS = torch.linspace(-1, 1, 4 * 4 * 6, dtype=D).view(4, 4, 6)
 S, V = (6,), (5, 6)
-# the function, the shapes of its arguments, and how many products are taken besides the check
+# the function, the shapes of its arguments, and how many products are taken besides the check; where weights
+# are made of weights, those of a row for each sample through that alone, too
 FEW: dict[str, tuple[Function, list[tuple[int, ...]], int]] = {
     "scale": (lambda s: total(X * s), [S], 1),
     "scale in front": (lambda s: total(s * X), [S], 1),
@@ -125,6 +131,14 @@ FEW: dict[str, tuple[Function, list[tuple[int, ...]], int]] = {
         [(6, 1)],
         1,
     ),
+    "computed": (lambda w: total(F.conv1d(LINES, w.exp())), [(3, 4, 2)], 6),
+    "standardized": (standardized, [(3, 4, 2), (3,)], 11),
+    "weight norm": (lambda v, g: total(X @ (g * v / v.norm(dim=0))), [(6, 5), (5,)], 9),
+    "computed and plain": (lambda w: total((X @ w).sin() @ w.exp().t()), [(6, 5)], 9),
+    "of low rank": (lambda a, b: total(X @ (a @ b)), [(6, 2), (2, 5)], 9),
+    "of low rank, same sizes": (lambda a, b: total((X @ (a @ b)).sin() * b.sum(0)), [(6, 8), (8, 8)], 17),
+    "of both": (lambda a, b: total(X * (a * b) + a / b), [S, S], 17),
+    "a number": (lambda s: total(X * s.exp()) * s, [()], 9),
     "attention": (attention, [V, (6, 6), S], 1),
 }
 # Samples meet, or a piece tells samples apart itself: a product for each row.
@@ -133,9 +147,12 @@ PLAIN: dict[str, tuple[Function, list[tuple[int, ...]]]] = {
     "samples meet": (lambda s: (X * s).softmax(0).sum(1), [S]),
     "batch norm": (lambda w: F.batch_norm(X, None, None, w, training=True).exp().sum(1), [S]),
     "shifted": (lambda w: F.pad(X * w, (0, 0, 1, -1)).exp().sum(1), [S]),
-    "computed": (lambda w: total(F.conv1d(LINES, w.exp())), [(3, 4, 2)]),
     "elsewhere": (lambda s: total(X * s) + s.square().sum(), [S]),
     "checkpointed": (lambda s: checkpointed(total, X * s), [S]),
+    "complex data": (lambda s: total((torch.complex(X, X.cos()) * s).sin().abs()), [S]),
+    "complex weights": (lambda s: total((X * torch.complex(s, s.sin())).sin().abs()), [S]),
+    "half of it": (lambda s: total((X.float() * s).double()) + total(X.half().double() * s.half()), [S]),
+    "transformed": (lambda w: total(X * torch.fft.fft(w).abs() + (X * torch.fft.fft(w)).real), [S]),
     "counted words": (lambda w: total(F.embedding(WORDS, w, scale_grad_by_freq=True)), [V]),
     "columns selected": (lambda w: total(X3 * w.index_select(1, torch.tensor([1, 4, 1, 0, 0, 2]))), [(4, 6)]),
 }
@@ -144,7 +161,7 @@ PLAIN: dict[str, tuple[Function, list[tuple[int, ...]]]] = {
 @pytest.fixture
 def rows(monkeypatch: pytest.MonkeyPatch, products: list[int]) -> list[int]:
     """How many products are asked for, where even the smallest problem is worth it."""
-    monkeypatch.setattr(_layer_rows._Found, "pays", lambda *args: True)
+    monkeypatch.setattr(_layer_rows, "_pays", lambda *args: True)
     monkeypatch.setattr(_layer_rows, "LEAST_ROWS", 1)
     for name in ("_LEAST_BYTES", "_OPERATION", "_TERM"):
         monkeypatch.setattr(_layer_rows, name, 0)

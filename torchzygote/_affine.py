@@ -89,7 +89,8 @@ class Other(NamedTuple):
         return self.way.back(like.new_ones(self.way.shape)) != 0
 
 
-Rest = Callable[[int, Other], "list[Way] | None"]
+# Of which input, where, and whether that is an affine map.
+Rest = Callable[[int, Other, bool], "list[Way] | None"]
 
 
 class Entrance(NamedTuple):
@@ -104,8 +105,8 @@ def entrances(
 ) -> tuple[list[AffineMap], dict[int, Entrance]]:
     """How these of the ``inputs`` go on, on their way to ``root``; not those that go too many ways.
 
-    ``rest(i, other)`` is asked about pieces of input ``i`` that go elsewhere: as what they are followed from
-    there, nothing if that is known by whom it asks, or ``None``.
+    ``rest`` is asked where pieces go in: as what they are followed from there, nothing if somebody else knows
+    the rest, or ``None``. It may append to ``inputs`` and ``which``.
     """
     consumers = consumers_below(root)
     maps: dict[tuple[Value, int | None], list[Term]] = {}
@@ -148,15 +149,14 @@ def _followed(
             if ways > _MOST_WAYS:
                 return None
             entry = _enter(node, position, way, x, which)
-            if entry is not None:
-                entries.append(entry)
-                continue
             other = Other(node, position, way)
-            onward = None if rest is None else rest(which, other)
-            if onward is None:
-                others.append(other)
-            else:
+            onward = None if rest is None else rest(which, other, entry is not None)
+            if onward is not None:
                 pending.extend(onward)
+            elif entry is not None:
+                entries.append(entry)
+            else:
+                others.append(other)
     return entries, others
 
 

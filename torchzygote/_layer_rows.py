@@ -10,26 +10,28 @@ the rows with its part of ``A``. (The rule is Goodfellow's, "Efficient per-examp
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _engine, _products
-from ._affine import AffineMap, Entrance, Other, Term, entrances
+from ._affine import AffineMap, Term
 from ._affine_check import Explained, are_explained
 from ._assembly import result_dtype
 from ._certificate import precision, random_vector, wide
-from ._engine import Linearization
+from ._entering import Entering
 from ._first_order import FirstOrder
-from ._layers import Layer, Lookup, layer
-from ._pieces import Value, Way
+from ._layers import Layer
+from ._pieces import Value
 from ._plan import RowCost
-from ._row_cost import is_plain
-from ._samples import all_apart, apart_from
+from ._row_cost import is_plain, row_cost
+from ._samples import all_apart
 from ._second_order import Options, chunk_for
 from ._separable import LEAST_ROWS, BlockSeeds, Layout, by_block, of_itself
-from ._torch_private import value_of_node
+from ._torch_private import node_shape, survey, value_of_node
 
 __all__ = ["jacobians"]
 
@@ -40,46 +42,27 @@ _LOOK = 16_000
 _TERM = 1_200_000
 # Less than that isn't worth a look at all.
 _LEAST_BYTES = 1 << 20
+# Values made of weights have so many times their elements, at most.
+_MADE = 2
 # Rows of so many bytes are summed up at a time.
 _SUMMED = 4 << 20
 
 
-class _Found:
-    """What the inputs go into, and which of them go nowhere else."""
-
-    def __init__(self, lin: Linearization) -> None:
-        self._y = lin.roots[0]
-        self._layers: list[tuple[int, Layer]] = []
-        maps, entering = entrances(self._y, lin.inputs, range(len(lin.inputs)), self._rest)
-        self.whole = {i: entrance for i, entrance in entering.items() if not entrance.others}
-        maps = [m._replace(terms=[t for t in m.terms if t.which in self.whole]) for m in maps]
-        self.maps = [m for m in maps if m.terms]
-        self.layers = [(i, one) for i, one in self._layers if i in self.whole]
-
-    def _rest(self, which: int, other: Other) -> list[Way] | None:
-        """Other layers than affine maps."""
-        found = layer(other.node, other.position, other.way)
-        if isinstance(found, Lookup):
-            if not apart_from(self._y, value_of_node(*found.layer.z), found.layer.own):
-                return [found.onward]
-            found = found.layer
-        if found is None:
-            return None
-        self._layers.append((which, found))
-        return []
-
-    def pays(self, first: FirstOrder, cost: RowCost, rows: int, products: int) -> bool:
-        """Whether it takes less time than the ``products`` of the dense way; ``rows``: of one sample."""
-        into = [term.which for m in self.maps for term in m.terms] + [i for i, _ in self.layers]
-        sizes = [first.prepared.inputs[i].numel() for i in into]
-        nodes = cost.nodes * _OPERATION
-        dense = products * cost.nbytes + nodes
-        # one more product checks; several ways of one input are added up
-        added = (sum(sizes) - sum(dict(zip(into, sizes, strict=True)).values())) * 3
-        moved = first.y.numel() * first.y.element_size() * added
-        values = len(self.maps) + len({one.z for _, one in self.layers})
-        around = values * cost.nodes * _LOOK + len(into) * _TERM
-        return (rows + 1) * cost.nbytes + 2 * nodes + around + moved < dense
+def _pays(first: FirstOrder, cost: RowCost, into: Entering, rows: int, products: int) -> bool:
+    """Whether it takes less time than the ``products`` of the dense way; ``rows``: of one sample."""
+    which = [term.which for m in into.maps for term in m.terms] + [i for i, _ in into.layers]
+    sizes = [into.values[i].numel() for i in which]
+    nodes = cost.nodes * _OPERATION
+    dense = products * cost.nbytes + nodes
+    # one more product checks; several ways of one input are added up
+    added = (sum(sizes) - sum(dict(zip(which, sizes, strict=True)).values())) * 3
+    between = [i for i in set(which) if i >= len(first.lin.inputs)]
+    if between:
+        added += survey([into.values[i] for i in between]).nbytes // first.y.element_size()
+    moved = first.y.numel() * first.y.element_size() * added
+    values = len(into.maps) + len({one.z for _, one in into.layers})
+    around = values * cost.nodes * _LOOK + len(which) * _TERM
+    return (rows + 1) * cost.nbytes + 2 * nodes + around + moved < dense
 
 
 def jacobians(
@@ -97,17 +80,46 @@ def jacobians(
         return found
     if _engine.compiling() or _engine.in_functorch() or not is_plain(lin):
         return found
-    into = _Found(lin)
-    if not (into.maps or into.layers) or not into.pays(first, cost, 1, products):
+    seen = _seen(first, cost, products)
+    if seen is None:
         return found
-    paired = _paired(lin, into)
-    whole = [i for i, entrance in into.whole.items() if _is_covered(i, entrance, into, paired)]
-    paired = [one for one in paired if any(i in whole for i in one.inputs())]
-    if not paired or not into.pays(first, cost, paired[0].layout.block_rows, products):
+    into, paired, whole = seen
+    if not _pays(first, cost, into, paired[0].layout.block_rows, products):
         return found
-    for i, J in zip(whole, _matrices(first, cost, options, paired, whole, verify) or [], strict=False):
+    matrices = _matrices(first, cost, options, into, paired, whole, verify)
+    for i, J in zip(whole, matrices or [], strict=False):
         found[i] = J
     return found
+
+
+def _seen(first: FirstOrder, cost: RowCost, products: int) -> tuple[Entering, list[_Apart], list[int]] | None:
+    """What inputs go into, where samples stay apart from there on, and the inputs of which that is all."""
+    lin = first.lin
+    between: set[Any] = set()
+    while True:
+        into = Entering(lin.roots[0], lin.inputs, between)
+        into.restricted(into.leading_on())
+        if not (into.maps or into.layers) or not _pays(first, cost, into, 1, products):
+            return None
+        paired = _paired(into)
+        counts = [0] * len(into.values)
+        for one in paired:
+            for i in one.inputs():
+                counts[i] += 1
+        mixed = _nodes(into) - {node for one in paired for node in one.nodes()}
+        elements = sum(math.prod(node_shape(node, 0) or ()) for node in mixed)
+        if between or not mixed or elements > _MADE * sum(x.numel() for x in lin.inputs):
+            break
+        between = mixed  # of the size of weights: made of weights, perhaps
+    whole = into.covered(counts)
+    needed = {*whole, *into.made_of(whole)}
+    paired = [one for one in paired if any(i in needed for i in one.inputs())]
+    return (into, paired, whole) if paired else None
+
+
+def _nodes(into: Entering) -> set[Any]:
+    """Where values go into affine maps and layers."""
+    return {term.node for m in into.maps for term in m.terms} | {one.z[0] for _, one in into.layers}
 
 
 _Pairs = tuple[tuple[int, int], ...]
@@ -127,6 +139,10 @@ class _Apart:
         """Those that go into it."""
         raise NotImplementedError
 
+    def nodes(self) -> list[Any]:
+        """Where they do."""
+        raise NotImplementedError
+
     def parts(self, products: Tensor, keep: bool) -> Iterator[tuple[int, Tensor]]:
         """From products (rows, *z's) for each input to rows by it, (blocks, rows, *the input's)."""
         raise NotImplementedError
@@ -143,6 +159,9 @@ class _OfLayers(_Apart):
 
     def inputs(self) -> list[int]:
         return [i for i, _ in self.layers]
+
+    def nodes(self) -> list[Any]:
+        return [one.z[0] for _, one in self.layers]
 
     def parts(self, products: Tensor, keep: bool) -> Iterator[tuple[int, Tensor]]:
         axes = [q for _, q in self.pairs]
@@ -161,6 +180,9 @@ class _OfMap(_Apart):
 
     def inputs(self) -> list[int]:
         return [term.which for term in self.affine.terms]
+
+    def nodes(self) -> list[Any]:
+        return [term.node for term in self.affine.terms]
 
     def parts(self, products: Tensor, keep: bool) -> Iterator[tuple[int, Tensor]]:
         by_sample = self.rows(products)
@@ -190,9 +212,9 @@ class _OfMap(_Apart):
         return self.by_sample(factor.reshape(*sizes, factor.shape[1]))
 
 
-def _paired(lin: Linearization, into: _Found) -> list[_Apart]:
+def _paired(into: Entering) -> list[_Apart]:
     """The values whose samples stay apart, along axes of ``y`` that they have in common."""
-    y = lin.roots[0]
+    y = into.y
     by_value: dict[tuple[Value, frozenset[int]], list[tuple[int, Layer]]] = {}
     for i, one in into.layers:
         by_value.setdefault((one.z, one.own), []).append((i, one))
@@ -214,16 +236,11 @@ def _paired(lin: Linearization, into: _Found) -> list[_Apart]:
     ]
 
 
-def _is_covered(which: int, entrance: Entrance, into: _Found, paired: Sequence[_Apart]) -> bool:
-    """Whether all that an input goes into is among these."""
-    ways = len(entrance.terms) + sum(1 for i, _ in into.layers if i == which)
-    return ways == sum(one.inputs().count(which) for one in paired) > 0
-
-
 def _matrices(
     first: FirstOrder,
     cost: RowCost,
     options: Options,
+    into: Entering,
     paired: Sequence[_Apart],
     whole: Sequence[int],
     verify: bool,
@@ -239,7 +256,8 @@ def _matrices(
         for one in paired
     ]
     total = layout.block_rows
-    blocks = {i: _Block(first, i, total, options.keep) for i in whole}
+    entered = {i for one in paired for i in one.inputs()} & {*whole, *into.made_of(whole)}
+    blocks = {i: _Block(into.values[i], y, total, options.keep) for i in entered}
     for lo, hi, products in _products.vjps(
         values,
         0,
@@ -257,14 +275,51 @@ def _matrices(
             for which, part in one.parts(given, options.keep):
                 if which in blocks:
                     blocks[which].add(lo, hi, part)
-    matrices = {i: block.matrix() for i, block in blocks.items()}
+    rows = {i: block.matrix() for i, block in blocks.items()}
+    matrices = _by_inputs(first, options, into, rows, whole)
     if verify:
-        sums = _sums(matrices, paired, explained, weights)
+        made = {i for i in whole if into.made_of([i])}
+        sums = _sums(matrices, made, paired, explained, weights)
         if not _are_right(first, sums, whole, vector):
             return None
     in_order = layout.y_order == sorted(layout.y_order)
     order = layout.y_numbers(y.device).reshape(-1)
-    return [J if in_order else _ordered(J, order) for J in matrices.values()]
+    return [J if in_order else _ordered(J, order) for J in (matrices[i] for i in whole)]
+
+
+def _by_inputs(
+    first: FirstOrder, options: Options, into: Entering, rows: dict[int, Tensor], whole: Sequence[int]
+) -> dict[int, Tensor]:
+    """From rows by values in between, too, to rows by the inputs."""
+    lin, y = first.lin, first.y
+    matrices = {i: rows[i] for i in whole if i in rows}
+    for j in sorted(set(rows) - set(whole)):
+        by = [i for i in whole if j in into.made_of([i])]
+        inner = lin.onward([into.values[j]], [lin.inputs[i] for i in by])
+        cost = row_cost(inner)
+        parts: list[list[Tensor]] = [[] for _ in by]
+        seeds = rows[j].to(into.values[j].dtype)
+        for lo, hi, products in _products.vjps(
+            inner,
+            0,
+            functools.partial(_some, seeds),
+            len(seeds),
+            chunk_for(options, len(seeds), cost, y.device),
+            create_graph=options.keep,
+            misbatched=cost.misbatched,
+        ):
+            for part, i, product in zip(parts, by, products, strict=True):
+                x = lin.inputs[i]
+                given = x.new_zeros(hi - lo, x.numel()) if product is None else product.reshape(hi - lo, -1)
+                part.append(given.to(result_dtype(x, y)))
+        for part, i in zip(parts, by, strict=True):
+            given = part[0] if len(part) == 1 else torch.cat(part)
+            matrices[i] = matrices[i] + given if i in matrices else given
+    return matrices
+
+
+def _some(rows: Tensor, lo: int, hi: int) -> Tensor:
+    return rows[lo:hi]
 
 
 class _Block:
@@ -272,8 +327,7 @@ class _Block:
 
     __slots__ = ("_chunks", "_dtype", "_keep", "_shape", "_whole")
 
-    def __init__(self, first: FirstOrder, which: int, rows: int, keep: bool) -> None:
-        x, y = first.prepared.inputs[which], first.y
+    def __init__(self, x: Tensor, y: Tensor, rows: int, keep: bool) -> None:
         self._shape = (y.numel() // max(1, rows), rows, x.numel())
         self._dtype = result_dtype(x, y)
         self._keep = keep
@@ -328,13 +382,17 @@ _Sums = tuple[Tensor, Tensor]
 
 def _sums(
     matrices: dict[int, Tensor],
+    made: Collection[int],
     paired: Sequence[_Apart],
     explained: Sequence[Explained | None],
     weights: Tensor,
 ) -> dict[int, _Sums]:
-    """For each input: of affine maps from what comes to ``z``, which is less than the rows themselves."""
+    """For each input: of affine maps from what comes to ``z``, which is less than the rows themselves.
+
+    ``made``: inputs that other values are made of.
+    """
     sums: dict[int, _Sums] = {}
-    by_rows = {i for one in paired if isinstance(one, _OfLayers) for i in one.inputs()}
+    by_rows = {i for one in paired if isinstance(one, _OfLayers) for i in one.inputs()} | set(made)
     for one, of_z in zip(paired, explained, strict=True):
         if of_z is None or not isinstance(one, _OfMap):
             continue

@@ -61,11 +61,13 @@ class _Place(NamedTuple):
         return found if keep else found.detach()
 
 
-def layer(node: Any, position: int, way: Way) -> Layer | Lookup | None:
-    """What a piece does in this place; ``None`` where no rule knows it."""
+def layer(node: Any, position: int, way: Way, dtype: torch.dtype) -> Layer | Lookup | None:
+    """What a piece of this dtype does in this place; ``None`` where no rule knows it."""
     kind, out = kind_of_node(node.name()), node_shape(node, 0)
     rule = _RULES.get(kind)
     if rule is None or out is None or 0 in (math.prod(out), math.prod(way.shape)):
+        return None
+    if dtype.is_complex or node._input_metadata[0].dtype != dtype:
         return None
     try:
         found = rule(_Place(node, position, way.shape, out))

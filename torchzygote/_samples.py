@@ -11,7 +11,12 @@ from torch import Tensor
 
 from ._alignment import aligned_axes, jointly_aligned
 
-__all__ = ["all_apart", "apart_from"]
+__all__ = ["all_apart", "apart_from", "may_have_samples"]
+
+
+def may_have_samples(y: Tensor, shape: Sequence[int]) -> bool:
+    """Whether an axis is as long as one of ``y``, or may have such an axis folded in."""
+    return any(n > 1 and size % n == 0 for n in y.shape for size in shape)
 
 
 def _guessed(y: Tensor, z: Tensor, own: Collection[int]) -> dict[int, int]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import graph as _graph
 
 from .levels import in_functorch, transform_stack
-from .nodes import ValueOfNode, node_shape, source_of
+from .nodes import ValueOfNode, node_of, node_shape, source_of
 
 __all__ = [
     "Survey",
@@ -60,7 +60,7 @@ def has_nodes_before(roots: Sequence[Tensor], start: int) -> bool:
     """Whether what has been recorded for ``roots`` begins before :func:`sequence_number` was ``start``."""
     return any(
         getattr(node, "variable", None) is None and node._sequence_nr() < start
-        for node in _nodes_below(root.grad_fn for root in roots)
+        for node in _nodes_below(node_of(root) for root in roots)
     )
 
 
@@ -115,10 +115,11 @@ def pull_back(
                 accumulate_grad=False,
             )
         )
+    of: list[Any] = [y.edge if isinstance(y, ValueOfNode) else y for y in roots]
     by: list[Any] = [x.edge if isinstance(x, ValueOfNode) else x for x in inputs]
     return list(
         torch.autograd.grad(
-            roots,
+            of,
             by,
             seeds,
             retain_graph=retain or create_graph,
@@ -200,7 +201,7 @@ def survey(roots: Sequence[Tensor]) -> Survey:
     """Walk along the graph recorded below ``roots``: 3 microseconds for each operation."""
     # Not by `_nodes_below`: small calls wait for this, and a generator takes a microsecond for each node.
     seen: set[Any] = set()
-    stack: list[Any] = [root.grad_fn for root in roots if root.grad_fn is not None]
+    stack: list[Any] = [node for root in roots if (node := node_of(root)) is not None]
     total = 0
     misbatched = None
     custom: list[Any] = []

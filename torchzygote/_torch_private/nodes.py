@@ -13,6 +13,7 @@ __all__ = [
     "ValueOfNode",
     "axis_of",
     "node_attribute",
+    "node_of",
     "node_shape",
     "pulled_through",
     "signed",
@@ -34,6 +35,8 @@ def value_of_node(node: Any, output: int) -> Tensor:
     value: Any = torch.empty((), dtype=meta.dtype, device=meta.device).expand(tuple(meta.shape))
     value = value.as_subclass(ValueOfNode)
     value.edge = _graph.GradientEdge(node, output)
+    if meta.dtype.is_floating_point or meta.dtype.is_complex:
+        value.requires_grad_()
     return value  # type: ignore[no-any-return]
 
 
@@ -41,6 +44,11 @@ def source_of(x: Tensor) -> tuple[Any, int]:
     """The node of the graph that stands for ``x``, and which of its outputs ``x`` is."""
     edge = x.edge if isinstance(x, ValueOfNode) else _graph.get_gradient_edge(x)
     return edge.node, edge.output_nr
+
+
+def node_of(x: Tensor) -> Any:
+    """What ``x`` was recorded by, or what it stands for; ``None`` if it isn't the result of anything."""
+    return x.edge.node if type(x) is ValueOfNode else x.grad_fn
 
 
 def pulled_through(node: Any, position: int, cotangent: Tensor, shape: Sequence[int]) -> Tensor | None:
