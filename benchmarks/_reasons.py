@@ -45,10 +45,11 @@ CAUSES = (
     Cause(
         "A row for each sample",
         "By hand one writes the function of one sample and its weights, and knows that no sample meets "
-        "another. Here the losses of all are one function of a module; that samples stay apart is read off "
-        "the recorded graph, and one more product checks the rows",
+        "another; Opacus has rules for modules that it knows. Here the losses of all are one function of any "
+        "kind; its layers, and that samples stay apart, are read off the recorded graph, and one more "
+        "product checks the rows",
         work="losses of",
-        peer="vmap",
+        peer="vmap|Opacus",
     ),
     Cause(
         "BackPACK",

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchzygote import gradient, jacobian, withgradient
 from torchzygote.params import Params
 
+from . import per_sample
 from ._harness import Contender, Row, compare, compare_memory
+from ._networks import mlp
 
 Peers = dict[str, Contender | None]
 
@@ -49,15 +50,6 @@ def jacobian_peers(f: Callable[[Tensor], Tensor], x: Tensor, *, forward: bool = 
 def ode(x: Tensor) -> Tensor:
     """A 10 to 10 right-hand side: coupled oscillators with a nonlinear term."""
     return torch.roll(x, 1) * (torch.roll(x, -1) - torch.roll(x, 2)) - x.sin() + 8.0
-
-
-def mlp(*sizes: int) -> nn.Sequential:
-    """Tanh layers."""
-    torch.manual_seed(0)
-    layers: list[nn.Module] = []
-    for a, b in itertools.pairwise(sizes):
-        layers += [nn.Linear(a, b), nn.Tanh()]
-    return nn.Sequential(*layers[:-1])
 
 
 def small_gradients() -> Iterator[Row]:
@@ -120,31 +112,6 @@ def memory() -> Iterator[Row]:
         {"torch.func.jacrev": {"which": "jacrev"}},
         target=1.0,
         note="promised: the matrix and at most the memory budget (a quarter of what is free, 1 GiB at most)",
-    )
-
-
-def per_sample(sizes: tuple[int, ...], samples: int) -> Iterator[Row]:
-    """A gradient for each sample, by all weights of a network."""
-    net, X = mlp(*sizes), torch.randn(samples, sizes[0])
-    labels = torch.randint(0, sizes[-1], (samples,))
-    params = Params(net)
-    weights = {name: p.detach() for name, p in net.named_parameters()}
-    losses = lambda: F.cross_entropy(net(X), labels, reduction="none")
-    loss = lambda w, x, y: F.cross_entropy(torch.func.functional_call(net, w, (x,)), y)
-    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
-    reverse = torch.func.jacrev(
-        lambda w: F.cross_entropy(torch.func.functional_call(net, w, (X,)), labels, reduction="none")
-    )
-    for mine, other in zip(jacobian(losses, params).values(), each(weights, X, labels).values(), strict=True):
-        torch.testing.assert_close(mine, other.reshape(samples, -1), atol=1e-5, rtol=1e-4)
-    yield compare(
-        f"jacobian by Params, losses of {samples} samples, network {'-'.join(map(str, sizes))}",
-        lambda: jacobian(losses, params),
-        {
-            "vmap(grad), a function of one sample": lambda: each(weights, X, labels),
-            "torch.func.jacrev": lambda: reverse(weights),
-        },
-        rounds=7,
     )
 
 
@@ -217,8 +184,7 @@ def rows(full: bool = False) -> Iterator[Row]:
     """The table of the first-order functions."""
     yield from small_gradients()
     yield from jacobians()
-    yield from per_sample((784, 100, 10), 128)
-    yield from per_sample((20, 32, 32, 4), 1024)
+    yield from per_sample.rows()
     yield from memory()
     yield from arithmetic()
     yield from training_steps()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchzygote import Params, diaghessian, gradient, hessian, pullback
 
 from ._harness import Contender, Row, compare, compare_memory, missing
-from .first_order import mlp
+from ._networks import mlp
 from .peers import torch_peer
 
 Peers = dict[str, Contender | None]

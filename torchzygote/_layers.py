@@ -251,27 +251,27 @@ def _of_some(place: _Place, image: Tensor, given: Tensor) -> Tensor:
     """Rows by the weights for each sample, (samples, rows, *the weight's)."""
     node, kernel = place.node, place.shape[2:]
     groups = int(node_attribute(node, "_saved_groups"))
-    window = math.prod(kernel)
     samples, rows = given.shape[:2]
     if not node_attribute(node, "_saved_transposed"):
         places = given.shape[3:]
         left = given.reshape(samples, rows, groups, -1, math.prod(places)).transpose(1, 2)
         left = left.reshape(samples, groups, -1, math.prod(places))  # rows and channels out
-        right = _windows(node, image, kernel, places).reshape(samples, groups, -1, math.prod(places), window)
-        right = right.transpose(2, 3).flatten(3)  # channels in, and the window
-        found = (left @ right).view(samples, groups, rows, -1, right.shape[3]).transpose(1, 2)
+        right = _windows(node, image, kernel, places)
+        right = right.reshape(samples, groups, -1, math.prod(places))  # channels in, and the window
+        found = (left @ right.mT).view(samples, groups, rows, -1, right.shape[2]).transpose(1, 2)
     else:  # what comes back slides over what came in
         places = image.shape[2:]
         left = image.reshape(samples, groups, -1, math.prod(places))  # channels in
-        right = _windows(node, given.flatten(0, 1), kernel, places)
-        right = right.reshape(samples, rows, groups, -1, math.prod(places), window)
-        right = right.permute(0, 2, 4, 1, 3, 5).flatten(3)  # rows, channels out, and the window
-        found = (left @ right).view(samples, groups, left.shape[2], rows, -1).permute(0, 3, 1, 2, 4)
+        right = _windows(node, given.flatten(0, 1), kernel, places).reshape(
+            samples, rows, groups, -1, math.prod(places)
+        )
+        right = right.transpose(1, 2).flatten(2, 3)  # rows, channels out, and the window
+        found = (left @ right.mT).view(samples, groups, left.shape[2], rows, -1).permute(0, 3, 1, 2, 4)
     return found.reshape(samples, rows, *place.shape)
 
 
 def _windows(node: Any, image: Tensor, kernel: Sequence[int], places: Sequence[int]) -> Tensor:
-    """What a convolution slides over an image: (samples, channels, all places, all of a window)."""
+    """What a convolution slides over an image: (samples, channels, *window, *places), copied last."""
     strides, paddings, dilations = (
         [int(n) for n in node_attribute(node, f"_saved_{name}")] for name in ("stride", "padding", "dilation")
     )
@@ -280,8 +280,9 @@ def _windows(node: Any, image: Tensor, kernel: Sequence[int], places: Sequence[i
     for i, size in enumerate(kernel):
         found = found.unfold(2 + i, (size - 1) * dilations[i] + 1, strides[i])[..., :: dilations[i]]
         found = found.narrow(2 + i, 0, places[i])
-    # (samples, channels, *places, *window)
-    return found.flatten(2, 1 + len(kernel)).flatten(3)
+    rank = len(kernel)
+    order = (0, 1, *range(2 + rank, 2 + 2 * rank), *range(2, 2 + rank))
+    return found.permute(order)  # windows outside: to copy them inside takes four times as long
 
 
 # ---------------------------------------------------------------------------------------------------------
