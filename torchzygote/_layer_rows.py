@@ -11,27 +11,24 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _engine, _products
-from ._affine import AffineMap, Term
 from ._affine_check import Explained, are_explained
+from ._apart import Apart, OfLayers, OfMap, paired_values
 from ._assembly import result_dtype
 from ._certificate import precision, random_vector, wide
 from ._entering import Entering
 from ._first_order import FirstOrder
-from ._layers import Layer
-from ._pieces import Value
 from ._plan import RowCost
 from ._row_cost import is_plain, row_cost
-from ._samples import all_apart
 from ._second_order import Options, chunk_for
-from ._separable import LEAST_ROWS, BlockSeeds, Layout, by_block, of_itself
-from ._torch_private import node_shape, survey, value_of_node
+from ._separable import LEAST_ROWS, BlockSeeds, by_block, of_itself
+from ._torch_private import node_shape, survey
 
 __all__ = ["jacobians"]
 
@@ -92,7 +89,7 @@ def jacobians(
     return found
 
 
-def _seen(first: FirstOrder, cost: RowCost, products: int) -> tuple[Entering, list[_Apart], list[int]] | None:
+def _seen(first: FirstOrder, cost: RowCost, products: int) -> tuple[Entering, list[Apart], list[int]] | None:
     """What inputs go into, where samples stay apart from there on, and the inputs of which that is all."""
     lin = first.lin
     between: set[Any] = set()
@@ -101,7 +98,7 @@ def _seen(first: FirstOrder, cost: RowCost, products: int) -> tuple[Entering, li
         into.restricted(into.leading_on())
         if not (into.maps or into.layers) or not _pays(first, cost, into, 1, products):
             return None
-        paired = _paired(into)
+        paired = paired_values(into)
         counts = [0] * len(into.values)
         for one in paired:
             for i in one.inputs():
@@ -122,126 +119,12 @@ def _nodes(into: Entering) -> set[Any]:
     return {term.node for m in into.maps for term in m.terms} | {one.z[0] for _, one in into.layers}
 
 
-_Pairs = tuple[tuple[int, int], ...]
-
-
-class _Apart:
-    """A value whose samples stay apart up to ``y``: along these axes, ``(of y, of z)``."""
-
-    __slots__ = ("layout", "pairs", "z")
-
-    def __init__(self, z: Tensor, y: Tensor, pairs: _Pairs) -> None:
-        self.z = z
-        self.pairs = pairs
-        self.layout = Layout(tuple(y.shape), tuple(z.shape), self.pairs)
-
-    def inputs(self) -> list[int]:
-        """Those that go into it."""
-        raise NotImplementedError
-
-    def nodes(self) -> list[Any]:
-        """Where they do."""
-        raise NotImplementedError
-
-    def parts(self, products: Tensor, keep: bool) -> Iterator[tuple[int, Tensor]]:
-        """From products (rows, *z's) for each input to rows by it, (blocks, rows, *the input's)."""
-        raise NotImplementedError
-
-
-class _OfLayers(_Apart):
-    """What layers give that aren't affine maps."""
-
-    __slots__ = ("layers",)
-
-    def __init__(self, layers: list[tuple[int, Layer]], z: Tensor, y: Tensor, pairs: _Pairs) -> None:
-        super().__init__(z, y, pairs)
-        self.layers = layers
-
-    def inputs(self) -> list[int]:
-        return [i for i, _ in self.layers]
-
-    def nodes(self) -> list[Any]:
-        return [one.z[0] for _, one in self.layers]
-
-    def parts(self, products: Tensor, keep: bool) -> Iterator[tuple[int, Tensor]]:
-        axes = [q for _, q in self.pairs]
-        for i, one in self.layers:
-            yield i, one.way.back(one.pulled(products, axes, keep))
-
-
-class _OfMap(_Apart):
-    """What an affine map gives."""
-
-    __slots__ = ("affine",)
-
-    def __init__(self, affine: AffineMap, z: Tensor, y: Tensor, pairs: _Pairs) -> None:
-        super().__init__(z, y, pairs)
-        self.affine = affine
-
-    def inputs(self) -> list[int]:
-        return [term.which for term in self.affine.terms]
-
-    def nodes(self) -> list[Any]:
-        return [term.node for term in self.affine.terms]
-
-    def parts(self, products: Tensor, keep: bool) -> Iterator[tuple[int, Tensor]]:
-        by_sample = self.rows(products)
-        for term in self.affine.terms:
-            yield term.which, _by_term(self, term, by_sample, keep)
-
-    def by_sample(self, shaped: Tensor) -> Tensor:
-        """From (..., axes of samples in the order of z, n) to (..., blocks, the other samples, n)."""
-        samples = self.affine.samples()
-        lead = shaped.dim() - len(samples) - 1
-        paired = [samples.index(q) for _, q in self.pairs]
-        free = [i for i in range(len(samples)) if i not in paired]
-        sizes = [self.affine.z.shape[samples[i]] for i in paired]
-        moved = shaped.permute(*range(lead), *[lead + i for i in (*paired, *free)], -1)
-        return moved.reshape(*shaped.shape[:lead], torch.Size(sizes).numel(), -1, shaped.shape[-1])
-
-    def rows(self, products: Tensor) -> Tensor:
-        """Products (rows, *z's) as (rows, blocks, the other samples, channels)."""
-        channel = self.affine.channel
-        moved = products.unsqueeze(-1) if channel is None else products.movedim(channel + 1, -1)
-        return self.by_sample(moved)
-
-    def factor(self, term: Term, keep: bool) -> Tensor:
-        """The term's factor as (blocks, the other samples, k)."""
-        factor = term.factor if keep else term.factor.detach()
-        sizes = [self.affine.z.shape[axis] for axis in self.affine.samples()]
-        return self.by_sample(factor.reshape(*sizes, factor.shape[1]))
-
-
-def _paired(into: Entering) -> list[_Apart]:
-    """The values whose samples stay apart, along axes of ``y`` that they have in common."""
-    y = into.y
-    by_value: dict[tuple[Value, frozenset[int]], list[tuple[int, Layer]]] = {}
-    for i, one in into.layers:
-        by_value.setdefault((one.z, one.own), []).append((i, one))
-    values: list[tuple[Tensor, Collection[int]]] = []
-    makers: list[Callable[[Tensor, Tensor, _Pairs], _Apart]] = []
-    for m in into.maps:
-        values.append((m.z, () if m.channel is None else (m.channel,)))
-        makers.append(functools.partial(_OfMap, m))
-    for (value, own), layers in by_value.items():
-        values.append((value_of_node(*value), own))
-        makers.append(functools.partial(_OfLayers, layers))
-    common, apart = all_apart(y, values)
-    if not common:
-        return []
-    return [
-        make(z, y, tuple((p, axes[p]) for p in common))
-        for make, (z, _), axes in zip(makers, values, apart, strict=True)
-        if axes
-    ]
-
-
 def _matrices(
     first: FirstOrder,
     cost: RowCost,
     options: Options,
     into: Entering,
-    paired: Sequence[_Apart],
+    paired: Sequence[Apart],
     whole: Sequence[int],
     verify: bool,
 ) -> list[Tensor] | None:
@@ -252,7 +135,7 @@ def _matrices(
     vector = random_vector(y.numel())
     weights = by_block(of_itself(layout), vector.view(1, *y.shape).to(y))[0].t().unsqueeze(2)
     explained = [
-        Explained(one.affine, one.layout, weights) if verify and isinstance(one, _OfMap) else None
+        Explained(one.affine, one.layout, weights) if verify and isinstance(one, OfMap) else None
         for one in paired
     ]
     total = layout.block_rows
@@ -364,18 +247,6 @@ def _ordered(matrix: Tensor, order: Tensor) -> Tensor:
     return matrix.index_select(0, back)
 
 
-def _by_term(one: _OfMap, term: Term, by_z: Tensor, keep: bool) -> Tensor:
-    """From rows by z, (rows, blocks, the other samples, channels), to rows by an input, block after block.
-
-    Shape (blocks, rows, *the input's).
-    """
-    factor = one.factor(term, keep).unsqueeze(1)  # (blocks, 1, the other samples, k)
-    # (blocks, rows, channels, the other samples); contiguous, as a product takes its order from its factors
-    by_channel = by_z.permute(1, 0, 3, 2).contiguous()
-    outer = by_channel * factor if factor.shape[2] == 1 else by_channel @ factor
-    return term.restored(outer.mT)
-
-
 # What is explained of a plain product, and the sizes of what was summed for it.
 _Sums = tuple[Tensor, Tensor]
 
@@ -383,7 +254,7 @@ _Sums = tuple[Tensor, Tensor]
 def _sums(
     matrices: dict[int, Tensor],
     made: Collection[int],
-    paired: Sequence[_Apart],
+    paired: Sequence[Apart],
     explained: Sequence[Explained | None],
     weights: Tensor,
 ) -> dict[int, _Sums]:
@@ -392,9 +263,9 @@ def _sums(
     ``made``: inputs that other values are made of.
     """
     sums: dict[int, _Sums] = {}
-    by_rows = {i for one in paired if isinstance(one, _OfLayers) for i in one.inputs()} | set(made)
+    by_rows = {i for one in paired if isinstance(one, OfLayers) for i in one.inputs()} | set(made)
     for one, of_z in zip(paired, explained, strict=True):
-        if of_z is None or not isinstance(one, _OfMap):
+        if of_z is None or not isinstance(one, OfMap):
             continue
         for term, (got, scale) in zip(one.affine.terms, of_z.pulled(), strict=True):
             if term.which in by_rows or term.which not in matrices:
