@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import torchzygote
@@ -142,6 +143,29 @@ def _by_weights(data: Tensor, w: Tensor, b: Tensor, v: Tensor) -> list[Tensor]:
     return [*rows.values(), *curvature.values()]
 
 
+def _image_weights() -> tuple[Tensor, ...]:
+    return (
+        torch.randn(64, 2, 14, 14),
+        torch.randn(6, 2, 3, 3) / 4,
+        torch.randn(6),
+        torch.randn(6),
+        torch.randn(9, 6),
+    )
+
+
+def _rows_by_image(images: Tensor, w: Tensor, s: Tensor, b: Tensor, table: Tensor) -> list[Tensor]:
+    """One product for all images, as large as it takes for the layers to be found."""
+    words = torch.arange(len(images), device=images.device) % len(table)
+
+    def losses() -> Tensor:
+        found = F.group_norm(F.conv2d(images, w, stride=2), 2, s, b).tanh()
+        return (found * F.embedding(words, table)[:, :, None, None]).mean((1, 2, 3))
+
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        rows = torchzygote.jacobian(losses, torchzygote.Params([w, s, b, table]), mode="reverse")
+    return list(rows.values())
+
+
 def _clipped(x: Tensor, w: Tensor) -> list[Tensor]:
     params = torchzygote.Params([x, w])
     grads = torchzygote.gradient(lambda: _energy(x, w), params)
@@ -174,6 +198,7 @@ DERIVATIVES = [
     Case("diaghessian", _vector, lambda x, w: _derivative("diaghessian", _energy, x, w, chunk_size=11)),
     Case("Params", _vector, _implicit),
     Case("weights of layers", _layer_weights, _by_weights),
+    Case("weights of other layers", _image_weights, _rows_by_image),
     Case("Grads.clip_norm_", _vector, _clipped),
     Case("Buffer", _vector, lambda x, w: _derivative("gradient", _with_buffer, x)),
     Case(

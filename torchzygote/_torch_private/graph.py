@@ -27,6 +27,7 @@ __all__ = [
     "node_names",
     "pull_back",
     "reaches",
+    "rounding_of_cudnn",
     "saved_tensors_hooks",
     "sequence_number",
     "survey",
@@ -189,10 +190,13 @@ _BY_LU = frozenset(
 )
 # Inside vmap, PyTorch's batching rule gives noise for the derivatives of its backward (2.13).
 _MISBATCHED_IN_VMAP = {"LinalgLuSolveBackward0": "torch.linalg.lu_solve"}
+# On CUDA, cuDNN computes these in TF32 unless told otherwise.
+_BY_CUDNN = frozenset({"ConvolutionBackward0", "ConvolutionBackwardBackward0", "CudnnRnnBackward0"})
+_TF32 = 2.0**-10
 # That one's gradient by the bias fails where it is to be differentiated (2.13).
 _GROUPED = "NativeGroupNormBackward0"
 _TOLD_BY_NAME = frozenset(
-    {*_NOT_LINEAR_AT_ZERO, *_SPARSE, *_BY_LU, *_MISBATCHED, *_BIASED, *_ONCE_BY, _GROUPED}
+    {*_NOT_LINEAR_AT_ZERO, *_SPARSE, *_BY_LU, *_BY_CUDNN, *_MISBATCHED, *_BIASED, *_ONCE_BY, _GROUPED}
 )
 _PythonNode = torch.autograd.function.BackwardCFunction
 
@@ -212,6 +216,7 @@ def survey(roots: Sequence[Tensor]) -> Survey:
     biased: list[Any] = []
     dtypes: set[torch.dtype] = set()
     by_lu = False
+    rounded = 0.0
     while stack:
         node = stack.pop()
         if node in seen:
@@ -234,6 +239,9 @@ def survey(roots: Sequence[Tensor]) -> Survey:
             by_lu = True
             if name in _MISBATCHED_IN_VMAP and "vmap" in transform_stack():
                 misbatched = _MISBATCHED_IN_VMAP[name]
+        elif name in _BY_CUDNN:
+            meta = node._input_metadata[0]
+            rounded = max(rounded, rounding_of_cudnn(meta.device, meta.dtype))
         elif name in _MISBATCHED:
             misbatched = _MISBATCHED[name] if _misbatches(node, name) else misbatched
         elif name in _ONCE_BY:
@@ -256,10 +264,21 @@ def survey(roots: Sequence[Tensor]) -> Survey:
             if following is not None:
                 stack.append(following)
     coarsest = max(map(_spacing, dtypes), default=0.0)
+    coarsest = max(coarsest, rounded)
     nonlinear = custom + nonlinear
     return Survey(
         total, len(seen), misbatched, custom, nonlinear, unpushable, once, sparse, biased, by_lu, coarsest
     )
+
+
+def rounding_of_cudnn(device: torch.device, dtype: torch.dtype) -> float:
+    """Relative spacing of what a convolution multiplies there, where it isn't that of its dtype."""
+    if device.type != "cuda" or dtype != torch.float32:
+        return 0.0
+    try:
+        return _TF32 if torch.backends.cudnn.allow_tf32 else 0.0
+    except RuntimeError:  # set by the newer interface, for each operation
+        return _TF32
 
 
 @functools.cache
