@@ -139,6 +139,14 @@ FEW: dict[str, tuple[Function, list[tuple[int, ...]], int]] = {
     "of low rank, same sizes": (lambda a, b: total((X @ (a @ b)).sin() * b.sum(0)), [(6, 8), (8, 8)], 17),
     "of both": (lambda a, b: total(X * (a * b) + a / b), [S, S], 17),
     "a number": (lambda s: total(X * s.exp()) * s, [()], 9),
+    "both factors": (lambda a, b: F.linear(a.exp(), b).amax(1), [(3, 3), (3, 3)], 4),
+    "numbers": (lambda w: total((torch.ops.aten.mul.Scalar(X @ w, 0.5) * 3 / 2).sin()), [(6, 5)], 1),
+    "attention, plain": (lambda q: total(F.scaled_dot_product_attention(X3 @ q, X3, X3)), [(6, 6)], 1),
+    "attention by queries": (
+        lambda q: total(F.scaled_dot_product_attention(q.expand(3, -1, -1), X3, X3, attn_mask=q @ q.t())),
+        [(4, 6)],
+        4,
+    ),
     "attention": (attention, [V, (6, 6), S], 1),
 }
 # Samples meet, or a piece tells samples apart itself: a product for each row.
@@ -149,6 +157,8 @@ PLAIN: dict[str, tuple[Function, list[tuple[int, ...]]]] = {
     "shifted": (lambda w: F.pad(X * w, (0, 0, 1, -1)).exp().sum(1), [S]),
     "elsewhere": (lambda s: total(X * s) + s.square().sum(), [S]),
     "checkpointed": (lambda s: checkpointed(total, X * s), [S]),
+    "moved at the end": (lambda s, t: ((X * s).sin().view(48) * t).view(8, 6), [S, (48,)]),
+    "rounded": (lambda s: total(torch.div(X, s, rounding_mode="floor") * X + X), [S]),
     "complex data": (lambda s: total((torch.complex(X, X.cos()) * s).sin().abs()), [S]),
     "complex weights": (lambda s: total((X * torch.complex(s, s.sin())).sin().abs()), [S]),
     "half of it": (lambda s: total((X.float() * s).double()) + total(X.half().double() * s.half()), [S]),

@@ -103,7 +103,9 @@ class Entrance(NamedTuple):
 def entrances(
     root: Tensor, inputs: Sequence[Tensor], which: Sequence[int], rest: Rest | None = None
 ) -> tuple[list[AffineMap], dict[int, Entrance]]:
-    """How these of the ``inputs`` go on, on their way to ``root``; not those that go too many ways.
+    """How these of the ``inputs`` go on, on their way to ``root``.
+
+    Not those that go too many ways, or are the root but for moves.
 
     ``rest`` is asked where pieces go in: as what they are followed from there, nothing if somebody else knows
     the rest, or ``None``. It may append to ``inputs`` and ``which``.
@@ -112,7 +114,7 @@ def entrances(
     maps: dict[tuple[Value, int | None], list[Term]] = {}
     found: dict[int, Entrance] = {}
     for i in which:
-        followed = _followed(consumers, inputs[i], i, rest)
+        followed = _followed(consumers, (root.grad_fn, root.output_nr), inputs[i], i, rest)
         if followed is None:
             continue
         entries, others = followed
@@ -131,15 +133,17 @@ class _Entry(NamedTuple):
 
 
 def _followed(
-    consumers: _Consumers, x: Tensor, which: int, rest: Rest | None
+    consumers: _Consumers, root: Value, x: Tensor, which: int, rest: Rest | None
 ) -> tuple[list[_Entry], list[Other]] | None:
-    """The affine maps that pieces of ``x`` go into, and where others go; ``None`` if there are too many."""
+    """The affine maps that pieces of ``x`` go into, and where others go; ``None`` where that isn't all."""
     ways = 0
     entries: list[_Entry] = []
     others: list[Other] = []
     pending = [whole(source_of(x), tuple(x.shape))]
     while pending:
         way = pending.pop()
+        if way.value == root:
+            return None
         for node, position in consumers.get(way.value, ()):
             onward = moved(node, way)
             if onward is not None:

@@ -65,9 +65,12 @@ class _Walk:
     def __init__(
         self, sources: Sequence[Tensor], axes: Sequence[Alignment], *, chained: bool = False
     ) -> None:
-        given: dict[tuple[Any, int], tuple[Alignment, Shape]] = {
-            source_of(x): (a, tuple(x.shape)) for x, a in zip(sources, axes, strict=True)
-        }
+        given: dict[tuple[Any, int], tuple[Alignment, Shape]] = {}
+        for x, a in zip(sources, axes, strict=True):
+            value = source_of(x)
+            if value in given:  # two views of the same value
+                a = meeting([a, given[value][0]])
+            given[value] = a, tuple(x.shape)
         self._known: dict[tuple[Any, int], tuple[Alignment, Shape] | None] = {}
         self._given = given
         if not chained:

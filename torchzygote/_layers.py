@@ -60,6 +60,13 @@ class _Place(NamedTuple):
         found: Tensor = getattr(self.node, name)
         return found if keep else found.detach()
 
+    def operand(self, name: str, keep: bool) -> Tensor | float | None:
+        """Such a tensor, or a number; ``None`` where there is none."""
+        found = node_attribute(self.node, name)
+        if isinstance(found, Tensor):
+            return found if keep else found.detach()
+        return float(found) if isinstance(found, (int, float)) else None
+
 
 def layer(node: Any, position: int, way: Way, dtype: torch.dtype) -> Layer | Lookup | None:
     """What a piece of this dtype does in this place; ``None`` where no rule knows it."""
@@ -139,13 +146,15 @@ def _subtracted(place: _Place, keep: bool) -> float | None:
     return scale if scale is None or place.position == 0 else -scale
 
 
-def _multiplied(place: _Place, keep: bool) -> Tensor:
-    return place.saved("_saved_other" if place.position == 0 else "_saved_self", keep)
+def _multiplied(place: _Place, keep: bool) -> Tensor | float | None:
+    return place.operand("_saved_other" if place.position == 0 else "_saved_self", keep)
 
 
-def _divided(place: _Place, keep: bool) -> Tensor:
-    below = place.saved("_saved_other", keep)
-    return below.reciprocal() if place.position == 0 else -place.saved("_saved_self", keep) / below.square()
+def _divided(place: _Place, keep: bool) -> Tensor | float | None:
+    below = place.operand("_saved_other", keep)
+    if below is None or node_attribute(place.node, "_saved_rounding_mode") is not None:
+        return None
+    return 1 / below if place.position == 0 else -place.saved("_saved_self", keep) / (below * below)
 
 
 def _slope(place: _Place, keep: bool) -> Tensor | None:
