@@ -74,7 +74,7 @@ def rows(monkeypatch: pytest.MonkeyPatch, products: list[int]) -> list[int]:
     """How many products are asked for, where even the smallest problem is worth it."""
     monkeypatch.setattr(_layer_rows, "_pays", lambda *args: True)
     monkeypatch.setattr(_layer_rows, "LEAST_ROWS", 1)
-    for name in ("_LEAST_BYTES", "_OPERATION", "_TERM"):
+    for name in ("_LEAST_BYTES", "_LOOK", "_OPERATION", "_TERM"):
         monkeypatch.setattr(_layer_rows, name, 0)
     return products
 

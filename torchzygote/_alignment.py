@@ -127,6 +127,8 @@ def aligned_axes(root: Tensor, x: Tensor) -> list[tuple[int, int]] | None:
     ``root[..., i, ...]`` (``i`` in place ``p``) depends only on the ``x[..., i, ...]`` (in place ``q``), for
     all pairs at once. ``None`` where ``root`` doesn't depend on ``x``, or nothing can be said.
     """
+    if all(size <= 1 or size not in root.shape for size in x.shape):
+        return []  # no axis could run along
     found = _Walk([x], [tuple(range(x.dim()))]).of(root)
     if found is None:
         return None

@@ -113,8 +113,11 @@ class OfMap(Apart):
         return self.by_sample(factor.reshape(*sizes, factor.shape[1]))
 
 
-def paired_values(into: Entering) -> list[Apart]:
-    """The values whose samples stay apart, along axes of ``y`` that they have in common."""
+def paired_values(into: Entering, *, one_by_one: bool) -> list[Apart]:
+    """The values whose samples stay apart, along axes of ``y`` that they have in common.
+
+    ``one_by_one``: look at each by itself, if not all do.
+    """
     y = into.y
     by_value: dict[tuple[Value, frozenset[int]], list[tuple[int, Layer]]] = {}
     for i, one in into.layers:
@@ -127,7 +130,7 @@ def paired_values(into: Entering) -> list[Apart]:
     for (value, own), layers in by_value.items():
         values.append((value_of_node(*value), own))
         makers.append(functools.partial(OfLayers, layers))
-    common, apart = all_apart(y, values)
+    common, apart = all_apart(y, values, one_by_one=one_by_one)
     if not common:
         return []
     return [

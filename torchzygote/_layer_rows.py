@@ -39,6 +39,8 @@ _LOOK = 16_000
 _TERM = 1_200_000
 # Less than that isn't worth a look at all.
 _LEAST_BYTES = 1 << 20
+# One walk for each value may take such a part of the time that rows take the dense way.
+_WORTH_WALKS = 20
 # Values made of weights have so many times their elements, at most.
 _MADE = 2
 # Rows of so many bytes are summed up at a time.
@@ -57,8 +59,7 @@ def _pays(first: FirstOrder, cost: RowCost, into: Entering, rows: int, products:
     if between:
         added += survey([into.values[i] for i in between]).nbytes // first.y.element_size()
     moved = first.y.numel() * first.y.element_size() * added
-    values = len(into.maps) + len({one.z for _, one in into.layers})
-    around = values * cost.nodes * _LOOK + len(which) * _TERM
+    around = 2 * cost.nodes * _LOOK + len(which) * _TERM
     return (rows + 1) * cost.nbytes + 2 * nodes + around + moved < dense
 
 
@@ -98,7 +99,8 @@ def _seen(first: FirstOrder, cost: RowCost, products: int) -> tuple[Entering, li
         into.restricted(into.leading_on())
         if not (into.maps or into.layers) or not _pays(first, cost, into, 1, products):
             return None
-        paired = paired_values(into)
+        walks = (len(into.maps) + len(into.layers)) * cost.nodes * _LOOK
+        paired = paired_values(into, one_by_one=walks * _WORTH_WALKS < products * cost.nbytes)
         counts = [0] * len(into.values)
         for one in paired:
             for i in one.inputs():

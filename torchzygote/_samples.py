@@ -38,12 +38,12 @@ def apart_from(y: Tensor, z: Tensor, own: Collection[int]) -> dict[int, int]:
 
 
 def all_apart(
-    y: Tensor, values: Sequence[tuple[Tensor, Collection[int]]]
+    y: Tensor, values: Sequence[tuple[Tensor, Collection[int]]], *, one_by_one: bool
 ) -> tuple[list[int], list[dict[int, int]]]:
     """Axes of ``y`` along which samples stay apart from all of these on, and for each value its own.
 
-    Nothing for a value of which that can't be said. One walk proves what sizes suggest; else there is one for
-    each value.
+    Nothing for a value of which that can't be said. One walk proves what sizes suggest; if it doesn't, there
+    is one for each value, where that isn't too long (``one_by_one``).
     """
     guessed = [_guessed(y, z, own) for z, own in values]
     some = [i for i, pairs in enumerate(guessed) if pairs]
@@ -52,7 +52,7 @@ def all_apart(
     common = sorted(set.intersection(*(set(guessed[i]) for i in some)))
     pairs = [[(p, guessed[i][p]) for p in common] for i in some]
     proved = jointly_aligned(y, [values[i][0] for i in some], pairs) if common else []
-    if proved:
+    if proved or not one_by_one:
         return proved, guessed
     apart = [apart_from(y, z, own) for z, own in values]
     return sorted(set.intersection(*(set(one) for one in apart if one)) if any(apart) else ()), apart
