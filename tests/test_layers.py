@@ -287,6 +287,16 @@ def test_samples_that_change_places_in_between(rows: list[int]) -> None:
     assert sum(rows) == 1 + 8  # that of w, and the rows of s
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, D])
+def test_a_norm_of_equal_numbers(dtype: torch.dtype, rows: list[int]) -> None:
+    equal = torch.linspace(0.1, 3, 40).view(40, 1).expand(40, 100).to(dtype)
+    xs = arguments([(100,), (100,)], dtype)
+    f = lambda w, b: F.layer_norm(equal, (100,), w, b).sin().sum(1)
+    found = jacobian(f, *xs, mode="reverse")
+    assert sum(rows) == 1
+    torch.testing.assert_close(list(found), by_rows(f, xs), rtol=1e-4, atol=1e-3)
+
+
 def test_axes_of_the_same_size(rows: list[int]) -> None:
     square = torch.linspace(-1, 2, 36, dtype=D).view(6, 6).sin()
     for f in (

@@ -24,6 +24,7 @@ from ._assembly import result_dtype
 from ._certificate import precision, random_vector, wide
 from ._entering import Entering
 from ._first_order import FirstOrder
+from ._layers import lost_digits
 from ._plan import RowCost
 from ._row_cost import is_plain, row_cost
 from ._second_order import Options, chunk_for
@@ -99,15 +100,16 @@ def _seen(first: FirstOrder, cost: RowCost, products: int) -> tuple[Entering, li
         into.restricted(into.leading_on())
         if not (into.maps or into.layers) or not _pays(first, cost, into, 1, products):
             return None
-        walks = (len(into.maps) + len(into.layers)) * cost.nodes * _LOOK
-        paired = paired_values(into, one_by_one=walks * _WORTH_WALKS < products * cost.nbytes)
+        walk = cost.nodes * _LOOK * _WORTH_WALKS
+        dense = products * cost.nbytes
+        paired = paired_values(into, one_by_one=(len(into.maps) + len(into.layers)) * walk < dense)
         counts = [0] * len(into.values)
         for one in paired:
             for i in one.inputs():
                 counts[i] += 1
         mixed = _nodes(into) - {node for one in paired for node in one.nodes()}
         elements = sum(math.prod(node_shape(node, 0) or ()) for node in mixed)
-        if between or not mixed or elements > _MADE * sum(x.numel() for x in lin.inputs):
+        if between or not mixed or elements > _MADE * sum(x.numel() for x in lin.inputs) or walk >= dense:
             break
         between = mixed  # of the size of weights: made of weights, perhaps
     whole = into.covered(counts)
@@ -165,6 +167,7 @@ def _matrices(
     if verify:
         made = {i for i in whole if into.made_of([i])}
         sums = _sums(matrices, made, paired, explained, weights)
+        _allow_for_noise(sums, into)
         if not _are_right(first, sums, whole, vector):
             return None
     in_order = layout.y_order == sorted(layout.y_order)
@@ -288,6 +291,15 @@ def _summed_rows(J: Tensor, weights: Tensor) -> _Sums:
         terms = wide(J[lo : lo + step]) * weights[lo : lo + step]
         got, scale = got + terms.sum(0), scale + terms.abs_().sum(0)
     return got, scale
+
+
+def _allow_for_noise(sums: dict[int, _Sums], into: Entering) -> None:
+    """Where a norm gets equal numbers, terms by its weights are zero, and the plain product noise."""
+    largest = max((float(scale.amax()) for _, scale in sums.values() if scale.numel() > 0), default=0.0)
+    for i, one in into.layers:
+        if i in sums:
+            got, scale = sums[i]
+            sums[i] = got, scale + lost_digits(one) * largest
 
 
 def _are_right(first: FirstOrder, sums: dict[int, _Sums], whole: Sequence[int], vector: Tensor) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ._pieces import Value, Way, kind_of_node
 from ._torch_private import axis_of, node_attribute, node_shape, signed
 
-__all__ = ["Layer", "Lookup", "layer"]
+__all__ = ["Layer", "Lookup", "layer", "lost_digits"]
 
 # Rows by z, of shape (rows, *z's), and axes of z: for each index along these the rows by the piece,
 # (blocks, rows, *the piece's). The last says whether they are going to be differentiated.
@@ -226,6 +226,15 @@ def _by_given_statistics(place: _Place, keep: bool) -> Tensor:
     scale = (spread + node_attribute(place.node, "_saved_eps")).rsqrt()
     found: Tensor = ((x - mean) * scale).to(x.dtype)
     return found
+
+
+def lost_digits(one: Layer) -> float:
+    """How many times larger than one the numbers are of whose differences a norm is made; 0 of no norm."""
+    node, kind = one.z[0], kind_of_node(one.z[0].name())
+    if kind not in ("NativeLayerNorm", "NativeGroupNorm"):
+        return 0.0
+    mean, scale = node._saved_result1.detach(), node._saved_result2.detach()
+    return float((mean.abs() * scale).amax())
 
 
 # ---------------------------------------------------------------------------------------------------------
