@@ -114,6 +114,8 @@ IMAGES: dict[str, tuple[Callable[[Tensor], Tensor], list[tuple[int, int]]]] = {
     "padded and cut": (lambda x: F.pad(x.exp(), (0, 0, 1, -1)), [*BOTH, (3, 3)]),
     "padded by a mirror": (lambda x: F.pad(x, (1, 2, 0, 1), "reflect"), BOTH),
     "padded by copies": (lambda x: F.pad(x, (1, 2, 0, 1), "replicate"), BOTH),
+    "repeated": (lambda x: x.exp().repeat(1, 1, 2, 1), [*BOTH, (3, 3)]),
+    "repeated in front": (lambda x: x[0].exp().repeat(6, 1, 1, 1), [(1, 1), (2, 2), (3, 3)]),
     "gated": (lambda x: F.glu(x, 1), [(0, 0), (2, 2), (3, 3)]),
     "lower triangle": (lambda x: x.exp().tril(1), [*BOTH, (2, 2), (3, 3)]),
     "likelihoods": (lambda x: F.nll_loss(x, WORDS, reduction="none"), [(0, 0), (1, 2), (2, 3)]),

@@ -59,6 +59,8 @@ FEW: dict[str, tuple[Function, list[tuple[int, ...]], int]] = {
     "prelu": (lambda s: total(F.prelu(X3, s)), [(4,)], 1),
     "prelu of one slope": (lambda s: total(F.prelu(X3, s)), [(1,)], 1),
     "token in front": (lambda t: total(torch.cat([t.expand(3, -1, -1), X3], 1).cumsum(1)), [(1, 1, 6)], 1),
+    "token in front, repeated": (lambda t: total(torch.cat([t.repeat(3, 1, 1), X3], 1)), [(1, 1, 6)], 1),
+    "row repeated": (lambda t: total(t.sin().repeat(8, 1) * X), [(6,)], 9),
     "several rows": (lambda s: (X3 * s).sin().cumsum(2), [S], 6),
     "samples last": (lambda s: (X.t() * s[:, None]).sin().sum(0), [S], 1),
     "tokens": (lambda s: (X3 * s).sin().cumsum(2) @ SIX, [S], 1),

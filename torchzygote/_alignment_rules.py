@@ -284,6 +284,11 @@ def _normalizes_groups(node: Any, inputs: list[tuple[Alignment, Shape] | None], 
     return image[0][:1] + (FREE,) * (len(out) - 1)
 
 
+def _repeats(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: Shape) -> Alignment:
+    """Like an expanded axis, one that is repeated runs along with nothing."""
+    return _broadcast(*_only(inputs), out)
+
+
 def _pads(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: Shape) -> Alignment:
     """An axis that is padded is shifted, also where it is cut as much at its other end."""
     pad = node_attribute(node, "_saved_pad")
@@ -348,6 +353,7 @@ RULES: dict[str, Rule] = {
     "ScaledDotProductFlashAttentionForCpu": _attends,
     **dict.fromkeys(["NllLoss", "NllLoss2D"], _likelihood),
     "ConstantPadNd": _pads,
+    "Repeat": _repeats,
     "NativeGroupNorm": _normalizes_groups,
     **dict.fromkeys(_OF_LINES, _mixes_space(1)),
     **dict.fromkeys(_OF_IMAGES, _mixes_space(2)),

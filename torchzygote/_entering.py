@@ -34,6 +34,7 @@ class Entering:
         self.values = list(inputs)
         self.maps: list[AffineMap] = []
         self.layers: list[tuple[int, Layer]] = []
+        self._layered = self.layers
         self._between = between
         self._numbers: dict[Value, int] = {}
         self._made: dict[int, set[int]] = {}
@@ -90,6 +91,16 @@ class Entering:
         """Inputs that go nowhere but into affine maps and layers."""
         whole = {i for i, entrance in self._entering.items() if not entrance.others}
         return [i for i in range(self._inputs) if {i, *self.made_of([i])} <= whole]
+
+    def used(self) -> list[int]:
+        """Inputs that go anywhere at all, or so that it isn't known."""
+        layered = {i for i, _ in self._layered}
+        idle = {
+            i
+            for i, entrance in self._entering.items()
+            if not (entrance.terms or entrance.others or i in layered or i in self._made)
+        }
+        return [i for i in range(self._inputs) if i not in idle]
 
     def covered(self, counts: Sequence[int]) -> list[int]:
         """Those of which all ways are taken: ``counts[i]`` ways of value ``i`` are."""

@@ -48,12 +48,11 @@ _MADE = 2
 _SUMMED = 4 << 20
 
 
-def _pays(first: FirstOrder, cost: RowCost, into: Entering, rows: int, products: int) -> bool:
-    """Whether it takes less time than the ``products`` of the dense way; ``rows``: of one sample."""
+def _pays(first: FirstOrder, cost: RowCost, into: Entering, rows: int, saved: int) -> bool:
+    """Whether it takes less time than it saves, in bytes moved; ``rows``: of one sample."""
     which = [term.which for m in into.maps for term in m.terms] + [i for i, _ in into.layers]
     sizes = [into.values[i].numel() for i in which]
     nodes = cost.nodes * _OPERATION
-    dense = products * cost.nbytes + nodes
     # one more product checks; several ways of one input are added up
     added = (sum(sizes) - sum(dict(zip(which, sizes, strict=True)).values())) * 3
     between = [i for i in set(which) if i >= len(first.lin.inputs)]
@@ -61,7 +60,7 @@ def _pays(first: FirstOrder, cost: RowCost, into: Entering, rows: int, products:
         added += survey([into.values[i] for i in between]).nbytes // first.y.element_size()
     moved = first.y.numel() * first.y.element_size() * added
     around = 2 * cost.nodes * _LOOK + len(which) * _TERM
-    return (rows + 1) * cost.nbytes + 2 * nodes + around + moved < dense
+    return (rows + 1) * cost.nbytes + nodes + around + moved < saved
 
 
 def jacobians(
@@ -83,7 +82,10 @@ def jacobians(
     if seen is None:
         return found
     into, paired, whole = seen
-    if not _pays(first, cost, into, paired[0].layout.block_rows, products):
+    saved = products * cost.nbytes
+    if set(into.used()) - set(whole):  # all other products are made in any case
+        saved = products * sum(lin.inputs[i].numel() * lin.inputs[i].element_size() for i in whole)
+    if not _pays(first, cost, into, paired[0].layout.block_rows, saved):
         return found
     matrices = _matrices(first, cost, options, into, paired, whole, verify)
     for i, J in zip(whole, matrices or [], strict=False):
@@ -98,7 +100,7 @@ def _seen(first: FirstOrder, cost: RowCost, products: int) -> tuple[Entering, li
     while True:
         into = Entering(lin.roots[0], lin.inputs, between)
         into.restricted(into.leading_on())
-        if not (into.maps or into.layers) or not _pays(first, cost, into, 1, products):
+        if not (into.maps or into.layers) or not _pays(first, cost, into, 1, products * cost.nbytes):
             return None
         walk = cost.nodes * _LOOK * _WORTH_WALKS
         dense = products * cost.nbytes

@@ -122,6 +122,14 @@ def _broadcast(factor: _Factor) -> _Rule:
     return rule
 
 
+def _repeated(place: _Place) -> tuple[Sequence[int], Pull] | None:
+    missing = len(place.out) - len(place.shape)
+    times = node_attribute(place.node, "_saved_repeats")
+    if any(n != 1 for n, size in zip(times[missing:], place.shape, strict=True) if size > 1):
+        return None
+    return _broadcast(_one)(place)
+
+
 def _scaled(place: _Place, own: Sequence[int], factor: _Factor) -> Pull:
     def pulled(given: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
         by = factor(place, keep)
@@ -389,6 +397,7 @@ _RULES: dict[str, _Rule] = {
     "Mul": _broadcast(_multiplied),
     "Div": _broadcast(_divided),
     "Expand": _broadcast(_one),
+    "Repeat": _repeated,
     "PreluKernel": _broadcast(_slope),
     "NativeLayerNorm": _norm_of_layers,
     "NativeGroupNorm": _norm_of_channels(_group_normalized),
