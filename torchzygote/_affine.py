@@ -6,6 +6,7 @@ Knows shapes and graph nodes; nothing of derivatives.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -101,16 +102,23 @@ class Entrance(NamedTuple):
 
 
 def entrances(
-    root: Tensor, inputs: Sequence[Tensor], which: Sequence[int], rest: Rest | None = None
+    root: Tensor,
+    inputs: Sequence[Tensor],
+    which: Sequence[int],
+    rest: Rest | None = None,
+    most: int = sys.maxsize,
 ) -> tuple[list[AffineMap], dict[int, Entrance]]:
     """How these of the ``inputs`` go on, on their way to ``root``.
 
     Not those that go too many ways, or are the root but for moves.
 
     ``rest`` is asked where pieces go in: as what they are followed from there, nothing if somebody else knows
-    the rest, or ``None``. It may append to ``inputs`` and ``which``.
+    the rest, or ``None``. It may append to ``inputs`` and ``which``. Nothing where inputs are used more than
+    ``most`` times.
     """
     consumers = consumers_below(root)
+    if sum(len(consumers.get(source_of(inputs[i]), ())) for i in which) > most:
+        return [], {}
     maps: dict[tuple[Value, int | None], list[Term]] = {}
     found: dict[int, Entrance] = {}
     for i in which:

@@ -26,10 +26,11 @@ _MOST_BETWEEN = 200
 class Entering:
     """Ways of the inputs, numbered as they are given; from their number on, values in between.
 
-    ``maps`` and ``layers``: what they go into. ``between``: nodes that are known to have no samples.
+    ``maps`` and ``layers``: what they go into; nothing if there are more than ``most`` places. ``between``:
+    nodes that are known to have no samples.
     """
 
-    def __init__(self, y: Tensor, inputs: Sequence[Tensor], between: Collection[Any] = ()) -> None:
+    def __init__(self, y: Tensor, inputs: Sequence[Tensor], most: int, between: Collection[Any] = ()) -> None:
         self.y = y
         self.values = list(inputs)
         self.maps: list[AffineMap] = []
@@ -40,7 +41,7 @@ class Entering:
         self._made: dict[int, set[int]] = {}
         self._which = list(range(len(inputs)))
         self._inputs = len(inputs)
-        self.maps, self._entering = entrances(y, self.values, self._which, self._rest)
+        self.maps, self._entering = entrances(y, self.values, self._which, self._rest, most)
 
     def _rest(self, which: int, other: Other, is_affine: bool) -> list[Way] | None:
         """On through what isn't an affine map."""

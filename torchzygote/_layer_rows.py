@@ -98,7 +98,7 @@ def _seen(first: FirstOrder, cost: RowCost, products: int) -> tuple[Entering, li
     lin = first.lin
     between: set[Any] = set()
     while True:
-        into = Entering(lin.roots[0], lin.inputs, between)
+        into = Entering(lin.roots[0], lin.inputs, products * cost.nbytes // max(1, _TERM), between)
         into.restricted(into.leading_on())
         if not (into.maps or into.layers) or not _pays(first, cost, into, 1, products * cost.nbytes):
             return None
