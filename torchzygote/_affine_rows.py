@@ -64,7 +64,7 @@ def jacobians(
     least = max(_LEAST_BYTES, 2 * cost.nodes * _OPERATION, len(found) * _TERM - cost.nodes * _OPERATION)
     if products < LEAST_ROWS or products * cost.nbytes < least:
         return found
-    if _engine.compiling() or _engine.in_functorch() or not is_plain(lin):
+    if _engine.compiling() or _engine.in_transform() or not is_plain(lin):
         return found
     maps, entering = entrances(lin.roots[0], lin.inputs, range(len(lin.inputs)))
     entering = {i: entrance for i, entrance in entering.items() if not entrance.others}

@@ -48,4 +48,4 @@ def record(caller: str, f: Callable[..., Any], prepared: Prepared, keep: bool) -
 def must_be_pulled(first: FirstOrder) -> bool:
     """Whether forward mode would leave something out: hooks, operators that it gives zeros or noise for."""
     found = first.lin.survey()
-    return first.hooked or bool(found.unpushable) or (found.by_lu and _engine.in_functorch())
+    return first.hooked or bool(found.unpushable) or (found.by_lu and _engine.in_transform())

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from ._torch_private import functorch_depth, transform_stack
+from ._torch_private import functorch_depth, in_forward_ad, in_functorch, transform_stack
 
 __all__ = [
     "at_depth",
@@ -21,7 +21,10 @@ __all__ = [
     "differentiated",
     "differentiation",
     "forward_mode_lock",
+    "forward_mode_opened",
     "ignoring",
+    "in_outer_forward_mode",
+    "in_transform",
     "pushing",
     "session",
 ]
@@ -32,6 +35,8 @@ Waiting = tuple[Callback, int]
 
 # PyTorch's forward-AD levels are process-wide: two threads in forward mode get errors or wrong numbers.
 forward_mode_lock = threading.RLock()
+# The thread that has opened them by this package, and so is inside; nobody tells of the others.
+_forward_mode_thread: int | None = None
 
 
 class Session(list[Waiting]):
@@ -71,6 +76,30 @@ def differentiated() -> bool:
     if _state.depth > 0:
         return True
     return any(name in ("grad", "jvp") for name in transform_stack()[_state.hidden :])
+
+
+@contextlib.contextmanager
+def forward_mode_opened() -> Iterator[None]:
+    """Around forward mode of this package, where its lock is held."""
+    global _forward_mode_thread
+    before, _forward_mode_thread = _forward_mode_thread, threading.get_ident()
+    try:
+        yield
+    finally:
+        _forward_mode_thread = before
+
+
+def in_outer_forward_mode() -> bool:
+    """Whether dual numbers may be about: forward mode runs, and not by a call in another thread.
+
+    Plain ``torch.autograd.forward_ad`` counts, which is what ``torch.func.linearize`` runs.
+    """
+    return in_forward_ad() and _forward_mode_thread in (None, threading.get_ident())
+
+
+def in_transform() -> bool:
+    """Whether what runs here may be seen through other tensors: by ``torch.func``, or as dual numbers."""
+    return in_functorch() or in_outer_forward_mode()
 
 
 def session() -> Session | None:
