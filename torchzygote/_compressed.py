@@ -53,8 +53,9 @@ def refuse_nested(caller: str) -> None:
     """Sparse results exist outside ``torch.func``, forward mode and ``torch.compile`` only."""
     if _engine.compiling() or _engine.in_transform():
         raise RuntimeError(
-            f"{caller}: sparse=True can't be had inside a torch.func transform, forward mode or torch.compile, "
-            "which know no CSR tensors; make a plan outside (plan_jacobian, plan_hessian) and use its values(...)"
+            f"{caller}: sparse=True can't be had inside a torch.func transform, forward mode or "
+            "torch.compile, which know no CSR tensors; make a plan outside (plan_jacobian, plan_hessian) and "
+            "use its values(...)"
         )
 
 
