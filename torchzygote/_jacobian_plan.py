@@ -218,7 +218,7 @@ class JacobianPlan(Plan):
         options = Options(self._chunk_size, keep, False)
         name = type(self).__name__
         with held(implicit(args)), _state.differentiation():
-            first = record(name, self._f, prepared, keep)
+            first = record(name, self._f, prepared, keep, self.mode == "forward")
             y = first.y
             if y.numel() != self._recovery.rows:
                 raise ValueError(

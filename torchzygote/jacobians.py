@@ -90,7 +90,7 @@ def matrices_of(
     caller: str, f: Callable[..., Any], prepared: Prepared, options: _Options
 ) -> tuple[Any, list[Tensor]]:
     """Value and one matrix per input, dense or sparse as ``options`` say."""
-    first = record(caller, f, prepared, options.keep)
+    first = record(caller, f, prepared, options.keep, options.mode == "forward")
     value, y = first.lin.y, first.y
     rows, columns = y.numel(), sum(x.numel() for x in prepared.inputs)
     complex_input = any(x.dtype.is_complex for x in prepared.inputs)
