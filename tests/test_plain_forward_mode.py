@@ -220,3 +220,22 @@ def test_other_threads_are_left_alone() -> None:
     pushforward(f, X)(V)
     assert not found[0].requires_grad
     torch.testing.assert_close(found[0], grad(cubes)(X))
+
+
+def test_pushed_through_a_pullback_from_outside_leaves_no_graph() -> None:
+    w = X.clone()
+    J = jacrev(each)(X)
+    pulls = (pullback(each, X)[1], lambda s: [pullback(lambda: each(w), Params([w]))[1](s)[w]])
+    for back in pulls:
+        for push in (lambda f: jvp(f, (V,), (X,))[1], lambda f: torch.func.jacfwd(f)(V) @ X):
+            found = push(lambda s, back=back: back(s)[0])
+            torch.testing.assert_close(found.detach(), X @ J)
+            assert not found.requires_grad
+    _, back = pullback(each, X)
+    seed = V.clone().requires_grad_()  # of a plain graph, which doesn't count
+    assert not jvp(lambda s: back(s)[0], (seed,), (X,))[1].requires_grad
+    _, back = pullback(each, X.clone().requires_grad_(), create_graph=True)
+    assert jvp(lambda s: back(s)[0], (V,), (X,))[1].requires_grad
+    # what is differentiated in reverse mode around that keeps its way back
+    twice = gradient(lambda s: jvp(lambda s: back(s)[0] ** 2, (s,), (X,))[1].sum(), V)[0]
+    torch.testing.assert_close(twice.detach(), 2 * J @ (X @ J))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from ._torch_private import functorch_depth, in_forward_ad, in_functorch, transform_stack
+from ._torch_private import functorch_depth, in_forward_ad, in_functorch, only_pushed, transform_stack
 
 __all__ = [
     "at_depth",
@@ -25,6 +25,7 @@ __all__ = [
     "ignoring",
     "in_outer_forward_mode",
     "in_transform",
+    "is_only_pushed",
     "pushing",
     "session",
 ]
@@ -95,6 +96,11 @@ def in_outer_forward_mode() -> bool:
     Plain ``torch.autograd.forward_ad`` counts, which is what ``torch.func.linearize`` runs.
     """
     return in_forward_ad() and _forward_mode_thread in (None, threading.get_ident())
+
+
+def is_only_pushed() -> bool:
+    """Whether what runs here is differentiated in forward mode alone, and not by this package."""
+    return _state.depth == 0 and (only_pushed() or (in_outer_forward_mode() and not in_functorch()))
 
 
 def in_transform() -> bool:

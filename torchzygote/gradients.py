@@ -251,7 +251,8 @@ class _Back:
             flat: list[Tensor | None] = [None] * len(lin.prepared.inputs)
         else:
             cotangents = unfold_cotangent(lin, ybar)
-            keep = self._keep or _engine.keeps_graph(None)
+            # Tangents pass without a graph; one would lead to the call that was recorded outside.
+            keep = self._keep or (_engine.keeps_graph(None) and not _state.is_only_pushed())
             with _state.differentiation(lin.waiting):
                 flat = _updates.pull(lin, cotangents, self._params is not None, retain=True, keep=keep)
             if not _engine.in_transform() and not _engine.compiling():
