@@ -168,3 +168,10 @@ def test_what_a_list_has_not_is_refused_in_words_that_fit(name: str) -> None:
             getattr(Buffer(), name)
     with pytest.raises(TypeError, match="^size: expected a Buffer with a shape, got a growing list"):
         Buffer().size()
+
+
+def test_a_list_is_true_if_there_is_anything_in_it() -> None:
+    buf = Buffer()
+    assert not buf
+    buf.append(torch.zeros(()))
+    assert buf

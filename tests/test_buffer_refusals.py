@@ -180,3 +180,12 @@ def test_a_mask_of_another_size_after_an_ellipsis_is_refused() -> None:
     for mask in (torch.zeros(0, dtype=torch.bool), torch.ones(2, dtype=torch.bool)):
         with pytest.raises(IndexError, match="expected a mask of shape"):
             Buffer(torch.ones(()), 2, 3)[..., mask] = 1.0
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (0,)])
+def test_it_is_neither_true_nor_false(shape: tuple[int, ...]) -> None:
+    """A tensor would say what is in it, or that this is ambiguous; a list says whether it is empty."""
+    buf = Buffer(torch.zeros(shape))
+    for use in (bool, lambda buf: 1 if buf else 2):
+        with pytest.raises(TypeError, match="copy it first"):
+            use(buf)

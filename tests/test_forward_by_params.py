@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -129,3 +130,31 @@ def test_plans() -> None:
     )
     grads = plan(ps)
     torch.testing.assert_close(expected[0], grads[w].values())
+
+
+def attention() -> tuple[nn.Module, Callable[[], Tensor]]:
+    layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True, dropout=0.0).double()
+    x = torch.randn(2, 3, 4, dtype=DOUBLE)
+    return layer, lambda: layer(x)[:, 0, :1]
+
+
+def normed_weight() -> tuple[nn.Module, Callable[[], Tensor]]:
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2).double())
+    return layer, lambda: layer(X[0, :2])
+
+
+@pytest.mark.parametrize("make", [attention, normed_weight])
+@pytest.mark.parametrize("create_graph", [None, True])
+def test_what_has_fused_kernels(make: Any, create_graph: bool | None) -> None:
+    torch.manual_seed(0)
+    module, f = make()
+    params = Params(module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch has no batching rule for the kernels' pullbacks
+        expected = [jacobian(f, Params([p]), mode="reverse", chunk_size=1)[p] for p in params]
+    for found in (
+        jacobian(f, params, mode="forward", create_graph=create_graph),
+        withjacobian(f, params, mode="forward", create_graph=create_graph).grad,
+        plan_jacobian(f, params, mode="forward")(params, dense=True, create_graph=create_graph),
+    ):
+        torch.testing.assert_close([J.detach() for J in found.values()], expected)

@@ -9,7 +9,7 @@ import torch
 from needs_torch import hooks_compiled, messages_with_sizes_compiled
 from torch import Tensor, nn
 
-from torchzygote import Buffer, gradient, hook, jacobian
+from torchzygote import Buffer, GradDict, Grads, Params, gradient, hook, jacobian, showgrad
 
 func = torch.func
 
@@ -94,6 +94,25 @@ def test_a_buffer_is_refused(x: Tensor) -> None:
             hook(torch.neg, value)
 
 
+NETWORK = nn.Linear(3, 1)
+
+
+@pytest.mark.parametrize("held", [NETWORK, Params(NETWORK), Grads(Params(NETWORK), [None, None]), GradDict()])
+def test_what_holds_tensors_by_identity_is_refused(held: Any, x: Tensor) -> None:
+    for value in (held, [x, held], {"m": held}):
+        for use in (lambda value: hook(torch.neg, value), showgrad):
+            with pytest.raises(TypeError, match=rf"hook: x: .*got a {type(held).__name__}.*give"):
+                gradient(lambda x: (use(value), x.sum())[1], x)
+
+
+def test_compiled_a_module_is_refused(x: Tensor) -> None:
+    def f(x: Tensor) -> Tensor:
+        return hook(torch.neg, NETWORK)(x.float()).sum()
+
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="got a Linear"):
+        torch.compile(f, fullgraph=True, backend="aot_eager")(x)
+
+
 @pytest.mark.parametrize("pack", [lambda buf, x: buf, lambda buf, x: [x, buf]])
 def test_compiled_a_buffer_is_refused(pack: Any, x: Tensor) -> None:
     def f(x: Tensor) -> Tensor:
@@ -106,6 +125,6 @@ def test_compiled_a_buffer_is_refused(pack: Any, x: Tensor) -> None:
         torch.compile(f, fullgraph=True, backend="aot_eager")(x)
 
 
-@pytest.mark.parametrize("x", ["text", None, True, 3.0, torch.arange(3), nn.Linear(1, 1), object()])
+@pytest.mark.parametrize("x", ["text", None, True, 3.0, torch.arange(3), nn.ReLU(), object()])
 def test_what_has_no_gradient_passes_untouched(x: object) -> None:
     assert hook(torch.neg, x) is x

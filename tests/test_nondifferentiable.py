@@ -245,3 +245,19 @@ def test_structures_and_functions_under_compile(wrap: Any) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(torch.func.grad(f), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), x)
+
+
+NETWORK = torch.nn.Linear(2, 1)
+
+
+@pytest.mark.parametrize("held", [NETWORK, Params(NETWORK)])
+def test_what_holds_parameters_by_identity_is_refused(held: Any) -> None:
+    for value in (held, [held], {"m": held}):
+        with pytest.raises(TypeError, match=rf"got a {type(held).__name__}.*lambda: m\(x\)"):
+            ignore_derivatives(value)
+
+
+def test_a_module_without_parameters_passes() -> None:
+    relu = torch.nn.ReLU()
+    assert ignore_derivatives({"f": relu})["f"] is relu
+    assert ignore_derivatives(lambda: NETWORK(torch.ones(2))).requires_grad is False

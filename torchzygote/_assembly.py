@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import native
 from ._arguments import is_inexact
-from ._torch_private import in_functorch
+from ._state import in_transform
 
 __all__ = ["Columns", "Rows", "add_rows", "result_dtype"]
 
@@ -35,7 +35,7 @@ class Rows:
         self.columns = x.numel()
         self.dtype = dtype
         self.device = x.device
-        self._keep = keep or in_functorch()  # vmap: memory made here has no room for its examples
+        self._keep = keep or in_transform()  # vmap: memory made here has no room for its examples
         self._parts: list[tuple[int, int, Tensor]] = []
         self._block: Tensor | None = None
 
@@ -117,7 +117,7 @@ class Columns:
         self.columns = x.numel()
         self.dtype = dtype
         self.device = x.device
-        self._keep = keep or in_functorch()
+        self._keep = keep or in_transform()
         self._parts: list[Tensor] = []
         self._block: Tensor | None = None
 

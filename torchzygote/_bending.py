@@ -29,8 +29,10 @@ from ._torch_private import (
     take_rows_off,
     transform_stack,
 )
+from .graddict import GradDict
+from .params import finds_parameters
 
-__all__ = ["attach", "fitted", "leaves_of", "refuse_buffers"]
+__all__ = ["attach", "fitted", "leaves_of", "refuse_holders"]
 
 Gradients = Sequence["Tensor | None"]
 
@@ -293,7 +295,7 @@ def attach(fn: Callable[..., Any], x: Any) -> Any:
     bend = Bend(fn)
     if kind_of(x) is STRUCTURE:
         leaves, bend.spec = pytree.tree_flatten(x)
-    refuse_buffers([x, *leaves])
+    refuse_holders([x, *leaves])
     bend.slots = [i for i, leaf in enumerate(leaves) if is_inexact(leaf)]
     if not bend.slots:
         bend.waits([])
@@ -304,12 +306,20 @@ def attach(fn: Callable[..., Any], x: Any) -> Any:
     return pytree.tree_unflatten(leaves, bend.spec)
 
 
-def refuse_buffers(leaves: list[Any]) -> None:
-    """A Buffer would pass untouched, its gradients as they are."""
-    if any(isinstance(leaf, NotATensor) for leaf in leaves):
+def refuse_holders(leaves: list[Any]) -> None:
+    """What holds tensors without being a structure would pass untouched, their gradients as they are."""
+    for leaf in leaves:
+        if isinstance(leaf, NotATensor):
+            held, advice = "elements", "its copy(), or what is written into it"
+        elif isinstance(leaf, GradDict):
+            held, advice = "values", "list(gs.values())"
+        elif finds_parameters(leaf):
+            held, advice = "parameters", "what is computed with them, or their gradients to fn afterwards"
+        else:
+            continue
         raise TypeError(
-            "hook: x: expected a tensor or a structure of tensors, got a Buffer, whose elements have "
-            "gradients of their own; give its copy(), or what is written into it"
+            f"hook: x: expected a tensor or a structure of tensors, got a {type_name(leaf)}, whose {held} "
+            f"have gradients of their own; give {advice}"
         )
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ._arguments import is_inexact
-from ._bending import fitted, leaves_of, refuse_buffers
+from ._bending import fitted, leaves_of, refuse_holders
 from ._torch_private import (
     layer_below,
     maybe_batch_axis,
@@ -132,7 +132,7 @@ def attach_traced(fn: Callable[..., Any], x: Any) -> Any:
 
         return _attach_to_tensor(of_one, x) if is_inexact(x) else x
     leaves, spec = pytree.tree_flatten(x)
-    refuse_buffers(leaves)
+    refuse_holders(leaves)
     slots = [i for i, leaf in enumerate(leaves) if is_inexact(leaf)]
     if not slots:
         return x

@@ -17,7 +17,10 @@ from ._flags import flags_on
 from ._forward import separate
 from ._torch_private import (
     create_grad_input,
+    forward_mode_enabled,
     grad_level,
+    has_tangent,
+    in_forward_ad,
     innermost_layer,
     innermost_transform,
     is_recorded,
@@ -55,6 +58,14 @@ def _apply(function: Any, *operands: Any) -> tuple[Tensor, ...]:
     return found
 
 
+def _are_dual(xs: Sequence[Tensor]) -> bool:
+    """Whether there are plain dual numbers among them; a custom function runs with forward mode off."""
+    if not in_forward_ad():
+        return False
+    with forward_mode_enabled():
+        return any(map(has_tangent, xs))
+
+
 class _Cut(torch.autograd.Function):
     """The identity, without the graphs of reverse mode at any level, with the tangents of forward mode."""
 
@@ -67,7 +78,8 @@ class _Cut(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         # Each level comes by here; one of forward mode records no graph, and would lose its tangents.
-        if innermost_transform() != "jvp":
+        transform = innermost_transform()
+        if transform != "jvp" and not (transform is None and _are_dual(inputs)):
             ctx.mark_non_differentiable(*output)
 
     @staticmethod
@@ -76,7 +88,8 @@ class _Cut(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        return tangents
+        # Views, as the values are: plain forward mode wants that.
+        return tuple(None if t is None else t.view_as(t) for t in tangents)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *ys: Tensor) -> Any:

@@ -50,11 +50,12 @@ _GAIN = 2
 
 
 def refuse_nested(caller: str) -> None:
-    """Sparse results exist outside ``torch.func`` and ``torch.compile`` only."""
-    if _engine.compiling() or _engine.in_functorch():
+    """Sparse results exist outside ``torch.func``, forward mode and ``torch.compile`` only."""
+    if _engine.compiling() or _engine.in_transform():
         raise RuntimeError(
-            f"{caller}: sparse=True can't be had inside a torch.func transform or torch.compile, which know "
-            "no CSR tensors; make a plan outside (plan_jacobian, plan_hessian) and use its values(...)"
+            f"{caller}: sparse=True can't be had inside a torch.func transform, forward mode or "
+            "torch.compile, which know no CSR tensors; make a plan outside (plan_jacobian, plan_hessian) and "
+            "use its values(...)"
         )
 
 
@@ -119,7 +120,7 @@ def jacobian(
     first: FirstOrder, cost: RowCost, mode: str, options: Options, *, sparse: bool, verify: bool
 ) -> Found | None:
     """One matrix per input, CSR or dense; ``None`` where the dense way is to be taken."""
-    if _engine.compiling() or _engine.in_functorch():
+    if _engine.compiling() or _engine.in_transform():
         return None
     lin, inputs = first.lin, first.prepared.inputs
     rows, columns = first.y.numel(), sum(x.numel() for x in inputs)
@@ -196,7 +197,7 @@ def hessian(
     verify: bool,
 ) -> Tensor | None:
     """The Hessian by the only input, CSR or dense; ``None`` where the dense way is to be taken."""
-    if _engine.compiling() or _engine.in_functorch():
+    if _engine.compiling() or _engine.in_transform():
         return None
     x = second.prepared.inputs[0]
     n = x.numel()
@@ -280,7 +281,7 @@ def add_diagonals(
 ) -> None:
     """Write the Hessian's diagonal by each input into ``found``, where ``None`` stands and colors give it."""
     inputs = second.prepared.inputs
-    if _engine.compiling() or _engine.in_functorch() or all(h is not None for h in found):
+    if _engine.compiling() or _engine.in_transform() or all(h is not None for h in found):
         return
     cost = second.row_cost()
     worth = []

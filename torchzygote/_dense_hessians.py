@@ -222,7 +222,7 @@ def diagonals_along_batch(second: SecondOrder, options: Options) -> list[Tensor 
     """The diagonal by each input along whose batch axes ``f`` runs unmixed; ``None`` for the others."""
     inputs = second.prepared.inputs
     found: list[Tensor | None] = [None] * len(inputs)
-    if _engine.compiling() or _engine.in_functorch():
+    if _engine.compiling() or _engine.in_transform():
         return found
     guess = second.row_guess()
     by = {i: lin for i in range(len(inputs)) if (lin := second.by_input(i)) is not None}
@@ -263,7 +263,7 @@ def diagonal(second: SecondOrder, i: int, options: Options) -> Tensor:
     # Not a list of parts: small pieces of memory, kept from chunk to chunk, would lie where the next chunk's
     # large ones must go, and the heap would grow by half a chunk each time.
     # (Under vmap, it would have no room for the examples.)
-    joined = options.keep or _engine.in_functorch() or chunk >= n
+    joined = options.keep or _engine.in_transform() or chunk >= n
     whole = None if joined else torch.zeros(n, dtype=x.dtype, device=x.device)
     for lo, hi, (product,) in _pulled_rows(lin, chunk, options, cost):
         if whole is not None:

@@ -3,7 +3,7 @@
 Three ways, one interface (:class:`Linearization`):
 
 - at top level, and inside this package's own reverse mode: the autograd tape;
-- inside a ``torch.func`` transform: a ``torch.func`` level of our own;
+- inside a ``torch.func`` transform, or plain forward mode: a ``torch.func`` level of our own;
 - while ``torch.compile`` traces: public ``torch.func`` only, which is all that Dynamo follows.
 
 Knows nothing of matrices, chunks or results.
@@ -25,6 +25,7 @@ from ._exchange import exchanged, finding, swapped
 from ._forward import forward_mode, jvp, non_overlapping, separate
 from ._holder import Holder, each_tensor
 from ._notes import call
+from ._state import in_outer_forward_mode, in_transform
 from ._torch_private import (
     Survey,
     batched_like,
@@ -64,7 +65,7 @@ __all__ = [
     "entry_point",
     "finding",
     "forward_mode",
-    "in_functorch",
+    "in_transform",
     "jvp",
     "keeps_graph",
     "linearize",
@@ -87,9 +88,11 @@ def keeps_graph(create_graph: bool | None) -> bool:
     """Whether results must be differentiable themselves."""
     if compiling():
         return True
-    if create_graph or (create_graph is not None and not in_functorch()):
+    if create_graph or (create_graph is not None and not in_transform()):
         return create_graph
-    return in_functorch_derivative() or (_state.deriving() and torch.is_grad_enabled())
+    if in_functorch_derivative() or in_outer_forward_mode():
+        return True
+    return _state.deriving() and torch.is_grad_enabled()
 
 
 def recording_if(keep: bool) -> contextlib.AbstractContextManager[None]:
@@ -188,7 +191,7 @@ class Linearization:
                 biased = found.biased
                 if found.once:
                     refuse_twice(found.once, self.inputs)
-            if not in_functorch():  # elsewhere there is no tape to ask
+            if not (self._nested or in_functorch()):  # there is no tape to ask
                 custom, sparse = found.custom, found.sparse
         if not create_graph and self._nested:
             # As torch.func.vjp does it: under vmap PyTorch's backward of torch.linalg.solve is wrong else.
@@ -284,7 +287,7 @@ def linearize(
     if compiling():
         with unfused():
             return _linearize_compiled(f, prepared, scalar_aux)
-    way = _linearize_functorch if in_functorch() else _linearize_on_tape
+    way = _linearize_functorch if in_transform() else _linearize_on_tape
     if not keep:
         return way(f, prepared, keep, scalar_aux)
     with unfused():

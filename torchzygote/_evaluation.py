@@ -82,7 +82,7 @@ class Constants:
         """Whether each element of the plain products is explained; empty without a check."""
         if self.probes is None:
             return []
-        branches = not (_engine.compiling() or _engine.in_functorch())
+        branches = not (_engine.compiling() or _engine.in_transform())
         if self._tables is None or not self._tables.applies(found):
             return agreement(self.recovery, found.values, self.probes, found.probed, eps, branches)
         return self._tables.check(found, eps, branches)
@@ -118,7 +118,7 @@ def _settle(
     options: Options,
 ) -> None:
     """Look again at what passed beside far larger elements only; not where a traced program can't branch."""
-    if constants.probes is None or _engine.compiling() or _engine.in_functorch():
+    if constants.probes is None or _engine.compiling() or _engine.in_transform():
         return
 
     def once(seeds: Callable[..., Any]) -> Products:
@@ -135,7 +135,7 @@ def jacobian_values(
     ``crosscheck``: of forward mode against a pullback, instead of the structure.
     """
     lin, y, inputs = first.lin, first.y, first.prepared.inputs
-    cost = FREE if _engine.compiling() or _engine.in_functorch() else row_cost(lin)
+    cost = FREE if _engine.compiling() or _engine.in_transform() else row_cost(lin)
     recovery = constants.recovery
     chunk = chunk_of(options, cost, recovery, y)
 
@@ -164,7 +164,7 @@ def hessian_values(
 ) -> tuple[Tensor, list[Comparison]]:
     """Likewise for a Hessian, or for the diagonal of one."""
     x = prepared.inputs[0]
-    traced = _engine.compiling() or _engine.in_functorch()
+    traced = _engine.compiling() or _engine.in_transform()
     if _engine.compiling() and mode == "forward_over_reverse":
         second = SecondOrder(
             caller, prepared, options.keep, None

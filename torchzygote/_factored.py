@@ -15,7 +15,7 @@ from . import _products
 from ._affine import Entrance
 from ._affine_check import numel_of
 from ._affine_products import diagonals, matrix
-from ._engine import Linearization, compiling, in_functorch
+from ._engine import Linearization, compiling, in_transform
 from ._second_order import Options, SecondOrder, chunk_for
 from ._separable import LEAST_BYTES, LEAST_ROWS, LEAST_SAVING, Blocks, block_products, find_layout
 from ._torch_private import leads_to, pulled_through, value_of_node
@@ -25,7 +25,7 @@ __all__ = ["add_diagonals", "hessian"]
 
 def add_diagonals(second: SecondOrder, options: Options, found: list[Tensor | None]) -> None:
     """Write diagonals into ``found`` where ``None`` stands and affine maps give them."""
-    if compiling() or in_functorch():
+    if compiling() or in_transform():
         return
     inputs = second.prepared.inputs
     missing = [i for i, h in enumerate(found) if h is None and second.by_input(i) is not None]
@@ -55,7 +55,7 @@ def hessian(second: SecondOrder, mode: str, options: Options) -> Tensor | None:
     """The Hessian by the only input where an affine map gives all of it; ``None`` elsewhere."""
     x = second.prepared.inputs[0]
     n = x.numel()
-    if compiling() or in_functorch() or mode == "forward_over_reverse" or second.is_constant:
+    if compiling() or in_transform() or mode == "forward_over_reverse" or second.is_constant:
         return None
     if x.dim() == 0 or n < LEAST_ROWS or n * second.row_guess().nbytes < LEAST_BYTES:
         return None

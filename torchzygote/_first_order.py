@@ -5,6 +5,7 @@ Holds what every way of computing them starts from; knows nothing of matrices.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from ._arguments import Prepared
 from ._engine import Linearization
 from ._outputs import output_tensor
 from ._random import RandomState
+from ._unfused import unfused_but_norms
 
 __all__ = ["FirstOrder", "must_be_pulled", "record"]
 
@@ -36,11 +38,19 @@ class FirstOrder(NamedTuple):
     hooked: bool
 
 
-def record(caller: str, f: Callable[..., Any], prepared: Prepared, keep: bool) -> FirstOrder:
-    """Run ``f`` once; ``keep``: results will be differentiable themselves."""
+def record(
+    caller: str, f: Callable[..., Any], prepared: Prepared, keep: bool, forward: bool = False
+) -> FirstOrder:
+    """Run ``f`` once; ``keep``: results will be differentiable themselves.
+
+    ``forward``: forward mode is meant. For what ``f`` finds by identity that is the recorded pullback,
+    differentiated by its cotangent, which fused kernels don't let it be.
+    """
     random = None if _engine.compiling() else RandomState()
     position = _state.mark()
-    lin = _engine.linearize(f, prepared, keep=keep)
+    pulled_twice = forward and not all(prepared.owned)
+    with unfused_but_norms() if pulled_twice else contextlib.nullcontext():
+        lin = _engine.linearize(f, prepared, keep=keep)
     y = output_tensor(caller, lin.y_leaves[0] if lin.y_spec is None else lin.y)
     return FirstOrder(caller, f, prepared, lin, y, random, position, _state.mark() > position)
 
@@ -48,4 +58,4 @@ def record(caller: str, f: Callable[..., Any], prepared: Prepared, keep: bool) -
 def must_be_pulled(first: FirstOrder) -> bool:
     """Whether forward mode would leave something out: hooks, operators that it gives zeros or noise for."""
     found = first.lin.survey()
-    return first.hooked or bool(found.unpushable) or (found.by_lu and _engine.in_functorch())
+    return first.hooked or bool(found.unpushable) or (found.by_lu and _engine.in_transform())

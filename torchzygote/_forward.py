@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _state
 from ._arguments import Prepared
 from ._exchange import forward_mode_held
 from ._fitting import fit_tangent
@@ -61,6 +62,21 @@ def non_overlapping(x: Tensor) -> bool:
     return True
 
 
+def _pushed(
+    f: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], tangents: Sequence[Tensor]
+) -> tuple[Any, ...]:
+    try:
+        return torch.func.jvp(f, tuple(inputs), tuple(tangents))
+    except RuntimeError as error:
+        if "Nested forward mode AD" in str(error):
+            raise RuntimeError(
+                "forward mode can't be had inside plain forward mode (torch.autograd.forward_ad, "
+                "torch.func.linearize): PyTorch allows one of them at a time; use reverse mode for this "
+                "derivative, or torch.func.jvp around it"
+            ) from error
+        raise
+
+
 @contextlib.contextmanager
 def forward_mode() -> Iterator[None]:
     """PyTorch's forward-AD levels are process-wide: one thread at a time."""
@@ -69,7 +85,7 @@ def forward_mode() -> Iterator[None]:
             yield
         return
     load_decompositions()
-    with forward_mode_held(), unfused():
+    with forward_mode_held(), _state.forward_mode_opened(), unfused():
         yield
 
 
@@ -95,5 +111,5 @@ def jvp(
                 nested_tangents_watched(),
                 pushed_by_formulas() if keep else contextlib.nullcontext(),
             ):
-                pushed = torch.func.jvp(f, tuple(inputs), tuple(tangents))
+                pushed = _pushed(f, inputs, tangents)
     return pushed[0], pushed[1]

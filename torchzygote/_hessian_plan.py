@@ -226,7 +226,7 @@ class HessianPlan(Plan):
     ) -> tuple[Prepared, list[Tensor], list[Comparison]]:
         prepared = self._prepare(args)
         constants = self._constants_of(prepared, recovery)
-        keep = _engine.keeps_graph(create_graph) or _engine.in_functorch()
+        keep = _engine.keeps_graph(create_graph) or _engine.in_transform()
         options = Options(self._chunk_size, keep, False)
         ways = [self._mode]
         if self._mode == "auto":

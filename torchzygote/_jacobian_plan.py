@@ -214,11 +214,11 @@ class JacobianPlan(Plan):
         """``crosscheck``: against reverse mode, instead of one more product of the plan's own mode."""
         prepared = self._prepare(args)
         constants = self._constants_of(prepared)
-        keep = _engine.keeps_graph(create_graph) or _engine.in_functorch()
+        keep = _engine.keeps_graph(create_graph) or _engine.in_transform()
         options = Options(self._chunk_size, keep, False)
         name = type(self).__name__
         with held(implicit(args)), _state.differentiation():
-            first = record(name, self._f, prepared, keep)
+            first = record(name, self._f, prepared, keep, self.mode == "forward")
             y = first.y
             if y.numel() != self._recovery.rows:
                 raise ValueError(

@@ -76,7 +76,7 @@ def jacobians(
     least = max(_LEAST_BYTES, 2 * cost.nodes * _OPERATION, len(found) * _TERM - cost.nodes * _OPERATION)
     if products < LEAST_ROWS or products * cost.nbytes < least:
         return found
-    if _engine.compiling() or _engine.in_functorch() or not is_plain(lin):
+    if _engine.compiling() or _engine.in_transform() or not is_plain(lin):
         return found
     seen = _seen(first, cost, products)
     if seen is None:

@@ -297,7 +297,7 @@ def _counted(n: int, what: str) -> str:
 
 
 def is_nested() -> bool:
-    return _engine.compiling() or _engine.in_functorch()
+    return _engine.compiling() or _engine.in_transform()
 
 
 def random_state() -> RandomState | None:

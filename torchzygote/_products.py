@@ -51,7 +51,7 @@ class identity_seeds:
         else:
             block.diagonal(self._lo).zero_()
             block.diagonal(lo).fill_(1)
-        plain = not (_engine.compiling() or _engine.in_functorch() or block.is_inference())
+        plain = not (_engine.compiling() or _engine.in_transform() or block.is_inference())
         if hi < self._numel and plain:
             self._block, self._lo, self._version = block, lo, block._version
         return block[: hi - lo]
@@ -105,7 +105,7 @@ def vjps(
         cotangents[root] = seed
         return lin.pull_dense(cotangents, create_graph=create_graph)
 
-    if create_graph and total > 1 and not (_engine.compiling() or _engine.in_functorch()):
+    if create_graph and total > 1 and not (_engine.compiling() or _engine.in_transform()):
         _check_once(lin, root)
     # Hooks and custom functions see the seeds, and may write into them unnoticed.
     shown = chunk < total and not _engine.compiling() and (lin.may_be_bent() or bool(lin.survey().custom))

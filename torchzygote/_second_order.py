@@ -198,7 +198,7 @@ def run(
     caller: str, f: Callable[..., Any], prepared: Prepared, keep: bool, *, recorded: bool = True
 ) -> SecondOrder:
     """Run ``f`` once. ``recorded``: its gradient is going to be pulled back, not only used."""
-    if recorded and (_engine.compiling() or _engine.in_functorch()):
+    if recorded and (_engine.compiling() or _engine.in_transform()):
         return _run_nested(caller, f, prepared, keep)
     lin = _engine.linearize(f, prepared, keep=keep)
     second = SecondOrder(caller, prepared, keep, lin.y)

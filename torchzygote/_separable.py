@@ -101,7 +101,7 @@ def find_layout(root: Tensor, x: Tensor, cost: RowCost, *, same_axes: bool = Fal
     rows = root.numel()
     if min(rows, x.numel()) < LEAST_ROWS or rows * cost.nbytes < LEAST_BYTES:
         return None
-    if _engine.compiling() or _engine.in_functorch():
+    if _engine.compiling() or _engine.in_transform():
         return None
     pairs = aligned_axes(root, x)
     if not pairs:
@@ -119,7 +119,7 @@ def find_joint_layouts(lin: Linearization, cost: RowCost) -> list[list[Layout]] 
     each.
     """
     rows = sum(root.numel() for root in lin.roots)
-    if rows * cost.nbytes < LEAST_BYTES or _engine.compiling() or _engine.in_functorch():
+    if rows * cost.nbytes < LEAST_BYTES or _engine.compiling() or _engine.in_transform():
         return None
     shapes = [tuple(x.shape) for x in lin.inputs]
     common = 0

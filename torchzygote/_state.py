@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from ._torch_private import functorch_depth, transform_stack
+from ._torch_private import functorch_depth, in_forward_ad, in_functorch, only_pushed, transform_stack
 
 __all__ = [
     "at_depth",
@@ -21,7 +21,11 @@ __all__ = [
     "differentiated",
     "differentiation",
     "forward_mode_lock",
+    "forward_mode_opened",
     "ignoring",
+    "in_outer_forward_mode",
+    "in_transform",
+    "is_only_pushed",
     "pushing",
     "session",
 ]
@@ -32,6 +36,8 @@ Waiting = tuple[Callback, int]
 
 # PyTorch's forward-AD levels are process-wide: two threads in forward mode get errors or wrong numbers.
 forward_mode_lock = threading.RLock()
+# The thread that has opened them by this package, and so is inside; nobody tells of the others.
+_forward_mode_thread: int | None = None
 
 
 class Session(list[Waiting]):
@@ -71,6 +77,35 @@ def differentiated() -> bool:
     if _state.depth > 0:
         return True
     return any(name in ("grad", "jvp") for name in transform_stack()[_state.hidden :])
+
+
+@contextlib.contextmanager
+def forward_mode_opened() -> Iterator[None]:
+    """Around forward mode of this package, where its lock is held."""
+    global _forward_mode_thread
+    before, _forward_mode_thread = _forward_mode_thread, threading.get_ident()
+    try:
+        yield
+    finally:
+        _forward_mode_thread = before
+
+
+def in_outer_forward_mode() -> bool:
+    """Whether dual numbers may be about: forward mode runs, and not by a call in another thread.
+
+    Plain ``torch.autograd.forward_ad`` counts, which is what ``torch.func.linearize`` runs.
+    """
+    return in_forward_ad() and _forward_mode_thread in (None, threading.get_ident())
+
+
+def is_only_pushed() -> bool:
+    """Whether what runs here is differentiated in forward mode alone, and not by this package."""
+    return _state.depth == 0 and (only_pushed() or (in_outer_forward_mode() and not in_functorch()))
+
+
+def in_transform() -> bool:
+    """Whether what runs here may be seen through other tensors: by ``torch.func``, or as dual numbers."""
+    return in_functorch() or in_outer_forward_mode()
 
 
 def session() -> Session | None:

@@ -31,7 +31,7 @@ def transposed(first: FirstOrder) -> Transposed | None:
     by its cotangent would give silent zeros. Tensors that ``f`` finds by identity know no other way outside
     of ``torch.func``, whose transforms exchange them: what can't be had is raised.
     """
-    if _engine.compiling() or _engine.in_functorch():
+    if _engine.compiling() or _engine.in_transform():
         return None
     lin, identical = first.lin, not all(first.prepared.owned)
     if identical:

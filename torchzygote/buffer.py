@@ -219,6 +219,11 @@ class Buffer(ListForm, NotATensor):
             raise TypeError("len: expected a Buffer with axes, got one of shape ()")
         return self._shape[0]
 
+    def __bool__(self) -> bool:
+        if isinstance(self._store, ListStore):
+            return bool(self._store.items)
+        raise NotTensorError("bool: expected a tensor, got a Buffer, which is not one; copy it first")
+
     def __iter__(self) -> Iterator[Any]:
         refused = None if self._traced else refused_elements()
         return (self[i] for i in range(len(self))) if refused is None else refused

@@ -99,7 +99,7 @@ def _value_and_results(
             flat: list[Tensor | None] = [None] * len(prepared.inputs)
         else:
             flat = _updates.pull(lin, [torch.ones_like(root)], params is not None, retain=keep, keep=keep)
-        if not _engine.in_functorch() and not _engine.compiling():
+        if not _engine.in_transform() and not _engine.compiling():
             flat = own(flat) if params is None else laid_out(own(flat), prepared.inputs, keep)
         value = lin.y
     return value, prepared.results(flat) if params is None else Grads(params, flat)
@@ -251,10 +251,11 @@ class _Back:
             flat: list[Tensor | None] = [None] * len(lin.prepared.inputs)
         else:
             cotangents = unfold_cotangent(lin, ybar)
-            keep = self._keep or _engine.keeps_graph(None)
+            # Tangents pass without a graph; one would lead to the call that was recorded outside.
+            keep = self._keep or (_engine.keeps_graph(None) and not _state.is_only_pushed())
             with _state.differentiation(lin.waiting):
                 flat = _updates.pull(lin, cotangents, self._params is not None, retain=True, keep=keep)
-            if not _engine.in_functorch() and not _engine.compiling():
+            if not _engine.in_transform() and not _engine.compiling():
                 flat = own(flat)  # cotangents are still held: none is handed out
                 flat = flat if self._params is None else laid_out(flat, lin.prepared.inputs, keep)
         return lin.prepared.results(flat) if self._params is None else Grads(self._params, flat)

@@ -73,7 +73,7 @@ def _value_gradient_hessian(
     value, grad, matrix = whole
     if grad is None:
         grad = torch.zeros_like(by)
-    elif not (grad.is_contiguous() or _engine.compiling() or _engine.in_functorch()):
+    elif not (grad.is_contiguous() or _engine.compiling() or _engine.in_transform()):
         grad = grad.contiguous()  # not expanded: the caller may write into it
     return value, grad, matrix.reshape(()) if by.dim() == 0 else matrix
 

@@ -32,7 +32,7 @@ def hook(fn: Callable[[Any], Any], x: Any) -> Any:
     x : tensor or structure of tensors
         Returned as it is. A structure's gradients reach ``fn`` whole, in one call, with ``None`` for leaves
         that are no tensors or got no gradient; a leaf of what ``fn`` returns that is ``None`` leaves that
-        gradient as it is. Anything else passes untouched.
+        gradient as it is. Anything else without gradients passes untouched.
 
     Returns
     -------
@@ -43,7 +43,9 @@ def hook(fn: Callable[[Any], Any], x: Any) -> Any:
     Raises
     ------
     TypeError
-        ``fn`` is not callable, or, in the backward pass, returns something else than a tensor or ``None``.
+        ``fn`` is not callable; ``x`` is or contains a :class:`Buffer`, a module with parameters,
+        :class:`Params` or :class:`Grads`, whose tensors have gradients of their own; or,
+        in the backward pass, returns something else than a tensor or ``None``.
     ValueError
         In the backward pass: ``fn`` returns another shape or structure.
 

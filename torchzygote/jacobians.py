@@ -72,7 +72,7 @@ def _value_and_jacobian(
     options = _Options(mode, _plan.check_chunk_size(chunk_size), keep, progress, sparse, verify)
     with held(params), _state.differentiation():
         value, matrices = matrices_of(caller, f, prepared, options)
-    if not (_engine.compiling() or _engine.in_functorch()):
+    if not (_engine.compiling() or _engine.in_transform()):
         own(matrices)
     if params is not None:
         return value, Grads(params, [_result(x, J) for x, J in zip(params, matrices, strict=True)])
@@ -90,7 +90,7 @@ def matrices_of(
     caller: str, f: Callable[..., Any], prepared: Prepared, options: _Options
 ) -> tuple[Any, list[Tensor]]:
     """Value and one matrix per input, dense or sparse as ``options`` say."""
-    first = record(caller, f, prepared, options.keep)
+    first = record(caller, f, prepared, options.keep, options.mode == "forward")
     value, y = first.lin.y, first.y
     rows, columns = y.numel(), sum(x.numel() for x in prepared.inputs)
     complex_input = any(x.dtype.is_complex for x in prepared.inputs)
@@ -150,7 +150,7 @@ def _forward(first: FirstOrder, options: _Options) -> list[Tensor] | None:
         _state.forget_since(taped)
         return None
     # Hooks are for reverse mode: a pullback would tell something else, and they would see it.
-    nested = _engine.compiling() or _engine.in_functorch()
+    nested = _engine.compiling() or _engine.in_transform()
     if options.verify and not (first.hooked or nested or is_confirmed(first.lin, first.y, matrices)):
         _state.forget_since(taped)
         warn_disagreement(first.caller)

@@ -13,6 +13,7 @@ from ._arguments import type_name
 from ._torch_private import pytree
 from .buffer import Buffer
 from .graddict import GradDict
+from .params import finds_parameters
 
 __all__ = ["ignore_derivatives", "isderiving"]
 
@@ -44,7 +45,8 @@ def ignore_derivatives(x_or_fn: Any) -> Any:
     Raises
     ------
     TypeError
-        A :class:`Buffer`, which can't be detached: copy it first.
+        A :class:`Buffer`, which can't be detached: copy it first. A module with parameters, or
+        :class:`Params`: write ``ignore_derivatives(lambda: m(x))``.
 
     Examples
     --------
@@ -60,7 +62,7 @@ def ignore_derivatives(x_or_fn: Any) -> Any:
     and ``ignore`` in Zygote.jl.
     """
     # Containers first: callable(dict) is what Dynamo can't trace.
-    if isinstance(x_or_fn, (Tensor, tuple, list, dict)) or not callable(x_or_fn):
+    if isinstance(x_or_fn, (Tensor, tuple, list, dict)) or not callable(x_or_fn) or finds_parameters(x_or_fn):
         return _detached(x_or_fn)
     if torch.compiler.is_compiling():
         from ._deriving_traced import ignored
@@ -86,6 +88,12 @@ def _detached_leaf(leaf: Any) -> Any:
         raise TypeError(
             f"ignore_derivatives: expected a tensor, a structure of tensors or a function, got a "
             f"{type_name(leaf)}, whose elements keep their derivatives; give its copy()"
+        )
+    if finds_parameters(leaf):
+        raise TypeError(
+            f"ignore_derivatives: expected a tensor, a structure of tensors or a function, got a "
+            f"{type_name(leaf)}, whose parameters keep their derivatives; ignore what is computed with "
+            "them: ignore_derivatives(lambda: m(x))"
         )
     return leaf
 

@@ -349,6 +349,11 @@ def _collect(source: Any, name: str = "", path: str = "") -> Iterator[tuple[Tens
         raise TypeError(f"Params: expected tensors, got {_what(source)}{_advice(source)}")
 
 
+def finds_parameters(x: object) -> bool:
+    """Whether ``x`` has tensors that are found by identity: nothing gives it others in their place."""
+    return isinstance(x, Params) or (isinstance(x, nn.Module) and any(True for _ in x.parameters()))
+
+
 def qualified(prefix: str, name: str) -> str:
     """The name of a member of what is called ``prefix``, which may be nameless."""
     return f"{prefix}.{name}" if prefix else name

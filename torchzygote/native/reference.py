@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._torch_private import is_tracing
 from ._checks import (
     check_colors,
     check_index,
@@ -46,6 +47,9 @@ def seed_rows(
     """Rows ``lo`` to ``hi`` of the identity, or of the matrix that marks which column has which color."""
     check_range(lo, hi, None if colors is not None else numel)
     if colors is None:
+        if is_tracing():  # torch.func.linearize drops what is written into constants (2.13)
+            rows = torch.arange(lo, hi, device=device).unsqueeze(1)
+            return (rows == torch.arange(numel, device=device)).to(dtype)
         block = torch.zeros(hi - lo, numel, dtype=dtype, device=device)
         block.diagonal(lo).fill_(1)
         return block
