@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchzygote import Params, _layer_rows, _layers, jacobian
+from torchzygote import Params, _layer_rows, _layers, _windows, jacobian
 from torchzygote.checkpointing import checkpointed
 
 Function = Callable[..., Tensor]
@@ -251,7 +251,7 @@ def test_rows_come_in_chunks(name: str, rows: list[int]) -> None:
 def test_windows_of_some_samples_at_a_time(
     name: str, rows: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_layers, "_WINDOWS", 1)
+    monkeypatch.setattr(_windows, "_WINDOWS", 1)
     f, shapes, _ = FEW[name]
     xs = arguments(shapes)
     torch.testing.assert_close(list(jacobian(f, *xs, mode="reverse")), by_rows(f, xs))
@@ -271,10 +271,10 @@ def test_other_precisions(dtype: torch.dtype, rows: list[int]) -> None:
 
 @pytest.mark.parametrize("name", ["scale", "convolution", "layer norm", "embedding", "looked up and layer"])
 def test_a_wrong_rule_is_noticed(name: str, rows: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    by_sample, put_back, some = _layers._by_sample, _layers._scattered, _layers._of_some
+    by_sample, put_back, some = _layers._by_sample, _layers._scattered, _windows._of_some
     monkeypatch.setattr(_layers, "_by_sample", lambda *args: by_sample(*args).roll(1, 0))
     monkeypatch.setattr(_layers, "_scattered", lambda *args: put_back(*args).roll(1, 0))
-    monkeypatch.setattr(_layers, "_of_some", lambda *args: some(*args).roll(1, 0))
+    monkeypatch.setattr(_windows, "_of_some", lambda *args: some(*args).roll(1, 0))
     f, shapes, _ = FEW[name]
     xs = arguments(shapes)
     with pytest.warns(UserWarning, match="contradicts"):
