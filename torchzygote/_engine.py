@@ -41,6 +41,7 @@ from ._torch_private import (
     only_pushed,
     pull_back,
     pytree,
+    scripts_as_written,
     sequence_number,
     survey,
     tracer_follows_pullbacks,
@@ -284,10 +285,11 @@ def linearize(
     if compiling():
         with unfused():
             return _linearize_compiled(f, prepared, scalar_aux)
-    way = _linearize_functorch if in_functorch() else _linearize_on_tape
-    if not keep:
+    nested = in_functorch()
+    way = _linearize_functorch if nested else _linearize_on_tape
+    if not (keep or nested):
         return way(f, prepared, keep, scalar_aux)
-    with unfused():
+    with unfused() if keep else scripts_as_written():
         return way(f, prepared, keep, scalar_aux)
 
 
