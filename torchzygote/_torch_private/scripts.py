@@ -32,6 +32,8 @@ _CALLS = tuple(vars(kind)["__call__"] for kind in _CLASSES)
 _unoptimized: Any = torch.jit.optimized_execution  # type: ignore[attr-defined]
 _lock = threading.Lock()
 _users = 0
+# To change a method of these classes takes a microsecond, so that it is done once, where it is needed first.
+_installed = False
 
 
 class _Exchanged(threading.local):
@@ -59,7 +61,7 @@ _REPLACEMENTS = (_run_function, _run_method)
 
 def _run(call: Any, script: Any, bound: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """In a transform: as a function of the same graph, which has never been optimized."""
-    if in_functorch() and not is_tracing():
+    if _users and in_functorch() and not is_tracing():
         values = _in_order(script.schema.arguments, [*bound, *args], kwargs)
         if values is not None:
             written: Any = torch._C._create_function_from_graph(script.name, script.graph)  # 4 microseconds
@@ -104,12 +106,13 @@ def optimized_scripts_enabled() -> bool:
 
 def enable_optimized_scripts(on: bool) -> None:
     """Switch off, and on again as often, the optimizations in transforms, in all threads."""
-    global _users
+    global _installed, _users
     with _lock:
-        before, _users = _users, _users + (-1 if on else 1)
-        if not (before and _users):
-            for kind, call in zip(_CLASSES, _CALLS if on else _REPLACEMENTS, strict=True):
+        _users += -1 if on else 1
+        if not _installed:
+            for kind, call in zip(_CLASSES, _REPLACEMENTS, strict=True):
                 kind.__call__ = call
+            _installed = True
 
 
 class scripts_as_written:
