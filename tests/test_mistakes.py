@@ -150,8 +150,9 @@ def test_a_compiled_model_whose_backward_overwrites_what_it_needs(worker: str) -
     ps = Params(model)
     torch._dynamo.reset()
     compiled = torch.compile(model)
-    text = error_of(lambda: DONATES[worker](lambda: compiled(x), ps), RuntimeError)
-    assert "set torch._functorch.config.donated_buffer = False before it is compiled" in text
+    if torch.__version__ >= "2.13":  # before, this model's backward overwrites nothing
+        text = error_of(lambda: DONATES[worker](lambda: compiled(x), ps), RuntimeError)
+        assert "set torch._functorch.config.donated_buffer = False before it is compiled" in text
     expected = list(gradient(lambda: model(x).sin().sum(), ps).values())
     torch.testing.assert_close(list(gradient(lambda: compiled(x).sin().sum(), ps).values()), expected)
     torch._dynamo.reset()
