@@ -123,6 +123,46 @@ def test_a_batch_norm_in_training_mode_under_a_transform() -> None:
     assert torch.func.vmap(f)(rows).shape == (5, 3)
 
 
+def test_a_packed_sequence() -> None:
+    torch.manual_seed(0)
+    lstm = nn.LSTM(3, 4)
+    packed = nn.utils.rnn.pack_sequence([torch.randn(4, 3), torch.randn(2, 3)])
+    text = error_of(lambda: gradient(lambda p: lstm(p)[0].data.sum(), packed), TypeError)
+    assert "pass p.data, and let f make it again, as p._replace(data=...)" in text
+    (found,) = gradient(lambda data: lstm(packed._replace(data=data))[0].data.sum(), packed.data)
+    rows = packed.data.clone().requires_grad_()
+    lstm(packed._replace(data=rows))[0].data.sum().backward()
+    torch.testing.assert_close(found, rows.grad)
+
+
+DONATES: dict[str, Callable[[Callable[[], torch.Tensor], Params], Any]] = {
+    "jacobian": lambda f, ps: list(jacobian(f, ps, mode="reverse").values()),
+    "pullback": lambda f, ps: list(tz.pullback(f, ps)[1](torch.ones(3, 2)).values()),
+}
+
+
+@pytest.mark.parametrize("worker", DONATES)
+@pytest.mark.filterwarnings("ignore:rows are computed one at a time:UserWarning")
+def test_a_compiled_model_whose_backward_overwrites_what_it_needs(worker: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.GELU(), nn.LayerNorm(5), nn.Linear(5, 2))
+    x = torch.randn(3, 4)
+    ps = Params(model)
+    torch._dynamo.reset()
+    compiled = torch.compile(model)
+    if torch.__version__ >= "2.13":  # before, this model's backward overwrites nothing
+        text = error_of(lambda: DONATES[worker](lambda: compiled(x), ps), RuntimeError)
+        assert "set torch._functorch.config.donated_buffer = False before it is compiled" in text
+    expected = list(gradient(lambda: model(x).sin().sum(), ps).values())
+    torch.testing.assert_close(list(gradient(lambda: compiled(x).sin().sum(), ps).values()), expected)
+    torch._dynamo.reset()
+    with torch._functorch.config.patch(donated_buffer=False):  # type: ignore[attr-defined]
+        compiled = torch.compile(model)
+        found = DONATES[worker](lambda: compiled(x), ps)
+    torch.testing.assert_close(found, DONATES[worker](lambda: model(x), ps))
+    torch._dynamo.reset()
+
+
 def test_a_memory_budget_is_a_number_of_bytes() -> None:
     assert "expected an int, a number of bytes, or None, got '1G'" in error_of(
         lambda: tz.set_memory_budget("1G"),

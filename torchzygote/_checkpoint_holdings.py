@@ -1,9 +1,9 @@
 """What a function holds besides its arguments, and what of that has become something else as it runs again.
 
-Variables that it closes over, lists and dicts in them, and what it reads of Buffers, are put back for the
-time of the rerun: the variable of a loop was another then. What can't be put back without others seeing it is
-told: another value of a global variable or an attribute, a tensor written in place. Knows nothing of
-derivatives.
+Variables that it closes over, lists and dicts in them, what it reads of Buffers, and the buffers of modules
+that it changes, are put back for the time of the rerun: the variable of a loop was another then. What can't
+be put back without others seeing it is told: another value of a global variable or an attribute, a tensor
+written in place. Knows nothing of derivatives.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ._checkpoint_buffers import Reads, is_buffer
+from ._checkpoint_modules import ModuleBuffers, modules_among
 from ._torch_private import is_wrapped, pytree
 
 __all__ = ["Holdings", "Uses", "written_since"]
@@ -74,8 +75,8 @@ def _code_of(f: Any) -> tuple[types.FunctionType | None, Any]:
     return (function if type(function) is types.FunctionType else None), bound
 
 
-def _look(f: Any) -> tuple[list[_Place], list[_Place]]:
-    """What ``f`` finds in cells, and what in namespaces."""
+def _look(f: Any, bound_to: list[Any]) -> tuple[list[_Place], list[_Place]]:
+    """What ``f`` finds in cells, and what in namespaces; ``bound_to`` gets what methods are bound to."""
     cells: list[_Place] = []
     names: list[_Place] = []
     waiting: list[Any] = [f]
@@ -84,6 +85,7 @@ def _look(f: Any) -> tuple[list[_Place], list[_Place]]:
             waiting.append(f.func)
             continue
         function, bound = _code_of(f)
+        bound_to.append(bound)
         if function is None:
             continue
         code = function.__code__
@@ -160,18 +162,21 @@ class Holdings:
     ``given``: its arguments; Buffers among them are looked after too. ``adopt`` is told what is read of them.
     """
 
-    __slots__ = ("_before", "_cells", "_f", "_names", "_reads")
+    __slots__ = ("_before", "_cells", "_f", "_modules", "_names", "_reads")
 
     def __init__(
         self, f: Callable[..., Any], given: Sequence[Any], adopt: Callable[[Tensor], None] | None = None
     ) -> None:
         self._f = f
-        self._before = _look(f)
+        bound_to: list[Any] = []
+        self._before = _look(f, bound_to)
         self._cells: list[_Place] = []
         self._names: list[_Place] = []
         buffers = [x for x in given if is_buffer(x)]
         buffers += [place[2] for places in self._before for place in places if is_buffer(place[2])]
         self._reads = Reads(buffers, adopt) if buffers else None
+        held = (place[2] for places in self._before for place in places)
+        self._modules = ModuleBuffers(modules_among([*bound_to, *given, *held]))
 
     def __enter__(self) -> None:
         if self._reads is not None:
@@ -185,6 +190,7 @@ class Holdings:
 
     def _settle(self) -> None:
         """``f`` has run; what it changed itself isn't looked after."""
+        self._modules.settle()
         (cells, names), self._before = self._before, ([], [])
         for place in cells:
             cell, name, value, state = place
@@ -227,8 +233,10 @@ class Holdings:
                 changed.append((cell, now))
                 cell.cell_contents = state.copy() if contained else then
         end_of_reads = None if self._reads is None else self._reads.again()
+        undo_modules = self._modules.put_back()
 
         def undo() -> None:
+            undo_modules()
             if end_of_reads is not None:
                 end_of_reads()
             for cell, value in changed:

@@ -24,7 +24,7 @@ from ._entry_point import entry_point
 from ._exchange import exchanged, finding, swapped
 from ._forward import forward_mode, jvp, non_overlapping, separate
 from ._holder import Holder, each_tensor
-from ._notes import call
+from ._notes import call, pulled
 from ._state import in_outer_forward_mode, in_transform
 from ._torch_private import (
     Survey,
@@ -40,8 +40,8 @@ from ._torch_private import (
     leave_grad_level,
     mark_as_own,
     only_pushed,
-    pull_back,
     pytree,
+    scripts_as_written,
     sequence_number,
     survey,
     tracer_follows_pullbacks,
@@ -195,16 +195,14 @@ class Linearization:
                 custom, sparse = found.custom, found.sparse
         if not create_graph and self._nested:
             # As torch.func.vjp does it: under vmap PyTorch's backward of torch.linalg.solve is wrong else.
-            return [
-                None if g is None else g.detach() for g in pull_back(roots, seeds, self.inputs, True, True)
-            ]
+            return [None if g is None else g.detach() for g in pulled(roots, seeds, self.inputs, True, True)]
         with summed_biases(biased) if biased else _NOTHING:
             if sparse or not custom:
                 with checked_sparse_tensors(sparse):
-                    results = pull_back(roots, seeds, self.inputs, retain or bool(custom), create_graph)
+                    results = pulled(roots, seeds, self.inputs, retain or bool(custom), create_graph)
             if custom:  # by cotangents that depend on themselves, which sparse tensors must not see
                 with checked_custom_functions(custom, seeds) as checked:
-                    results = pull_back(roots, checked, self.inputs, True, True)
+                    results = pulled(roots, checked, self.inputs, True, True)
         for result in results:
             if result is None:
                 refuse_reentrant(roots)
@@ -287,10 +285,11 @@ def linearize(
     if compiling():
         with unfused():
             return _linearize_compiled(f, prepared, scalar_aux)
-    way = _linearize_functorch if in_transform() else _linearize_on_tape
-    if not keep:
+    nested = in_transform()
+    way = _linearize_functorch if nested else _linearize_on_tape
+    if not (keep or nested):
         return way(f, prepared, keep, scalar_aux)
-    with unfused():
+    with unfused() if keep else scripts_as_written():
         return way(f, prepared, keep, scalar_aux)
 
 

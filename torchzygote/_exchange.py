@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import _state
 from ._flags import remembered
-from ._torch_private import swap_tensors
+from ._torch_private import scripts_kept_from, swap_tensors
 
 __all__ = ["exchanged", "exchanging", "finding", "finds_by_identity", "forward_mode_held", "swapped"]
 
@@ -139,7 +139,7 @@ def swapped(inputs: Sequence[Tensor], twins: Sequence[Tensor]) -> Iterator[None]
     for mine, twin in zip(inputs, twins, strict=True):
         pairs.setdefault(id(mine), (mine, twin))
     done: list[tuple[Tensor, Tensor]] = []
-    with remembered(inputs):
+    with remembered(inputs), scripts_kept_from(twins):
         try:
             for mine, twin in pairs.values():
                 swap_tensors(mine, twin)

@@ -1,4 +1,4 @@
-"""Notes on an error that ``f`` raised: what the way it was called may have to do with it (PEP 678).
+"""Notes on an error that ``f`` or its backward pass raised: what may be behind it (PEP 678).
 
 Looks at errors and arguments only, after the fact; it must not know how a derivative is computed.
 """
@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from ._arguments import Prepared, type_name
+from ._torch_private import pull_back
 
-__all__ = ["annotate", "call"]
+__all__ = ["annotate", "call", "pulled"]
 
 
 def call(f: Callable[..., Any], prepared: Prepared, tracked: Sequence[Tensor]) -> Any:
@@ -22,6 +24,28 @@ def call(f: Callable[..., Any], prepared: Prepared, tracked: Sequence[Tensor]) -
         return f(*prepared.arguments(tracked))
     except Exception as error:
         annotate(error, f, prepared)
+        raise
+
+
+def pulled(
+    roots: Sequence[Tensor],
+    seeds: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    retain: bool,
+    create_graph: bool,
+) -> list[Tensor | None]:
+    """One backward pass; see :func:`pull_back`."""
+    try:
+        return pull_back(roots, seeds, inputs, retain, create_graph)
+    except RuntimeError as error:
+        if "donated buffers" in str(error):
+            _add_note(
+                error,
+                "a compiled model whose backward pass overwrites what the forward pass kept can be pulled "
+                "back once, without keeping the graph: by gradient and withgradient. For the others set "
+                "torch._functorch.config.donated_buffer = False before it is compiled (before it runs for "
+                "the first time).",
+            )
         raise
 
 
@@ -35,6 +59,12 @@ def annotate(error: BaseException, f: Callable[..., Any], prepared: Prepared) ->
             f"{listed}. To pass an argument to f as it was given, leave its position out of argnums, the "
             "positions that are differentiated.",
         )
+        if any(isinstance(x, PackedSequence) for x in prepared.args):
+            _add_note(
+                error,
+                "a PackedSequence p has integers that belong to it; pass p.data, and let f make it again, as "
+                "p._replace(data=...).",
+            )
     if isinstance(error, TypeError) and (error.__traceback__ is None or error.__traceback__.tb_next is None):
         _on_call(error, text, f, prepared)
     if isinstance(error, RuntimeError):

@@ -3,7 +3,8 @@
 Fused attention has neither a forward derivative nor (on the CPU) a double backward, and the inference fast
 path of PyTorch's transformer layers has no derivative at all; the double backward of fused weight norm is
 wrong (2.13), and so is what comes of differentiating that of layer, batch and instance norm: these stay fused
-where nobody will. The switches are process-wide, so they are counted.
+where nobody will. What TorchScript has optimized loses derivatives inside ``torch.func``, and runs as it was
+written there. The switches are process-wide, so they are counted.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from torch.backends import cuda, mha
 from ._torch_private import (
     enable_fused_norms,
     enable_fused_weight_norm,
+    enable_optimized_scripts,
     enable_traced_norms,
     fused_norms_enabled,
     fused_weight_norm_enabled,
+    optimized_scripts_enabled,
     want_written_norms,
 )
 
@@ -35,6 +38,7 @@ _KERNELS: tuple[tuple[Any, Any], ...] = (
     (mha.get_fastpath_enabled, mha.set_fastpath_enabled),
     (fused_weight_norm_enabled, enable_fused_weight_norm),
     (fused_norms_enabled, enable_fused_norms),
+    (optimized_scripts_enabled, enable_optimized_scripts),
 )
 
 _math_is_on: Any = cuda.math_sdp_enabled

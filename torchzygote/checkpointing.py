@@ -37,7 +37,8 @@ def checkpointed(f: Callable[..., Any], /, *xs: Any, **kwargs: Any) -> Any:
     f : callable
         A function, module or bound method that does the same when it runs again: random numbers of PyTorch's
         default generators (CPU and CUDA), autocast, the default device and dtype, containers among the
-        arguments and variables that ``f`` closes over are restored, anything else that ``f`` changes is not.
+        arguments, variables that ``f`` closes over, and buffers of modules in training mode among what ``f``
+        is, gets or closes over are restored, anything else that ``f`` changes is not.
         Tensors that it closes over, and the parameters of modules, get their gradients.
     *xs, **kwargs
         Passed to ``f``: tensors, structures of them, or anything else.

@@ -74,6 +74,12 @@ from .operators import (
     unchecked_select,
     uncompiled,
 )
+from .scripts import (
+    enable_optimized_scripts,
+    optimized_scripts_enabled,
+    scripts_as_written,
+    scripts_kept_from,
+)
 from .tensors import (
     group_by_device_and_dtype,
     memory_holders,
@@ -119,6 +125,7 @@ __all__ = [
     "dynamo_is_loaded",
     "enable_fused_norms",
     "enable_fused_weight_norm",
+    "enable_optimized_scripts",
     "enable_traced_norms",
     "forward_mode_enabled",
     "functorch_depth",
@@ -160,6 +167,7 @@ __all__ = [
     "node_names",
     "node_shape",
     "only_pushed",
+    "optimized_scripts_enabled",
     "outside_functorch",
     "plain_layer",
     "plain_value",
@@ -173,6 +181,8 @@ __all__ = [
     "refuse_writes",
     "register_autograd_kernel",
     "saved_tensors_hooks",
+    "scripts_as_written",
+    "scripts_kept_from",
     "sequence_number",
     "set_versions",
     "signed",
