@@ -154,7 +154,7 @@ def test_dual_numbers(name: str) -> None:
     torch.testing.assert_close(found.tangent.detach(), along(plain, X, V))
 
 
-@pytest.mark.parametrize("name", CASES.keys() - {"hook", "checkpointed"})
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("hook", "checkpointed")])
 def test_batched_dual_numbers(name: str) -> None:
     f, plain = CASES[name]
     found = torch.autograd.functional.jacobian(f, X, strategy="forward-mode", vectorize=True)
