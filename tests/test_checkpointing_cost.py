@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.func import grad, jacfwd, jacrev, vjp, vmap
+from torch.utils import _pytree as pytree
 
 from torchzygote import (
     gradient,
@@ -193,3 +194,67 @@ def test_nothing_of_a_recomputation_outlives_the_backward_pass() -> None:
     finally:
         if was_collecting:
             gc.enable()
+
+
+class Called:
+    def __init__(self, f: Callable[..., Any]) -> None:
+        self.f, self.calls = f, 0
+
+    def __call__(self, *xs: Any) -> Any:
+        self.calls += 1
+        return self.f(*xs)
+
+
+LINEAR: dict[str, Callable[[Tensor], Any]] = {
+    "identity": lambda x: x,
+    "twice": lambda x: 2 * x,
+    "sum": lambda x: x.sum(),
+    "a view": lambda x: x.view(-1)[1:],
+    "two": lambda x: (x.sum(), [x * 3, 5]),
+}
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_what_saves_nothing_runs_again_all_the_same(name: str) -> None:
+    f = Called(LINEAR[name])
+    total = lambda y: sum(t.sum() for t in pytree.tree_leaves(y) if isinstance(t, Tensor))
+    _, back = pullback(lambda x: total(checkpointed(f, x)), torch.ones(3, dtype=torch.float64))
+    assert f.calls == 1
+    for calls in (2, 3):
+        torch.testing.assert_close(back(1.0), gradient(lambda x: total(f.f(x)), torch.ones(3).double()))
+        assert f.calls == calls
+    x = torch.ones(3, requires_grad=True)
+    h = x.exp()
+    for given in (x, h):
+        f.calls = 0
+        out = total(checkpointed(f, given))
+        (2 * given.sum()).backward(retain_graph=True)  # hooks nothing of the caller's
+        assert f.calls == 1
+        out.backward(retain_graph=True)
+        assert f.calls == 2
+
+
+def test_what_saves_nothing_takes_a_batch_of_rows_at_once() -> None:
+    f = Called(lambda x: 2 * x)
+    J = jacobian(lambda x: checkpointed(f, x), torch.ones(5), mode="reverse")[0]
+    torch.testing.assert_close(J, 2 * torch.eye(5))
+    assert f.calls == 2
+
+
+def test_what_saves_nothing_may_lose_its_arguments() -> None:
+    x = torch.ones(3, requires_grad=True)
+    h = x * 1
+    y = checkpointed(lambda h: 2 * h, h)
+    h += 1
+    y += 1
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, torch.full((3,), 2.0))
+
+
+def test_what_saves_nothing_leaves_nothing() -> None:
+    x = torch.ones(3, requires_grad=True)
+    y = checkpointed(lambda x: 2 * x, x * 1)
+    f = weakref.ref(y)
+    y.sum().backward()
+    del y
+    assert f() is None

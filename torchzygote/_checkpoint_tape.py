@@ -21,7 +21,7 @@ from ._checkpoint_holdings import Holdings, Uses, written_since
 from ._checkpoint_surroundings import Surroundings, outside_inference
 from ._checkpoint_transforms import checkpoint_in_transforms, refusal
 from ._flags import Hold, held_again, holds
-from ._torch_private import backward_pass, outside_functorch, pytree
+from ._torch_private import backward_pass, outside_functorch, pytree, sequence_number
 from ._torch_private import saved_tensors_hooks as hooks_in_force
 
 __all__ = ["checkpoint_on_tape"]
@@ -37,10 +37,12 @@ def checkpoint_on_tape(f: Callable[..., Any], xs: tuple[Any, ...], kwargs: dict[
     position = _state.mark()
     if (session := _state.session()) is not None:
         session.recomputes = True
+    start = sequence_number()
+    tensors = runs.split()
     try:
-        return checkpoint(
+        y = checkpoint(
             runs,
-            *runs.split(),
+            *tensors,
             use_reentrant=False,
             preserve_rng_state=False,  # which looks at the devices of xs only
             determinism_check="none",  # is done here, with less time for each tensor
@@ -49,10 +51,39 @@ def checkpoint_on_tape(f: Callable[..., Any], xs: tuple[Any, ...], kwargs: dict[
     except RuntimeError as error:
         if "don't yet support saved tensor hooks" not in str(error):
             raise
+    else:
+        return y if runs.first else _run_again_all_the_same(runs, tensors, y, start)
     # f uses torch.func itself, which refuses hooks around it
     _state.forget_since(position)
     runs.rewind()
     return checkpoint_in_transforms(f, xs, kwargs)
+
+
+def _run_again_all_the_same(runs: _Runs, tensors: Sequence[Tensor], y: Any, start: int) -> Any:
+    """PyTorch doesn't where nothing was saved (a linear ``f``): what a run does besides would be missed.
+
+    ``start``: the number from which nodes of the graph are of this run; others are not to be hooked.
+    """
+    ran_in = -1
+
+    def again(_: Any) -> None:
+        nonlocal ran_in
+        now = backward_pass()
+        if now != ran_in:
+            ran_in = now
+            with outside_functorch(), outside_inference(), torch.enable_grad():
+                runs.rerun(tensors)
+
+    def watched(x: Any) -> Any:
+        if not isinstance(x, Tensor) or not x.requires_grad:
+            return x
+        if x.grad_fn is None or x.grad_fn._sequence_nr() < start:
+            x = x.view_as(x)
+        assert x.grad_fn is not None
+        x.grad_fn.register_prehook(again)
+        return x
+
+    return pytree.tree_map(watched, y)
 
 
 def _text(state: _State) -> str:
@@ -62,8 +93,8 @@ def _text(state: _State) -> str:
 class _Runs:
     """``f`` for its first run and its recomputations: the same arguments in the same surroundings.
 
-    ``seen``: the state of each tensor that was saved in the latest recomputation. ``copied``: arguments came
-    out of somebody's hooks with other versions than they went in.
+    ``first``, ``seen``: the state of each tensor that was saved in the first run, and in the latest
+    recomputation. ``copied``: arguments came out of somebody's hooks with other versions than they went in.
     """
 
     __slots__ = (
@@ -78,6 +109,7 @@ class _Runs:
         "_surroundings",
         "_versions",
         "copied",
+        "first",
         "seen",
     )
 
@@ -93,6 +125,7 @@ class _Runs:
         self._surroundings: Surroundings | None = None
         self._versions: list[int] = []
         self.copied = False
+        self.first: list[_State] = []
         self.seen: list[_State] = []
 
     def split(self) -> Sequence[Tensor]:
@@ -142,17 +175,18 @@ class _Runs:
             raise self.refusal(*changes)
         written = self._holdings.written()
         if not written:
-            return self._rerun(tensors)
+            return self.rerun(tensors)
         # It may be that what the backward pass needs comes before they are used.
         uses = Uses(written)
         try:
             with uses:
-                return self._rerun(tensors)
+                return self.rerun(tensors)
         finally:
             if uses.found is not None:
                 raise self.refusal(*written_since(uses.found)) from None
 
-    def _rerun(self, tensors: Sequence[Tensor]) -> Any:
+    def rerun(self, tensors: Sequence[Tensor]) -> Any:
+        """Once more, whatever has become of the arguments."""
         assert self._surroundings is not None
         assert self._holdings is not None
         self.copied = [x._version for x in tensors] != self._versions
@@ -239,7 +273,7 @@ class _Watched(saved_tensors_hooks):
     def __enter__(self) -> None:
         pack, unpack = hooks_in_force()
         runs = self._runs
-        first: list[_State] = []
+        first = runs.first
         recomputed_in = -1
 
         def numbered(x: Tensor) -> tuple[int, Any]:

@@ -29,8 +29,8 @@ def checkpointed(f: Callable[..., Any], /, *xs: Any, **kwargs: Any) -> Any: ...
 def checkpointed(f: Callable[..., Any], /, *xs: Any, **kwargs: Any) -> Any:
     """The value of ``f(*xs, **kwargs)``, with nothing of its inside stored for the backward pass.
 
-    The backward pass runs ``f`` once more to get back what it needs (if it needs anything): once per backward
-    pass, and once per chunk of Jacobian rows, never once per row. Time for memory.
+    The backward pass runs ``f`` once more to get back what it needs: once per backward pass, and once per
+    chunk of Jacobian rows, never once per row. Time for memory.
 
     Parameters
     ----------
