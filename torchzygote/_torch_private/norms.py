@@ -17,30 +17,22 @@ from torch import Tensor
 
 from .forward import in_forward_ad
 from .levels import in_functorch_derivative
+from .wants import norms_are_wanted, runs_fused_under_hooks, under_hooks
 
-__all__ = ["enable_fused_norms", "enable_traced_norms", "fused_norms_enabled", "want_written_norms"]
+__all__ = ["enable_fused_norms", "enable_traced_norms"]
 
 _layer_norm: Any = torch.layer_norm
 _batch_norm: Any = torch.batch_norm
 _instance_norm: Any = torch.instance_norm
 _HALVES = (torch.float16, torch.bfloat16)
-# How many want the formulas for all that runs.
-_wanted = 0
-
-
-def want_written_norms(change: int) -> None:
-    """One more, or one less, who wants the formulas where the operators are exchanged.
-
-    Without any, they are taken inside transforms and dual numbers alone.
-    """
-    global _wanted
-    _wanted += change
 
 
 def _may_be_fused() -> bool:
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or in_functorch_derivative():
         return False
-    return _wanted <= 0 and not in_functorch_derivative() and not in_forward_ad()
+    if under_hooks():
+        return runs_fused_under_hooks()
+    return not norms_are_wanted() and not in_forward_ad()
 
 
 def _standardized(
@@ -145,10 +137,6 @@ _PAIRS: dict[str, tuple[Any, Any]] = {
     "batch_norm": (_batch_norm, _written_batch_norm),
     "instance_norm": (_instance_norm, _written_instance_norm),
 }
-
-
-def fused_norms_enabled() -> bool:
-    return any(getattr(torch, name) is fused for name, (fused, _) in _PAIRS.items())
 
 
 def enable_fused_norms(enabled: bool) -> None:
