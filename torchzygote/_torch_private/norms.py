@@ -200,6 +200,15 @@ def _traced_instance_norm(
 
 def enable_traced_norms(enabled: bool) -> None:
     """The same, while ``torch.compile`` traces; it undoes that as the block ends."""
-    F.layer_norm = _F_layer_norm if enabled else _traced_layer_norm
-    F.batch_norm = _F_batch_norm if enabled else _traced_batch_norm
-    F.instance_norm = _F_instance_norm if enabled else _traced_instance_norm
+    enable_fused_norms(enabled)
+    for name, pair in _TRACED_PAIRS.items():
+        before, after = reversed(pair) if enabled else pair
+        if getattr(F, name) is before:
+            setattr(F, name, after)
+
+
+_TRACED_PAIRS: dict[str, tuple[Any, Any]] = {
+    "layer_norm": (_F_layer_norm, _traced_layer_norm),
+    "batch_norm": (_F_batch_norm, _traced_batch_norm),
+    "instance_norm": (_F_instance_norm, _traced_instance_norm),
+}
