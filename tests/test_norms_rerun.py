@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 
@@ -22,6 +24,7 @@ from torchzygote import (
     pushforward,
     withgradient,
 )
+from torchzygote._torch_private import wanted_here_as
 
 D = torch.float64
 X = torch.tensor([0.3, -0.2, 0.5, 0.1], dtype=D)
@@ -169,6 +172,28 @@ def test_what_runs_again_elsewhere(body: str, running_again: Callable[[], None])
 
     found = gradient(lambda x: hessian(f, x).sin().sum(), X)
     torch.testing.assert_close(found, gradient(lambda x: hessian(formula, x).sin().sum(), X))
+
+
+def test_threads_of_pytorch_go_by_all_derivatives_unless_told() -> None:
+    """A backward pass on a device runs there what another thread has asked for."""
+    seen: list[bool] = []
+    done = threading.Event()
+
+    def run() -> None:
+        x = X.clone().requires_grad_()
+        for told in (False, True):
+            with wanted_here_as(0) if told else contextlib.nullcontext():
+                y = checkpoint(lambda t: F.layer_norm(t, (4,)), x, use_reentrant=False)
+            seen.append(y.grad_fn.name() == "NativeLayerNormBackward0")
+        done.set()
+
+    def f(x: Tensor) -> Tensor:
+        _thread.start_new_thread(run, ())
+        done.wait(60)
+        return (x**3).sum()
+
+    hessian_reverse(f, X)
+    assert seen == [False, True]
 
 
 INSIDE: dict[str, Callable[[Function], Function]] = {
