@@ -101,4 +101,4 @@ def test_forward_mode_inside_is_unfused_though_its_first_run_was_fused(name: str
     torch.testing.assert_close(squares.diagonal(), gradient(f, X)[0].reshape(-1) ** 2)
     (total,) = torch.autograd.grad(inside(torch.ones_like(X)).sum(), x)
     torch.testing.assert_close(total.reshape(-1), expected.sum(0))
-    assert unfused_for() == 0
+    assert unfused_for() == (False, 0)

@@ -37,6 +37,18 @@ def swapped(x: Tensor) -> Tensor:
     return matrix(x)[[1, 2, 0]]
 
 
+def mixed(x: Tensor) -> Tensor:
+    return torch.complex(swapped(x), 2 * S * x[0] + R)
+
+
+def size(z: Tensor) -> Tensor:
+    return (z.real**2 + z.imag**2).sqrt()
+
+
+def angle(z: Tensor) -> Tensor:
+    return torch.atan2(z.imag, z.real)
+
+
 def by_cofactors(a: Tensor) -> Tensor:
     return torch.linalg.cross(a[..., 0, :], a[..., 1, :]).mul(a[..., 2, :]).sum(-1)
 
@@ -89,6 +101,14 @@ OPERATORS: dict[str, tuple[Function, Function]] = {
     "det of a complex matrix": (
         lambda x: linalg.det(torch.complex(matrix(x), R * x[0])).abs(),
         lambda x: by_cofactors(torch.complex(matrix(x), R * x[0])).abs(),
+    ),
+    "slogdet of a complex matrix": (
+        lambda x: (lambda s: s.sign * s.logabsdet)(linalg.slogdet(mixed(x))).real,
+        lambda x: (lambda d: d.real * size(d).log() / size(d))(by_cofactors(mixed(x))),
+    ),
+    "logdet of complex matrices": (
+        lambda x: torch.logdet(torch.stack([mixed(x), mixed(x.flip(0)) * 1e-200])).imag,
+        lambda x: torch.stack([angle(by_cofactors(mixed(x))), angle(by_cofactors(mixed(x.flip(0))))]),
     ),
     "householder_product": (
         lambda x: linalg.householder_product(matrix(x) * 0.1, W[0] * x[0]),
@@ -172,6 +192,55 @@ def test_results_have_the_types_that_they_have() -> None:
         return a.float().select_scatter(a[0].float(), 0, 1)
 
     assert gradient(lambda x: pushforward(f, x)(V).sum(), X)[0] is not None
+
+
+def test_select_scatter_keeps_its_dtype() -> None:
+    def f(x: Tensor) -> Tensor:
+        y = torch.zeros(2, 2).select_scatter(x, 0, 0)
+        assert y.dtype == torch.float32
+        return (y**3).sum().double()
+
+    torch.testing.assert_close(gradient(lambda x: pushforward(f, x)(V), X)[0], 6 * X * V, rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        lambda x: linalg.solve(torch.stack([matrix(x), matrix(x)]), W[:2]),
+        lambda x: linalg.solve_ex(torch.stack([matrix(x), matrix(x)]), W[:2]).result,
+        lambda x: linalg.solve(torch.stack([matrix(x), matrix(x)]), W),
+        lambda x: linalg.solve(matrix(x), W, left=False),
+        lambda x: linalg.householder_product(matrix(x), W[0] * x[0]),
+        lambda x: linalg.householder_product(torch.stack([matrix(x)[:, :2]] * 2), W[:2, :2] * x[0]),
+        lambda x: linalg.householder_product(matrix(x), W[0, :0]),
+    ],
+)
+def test_results_lie_in_memory_as_they_do(operator: Function) -> None:
+    strides: list[tuple[int, ...]] = []
+
+    def f(x: Tensor) -> Tensor:
+        y = operator(x)
+        strides.append(y.stride())
+        return y.sum()
+
+    f(X)
+    gradient(lambda x: pushforward(f, x)(V), X)
+    assert strides[0] == strides[-1]
+
+
+def test_what_a_singular_complex_matrix_gives() -> None:
+    a = torch.tensor([[1 + 1j, 2 + 2j], [2 + 2j, 4 + 4j]], dtype=torch.complex128)
+    seen: list[Tensor] = []
+
+    def f(x: Tensor) -> Tensor:
+        found = linalg.slogdet(a * x[0])
+        seen.extend((found.sign.detach(), found.logabsdet.detach()))
+        return x.sum()
+
+    gradient(lambda x: pushforward(f, x)(V), X)
+    sign, log = linalg.slogdet(a)
+    assert sign == 0
+    torch.testing.assert_close([torch.func.debug_unwrap(s, recurse=True) for s in seen[-2:]], [sign, log])
 
 
 def test_what_the_operators_refuse_is_refused() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from test_norms_differentiated import NORMS, Norm, X, loss, tall
+from test_norms_differentiated import NORMS, Norm, X, loss, tall, values
 from torch import Tensor, nn
 
 from torchzygote import diaghessian, forwarddiff, gradient, hessian, hessian_dual, jacobian, pushforward
@@ -69,6 +69,33 @@ def test_second_derivatives_by_a_bias_without_weight() -> None:
     f = lambda b: F.layer_norm(h, (4,), None, b).pow(3).sum()
     found = torch.compile(lambda b: hessian(f, b), fullgraph=True, backend="aot_eager")(V[:4])
     torch.testing.assert_close(found, hessian(f, V[:4]))
+
+
+def compiled(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    torch._dynamo.reset()
+    found: Tensor = torch.compile(f, fullgraph=True, backend="aot_eager")(x)
+    return found
+
+
+def test_the_functions_of_torch_itself() -> None:
+    h = values(X)[0].mT
+    f = lambda b: torch.layer_norm(h, (4,), None, b).pow(3).sum()
+    torch.testing.assert_close(compiled(lambda b: hessian(f, b), V[:4]), hessian(f, V[:4]))
+    third = WAYS["gradient of a Hessian"]
+    norm = lambda h: torch.layer_norm(h, (4, 9))
+    torch.testing.assert_close(compiled(third(norm), X), third(NORMS["layer"][1])(X))
+    assert operators() == KEPT
+
+
+def test_a_norm_that_the_user_has_put_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def doubled(t: Tensor, *args: object, **options: object) -> Tensor:
+        return 2 * NORMS["layer"][1](t)
+
+    monkeypatch.setattr(F, "layer_norm", doubled)
+    second = WAYS["hessian"]
+    found = compiled(second(NORMS["layer"][0]), X)
+    assert F.layer_norm is doubled
+    torch.testing.assert_close(found, second(lambda h: 2 * NORMS["layer"][1](h))(X))
 
 
 def test_running_statistics_move_as_they_do() -> None:

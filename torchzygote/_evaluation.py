@@ -170,7 +170,9 @@ def hessian_values(
             caller, prepared, options.keep, None
         )  # one run of f, for its products, says it all
     else:
-        second = run(caller, f, prepared, options.keep, recorded=mode == "reverse_over_reverse")
+        second = run(
+            caller, f, prepared, options.keep, recorded=mode == "reverse_over_reverse", random=random
+        )
     recovery = constants.recovery
     if mode == "reverse_over_reverse":
         second.differentiate()

@@ -11,19 +11,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _engine, _plan
+from . import _engine, _plan, _state
 from ._affine import AffineMap, Entrance, entrances
 from ._arguments import Prepared
 from ._engine import Linearization
 from ._outputs import real_scalar
 from ._plan import FREE, RowCost
+from ._random import RandomState
 from ._row_cost import is_plain
+from ._twice import are_norms_refused
+from ._unfused import unfused
 
 __all__ = ["Options", "SecondOrder", "Seen", "chunk_for", "gradient_by", "run"]
 
 # What one column of several takes while it is pushed through f and its gradient, in gradients that f's graph
 # has: 0.6 for layers, 1.5 for a recurrence (columns alone 2.5 and 4.5).
 _PUSHED_BYTES = 2
+
+# ``f`` as recorded, and its root; ``None`` where it is constant.
+_Recorded = tuple[Linearization, "Tensor | None"]
 
 
 class Options(NamedTuple):
@@ -58,6 +64,7 @@ class SecondOrder:
         "_positions",
         "_root",
         "_row_cost",
+        "_written",
         "caller",
         "grads",
         "keep",
@@ -76,10 +83,12 @@ class SecondOrder:
         self._lin: Linearization | None = None
         self._positions: list[int | None] = [None] * len(self.grads)
         self._row_cost: RowCost | None = None
+        self._written: Callable[[], _Recorded] | None = None
 
-    def start_from(self, lin: Linearization, root: Tensor | None) -> None:
-        """``f`` as recorded; ``root`` is ``None`` where it is constant."""
-        self._first, self._root = lin, root
+    def start_from(self, recorded: _Recorded, written: Callable[[], _Recorded] | None = None) -> None:
+        """``written`` runs ``f`` again, with norms by their formulas."""
+        self._first, self._root = recorded
+        self._written = written
 
     def record(self, lin: Linearization, positions: list[int | None]) -> None:
         """``lin.roots[positions[i]]`` is the gradient by input ``i``."""
@@ -97,6 +106,12 @@ class SecondOrder:
         """The gradient, recorded so that it can be pulled back."""
         if self._first is None or self._root is None or self._lin is not None:
             return
+        if self._written is not None and are_norms_refused(self._first.survey().once, self._first.inputs):
+            written, self._written = self._written, None
+            self._first, self._root = written()
+            self.value = self._first.y
+            if self._root is None:
+                return
         grads = self._first.pull_dense([torch.ones_like(self._root)], create_graph=True)
         self.grads = grads if self.keep else [None if g is None else g.detach() for g in grads]
         roots: list[Tensor] = []
@@ -195,14 +210,36 @@ def _root(caller: str, lin: Linearization, y: Any) -> Tensor | None:
 
 
 def run(
-    caller: str, f: Callable[..., Any], prepared: Prepared, keep: bool, *, recorded: bool = True
+    caller: str,
+    f: Callable[..., Any],
+    prepared: Prepared,
+    keep: bool,
+    *,
+    recorded: bool = True,
+    random: RandomState | None = None,
 ) -> SecondOrder:
-    """Run ``f`` once. ``recorded``: its gradient is going to be pulled back, not only used."""
+    """Run ``f`` once. ``recorded``: its gradient is going to be pulled back, not only used.
+
+    From ``random`` on, if there is one, ``f`` may run again: where it differentiates norms itself.
+    """
     if recorded and (_engine.compiling() or _engine.in_transform()):
         return _run_nested(caller, f, prepared, keep)
-    lin = _engine.linearize(f, prepared, keep=keep)
-    second = SecondOrder(caller, prepared, keep, lin.y)
-    second.start_from(lin, _root(caller, lin, lin.y))
+    position = _state.mark()
+
+    def record() -> _Recorded:
+        lin = _engine.linearize(f, prepared, keep=keep)
+        return lin, _root(caller, lin, lin.y)
+
+    def written() -> _Recorded:
+        assert random is not None
+        _state.forget_since(position)
+        random.restore()
+        with unfused():
+            return record()
+
+    first = record()
+    second = SecondOrder(caller, prepared, keep, first[0].y)
+    second.start_from(first, written if recorded and random is not None and not keep else None)
     return second
 
 

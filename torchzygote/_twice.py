@@ -15,6 +15,7 @@ from torch.utils.checkpoint import CheckpointFunction
 from ._torch_private import leads_to, survey
 
 __all__ = [
+    "are_norms_refused",
     "checked_custom_functions",
     "checked_sparse_tensors",
     "refuse_reentrant",
@@ -136,14 +137,16 @@ def refuse_reentrant(roots: list[Tensor]) -> None:
         )
 
 
+_NORMS = "norm's gradient"
 _WRONG_TWICE = {
     "weight_norm": (
         "second derivative of torch._weight_norm's fused kernel takes norms for constants; call "
         "torch.nn.utils.parametrizations.weight_norm's module inside f, or write v * (g / v.norm(...))"
     ),
-    "norm's gradient": (
+    _NORMS: (
         "third derivative through layer_norm, batch_norm or instance_norm takes mean and deviation for "
-        "constants; where f differentiates such a norm itself, let it do so by torchzygote.gradient"
+        "constants; call them as torch.nn.functional.layer_norm and the like, not by names bound before, and "
+        "take gradients outside of f by torchzygote.gradient"
     ),
     "sparse_coo_tensor": (
         "second derivative by the values of torch.sparse_coo_tensor is zero; make a dense tensor of them, as "
@@ -163,3 +166,8 @@ def refuse_twice(operations: Sequence[tuple[str, Any]], inputs: Sequence[Tensor]
             raise RuntimeError(
                 f"f can't be differentiated twice, or its pullback by a cotangent: PyTorch's {wrong}"
             )
+
+
+def are_norms_refused(operations: Sequence[tuple[str, Any]], inputs: Sequence[Tensor]) -> bool:
+    """Whether :func:`refuse_twice` would refuse this for norms, which their formulas would be right for."""
+    return any(name == _NORMS and leads_to(source, inputs) for name, source in operations)

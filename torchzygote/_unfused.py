@@ -22,10 +22,11 @@ from ._torch_private import (
     enable_fused_weight_norm,
     enable_optimized_scripts,
     enable_traced_norms,
-    fused_norms_enabled,
     fused_weight_norm_enabled,
     optimized_scripts_enabled,
-    want_written_norms,
+    want,
+    wanted_here,
+    wanted_here_as,
 )
 
 __all__ = ["unfused", "unfused_as_before", "unfused_but_norms", "unfused_for"]
@@ -36,18 +37,17 @@ _KERNELS: tuple[tuple[Any, Any], ...] = (
     (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp),
     (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
     (mha.get_fastpath_enabled, mha.set_fastpath_enabled),
-    (fused_weight_norm_enabled, enable_fused_weight_norm),
-    (fused_norms_enabled, enable_fused_norms),
     (optimized_scripts_enabled, enable_optimized_scripts),
 )
 
 _math_is_on: Any = cuda.math_sdp_enabled
 _lock = threading.Lock()
 _users = 0
-# Those of them that want the norms unfused, too.
-_of_norms = 0
-# Users that don't count while something runs again as it ran before them.
+# Users that don't count while something runs again as it ran before them. Functions stay exchanged for them:
+# these ask for whom they run.
 _set_aside = 0
+_are_off = False
+_are_exchanged = False
 _switched_off: list[int] = []
 _math_was_on = True
 
@@ -70,56 +70,71 @@ def _switch_on() -> None:
         cuda.enable_math_sdp(False)
 
 
+def _count(users: int, set_aside: int = 0) -> None:
+    """So many more, or less; all is switched accordingly. The caller holds the lock."""
+    global _are_exchanged, _are_off, _set_aside, _users
+    _users += users
+    _set_aside += set_aside
+    if (_users > 0) is not _are_off:
+        _are_off = not _are_off
+        (_switch_off if _are_off else _switch_on)()
+    if (_users + _set_aside > 0) is not _are_exchanged:
+        _are_exchanged = not _are_exchanged
+        enable_fused_weight_norm(not _are_exchanged)
+        enable_fused_norms(not _are_exchanged)
+
+
 def _enter(norms: int) -> None:
-    global _of_norms, _users
     with _lock:
-        _of_norms += norms
-        want_written_norms(norms)
-        _users += 1
-        if _users == 1:
-            _switch_off()
+        want(1, norms)
+        _count(1)
 
 
 def _leave(norms: int) -> None:
-    global _of_norms, _users, _set_aside
     with _lock:
-        _of_norms -= norms
-        want_written_norms(-norms)
-        if _users == 0:  # another thread has set this one aside
-            _set_aside -= 1
-            return
-        _users -= 1
-        if _users == 0:
-            _switch_on()
+        want(-1, -norms)
+        if _users > 0:
+            _count(-1)
+        else:  # another thread has set this one aside
+            _count(0, -1)
 
 
-def unfused_for() -> int:
-    """What unfused formulas run for now: 0 for nothing, 1 for second derivatives, 2 for those of these."""
-    return 0 if _users == 0 else 2 if _of_norms else 1
+def unfused_for() -> tuple[bool, int]:
+    """Whether fused kernels are off, and what formulas run for in this thread.
 
-
-def unfused_as_before(before: int) -> contextlib.AbstractContextManager[None]:
-    """Around running something again that ran when :func:`unfused_for` said this."""
-    return (_fused, unfused_but_norms, unfused)[before]()
+    0 is for nothing, 1 for second derivatives, 2 for those of these.
+    """
+    return _users > 0, wanted_here()
 
 
 @contextlib.contextmanager
-def _fused() -> Iterator[None]:
-    global _users, _set_aside
+def unfused_as_before(before: tuple[bool, int]) -> Iterator[None]:
+    """Around running something again that ran when :func:`unfused_for` said this."""
+    are_off, here = before
+    with _kernels_off() if are_off else _kernels_on(), wanted_here_as(here):
+        yield
+
+
+@contextlib.contextmanager
+def _kernels_off() -> Iterator[None]:
+    _enter(0)
+    try:
+        yield
+    finally:
+        _leave(0)
+
+
+@contextlib.contextmanager
+def _kernels_on() -> Iterator[None]:
     with _lock:
-        count, _users = _users, 0
-        _set_aside += count
-        if count:
-            _switch_on()
+        count = _users
+        _count(-count, count)
     try:
         yield
     finally:
         with _lock:
             count = min(count, _set_aside)
-            _set_aside -= count
-            if count and not _users:
-                _switch_off()
-            _users += count
+            _count(count, -count)
 
 
 class unfused:

@@ -89,7 +89,7 @@ def _measured(
     verify: bool,
 ) -> Whole:
     """What ``f`` as recorded by one run gives, and tells of how to go on."""
-    second = run(caller, f, prepared, options.keep, recorded=mode != "forward_over_reverse")
+    second = run(caller, f, prepared, options.keep, recorded=mode != "forward_over_reverse", random=random)
     matrix = None if sparse else _factored.hessian(second, mode, options)
     if matrix is None:
         matrix = _compressed.hessian(caller, f, second, mode, options, random, sparse=sparse, verify=verify)
@@ -361,7 +361,7 @@ def _diagonals(
     options = Options(chunk_size, keep, progress)
     with held(params), _state.differentiation(), unfused() if keep else unfused_but_norms():
         random = None if _engine.compiling() else RandomState()
-        second = run(caller, f, prepared, options.keep)
+        second = run(caller, f, prepared, options.keep, random=random)
         second.differentiate()
         found = _dense_hessians.diagonals_along_batch(second, options)
         _factored.add_diagonals(second, options, found)

@@ -58,7 +58,7 @@ from .nodes import (
     source_of,
     value_of_node,
 )
-from .norms import enable_fused_norms, enable_traced_norms, fused_norms_enabled, want_written_norms
+from .norms import enable_fused_norms, enable_traced_norms
 from .operators import (
     DispatchMode,
     OpOverload,
@@ -91,6 +91,7 @@ from .tensors import (
     weak_storage,
 )
 from .tracer import known_to_be_one, trace_name, tracer_follows_lower_hooks, tracer_follows_pullbacks
+from .wants import want, wanted_here, wanted_here_as
 from .wrappers import (
     batched_everywhere,
     batched_like,
@@ -129,7 +130,6 @@ __all__ = [
     "enable_traced_norms",
     "forward_mode_enabled",
     "functorch_depth",
-    "fused_norms_enabled",
     "fused_weight_norm_enabled",
     "grad_level",
     "group_by_device_and_dtype",
@@ -201,7 +201,9 @@ __all__ = [
     "uncompiled",
     "value_of_node",
     "vmap_flat",
-    "want_written_norms",
+    "want",
+    "wanted_here",
+    "wanted_here_as",
     "weak_storage",
     "without_rows",
 ]

@@ -58,8 +58,21 @@ def _det(_: Any, matrix: Tensor) -> Tensor:
 def _sign_and_log(matrix: Tensor) -> tuple[Tensor, Tensor]:
     permutation, _, upper = _decomposed(matrix)
     diagonal = upper.diagonal(dim1=-2, dim2=-1)
-    sign = torch.linalg.det(permutation) * diagonal.sgn().prod(-1)
-    return sign, diagonal.abs().log().sum(-1)
+    if diagonal.is_complex():
+        signs, logs = _complex_signs_and_logs(diagonal)
+    else:
+        signs, logs = diagonal.sgn(), diagonal.abs().log()
+    return torch.linalg.det(permutation) * signs.prod(-1), logs.sum(-1)
+
+
+def _complex_signs_and_logs(z: Tensor) -> tuple[Tensor, Tensor]:
+    """``z.sgn()`` and ``z.abs().log()``: derivatives of complex ``sgn`` can't be differentiated (2.13)."""
+    size = z.detach().abs()  # as a unit, so that squares neither overflow nor vanish; none of it matters
+    is_zero = size == 0
+    unit = z / size.masked_fill(is_zero, 1.0)
+    square = unit.real.square() + unit.imag.square()
+    logs = square.log() / 2 + size.masked_fill(is_zero, 1.0).log()
+    return unit * square.masked_fill(is_zero, 1.0).rsqrt(), logs
 
 
 def _slogdet(given: Any, matrix: Tensor) -> Any:
@@ -85,7 +98,16 @@ def _householder_product(given: Tensor, vectors: Tensor, tau: Tensor) -> Tensor:
 def _select_scatter(given: Tensor, x: Tensor, src: Tensor, dim: int, index: int) -> Tensor:
     size = x.shape[dim]
     mask = torch.arange(size, device=x.device) == index % size
-    return torch.where(mask.view(-1, *[1] * (x.dim() - 1 - dim % x.dim())), src.unsqueeze(dim), x)
+    mask = mask.view(-1, *[1] * (x.dim() - 1 - dim % x.dim()))
+    return torch.where(mask, src.to(x.dtype).unsqueeze(dim), x)
+
+
+def _laid_out(y: Tensor, given: Tensor) -> Tensor:
+    """``y`` in memory as the operator has it, for code that takes views."""
+    if y.stride() == given.stride():
+        return y
+    order = sorted(range(y.dim()), key=given.stride, reverse=True)
+    return y.permute(order).contiguous().permute(sorted(range(y.dim()), key=order.__getitem__))
 
 
 # Each is given what the operator returned, then its arguments.
@@ -117,7 +139,10 @@ class _ByFormulas(TorchFunctionMode):
         ):
             return found
         named = [given.pop(name) for names in (_FIRST, _SECOND) for name in names if name in given]
-        return formula(found, *args, *named, **given)
+        y = formula(found, *args, *named, **given)
+        if isinstance(y, Tensor):
+            return _laid_out(y, found)
+        return type(found)(map(_laid_out, y, found))
 
 
 def pushed_by_formulas() -> contextlib.AbstractContextManager[Any]:

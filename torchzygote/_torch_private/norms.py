@@ -17,30 +17,22 @@ from torch import Tensor
 
 from .forward import in_forward_ad
 from .levels import in_functorch_derivative
+from .wants import norms_are_wanted, runs_fused_under_hooks, under_hooks
 
-__all__ = ["enable_fused_norms", "enable_traced_norms", "fused_norms_enabled", "want_written_norms"]
+__all__ = ["enable_fused_norms", "enable_traced_norms"]
 
 _layer_norm: Any = torch.layer_norm
 _batch_norm: Any = torch.batch_norm
 _instance_norm: Any = torch.instance_norm
 _HALVES = (torch.float16, torch.bfloat16)
-# How many want the formulas for all that runs.
-_wanted = 0
-
-
-def want_written_norms(change: int) -> None:
-    """One more, or one less, who wants the formulas where the operators are exchanged.
-
-    Without any, they are taken inside transforms and dual numbers alone.
-    """
-    global _wanted
-    _wanted += change
 
 
 def _may_be_fused() -> bool:
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or in_functorch_derivative():
         return False
-    return _wanted <= 0 and not in_functorch_derivative() and not in_forward_ad()
+    if under_hooks():
+        return runs_fused_under_hooks()
+    return not norms_are_wanted() and not in_forward_ad()
 
 
 def _standardized(
@@ -147,10 +139,6 @@ _PAIRS: dict[str, tuple[Any, Any]] = {
 }
 
 
-def fused_norms_enabled() -> bool:
-    return any(getattr(torch, name) is fused for name, (fused, _) in _PAIRS.items())
-
-
 def enable_fused_norms(enabled: bool) -> None:
     """Whether ``torch.layer_norm`` and its like are the operators; what others have put there stays."""
     for name, (fused, written) in _PAIRS.items():
@@ -212,6 +200,15 @@ def _traced_instance_norm(
 
 def enable_traced_norms(enabled: bool) -> None:
     """The same, while ``torch.compile`` traces; it undoes that as the block ends."""
-    F.layer_norm = _F_layer_norm if enabled else _traced_layer_norm
-    F.batch_norm = _F_batch_norm if enabled else _traced_batch_norm
-    F.instance_norm = _F_instance_norm if enabled else _traced_instance_norm
+    enable_fused_norms(enabled)
+    for name, pair in _TRACED_PAIRS.items():
+        before, after = reversed(pair) if enabled else pair
+        if getattr(F, name) is before:
+            setattr(F, name, after)
+
+
+_TRACED_PAIRS: dict[str, tuple[Any, Any]] = {
+    "layer_norm": (_F_layer_norm, _traced_layer_norm),
+    "batch_norm": (_F_batch_norm, _traced_batch_norm),
+    "instance_norm": (_F_instance_norm, _traced_instance_norm),
+}

@@ -1,0 +1,88 @@
+"""Who wants formulas in place of the functions that are exchanged for them.
+
+These are exchanged process-wide, so that it is asked as they run. What runs under hooks on saved tensors may
+run again, as ``torch.utils.checkpoint`` does, and must do the same then, whatever other threads have begun or
+ended meanwhile: there, the derivatives of this thread decide alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+import torch
+
+__all__ = [
+    "norms_are_wanted",
+    "runs_fused_under_hooks",
+    "under_hooks",
+    "want",
+    "wanted_here",
+    "wanted_here_as",
+]
+
+
+class _Here(threading.local):
+    """Per thread: how many derivatives want formulas, and how many of them want those of norms, too.
+
+    ``told``: by :func:`wanted_here_as`, so that it is right in a thread of PyTorch's, too.
+    """
+
+    def __init__(self) -> None:
+        self.users = 0
+        self.of_norms = 0
+        self.told = False
+
+
+_here = _Here()
+# In all threads.
+_of_norms = 0
+
+
+def want(users: int, of_norms: int) -> None:
+    """So many more, or less; one thread at a time."""
+    global _of_norms
+    _of_norms += of_norms
+    here = _here
+    here.users += users
+    here.of_norms += of_norms
+
+
+def norms_are_wanted() -> bool:
+    """Whether anybody wants the formulas of norms."""
+    return _of_norms > 0
+
+
+def wanted_here() -> int:
+    """By this thread: 0 for nothing, 1 for formulas, 2 for those of norms, too."""
+    here = _here
+    return 0 if here.users == 0 else 2 if here.of_norms else 1
+
+
+@contextlib.contextmanager
+def wanted_here_as(before: int) -> Iterator[None]:
+    """Around running something again that ran when :func:`wanted_here` said this."""
+    here = _here
+    kept = here.users, here.of_norms, here.told
+    here.users, here.of_norms, here.told = int(before > 0), int(before > 1), True
+    try:
+        yield
+    finally:
+        here.users, here.of_norms, here.told = kept
+
+
+def under_hooks() -> bool:
+    """Whether hooks on saved tensors are in force; PyTorch has no public question for that."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+
+def runs_fused_under_hooks() -> bool:
+    """Whether the operators themselves run there: no derivative of this thread wants formulas.
+
+    Backward passes on a device have threads of PyTorch's own, which don't tell whose they are.
+    """
+    here = _here
+    if here.users > 0:
+        return False
+    return here.told or not isinstance(threading.current_thread(), threading._DummyThread)
