@@ -73,7 +73,7 @@ PLAIN: dict[str, tuple[Function, list[tuple[int, ...]]]] = {
 def rows(monkeypatch: pytest.MonkeyPatch, products: list[int]) -> list[int]:
     """How many products are asked for, where even the smallest problem is worth it."""
     monkeypatch.setattr(_layer_rows, "_pays", lambda *args: True)
-    monkeypatch.setattr(_layer_rows, "LEAST_ROWS", 1)
+    monkeypatch.setattr(_layer_rows, "_LEAST_ROWS", 1)
     for name in ("_LEAST_BYTES", "_LOOK", "_OPERATION", "_TERM"):
         monkeypatch.setattr(_layer_rows, name, 0)
     return products

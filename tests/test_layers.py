@@ -174,7 +174,7 @@ PLAIN: dict[str, tuple[Function, list[tuple[int, ...]]]] = {
 def rows(monkeypatch: pytest.MonkeyPatch, products: list[int]) -> list[int]:
     """How many products are asked for, where even the smallest problem is worth it."""
     monkeypatch.setattr(_layer_rows, "_pays", lambda *args: True)
-    monkeypatch.setattr(_layer_rows, "LEAST_ROWS", 1)
+    monkeypatch.setattr(_layer_rows, "_LEAST_ROWS", 1)
     for name in ("_LEAST_BYTES", "_LOOK", "_OPERATION", "_TERM"):
         monkeypatch.setattr(_layer_rows, name, 0)
     return products
@@ -297,6 +297,34 @@ def test_a_norm_of_equal_numbers(dtype: torch.dtype, rows: list[int]) -> None:
     found = jacobian(f, *xs, mode="reverse")
     assert sum(rows) == 1
     torch.testing.assert_close(list(found), by_rows(f, xs), rtol=1e-4, atol=1e-3)
+
+
+NORMS = [S, S, S]
+SHARED: dict[str, tuple[Function, list[tuple[int, ...]]]] = {
+    "added twice": (lambda a: (X3.sin() + a + a).sum((1, 2)), [(4, 6)]),
+    "one after the other": (lambda a, b: (((X3 + a) + b) + a).sin().sum((1, 2)), [(4, 6), (4, 6)]),
+    "two norms, one of them again": (
+        lambda w, a, b: total(F.layer_norm(X, S, w, a) + F.layer_norm(X.sin(), S, w, b) + X.cos() * w + a),
+        NORMS,
+    ),
+    "biases": (lambda w, a, b: (F.layer_norm(X, S, w, a) + F.layer_norm(X.sin(), S, w, a) + b).sum(1), NORMS),
+}
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("name", SHARED)
+def test_values_that_autograd_gives_the_same_memory(name: str, verify: bool, rows: list[int]) -> None:
+    f, shapes = SHARED[name]
+    xs = arguments(shapes)
+    found = jacobian(f, *xs, mode="reverse", verify=verify)
+    expected = by_rows(f, xs)
+    torch.testing.assert_close(list(found), expected)
+    assert sum(rows) == 1
+    for J in found:  # nor do the results share any
+        assert J.is_contiguous()
+        J.zero_()
+    torch.testing.assert_close(list(jacobian(f, *xs, mode="reverse", verify=verify)), expected)
+    assert len({J.data_ptr() for J in found}) == len(found)
 
 
 def test_axes_of_the_same_size(rows: list[int]) -> None:

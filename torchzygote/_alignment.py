@@ -23,7 +23,7 @@ __all__ = ["Alignment", "aligned_axes", "jointly_aligned", "keeps_elements_apart
 
 _log = logging.getLogger("torchzygote")
 
-_MOST_NODES = 2000
+_MOST_NODES = 20_000
 
 # They move elements, each to a place or two.
 _MOVES = """

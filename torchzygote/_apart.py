@@ -66,8 +66,14 @@ class OfLayers(Apart):
 
     def parts(self, products: Tensor, keep: bool) -> Iterator[tuple[int, Tensor]]:
         axes = [q for _, q in self.pairs]
+        memory = products.untyped_storage().data_ptr()
         for i, one in self.layers:
-            yield i, one.way.back(one.pulled(products, axes, keep))
+            rows = one.way.back(one.pulled(products, axes, keep))
+            if (
+                rows.untyped_storage().data_ptr() == memory
+            ):  # autograd's own, and perhaps another value's, too
+                rows = rows.clone()
+            yield i, rows
 
 
 class OfMap(Apart):

@@ -28,7 +28,7 @@ from ._layers import lost_digits
 from ._plan import RowCost
 from ._row_cost import is_plain, row_cost
 from ._second_order import Options, chunk_for
-from ._separable import LEAST_ROWS, BlockSeeds, by_block, of_itself
+from ._separable import BlockSeeds, by_block, of_itself
 from ._torch_private import node_shape, survey
 
 __all__ = ["jacobians"]
@@ -40,6 +40,7 @@ _LOOK = 16_000
 _TERM = 1_200_000
 # Less than that isn't worth a look at all.
 _LEAST_BYTES = 1 << 20
+_LEAST_ROWS = 4
 # One walk for each value may take such a part of the time that rows take the dense way.
 _WORTH_WALKS = 20
 # Values made of weights have so many times their elements, at most.
@@ -74,7 +75,7 @@ def jacobians(
     found: list[Tensor | None] = [None] * len(lin.inputs)
     # Where operations take longer than what they move, rows together cost little more than one.
     least = max(_LEAST_BYTES, 2 * cost.nodes * _OPERATION, len(found) * _TERM - cost.nodes * _OPERATION)
-    if products < LEAST_ROWS or products * cost.nbytes < least:
+    if products < _LEAST_ROWS or products * cost.nbytes < least:
         return found
     if _engine.compiling() or _engine.in_transform() or not is_plain(lin):
         return found
@@ -225,7 +226,10 @@ class _Block:
         self._whole: Tensor | None = None
 
     def add(self, lo: int, hi: int, part: Tensor) -> None:
-        """Rows ``lo`` to ``hi`` of each block, shape (blocks, hi - lo, *the input's), of one term."""
+        """Rows ``lo`` to ``hi`` of each block, shape (blocks, hi - lo, *the input's), of one term.
+
+        Nobody else holds the memory of ``part``.
+        """
         part = part.reshape(self._shape[0], hi - lo, self._shape[2])
         if self._keep or hi - lo == self._shape[1]:
             before = self._chunks.get(lo)
