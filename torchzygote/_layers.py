@@ -193,7 +193,7 @@ def _norm(
     if place.position == 0:
         return None
     if place.position == 1:
-        standardized(place, False)  # raises where what was saved has been changed
+        place.saved("_saved_input", False)  # raises where it has been changed
         return own, _scaled(place, own, standardized)
     return own, _scaled(place, own, _one)
 

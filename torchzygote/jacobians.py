@@ -238,8 +238,8 @@ def jacobian(
         computed with one product for each color of a coloring of it. Without it, that is done where it is
         estimated to be cheaper, and the result is dense.
     verify : bool
-        Check a result that was found by colors against one product with a random vector. A mismatch gives the
-        dense way's answer and a warning.
+        Check a result that was found by colors or layers against one product with a random vector. A mismatch
+        gives the dense way's answer and a warning.
 
     Returns
     -------
