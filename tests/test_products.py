@@ -149,13 +149,13 @@ def test_chunks_in_inference_mode() -> None:
 
 def test_rows_record_no_further_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     recorded: list[bool] = []
-    pull_back = _engine.pull_back
+    pull_back = _engine.pulled
 
     def noting(roots: Any, seeds: Any, inputs: Any, retain: bool, create_graph: bool) -> Any:
         recorded.append(create_graph)
         return pull_back(roots, seeds, inputs, retain, create_graph)
 
-    monkeypatch.setattr(_engine, "pull_back", noting)
+    monkeypatch.setattr(_engine, "pulled", noting)
     x = torch.randn(50)
     jacobian(lambda x: x.sin() * x.sum(), x, chunk_size=20, mode="reverse")
     assert recorded == [False] * 3
