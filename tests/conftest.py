@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 import torch
 
-from torchzygote import _products
+from torchzygote import _layer_rows, _products
 from torchzygote._engine import Linearization
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=40)
@@ -56,6 +56,16 @@ def products(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(_products, "vjps", count)
     return counted
+
+
+@pytest.fixture
+def rows(monkeypatch: pytest.MonkeyPatch, products: list[int]) -> list[int]:
+    """How many products a Jacobian asks for, where layers are looked for in the smallest problem, too."""
+    monkeypatch.setattr(_layer_rows, "_pays", lambda *args: True)
+    monkeypatch.setattr(_layer_rows, "_LEAST_ROWS", 1)
+    for name in ("_LEAST_BYTES", "_LOOK", "_OPERATION", "_TERM"):
+        monkeypatch.setattr(_layer_rows, name, 0)
+    return products
 
 
 @pytest.fixture

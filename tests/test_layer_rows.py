@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from factored_cases import arguments
 from torch import Tensor, nn
 
 from torchzygote import Params, _alignment, _alignment_rules, _layer_rows, jacobian, withjacobian
@@ -67,21 +68,6 @@ PLAIN: dict[str, tuple[Function, list[tuple[int, ...]]]] = {
     "elsewhere": (lambda w: (X @ w).tanh() @ R + w.sum(), [WT]),
     "checkpointed": (lambda w: checkpointed(lambda h: h.tanh() @ R, X @ w), [WT]),
 }
-
-
-@pytest.fixture
-def rows(monkeypatch: pytest.MonkeyPatch, products: list[int]) -> list[int]:
-    """How many products are asked for, where even the smallest problem is worth it."""
-    monkeypatch.setattr(_layer_rows, "_pays", lambda *args: True)
-    monkeypatch.setattr(_layer_rows, "_LEAST_ROWS", 1)
-    for name in ("_LEAST_BYTES", "_LOOK", "_OPERATION", "_TERM"):
-        monkeypatch.setattr(_layer_rows, name, 0)
-    return products
-
-
-def arguments(shapes: list[tuple[int, ...]], dtype: torch.dtype = D) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    return [torch.randn(shape, generator=generator, dtype=D).to(dtype) for shape in shapes]
 
 
 def by_torch_func(f: Function, xs: list[Tensor]) -> list[Tensor]:

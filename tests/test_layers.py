@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import factored_cases
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchzygote import Params, _layer_rows, _layers, _windows, jacobian
+from torchzygote import Params, _layers, _windows, jacobian
 from torchzygote.checkpointing import checkpointed
 
 Function = Callable[..., Tensor]
@@ -170,19 +171,8 @@ PLAIN: dict[str, tuple[Function, list[tuple[int, ...]]]] = {
 }
 
 
-@pytest.fixture
-def rows(monkeypatch: pytest.MonkeyPatch, products: list[int]) -> list[int]:
-    """How many products are asked for, where even the smallest problem is worth it."""
-    monkeypatch.setattr(_layer_rows, "_pays", lambda *args: True)
-    monkeypatch.setattr(_layer_rows, "_LEAST_ROWS", 1)
-    for name in ("_LEAST_BYTES", "_LOOK", "_OPERATION", "_TERM"):
-        monkeypatch.setattr(_layer_rows, name, 0)
-    return products
-
-
 def arguments(shapes: list[tuple[int, ...]], dtype: torch.dtype = D) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    return [(torch.randn(shape, generator=generator, dtype=D) + 2).to(dtype) for shape in shapes]
+    return [(x + 2).to(dtype) for x in factored_cases.arguments(shapes)]  # away from zero
 
 
 def by_rows(f: Function, xs: list[Tensor]) -> list[Tensor]:

@@ -234,9 +234,9 @@ def _by_given_statistics(place: _Place, keep: bool) -> Tensor:
 
 
 def lost_digits(one: Layer) -> float:
-    """How many times larger than one the numbers are of whose differences a norm is made; 0 of no norm."""
+    """How many times larger than one the numbers are that a norm subtracts; 0 for all but the weights of one."""
     node, kind = one.z[0], kind_of_node(one.z[0].name())
-    if kind not in ("NativeLayerNorm", "NativeGroupNorm"):
+    if kind not in ("NativeLayerNorm", "NativeGroupNorm") or node.next_functions[1] != one.way.value:
         return 0.0
     mean, scale = node._saved_result1.detach(), node._saved_result2.detach()
     return float((mean.abs() * scale).amax())
