@@ -234,7 +234,7 @@ def _by_given_statistics(place: _Place, keep: bool) -> Tensor:
 
 
 def lost_digits(one: Layer) -> float:
-    """How many times larger than one the numbers are that a norm subtracts; 0 for all but the weights of one."""
+    """How many times larger than one the numbers are that a norm subtracts; 0 but for its weights."""
     node, kind = one.z[0], kind_of_node(one.z[0].name())
     if kind not in ("NativeLayerNorm", "NativeGroupNorm") or node.next_functions[1] != one.way.value:
         return 0.0
