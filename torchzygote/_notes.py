@@ -41,10 +41,10 @@ def pulled(
         if "donated buffers" in str(error):
             _add_note(
                 error,
-                "a compiled model whose backward pass overwrites what the forward pass kept can be pulled "
-                "back once, without keeping the graph: by gradient and withgradient. For the others set "
-                "torch._functorch.config.donated_buffer = False before it is compiled (before it runs for "
-                "the first time).",
+                "the model's first backward pass, here or in the compiler's cache, kept no graph; it is "
+                "compiled to overwrite what the forward pass kept, and can be pulled back once, by gradient "
+                "and withgradient. For the others set torch._functorch.config.donated_buffer = False before "
+                "it is compiled (before it runs for the first time).",
             )
         raise
 
