@@ -26,6 +26,7 @@ from torchzygote._torch_private import scripts
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning"),  # from 2.14 on
 ]
 
 DOUBLE = torch.float64

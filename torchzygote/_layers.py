@@ -217,7 +217,7 @@ def _group_normalized(place: _Place, keep: bool) -> Tensor:
     grouped = x.reshape(*mean.shape[:2], -1)
     if keep:
         spread, mean = torch.var_mean(grouped.to(mean.dtype), 2, correction=0, keepdim=True)
-        scale = (spread + node_attribute(place.node, "_saved_eps")).rsqrt()
+        scale = (spread + (scale**-2 - spread.detach())).rsqrt()
     found: Tensor = ((grouped - mean) * scale).to(x.dtype).view(x.shape)
     return found
 

@@ -195,6 +195,7 @@ _BY_CUDNN = frozenset({"ConvolutionBackward0", "ConvolutionBackwardBackward0", "
 _TF32 = 2.0**-10
 # That one's gradient by the bias fails where it is to be differentiated (2.13).
 _GROUPED = "NativeGroupNormBackward0"
+_GROUPED_BIAS_FAILS = torch.__version__ < "2.14"  # its derivatives by a bias without a weight
 _TOLD_BY_NAME = frozenset(
     {*_NOT_LINEAR_AT_ZERO, *_SPARSE, *_BY_LU, *_BY_CUDNN, *_MISBATCHED, *_BIASED, *_ONCE_BY, _GROUPED}
 )
@@ -250,7 +251,8 @@ def survey(roots: Sequence[Tensor]) -> Survey:
                 once.append((operation, node.next_functions[place][0]))
         elif (bias := _only_bias(node)) is not None:
             if name == _GROUPED:
-                once.append(("group_norm", bias))
+                if _GROUPED_BIAS_FAILS:
+                    once.append(("group_norm", bias))
             else:
                 biased.append(node)
         for meta in node._input_metadata:
