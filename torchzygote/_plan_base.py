@@ -178,7 +178,9 @@ class Plan:
         >>> plan(torch.ones(3))[0].values()
         tensor([2., 2., 2.])
         """
-        options = {"fullgraph": True, "dynamic": False, **options}
+        from ._torch_private.compiled_plans import compiler_options  # loads the compiler: two seconds
+
+        options = compiler_options({"fullgraph": True, "dynamic": False, **options})
         self._compiled = torch.compile(_with_code_of_its_own(self._values_and_doubts), **options)
         return self
 
