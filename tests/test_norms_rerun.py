@@ -132,6 +132,19 @@ def test_what_another_thread_begins_meanwhile(body: str, kind: str, way: str, be
     torch.testing.assert_close(found, WAYS[way](scalar(formula)))
 
 
+@pytest.mark.parametrize("begun", BEGUN)
+@pytest.mark.parametrize("way", ["gradient", "plain autograd"])
+@pytest.mark.parametrize("body", BODIES)
+def test_values_do_not_depend_on_other_threads(body: str, way: str, begun: str) -> None:
+    """Not even in their rounding."""
+    f = scalar(BODIES[body][0])
+    value, expected = f(X), WAYS[way](f)
+    with Elsewhere(BEGUN[begun]) as elsewhere:
+        elsewhere.start()
+        found = f(X), WAYS[way](f)
+    torch.testing.assert_close(found, (value, expected), rtol=0, atol=0)
+
+
 @pytest.fixture
 def running_again() -> Iterator[Callable[[], None]]:
     """Another thread that runs something again as it ran before derivatives began, while called."""

@@ -15,7 +15,7 @@ from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .wants import runs_fused_under_hooks, under_hooks
+from .wants import runs_fused_here
 
 __all__ = [
     "DispatchMode",
@@ -165,7 +165,7 @@ _old_weight_norm: Any = importlib.import_module("torch.nn.utils.weight_norm")
 
 def _unfused_weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     """What ``torch._weight_norm`` itself computes where it has no kernel."""
-    if not torch.compiler.is_compiling() and under_hooks() and runs_fused_under_hooks():
+    if not torch.compiler.is_compiling() and runs_fused_here():
         return _fused_weight_norm(v, g, dim)  # type: ignore[no-any-return]
     return v * (g / torch.norm_except_dim(v, 2, dim))
 

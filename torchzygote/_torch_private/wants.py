@@ -1,8 +1,8 @@
 """Who wants formulas in place of the functions that are exchanged for them.
 
-These are exchanged process-wide, so that it is asked as they run. What runs under hooks on saved tensors may
-run again, as ``torch.utils.checkpoint`` does, and must do the same then, whatever other threads have begun or
-ended meanwhile: there, the derivatives of this thread decide alone.
+These are exchanged process-wide, so that it is asked as they run: the derivatives of the thread that runs
+them decide, and no value hangs on what other threads do. What runs under hooks on saved tensors may run
+again, as ``torch.utils.checkpoint`` does, and must do the same then.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 __all__ = [
     "norms_are_wanted",
-    "runs_fused_under_hooks",
+    "runs_fused_here",
     "under_hooks",
     "want",
     "wanted_here",
@@ -50,8 +50,11 @@ def want(users: int, of_norms: int) -> None:
 
 
 def norms_are_wanted() -> bool:
-    """Whether anybody wants the formulas of norms."""
-    return _of_norms > 0
+    """Whether this thread wants the formulas of norms; one of PyTorch's own, whether anybody does."""
+    here = _here
+    if here.of_norms > 0 or _of_norms == 0:
+        return here.of_norms > 0
+    return not here.told and _is_pytorchs()
 
 
 def wanted_here() -> int:
@@ -77,12 +80,14 @@ def under_hooks() -> bool:
     return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
-def runs_fused_under_hooks() -> bool:
-    """Whether the operators themselves run there: no derivative of this thread wants formulas.
-
-    Backward passes on a device have threads of PyTorch's own, which don't tell whose they are.
-    """
+def runs_fused_here() -> bool:
+    """Whether the operators themselves run: no derivative of this thread wants formulas."""
     here = _here
     if here.users > 0:
         return False
-    return here.told or not isinstance(threading.current_thread(), threading._DummyThread)
+    return here.told or not _is_pytorchs()
+
+
+def _is_pytorchs() -> bool:
+    """Whether this thread is one that backward passes on a device have, which doesn't tell whose it is."""
+    return isinstance(threading.current_thread(), threading._DummyThread)
