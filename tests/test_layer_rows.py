@@ -249,3 +249,27 @@ def test_small_problems_do_not_look_for_affine_maps(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(_layer_rows, "Entering", None)
     f, shapes, _ = FEW["outputs"]
     jacobian(f, *arguments(shapes), mode="reverse")
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [nn.LayerNorm(6), nn.GroupNorm(2, 6), nn.BatchNorm1d(6).eval()],
+    ids=["layer norm", "group norm", "batch norm"],
+)
+def test_norms_under_autocast(norm: nn.Module, rows: list[int]) -> None:
+    """Their weights are float32 beside values in bfloat16, which PyTorch can't batch."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 6), norm, nn.GELU(), nn.Linear(6, 4))
+    x, y, ps = X.float(), torch.arange(8) % 4, Params(net)
+
+    def losses() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            scores = net(x)
+        return F.cross_entropy(scores.float(), y, reduction="none")
+
+    found = jacobian(losses, ps)
+    assert rows[0] == 1  # of the network; the others only through what casts a weight
+    for i, loss in enumerate(losses()):
+        expected = torch.autograd.grad(loss, list(ps), retain_graph=True)
+        for p, slope in zip(ps, expected, strict=True):
+            torch.testing.assert_close(found[p][i], slope.reshape(-1), rtol=1e-2, atol=1e-3)

@@ -51,6 +51,7 @@ class _Place(NamedTuple):
     position: int
     shape: tuple[int, ...]
     out: tuple[int, ...]
+    dtype: torch.dtype  # the piece's
 
     def saved(self, name: str, keep: bool) -> Tensor:
         """A tensor that the operation has saved."""
@@ -71,10 +72,10 @@ def layer(node: Any, position: int, way: Way, dtype: torch.dtype) -> Layer | Loo
     rule = _RULES.get(kind)
     if rule is None or out is None or 0 in (math.prod(out), math.prod(way.shape)):
         return None
-    if dtype.is_complex or node._input_metadata[0].dtype != dtype:
+    if dtype.is_complex or not _takes(kind, dtype, node._input_metadata[0].dtype):
         return None
     try:
-        found = rule(_Place(node, position, way.shape, out))
+        found = rule(_Place(node, position, way.shape, out, dtype))
     except RuntimeError:  # what it saved was changed or freed
         return None
     if found is None:
@@ -85,6 +86,13 @@ def layer(node: Any, position: int, way: Way, dtype: torch.dtype) -> Layer | Loo
         index, padding = _LOOKUPS[kind](node)
         return Lookup(entered, _taken(node, way, index, padding))
     return entered
+
+
+def _takes(kind: str, dtype: torch.dtype, out: torch.dtype) -> bool:
+    """Whether it works in one dtype; norms have weights in float32 beside values in half precision."""
+    if out == dtype:
+        return True
+    return kind in _NORMS and dtype == torch.float32 and out in (torch.float16, torch.bfloat16)
 
 
 def _by_sample(given: Tensor, axes: Sequence[int], own: Sequence[int], shape: Sequence[int]) -> Tensor:
@@ -129,7 +137,7 @@ def _repeated(place: _Place) -> tuple[Sequence[int], Pull] | None:
 
 def _scaled(place: _Place, own: Sequence[int], factor: _Factor) -> Pull:
     def pulled(given: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
-        by = factor(place, keep)
+        given, by = given.to(place.dtype), factor(place, keep)
         if by is not None and not (isinstance(by, float) and by == 1.0):
             given = given * by
         return _by_sample(given, axes, own, place.shape)
@@ -205,7 +213,7 @@ def _layer_normalized(place: _Place, keep: bool) -> Tensor:
         dims = tuple(range(x.dim() - len(place.shape), x.dim()))
         spread, of_x = torch.var_mean(x.to(mean.dtype), dims, correction=0, keepdim=True)
         mean, scale = of_x, (spread + (scale**-2 - spread.detach())).rsqrt()
-    found: Tensor = ((x - mean) * scale).to(x.dtype)
+    found: Tensor = ((x - mean) * scale).to(place.dtype)
     return found
 
 
@@ -218,7 +226,7 @@ def _group_normalized(place: _Place, keep: bool) -> Tensor:
     if keep:
         spread, mean = torch.var_mean(grouped.to(mean.dtype), 2, correction=0, keepdim=True)
         scale = (spread + (scale**-2 - spread.detach())).rsqrt()
-    found: Tensor = ((grouped - mean) * scale).to(x.dtype).view(x.shape)
+    found: Tensor = ((grouped - mean) * scale).to(place.dtype).view(x.shape)
     return found
 
 
@@ -229,7 +237,7 @@ def _by_given_statistics(place: _Place, keep: bool) -> Tensor:
         for name in ("_saved_running_mean", "_saved_running_var")
     )
     scale = (spread + node_attribute(place.node, "_saved_eps")).rsqrt()
-    found: Tensor = ((x - mean) * scale).to(x.dtype)
+    found: Tensor = ((x - mean) * scale).to(place.dtype)
     return found
 
 
@@ -338,6 +346,7 @@ def _taken(node: Any, way: Way, index: Tensor, padding: int | None) -> Way:
     return way.on((node, 0), (*index.shape, *shape[1:]), lambda given: given[index], back)
 
 
+_NORMS = ("NativeLayerNorm", "NativeGroupNorm", "NativeBatchNorm")
 _RULES: dict[str, _Rule] = {
     "Add": _broadcast(_added),
     "Sub": _broadcast(_subtracted),
