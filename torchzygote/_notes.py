@@ -102,8 +102,8 @@ def _on_write(error: RuntimeError, text: str) -> None:
     if "captured Tensor" in text:
         _add_note(
             error,
-            "inside a torch.func transform f may not write in place into what it closes over. A batch norm "
-            "in training mode does so with its running statistics: call module.eval(), or "
+            "in forward mode and inside torch.func transforms f may not write in place into what it closes "
+            "over. A batch norm in training mode does so with its running statistics: call module.eval(), or "
             "torch.func.replace_all_batch_norm_modules_(module).",
         )
         return
