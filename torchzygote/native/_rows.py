@@ -68,8 +68,12 @@ def seed_rows(
     tensor([[1., 0., 1., 0.],
             [0., 1., 0., 0.]])
     """
+    whole = colors is None and lo == 0 and hi == numel
+    if whole and torch.compiler.is_compiling():
+        # Inductor compares indices anew wherever a product reads an `eye`; this one it keeps in memory.
+        return torch.ones(numel, dtype=dtype, device=device).diag_embed()
     small = colors is None and (hi - lo) * numel < _SMALL and torch.device(device).type == "cpu"
-    if small and lo == 0 and hi == numel:
+    if small and whole:
         return torch.eye(numel, dtype=dtype, device=device)  # 7 microseconds for 10 x 10, two operators 20
     if 0 <= lo <= hi and numel >= 0 and not small and compiled(colors):
         block = torch.empty(hi - lo, numel, dtype=dtype, device=device)
