@@ -28,8 +28,9 @@ FIRST = ("quickstart.py", "train_digits.py")
 
 HEAD = """# Gallery
 
-The scripts in `examples/`, what they print and what they draw. Each runs from a fresh clone, in about a
-minute: `python examples/NAME.py`. This page is made by running them (`make gallery`).
+The scripts in `examples/`, what they print and what they draw. From a checkout, with the `examples` extra
+installed (SciPy, scikit-learn, matplotlib), each runs in about a minute: `python examples/NAME.py`. This page
+is made by running them (`make gallery`).
 """
 
 

@@ -147,10 +147,12 @@ def plot(runs: Sequence[Run], accurate: Run, size: int, path: Path) -> None:
     names = [run.name.replace(", ", ",\n") for run in runs]
     bars.barh(names, [run.seconds for run in runs], color=["tab:gray", "tab:orange", "tab:purple"])
     for i, run in enumerate(runs):
-        text = f" {run.seconds:.1f} s, {run.calls} calls"
+        products = f" + {run.products} products" if run.products else ""
+        text = f" {run.seconds:.1f} s, {run.calls} calls{products}"
         bars.annotate(text, (run.seconds, i), va="center", fontsize=9)
     bars.set_xlim(0, 1.3 * max(run.seconds for run in runs))
-    bars.set_title("seconds with Jacobians from", fontsize=10)
+    title = "seconds, calls of the right-hand side and products of plans, with Jacobians from"
+    bars.set_title(title, fontsize=10)
     bars.spines[["top", "right"]].set_visible(False)
     bars.invert_yaxis()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -194,10 +196,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Run]:
     accurate = solve("accurate", rhs, options.tolerance * 1e-3, plan)
     for run in runs:
         print(f"{run}; distance from the solution {largest_difference(run, accurate):.1e}")
-    slowest, ours = runs[0], runs[-1]
+    blind, told, ours = runs
     print(
-        f"with the plan: {slowest.seconds / ours.seconds:.1f} times as fast, 1 call instead of "
-        f"{slowest.calls / ours.calls:.1f}"
+        f"with the plan: {blind.seconds / ours.seconds:.1f} times as fast as by differences, "
+        f"{told.seconds / ours.seconds:.1f} times where these are given the structure"
     )
     plot(runs, accurate, size, options.output)
     structure = options.output.with_name(f"{options.output.stem}_structure.png")
