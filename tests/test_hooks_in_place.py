@@ -1,4 +1,4 @@
-"""Functions given to hook that write into the gradient: nobody else sees that, and what they return counts."""
+"""Functions given to hook that write into the gradient: nobody else sees it, what they return counts."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ class Bend:
                 self.fn(None)
 
     def given(self, g: Tensor) -> Tensor:
-        """What ``fn`` gets: its own copy, unless it only looks, as others' gradients may be the same tensor."""
+        """What ``fn`` gets: a copy, unless it only looks, as others' gradients may be the same tensor."""
         return g if self.looks else g.clone()
 
     def __call__(self, gradients: tuple[Tensor | None]) -> tuple[Tensor | None, ...] | None:
