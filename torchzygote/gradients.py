@@ -266,6 +266,21 @@ class _Back:
         return f"<pullback by {len(self._lin.prepared.inputs)} tensors>"
 
 
+@overload
+def pullback(
+    f: Callable[..., Any], x: NoReturn, /, *, argnums: Any = None, create_graph: Any = None
+) -> tuple[Any, Callable[[Any], Any]]: ...
+@overload
+def pullback(
+    f: Callable[..., Any], params: Params, /, *, argnums: None = None, create_graph: bool | None = None
+) -> tuple[Any, Callable[[Any], Grads]]: ...
+@overload
+def pullback(
+    f: Callable[..., Any],
+    *args: Any,
+    argnums: int | Sequence[int] | None = None,
+    create_graph: bool | None = None,
+) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]: ...
 def pullback(
     f: Callable[..., Any],
     *args: Any,
