@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "torchzygote"
 DOCS = ROOT / "docs"
 
-NAMES = sorted(set(torchzygote.__all__) - {"__version__"})
+NAMES = sorted(torchzygote.__all__)
 RESULTS = ("WithGradient", "WithJacobian", "WithHessian")  # named tuples: the functions have the examples
 
 # The way of a call. From a module here, no later one may be reached by imports, directly or not.
@@ -283,6 +283,13 @@ def test_links_between_pages_lead_somewhere() -> None:
             continue
         for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_importing_everything_leaves_the_version_of_the_importing_module() -> None:
+    module = {"__version__": "1.2"}
+    exec("from torchzygote import *", module)
+    assert module["__version__"] == "1.2"
+    assert "gradient" in module
 
 
 def test_the_version_is_written_in_one_place_and_cited() -> None:

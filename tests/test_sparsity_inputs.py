@@ -82,7 +82,7 @@ def test_public_functions_refuse_what_they_must() -> None:
         hessian_sparsity(lambda x: x, x)
     with pytest.raises(
         TypeError,
-        match="hessian_sparsity: expected x to be a number or an array, got structure x of type dict",
+        match="hessian_sparsity: expected x to be a number or an array, got dict; for several arguments",
     ):
         hessian_sparsity(lambda x: x, {"x": x})
     with pytest.raises(ValueError, match="hessian_sparsity: expected real arguments"):

@@ -6,7 +6,7 @@ Public names and nothing else; each is documented where it is defined.
 from __future__ import annotations
 
 from ._plan import set_memory_budget
-from ._version import __version__
+from ._version import __version__ as __version__
 from .buffer import Buffer
 from .checkpointing import checkpointed
 from .eager import eager_update
@@ -34,7 +34,6 @@ __all__ = [
     "WithGradient",
     "WithHessian",
     "WithJacobian",
-    "__version__",
     "checkpointed",
     "copy_",
     "diaghessian",

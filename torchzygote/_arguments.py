@@ -156,14 +156,22 @@ def check_argnums(argnums: int | Sequence[int] | None, count: int) -> frozenset[
         if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
             raise TypeError(f"argnums: expected an int or a sequence of ints, got {argnums!r}")
         if not -count <= number < count:
+            none = "; f's arguments come after it, as in gradient(f, x)" if count == 0 else ""
             raise ValueError(
-                f"argnums: expected positions below the number of arguments, {count}, got {number}"
+                f"argnums: expected positions below the number of arguments, {count}, got {number}{none}"
             )
         position = int(number % count)
         if position in found:
             raise ValueError(f"argnums: expected each position once, got {number} again in {argnums!r}")
         found.add(position)
     return frozenset(found)
+
+
+def check_flags(**flags: object) -> None:
+    """Refuse what is neither ``True`` nor ``False``, as strings are, which would count as ``True``."""
+    for name, value in flags.items():
+        if value is not True and value is not False and not isinstance(value, np.bool_):
+            raise TypeError(f"{name}: expected True or False, got {value!r}")
 
 
 class _Slot:

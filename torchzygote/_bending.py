@@ -99,10 +99,11 @@ class Bend:
     Called by autograd with the gradients of one tensor, as a pre-hook of the node that copied it.
     """
 
-    __slots__ = ("arrived", "fn", "like", "session", "slots", "spec")
+    __slots__ = ("arrived", "fn", "like", "looks", "session", "slots", "spec")
 
-    def __init__(self, fn: Callable[..., Any]) -> None:
+    def __init__(self, fn: Callable[..., Any], looks: bool) -> None:
         self.fn = fn
+        self.looks = looks
         self.arrived = False
         self.session = _state.session()
         # Of a structure; where its tensors are among the leaves, and what those are like.
@@ -116,6 +117,10 @@ class Bend:
             with contextlib.suppress(TypeError, AttributeError):  # fn expects a gradient, and there was none
                 self.fn(None)
 
+    def given(self, g: Tensor) -> Tensor:
+        """What ``fn`` gets: a copy, unless it only looks, as others' gradients may be the same tensor."""
+        return g if self.looks else g.clone()
+
     def __call__(self, gradients: tuple[Tensor | None]) -> tuple[Tensor | None, ...] | None:
         g = gradients[0]
         if g is None:
@@ -124,7 +129,7 @@ class Bend:
             bent = self.bend(gradients, 0)
             return None if bent is None else tuple(bent)
         self.arrived = True
-        out = self.fn(g)
+        out = self.fn(self.given(g))
         if out is None:
             return None
         return (fitted(self.fn, out, g, g.shape),)
@@ -158,11 +163,11 @@ class Bend:
             (g,) = gradients
             if g is None:
                 return None
-            out = self.fn(g)
+            out = self.fn(self.given(g))
             return None if out is None else [fitted(self.fn, out, g, g.shape)]
         whole: list[Any] = [None] * self.spec.num_leaves
         for slot, g in zip(self.slots, gradients, strict=True):
-            whole[slot] = g
+            whole[slot] = None if g is None else self.given(g)
         out = self.fn(pytree.tree_unflatten(whole, self.spec))
         if out is None:
             return None
@@ -191,7 +196,7 @@ class _OfExample(Bend):
     __slots__ = ("inner", "randomness")
 
     def __init__(self, inner: Bend, randomness: str) -> None:
-        super().__init__(inner.fn)
+        super().__init__(inner.fn, inner.looks)
         self.inner = inner
         self.randomness = randomness
         self.session = inner.session
@@ -277,11 +282,14 @@ def _copy(x: Tensor) -> Tensor:
     return y
 
 
-def attach(fn: Callable[..., Any], x: Any) -> Any:
-    """A copy of ``x`` (the memory is shared) whose gradient goes through ``fn``."""
+def attach(fn: Callable[..., Any], x: Any, *, looks: bool = False) -> Any:
+    """A copy of ``x`` (the memory is shared) whose gradient goes through ``fn``.
+
+    ``looks``: ``fn`` writes into no gradient and keeps none, and may have it without a copy.
+    """
     out_of_sight("hook")
     if isinstance(x, Tensor):
-        bend = Bend(fn)
+        bend = Bend(fn, looks)
         if innermost_level() is None:
             if _state.deriving():
                 _state.at_end(bend.report)
@@ -292,7 +300,7 @@ def attach(fn: Callable[..., Any], x: Any) -> Any:
             return y
         return _attach_all(bend, [x])[0]
     leaves: list[Any] = []
-    bend = Bend(fn)
+    bend = Bend(fn, looks)
     if kind_of(x) is STRUCTURE:
         leaves, bend.spec = pytree.tree_flatten(x)
     refuse_holders([x, *leaves])

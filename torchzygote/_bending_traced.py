@@ -127,7 +127,7 @@ def attach_traced(fn: Callable[..., Any], x: Any) -> Any:
     if isinstance(x, Tensor):
 
         def of_one(g: Tensor) -> Tensor | None:
-            bent = fn(g)
+            bent = fn(g.clone())  # which it may write into
             return None if bent is None else fitted(fn, bent, g, g.shape)
 
         return _attach_to_tensor(of_one, x) if is_inexact(x) else x
@@ -144,7 +144,7 @@ def attach_traced(fn: Callable[..., Any], x: Any) -> Any:
     def of_flat(g: Tensor) -> Tensor | None:
         whole: list[Any] = [None] * len(leaves)
         for i, tensor, part in zip(slots, tensors, torch.split(g, sizes), strict=True):
-            whole[i] = _as_like(part, tensor)
+            whole[i] = _as_like(part.clone(), tensor)
         bent = fn(pytree.tree_unflatten(whole, spec))
         if bent is None:
             return None

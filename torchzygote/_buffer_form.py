@@ -44,5 +44,9 @@ def model_of(like: Any) -> Tensor:
         return numpy_to_tensor(like)
     if isinstance(like, (int, float, complex, np.number)) and not isinstance(like, bool):
         return number_to_tensor(like)
-    advice = "; start with Buffer() and append" if isinstance(like, (list, tuple)) else ""
+    advice = ""
+    if isinstance(like, (list, tuple)):
+        advice = "; start with Buffer() and append"
+        if like and all(type(size) is int for size in like):
+            advice = f"; for this shape, write Buffer(torch.zeros({', '.join(map(str, like))}))"
     raise TypeError(f"like: expected a tensor or an array, got {type_name(like)}{advice}")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from . import _state
-from ._arguments import Prepared, is_inexact, kind_of
+from ._arguments import Prepared, check_flags, is_inexact, kind_of
 from ._entry_point import entry_point
 from ._exchange import exchanged, finding, swapped
 from ._forward import forward_mode, jvp, non_overlapping, separate
@@ -86,10 +86,12 @@ def compiling() -> bool:
 
 def keeps_graph(create_graph: bool | None) -> bool:
     """Whether results must be differentiable themselves."""
+    if create_graph is not None:
+        check_flags(create_graph=create_graph)
     if compiling():
         return True
     if create_graph or (create_graph is not None and not in_transform()):
-        return create_graph
+        return bool(create_graph)  # NumPy's, too
     if in_functorch_derivative() or in_outer_forward_mode():
         return True
     return _state.deriving() and torch.is_grad_enabled()

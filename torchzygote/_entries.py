@@ -63,9 +63,9 @@ def scalar(x: Any, symbol: str) -> Any:
                 f"{symbol}: expected a number, a 0-dim tensor or a mapping with the same keys, got a tensor "
                 f"{describe(x)}; map applies a function to each value"
             )
-        if symbol == "-" and x.dtype is torch.bool:
+        if symbol in ("-", "-=") and x.dtype is torch.bool:
             raise TypeError(
-                "-: expected a number or a tensor of numbers, got a bool tensor; use ~ or ^ on bools"
+                f"{symbol}: expected a number or a tensor of numbers, got a bool tensor; use ~ or ^ on bools"
             )
         return x
     if isinstance(x, np.generic):

@@ -36,9 +36,12 @@ def _fitted(x: Any, given: Any, where: str, what: str) -> Tensor:
     shape = tuple(x.shape) if isinstance(x, (Tensor, np.ndarray)) else ()
     tensor = _as_tensor(given, where)
     if tensor is None or tuple(tensor.shape) != shape:
+        advice = "a number for each element"
+        if isinstance(given, (list, tuple)):
+            advice = "a tensor of that shape, as torch.tensor(...)"
         raise ValueError(
-            f"{where}: expected a {what} of shape {shape}, got {type_name(given)}; pass a number for each "
-            "element, or None for zeros"
+            f"{where}: expected a {what} of shape {shape}, got {type_name(given)}; pass {advice}, or None "
+            "for zeros"
         )
     if not is_inexact(x):
         return tensor

@@ -46,6 +46,12 @@ def pulled(
                 "and withgradient. For the others set torch._functorch.config.donated_buffer = False before "
                 "it is compiled (before it runs for the first time).",
             )
+        elif "a second time" in str(error):
+            _add_note(
+                error,
+                "f must not call backward() on what it returns; return the loss. Of what was computed before "
+                "and has been pulled back, take detach().",
+            )
         raise
 
 
@@ -67,6 +73,8 @@ def annotate(error: BaseException, f: Callable[..., Any], prepared: Prepared) ->
             )
     if isinstance(error, TypeError) and (error.__traceback__ is None or error.__traceback__.tb_next is None):
         _on_call(error, text, f, prepared)
+    if isinstance(error, (TypeError, AttributeError)):
+        _on_lists(error, text, prepared)
     if isinstance(error, RuntimeError):
         if "in-place" in text or "inplace" in text:
             _on_write(error, text)
@@ -90,12 +98,35 @@ def _on_call(error: TypeError, text: str, f: Any, prepared: Prepared) -> None:
         _add_note(error, "with Params, f is called without arguments; let it close over the tensors.")
     elif any(type(x).__name__ == "Params" for x in prepared.args):
         _add_note(error, "Params take the place of all arguments; pass nothing beside them.")
+    elif not prepared.args:
+        _add_note(
+            error,
+            "nothing is given after f, where its arguments belong: gradient(f, x) gives a value; for a "
+            "function, write lambda x: gradient(f, x)[0]. For tensors that f closes over, pass "
+            "Params([...]).",
+        )
     else:
         _add_note(
             error,
             f"f is called with what is given after it ({len(prepared.args)}); for tensors that it closes "
             "over, pass Params([...]) instead, and for keywords write a lambda.",
         )
+
+
+def _on_lists(error: TypeError | AttributeError, text: str, prepared: Prepared) -> None:
+    """``f`` takes a list of numbers for an array."""
+    for position, x in enumerate(prepared.args):
+        name = type(x).__name__
+        if type(x) in (list, tuple) and x and name in text and all(_is_number(entry) for entry in x):
+            _add_note(
+                error,
+                f"argument {position} is a {name}, and f gets it as a {name} of tensors; for an array, pass "
+                "torch.tensor(...).",
+            )
+
+
+def _is_number(x: object) -> bool:
+    return isinstance(x, (int, float, complex, np.number)) or (isinstance(x, Tensor) and x.ndim == 0)
 
 
 def _on_write(error: RuntimeError, text: str) -> None:

@@ -12,7 +12,21 @@ from torch import Tensor
 
 from ._arguments import kind_of, number_to_tensor, numpy_to_tensor, type_name
 
-__all__ = ["output_tensor", "real_scalar", "scalar_root"]
+__all__ = ["hint", "output_tensor", "real_scalar", "scalar_root"]
+
+
+def hint(caller: str, y: Any, array: bool = False) -> str:
+    """What may be meant where ``f`` returned ``y``, as the end of a message."""
+    if y is None:
+        return "; does f return its result?"
+    if isinstance(y, (tuple, list)):
+        if array:
+            return "; make it one array, as by torch.stack"
+        pick = "; pick an entry, as gradient(...)[0] where f differentiates itself"
+        if caller == "gradient" and isinstance(y, tuple) and y:
+            return f"{pick}, or use withgradient, which differentiates the first"
+        return pick
+    return "; pick an entry" if isinstance(y, dict) else ""
 
 
 def scalar_root(caller: str, y: Any, expected: str = "f to return") -> Tensor | None:
@@ -20,7 +34,7 @@ def scalar_root(caller: str, y: Any, expected: str = "f to return") -> Tensor | 
     if isinstance(y, (Tensor, np.ndarray)) and y.ndim > 0:
         raise ValueError(
             f"{caller}: expected {expected} a real scalar, got an array, {type_name(y)}; "
-            "perhaps you wanted jacobian"
+            f"perhaps you wanted jacobian{', or a scalar by sum() or squeeze()' if _numel(y) == 1 else ''}"
         )
     if isinstance(y, Tensor):
         if y.dtype.is_complex:
@@ -35,7 +49,11 @@ def scalar_root(caller: str, y: Any, expected: str = "f to return") -> Tensor | 
         raise ValueError(f"{caller}: expected {expected} a real scalar, got the complex number {y!r}")
     if isinstance(y, (bool, int, float, np.bool_, np.number)) and not isinstance(y, np.timedelta64):
         return None
-    raise TypeError(f"{caller}: expected {expected} a real scalar, got {type_name(y)}")
+    raise TypeError(f"{caller}: expected {expected} a real scalar, got {type_name(y)}{hint(caller, y)}")
+
+
+def _numel(y: Tensor | np.ndarray[Any, Any]) -> int:
+    return y.numel() if isinstance(y, Tensor) else y.size
 
 
 def real_scalar(caller: str, y: Any) -> Tensor | None:
@@ -52,7 +70,10 @@ def output_tensor(caller: str, y: Any) -> Tensor:
     if kind == "number":
         y = number_to_tensor(y)
     elif kind != "array":
-        raise ValueError(f"{caller}: expected f to return an array or a number, got {type_name(y)}")
+        raise ValueError(
+            f"{caller}: expected f to return an array or a number, got {type_name(y)}"
+            f"{hint(caller, y, array=True)}"
+        )
     elif isinstance(y, np.ndarray):
         y = numpy_to_tensor(y)
     tensor: Tensor = y

@@ -69,11 +69,11 @@ def set_memory_budget(nbytes: int | None) -> None:
     >>> set_memory_budget(None)
     """
     global _budget
-    if nbytes is not None and (isinstance(nbytes, bool) or not isinstance(nbytes, int)):
+    if nbytes is not None and (isinstance(nbytes, bool) or not isinstance(nbytes, numbers.Integral)):
         raise TypeError(f"nbytes: expected an int, a number of bytes, or None, got {nbytes!r}")
     if nbytes is not None and nbytes < 1:
         raise ValueError(f"nbytes: expected a positive number of bytes or None, got {nbytes}")
-    _budget = nbytes
+    _budget = None if nbytes is None else int(nbytes)
 
 
 def memory_budget(device: torch.device) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import _engine, _evaluation, _plan, _plan_files
-from ._arguments import Prepared
+from ._arguments import Prepared, check_flags
 from ._certificate import Comparison, warn_mismatch, warn_unchecked
 from ._plan_results import PlanResults
 from ._random import RandomState
@@ -71,6 +71,7 @@ class Plan:
         self._argnums = argnums
         self._mode = mode
         self._chunk_size = _plan.check_chunk_size(chunk_size)
+        check_flags(verify=verify)
         self._verify = verify
         self._results = PlanResults(recovery.patterns, self._by_number)
         # Where a product isn't finite the check tells nothing; this structure needs none.

@@ -21,9 +21,14 @@ def prepare_one(caller: str, x: Any) -> Prepared:
         advice = "for several arguments or a module, write f as a function of one flat tensor"
         if callable(x) and not isinstance(x, torch.nn.Module):
             advice = "the function comes first, then x"
-        raise TypeError(
-            f"{caller}: expected x to be a number or an array, got {kind} x of type {type_name(x)}; {advice}"
-        )
+        elif isinstance(x, torch.Tensor) and x.dtype is torch.bool:
+            advice = "convert it, as in x.float()"
+        elif type(x).__name__ == "Params":
+            advice = (
+                "diaghessian takes Params, and gives the diagonal; for all of it, write f as a function of "
+                "one flat tensor"
+            )
+        raise TypeError(f"{caller}: expected x to be a number or an array, got {type_name(x)}; {advice}")
     prepared = prepare((x,), arrays_only=True)
     refuse_complex(caller, prepared)
     return prepared

@@ -329,7 +329,7 @@ class GradDict(Holder, MutableMapping[Tensor, Any]):
         return self._like(apply(OPERATORS[symbol], self._left(symbol), right, self._nth_label))
 
     def _combined_(self: Self, symbol: str, other: object) -> Self:
-        right = self._right(other, symbol)
+        right = self._right(other, f"{symbol}=")
         if right is NotImplemented:
             return right  # type: ignore[no-any-return]
         values = apply_(OPERATORS[symbol], self._left(symbol), right, self._nth_label)

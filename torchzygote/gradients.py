@@ -16,7 +16,7 @@ from . import _engine, _state, _updates
 from ._arguments import Prepared, prepare, refuse_unrecordable, type_name
 from ._cotangents import laid_out, own, unfold_cotangent
 from ._flags import flags_on, held
-from ._outputs import scalar_root
+from ._outputs import hint, scalar_root
 from ._pushing import push as push_through
 from .grads import Grads
 from .params import Params
@@ -112,7 +112,9 @@ def _expected(lin: _engine.Linearization, aux: bool) -> str:
 
 def _refuse_structure(caller: str, lin: _engine.Linearization, aux: bool) -> NoReturn:
     y = _engine.differentiated_part(lin.y) if aux else lin.y
-    raise TypeError(f"{caller}: expected {_expected(lin, aux)} a real scalar, got {type_name(y)}")
+    raise TypeError(
+        f"{caller}: expected {_expected(lin, aux)} a real scalar, got {type_name(y)}{hint(caller, y)}"
+    )
 
 
 # The first is for what a lambda without annotations has as its argument, which fits every type.
@@ -264,6 +266,21 @@ class _Back:
         return f"<pullback by {len(self._lin.prepared.inputs)} tensors>"
 
 
+@overload
+def pullback(
+    f: Callable[..., Any], x: NoReturn, /, *, argnums: Any = None, create_graph: Any = None
+) -> tuple[Any, Callable[[Any], Any]]: ...
+@overload
+def pullback(
+    f: Callable[..., Any], params: Params, /, *, argnums: None = None, create_graph: bool | None = None
+) -> tuple[Any, Callable[[Any], Grads]]: ...
+@overload
+def pullback(
+    f: Callable[..., Any],
+    *args: Any,
+    argnums: int | Sequence[int] | None = None,
+    create_graph: bool | None = None,
+) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]: ...
 def pullback(
     f: Callable[..., Any],
     *args: Any,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _compressed, _dense_hessians, _engine, _factored, _plan, _state
-from ._arguments import Prepared
+from ._arguments import Prepared, check_flags
 from ._dense_hessians import Whole
 from ._flags import held
 from ._random import RandomState
@@ -56,6 +56,7 @@ def _value_gradient_hessian(
 ) -> tuple[Any, Tensor, Tensor]:
     """The worker: value, gradient and Hessian by one argument."""
     _plan.check_mode(mode, _plan.HESSIAN_MODES)
+    check_flags(progress=progress, sparse=sparse, verify=verify)
     if sparse:
         _compressed.refuse_nested(caller)
     options = Options(_plan.check_chunk_size(chunk_size), _engine.keeps_graph(create_graph), progress)
@@ -358,6 +359,7 @@ def _diagonals(
     chunk_size = _plan.check_chunk_size(chunk_size)
     params, prepared, keep = prepare_call(caller, args, argnums, create_graph, arrays_only=True)
     refuse_complex(caller, prepared)
+    check_flags(progress=progress)
     options = Options(chunk_size, keep, progress)
     with held(params), _state.differentiation(), unfused() if keep else unfused_but_norms():
         random = None if _engine.compiling() else RandomState()

@@ -28,7 +28,8 @@ def hook(fn: Callable[[Any], Any], x: Any) -> Any:
     ----------
     fn : callable
         Called with the gradient that arrives at this copy of ``x``. What it returns replaces it: a tensor of
-        the same shape, or ``None`` (as from ``print``) to leave it as it is.
+        the same shape, or ``None`` (as from ``print``) to leave it as it is. It gets a copy of its own: what
+        it writes there in place (``g.clamp_(-1, 1)``) counts only if it returns it.
     x : tensor or structure of tensors
         Returned as it is. A structure's gradients reach ``fn`` whole, in one call, with ``None`` for leaves
         that are no tensors or got no gradient; a leaf of what ``fn`` returns that is ``None`` leaves that
@@ -131,7 +132,7 @@ def showgrad(x: Any, name: str | None = None) -> Any:
         return x
     if name is None:
         name = argument_text(sys._getframe(1), showgrad, 0, "x") or "x"
-    return attach(_Show(name), x)
+    return attach(_Show(name), x, looks=True)
 
 
 class _Show:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import _compressed, _engine, _layer_rows, _plan, _state
-from ._arguments import Prepared
+from ._arguments import Prepared, check_flags
 from ._assembly import Rows, as_result, result_dtype
 from ._cotangents import own
 from ._crosscheck import is_confirmed, refuse_unpushable, warn_disagreement
@@ -66,6 +66,7 @@ def _value_and_jacobian(
 ) -> tuple[Any, Any]:
     """The worker: value and Jacobians."""
     _plan.check_mode(mode, _plan.JACOBIAN_MODES)
+    check_flags(progress=progress, sparse=sparse, verify=verify)
     if sparse:
         _compressed.refuse_nested(caller)
     params, prepared, keep = prepare_call(caller, args, argnums, create_graph, arrays_only=True)

@@ -17,6 +17,7 @@ from . import _engine
 from ._arguments import is_inexact
 from ._flags import requires_grad
 from ._multi_tensor import describe, flatten
+from ._warning import warn
 
 __all__ = ["Params", "qualified"]
 
@@ -79,6 +80,11 @@ class Params:
         self._shared = False
         self._taken_from = None
         self._insert(_collect(source))
+        if not self._members and isinstance(source, Iterator):
+            warn(
+                "Params: got an iterator without tensors, so that nothing is differentiated; was it used up "
+                "before, as model.parameters() is by one loop?"
+            )
 
     def _insert(self, found: Iterable[tuple[Tensor, str, str]]) -> None:
         """The first members, each with its name and the one that tells it apart where two share the first."""

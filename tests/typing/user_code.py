@@ -84,6 +84,7 @@ def implicit(model: nn.Module) -> Tensor:
     assert_type(jacobian(lambda: ps[0] ** 2, ps, mode="reverse"), Grads)
     assert_type(diaghessian(lambda: loss(ps[0]), ps), Grads)
     assert_type(jacobian_sparsity(lambda: ps[0] ** 2, ps), Grads)
+    assert_type(pullback(lambda: loss(ps[0]), ps)[1](1.0), Grads)
     assert_type(plan_jacobian(lambda: ps[0] ** 2, ps)(ps), Grads)
     twice: Grads = grads + grads
     twice = 2 * twice / 3
@@ -104,6 +105,7 @@ def implicit(model: nn.Module) -> Tensor:
 def explicit(x: Tensor, anything: Any, several: list[Tensor]) -> None:
     assert_type(gradient(loss, x), tuple[Any, ...])
     assert_type(gradient(loss, 2.0, argnums=0), tuple[Any, ...])
+    assert_type(pullback(loss, x)[1](1.0), tuple[Any, ...])
     assert_type(jacobian(torch.sin, x, sparse=True), tuple[Any, ...])
     assert_type(diaghessian(loss, *several), tuple[Any, ...])
     assert_type(jacobian_sparsity(torch.sin, x), tuple[Tensor | None, ...])
@@ -113,6 +115,7 @@ def explicit(x: Tensor, anything: Any, several: list[Tensor]) -> None:
     print(torch.func.vmap(lambda a: gradient(loss, a)[0])(x))
     print(gradient(lambda x: jacobian(torch.sin, x)[0].sum() + diaghessian(loss, x)[0].sum(), x)[0] + 1)
     print((lambda ps: gradient(loss, ps).norm())(Params([x])))
+    print((lambda ps: pullback(loss, ps)[1](1.0).norm())(Params([x])))
 
 
 def utilities(x: Tensor, layer: nn.Linear) -> Tensor:
