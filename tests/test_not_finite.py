@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from torchzygote import _compressed, jacobian
+from torchzygote import HessianPlan, _compressed, hessian, jacobian, plan_hessian
 
 T = torch.linspace(0, 3, 40, dtype=torch.float64)
 DATA = torch.linspace(1, 2, 40, dtype=torch.float64)
@@ -122,3 +123,63 @@ def test_reverse_mode_is_preferred_where_it_is_finite(sparse: bool) -> None:
         found = jacobian(f, c, mode="forward", sparse=sparse)[0].to_dense()
     assert bool(found.isfinite().all())
     torch.testing.assert_close(found, jacobian(f, c, mode="reverse")[0])
+
+
+# ---- Hessians of which entries are read from mirror images -------------------------------------------------
+
+
+def chained(x: Tensor) -> Tensor:
+    return (x.sqrt() * x.roll(1)).sum()
+
+
+def chained_by_hand(x: Tensor) -> Tensor:
+    before = x.roll(1)
+    beside = 0.5 / x.sqrt()
+    H = torch.diag(-0.25 * before / x**1.5) + torch.diag(beside).roll(-1, 1)
+    return H + torch.diag(beside).roll(-1, 0)
+
+
+@pytest.fixture
+def at_zero() -> Tensor:
+    x = torch.rand(30, dtype=torch.float64) + 0.5
+    x[5] = 0
+    return x
+
+
+def right_away_from(row: int, found: Tensor, x: Tensor) -> bool:
+    """Whether all is right but in the rows that this one is coupled with."""
+    expected, far = chained_by_hand(x), torch.ones(30, dtype=torch.bool)
+    far[row - 1 : row + 2] = False
+    return torch.allclose(found[far][:, far], expected[far][:, far])
+
+
+@pytest.mark.usefixtures("silent")
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_a_sparse_hessian_whose_structure_is_trusted(at_zero: Tensor, value: float) -> None:
+    at_zero[5] = value
+    ordinary = torch.rand(30, dtype=torch.float64) + 0.5
+    plan, here = plan_hessian(chained, ordinary), plan_hessian(chained, at_zero)
+    for found in (hessian(chained, at_zero, sparse=True), plan(at_zero), here(at_zero)):
+        H = found.to_dense()
+        assert not bool(H[5, 5].isfinite())
+        assert int((~H.isfinite()).sum()) <= 11  # entries that share a row with one of that column
+        assert right_away_from(5, H, at_zero)
+    assert torch.equal(plan.values(at_zero).isfinite(), plan(at_zero).values().isfinite())
+    inside = torch.func.vmap(plan.values)(torch.stack([at_zero, ordinary]))
+    torch.testing.assert_close(inside[1], plan.values(ordinary))
+
+
+def test_one_from_a_file_is_not(at_zero: Tensor, tmp_path: Path) -> None:
+    plan_hessian(chained, at_zero + 1).save(tmp_path / "H.npz")
+    plan = HessianPlan.load(tmp_path / "H.npz", chained)
+    with pytest.warns(UserWarning, match="where derivatives aren't finite, a row or column couldn't be"):
+        plan(at_zero)
+
+
+def test_finite_rows_of_a_hessian_are_checked(at_zero: Tensor) -> None:
+    """A structure that lacks entries far from the row that isn't finite."""
+    given = chained_by_hand(at_zero + 1) != 0
+    given[20, 21] = given[21, 20] = False
+    plan = plan_hessian(chained, at_zero + 1, sparsity=given)
+    with pytest.warns(UserWarning, match="HessianPlan: the sparse derivative differs"):
+        plan(at_zero)
