@@ -118,17 +118,24 @@ def matrices_of(
             # nothing is pulled back: what hooks wait for never comes
             _state.forget_since(first.position, but_inner=True)
         return value, found.matrices
-    ahead = _plan.choose_mode(mode, rows, columns, complex_input) == "forward"
-    matrices = None
-    if not ahead or (mode == "auto" and _pulled_at_once(first, cost, options)):
-        matrices = by_rows(first, cost, options.products, known)
-        # reverse mode spoils whole columns where a row isn't finite
-        ahead = ahead and not all(bool(J.isfinite().all()) for J in matrices)
-    if ahead:
-        matrices = _forward(first, options) or matrices
-    if matrices is None:
+    if _plan.choose_mode(mode, rows, columns, complex_input) == "forward":
+        matrices = _tall(first, cost, mode, options, known)
+    else:
         matrices = by_rows(first, cost, options.products, known)
     return value, [_compressed.full_csr(J) for J in matrices] if options.sparse else matrices
+
+
+def _tall(
+    first: FirstOrder, cost: _plan.RowCost, mode: str, options: _Options, known: list[Tensor | None] | None
+) -> list[Tensor]:
+    """Dense matrices with far more rows than columns."""
+    matrices = None
+    if mode == "auto" and _pulled_at_once(first, cost, options):
+        matrices = by_rows(first, cost, options.products, known)
+        if all(bool(J.isfinite().all()) for J in matrices):
+            return matrices
+        # reverse mode spoils whole columns where a row isn't finite
+    return _forward(first, options) or matrices or by_rows(first, cost, options.products, known)
 
 
 def _pulled_at_once(first: FirstOrder, cost: _plan.RowCost, options: _Options) -> bool:
