@@ -95,9 +95,11 @@ class Comparison:
 
     ``got`` is a sum of terms whose sizes sum up to ``scale``; it may have been left of other numbers
     of the same computation: of those in ``near``, element by element, or of any in ``beside``.
+    ``mirrored``: some terms were read from other rows, which can break down where the product with this one
+    doesn't.
     """
 
-    __slots__ = ("_both_break_down", "_eps", "_for_the_largest", "_own", "_refuted", "difference")
+    __slots__ = ("_breaks_down", "_eps", "_for_the_largest", "_own", "_refuted", "difference")
 
     def __init__(
         self,
@@ -108,6 +110,7 @@ class Comparison:
         *,
         near: Tensor | None = None,
         beside: Tensor | None = None,
+        mirrored: bool = False,
     ) -> None:
         of_terms, of_largest = slack(eps)
         finite = _finite(scale)
@@ -121,28 +124,30 @@ class Comparison:
         self.difference = (got - expected).abs()
         self._eps = eps
         self._for_the_largest = of_largest * largest
-        self._both_break_down = ~torch.isfinite(got) & ~torch.isfinite(expected)
+        self._breaks_down = ~torch.isfinite(got)
+        if not mirrored:
+            self._breaks_down = self._breaks_down & ~torch.isfinite(expected)
         self._refuted: Tensor | None = None
 
     @property
     def fine(self) -> Tensor:
-        """Where they agree up to rounding, or both break down."""
+        """Where they agree up to rounding, or break down."""
         agree = self.difference <= self._own + self._for_the_largest
         if self._refuted is not None:
             agree = agree & ~self._refuted
-        return agree | self._both_break_down
+        return agree | self._breaks_down
 
     @property
     def faint(self) -> Tensor:
         """Where they agree only because the largest element is so large; nowhere in half precision."""
         if self._eps >= _HALF:
-            return torch.zeros_like(self._both_break_down)
+            return torch.zeros_like(self._breaks_down)
         return (self.difference > self._own) & (self.difference <= self._own + self._for_the_largest)
 
     @property
     def unknown(self) -> Tensor:
-        """Where both break down, so that nothing is known of the entries."""
-        return self._both_break_down
+        """Where they break down, so that nothing is known of the entries."""
+        return self._breaks_down
 
     def beyond(self, noise: Tensor) -> Tensor:
         """What is faint, and far larger than ``noise``, the rounding of these elements."""
@@ -186,7 +191,8 @@ def agreement(
         scales = scale if scales is None else scales + scale.to(scales)
     assert total is not None
     assert scales is not None
-    return [Comparison(total, scales, probed[0].reshape(-1).to(total), eps)]
+    wanted = probed[0].reshape(-1).to(total)
+    return [Comparison(total, scales, wanted, eps, mirrored=recovery.mode == "symmetric")]
 
 
 def pulled_agreement(

@@ -47,7 +47,8 @@ class CheckTables:
         if branches and all(is_plain(a.detach(), b.detach(), eps) for a, b in zip(sums, wanted, strict=True)):
             return []
         scales = [_total([term.abs().sum(0) for term in parts]) for parts in terms]
-        return [Comparison(*one, eps) for one in zip(sums, scales, wanted, strict=True)]
+        mirrored = self._entries.shape[0] > 0
+        return [Comparison(*one, eps, mirrored=mirrored) for one in zip(sums, scales, wanted, strict=True)]
 
     def _terms(self, found: Collected, k: int) -> list[Tensor]:
         terms = []

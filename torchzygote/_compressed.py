@@ -47,6 +47,8 @@ _WORTH_LOOKING_LOCAL = 24 << 20
 _WORTH_LOOKING_NODE = 5 << 18
 # Structure pays if it saves at least this factor of products.
 _GAIN = 2
+# Fewer products than this take no longer than walking over all elements of f for their structure.
+_LEAST_PRODUCTS = 8
 
 
 def refuse_nested(caller: str) -> None:
@@ -60,6 +62,8 @@ def refuse_nested(caller: str) -> None:
 
 
 def _is_worth_looking(products: int, cost: RowCost, roots: Sequence[Tensor]) -> bool:
+    if products < _LEAST_PRODUCTS:
+        return False
     nbytes = products * cost.nbytes
     if nbytes >= _WORTH_LOOKING or nbytes < _WORTH_LOOKING_LOCAL + cost.nodes * _WORTH_LOOKING_NODE:
         return nbytes >= _WORTH_LOOKING

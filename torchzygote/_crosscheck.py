@@ -6,7 +6,7 @@ and code under ``torch.no_grad`` counts in forward mode. Knows matrices, not how
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -47,24 +47,66 @@ def _precision(lin: Linearization, y: Tensor) -> float:
     return precision(lin.inputs, y, lin.survey().coarsest)
 
 
-def _pulled_probe(lin: Linearization, y: Tensor) -> tuple[Tensor, list[Tensor | None]]:
-    """A random cotangent, flat, and what it gives by a plain pullback."""
+def _pulled_probe(
+    lin: Linearization, y: Tensor, rows: Tensor | None = None
+) -> tuple[Tensor, list[Tensor | None]]:
+    """A random cotangent, flat, and what it gives by a plain pullback; zero but in ``rows``."""
     cotangent = random_vector(y.numel()).to(y.device, y.dtype)
+    if rows is not None:
+        cotangent = torch.where(rows, cotangent, 0.0)
     # A copy: hooks may write into it.
-    return cotangent, lin.pull_dense([cotangent.clone().view(y.shape)])
+    pulled = lin.pull_dense([cotangent.clone().view(y.shape)])
+    return cotangent, [None if g is None else g.detach() for g in pulled]
+
+
+# What a matrix, or all, gives for a pulled cotangent; by these rows alone, if any are given.
+_Compare = Callable[[Tensor, "list[Tensor | None]", "Tensor | None"], "list[Comparison]"]
+
+
+def _is_explained(
+    lin: Linearization, y: Tensor, compare: _Compare, finite_rows: Callable[[], Tensor]
+) -> bool:
+    """Whether a pullback is; what isn't finite there tells nothing.
+
+    Nor do rows that aren't finite in forward mode, where reverse mode isn't either: it spoils whole columns.
+    """
+    cotangent, pulled = _pulled_probe(lin, y)
+    if _agree(compare(cotangent, pulled, None), pulled):
+        return True
+    if all(g is None or bool(g.isfinite().all()) for g in pulled):
+        return False
+    rows = finite_rows()
+    if bool(rows.all()):
+        return False
+    cotangent, pulled = _pulled_probe(lin, y, rows)
+    return _agree(compare(cotangent, pulled, rows), pulled)
+
+
+@torch.no_grad()
+def _agree(comparisons: Sequence[Comparison], pulled: Sequence[Tensor | None]) -> bool:
+    return all(
+        bool((one.fine if g is None else one.fine | ~g.reshape(-1).isfinite()).all())
+        for one, g in zip(comparisons, pulled, strict=True)
+    )
 
 
 def explains_pullback(lin: Linearization, y: Tensor, recovery: Recovery, values: Sequence[Tensor]) -> bool:
-    """Whether compressed values do, likewise."""
-    cotangent, pulled = _pulled_probe(lin, y)
-    with torch.no_grad():
-        detached = [v.detach() for v in values]
-        plain = [None if g is None else g.detach() for g in pulled]
-        compared = pulled_agreement(recovery, detached, cotangent, plain, _precision(lin, y))
-    return all(
-        bool((one.fine if g is None else one.fine | ~g.reshape(-1).isfinite()).all())
-        for one, g in zip(compared, plain, strict=True)
-    )
+    """Whether compressed values do."""
+    eps = _precision(lin, y)
+    found = [v.detach() for v in values]
+
+    def compare(cotangent: Tensor, pulled: list[Tensor | None], rows: Tensor | None) -> list[Comparison]:
+        terms = found if rows is None else [torch.where(v.isfinite(), v, 0.0) for v in found]
+        return pulled_agreement(recovery, terms, cotangent, pulled, eps)
+
+    def finite_rows() -> Tensor:
+        wrong = torch.zeros(recovery.rows, dtype=torch.bool, device=y.device)
+        for i, v in enumerate(found):
+            where = recovery.rows_on(v.device)[i][~v.isfinite()]
+            wrong[where.to(y.device)] = True
+        return ~wrong
+
+    return _is_explained(lin, y, compare, finite_rows)
 
 
 def pushes_what_is_pulled(lin: Linearization, y: Tensor, tangent: Tensor, pushed: Tensor) -> list[Comparison]:
@@ -78,7 +120,7 @@ def pushes_what_is_pulled(lin: Linearization, y: Tensor, tangent: Tensor, pushed
         torch.zeros(x.numel(), device=x.device) if g is None else g
         for x, g in zip(lin.inputs, pulled, strict=True)
     ]
-    columns = torch.cat([g.detach().reshape(-1).double().to(y.device) for g in flat])
+    columns = torch.cat([g.reshape(-1).double().to(y.device) for g in flat])
     left = cotangent.double() * pushed.detach().reshape(-1).double()
     right = columns * tangent.reshape(-1).to(columns)
     scale = torch.maximum(left.abs().sum(), right.abs().sum()).unsqueeze(0)
@@ -88,27 +130,36 @@ def pushes_what_is_pulled(lin: Linearization, y: Tensor, tangent: Tensor, pushed
 
 
 def is_confirmed(lin: Linearization, y: Tensor, matrices: Sequence[Tensor]) -> bool:
-    """Whether dense matrices, one per input, explain a pullback; what isn't finite there tells nothing."""
-    cotangent, pulled = _pulled_probe(lin, y)
+    """Whether dense matrices, one per input, do."""
     eps = _precision(lin, y)
-    for matrix, expected in zip(matrices, pulled, strict=True):
-        got, scale = _row_times(cotangent, matrix.detach())
-        wanted = torch.zeros_like(got) if expected is None else expected.detach().reshape(-1).to(got)
-        fine = Comparison(got, scale, wanted, eps).fine | ~wanted.isfinite()
-        if not bool(fine.all()):
-            return False
-    return True
+    found = [matrix.detach() for matrix in matrices]
+
+    def compare(cotangent: Tensor, pulled: list[Tensor | None], rows: Tensor | None) -> list[Comparison]:
+        comparisons = []
+        for matrix, expected in zip(found, pulled, strict=True):
+            got, scale = _row_times(cotangent, matrix, rows)
+            wanted = torch.zeros_like(got) if expected is None else expected.reshape(-1).to(got)
+            comparisons.append(Comparison(got, scale, wanted, eps))
+        return comparisons
+
+    def finite_rows() -> Tensor:
+        return torch.stack([matrix.isfinite().all(1).to(y.device) for matrix in found]).all(0)
+
+    return _is_explained(lin, y, compare, finite_rows)
 
 
-def _row_times(row: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """``row @ matrix``, and the sum of its terms' sizes; a part of the matrix at a time."""
-    rows, columns = matrix.shape
+def _row_times(row: Tensor, matrix: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+    """``row @ matrix``, and the sum of its terms' sizes; a part of the matrix, or its ``rows``, at a time."""
+    columns = matrix.shape[1]
     step = max(1, _ELEMENTS_AT_A_TIME // max(1, columns))
     total: Tensor | None = None
     scale: Tensor | None = None
-    for lo in range(0, rows, step):
+    for lo in range(0, matrix.shape[0], step):
         part = wide(matrix[lo : lo + step])
         factors = row[lo : lo + step].to(part)
+        if rows is not None:
+            chosen = rows[lo : lo + step].to(part.device)
+            part, factors = part[chosen], factors[chosen]
         product, size = factors @ part, factors.abs() @ part.abs()
         total = product if total is None else total + product
         scale = size if scale is None else scale + size

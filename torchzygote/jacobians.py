@@ -19,8 +19,8 @@ from ._crosscheck import is_confirmed, refuse_unpushable, warn_disagreement
 from ._dense_jacobians import by_rows, forward
 from ._first_order import FirstOrder, must_be_pulled, record
 from ._flags import held
-from ._row_cost import row_cost
-from ._second_order import Options
+from ._row_cost import is_plain, row_cost
+from ._second_order import Options, chunk_for
 from .gradients import prepare_call
 from .grads import Grads
 from .params import Params
@@ -119,12 +119,36 @@ def matrices_of(
             # nothing is pulled back: what hooks wait for never comes
             _state.forget_since(first.position, but_inner=True)
         return value, found.matrices
-    matrices = None
     if _plan.choose_mode(mode, rows, columns, complex_input) == "forward":
-        matrices = _forward(first, options)
-    if matrices is None:
+        matrices = _tall(first, cost, mode, options, known)
+    else:
         matrices = by_rows(first, cost, options.products, known)
     return value, [_compressed.full_csr(J) for J in matrices] if options.sparse else matrices
+
+
+def _tall(
+    first: FirstOrder, cost: _plan.RowCost, mode: str, options: _Options, known: list[Tensor | None] | None
+) -> list[Tensor]:
+    """Dense matrices with far more rows than columns."""
+    matrices = None
+    if mode == "auto" and _pulled_at_once(first, cost, options):
+        matrices = by_rows(first, cost, options.products, known)
+        if all(bool(J.isfinite().all()) for J in matrices):
+            return matrices
+        # reverse mode spoils whole columns where a row isn't finite
+    return _forward(first, options) or matrices or by_rows(first, cost, options.products, known)
+
+
+def _pulled_at_once(first: FirstOrder, cost: _plan.RowCost, options: _Options) -> bool:
+    """Whether one batched pullback is cheaper than columns are, as in a long graph of few numbers."""
+    lin, rows = first.lin, first.y.numel()
+    return (
+        _plan.costs_calls_alone(rows, cost)
+        and chunk_for(options.products, rows, cost, first.y.device) >= rows
+        and cost.misbatched is None
+        and is_plain(lin)
+        and not (lin.survey().nonlinear or _engine.in_transform())
+    )
 
 
 def _mode_for(first: FirstOrder, options: _Options) -> str:
