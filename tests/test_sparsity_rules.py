@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from detection import detect_hessian, detect_jacobian
 from elementwise_rows import ELEMENTWISE, MASK, A, Row, halves
+from matrix_rows import BATCHES
 from needs_torch import aminmax_derived, grid_sample_derived_twice, nextafter_derived
 from torch import Tensor
 
@@ -213,6 +214,7 @@ ROWS = [
     Row("einsum", lambda x: torch.einsum("ij,jk,i->k", x, M34, A[:2]), (2, 3)),
     Row("linear", lambda x: F.linear(x, M34, A[:3]), (2, 4)),
     Row("bilinear form", lambda x: x @ M44 @ x, (4,)),
+    *BATCHES,
     Row("inverse", torch.linalg.inv, (2, 2), exact="1", low=0.1),
     Row("inverse of a batch", lambda x: torch.linalg.inv(x + 2 * torch.eye(2)), (2, 2, 2), exact="1"),
     Row("solve", lambda x: torch.linalg.solve(x[:2] + torch.eye(2), x[2]), (3, 2), exact="1"),
