@@ -6,12 +6,22 @@ import torch
 from elementwise_rows import Row
 from torch import Tensor
 
+from torchzygote._warning import making_sparse
+
 N = 4
 BAND = torch.diag(torch.full((N,), -2.0).double()) + torch.diag(torch.ones(N - 1).double(), 1)
 STENCIL = BAND + torch.diag(torch.ones(N - 1).double(), -1)
 # a batch of different ones: a band, its transpose, and one without zeros
 BATCH = torch.stack([BAND, 2 * BAND.T, STENCIL + 0.4])
 WIDE = BATCH[:, :2]
+
+with making_sparse():
+    CSR = BAND.to_sparse_csr()
+SYSTEM = STENCIL - torch.eye(N).double() + torch.arange(N * N).reshape(N, N).double().sin() / 9
+SYSTEMS = torch.stack([SYSTEM, SYSTEM.T + 0.1, SYSTEM - 0.05])
+FACTORS = torch.linalg.lu_factor(SYSTEM)
+FACTORS_OF_EACH = torch.linalg.lu_factor(SYSTEMS)
+ROOT = torch.linalg.cholesky(SYSTEM @ SYSTEM.T)
 
 
 def in_batches(x: Tensor) -> Tensor:
@@ -58,3 +68,47 @@ BATCHES = [
     Row("vmap of matrices times vectors", lambda x: torch.func.vmap(torch.mv)(BATCH, x) ** 2, (3, N)),
     Row("constants made in between", halved, (2, N)),
 ]
+
+
+def lower(x: Tensor, **options: bool) -> Tensor:
+    return torch.linalg.solve_triangular(ROOT.T, x, upper=True, **options)
+
+
+SPARSE = [
+    Row("sparse.mm, COO", lambda x: torch.sparse.mm(BAND.to_sparse(), x) ** 2, (N, 2)),
+    Row("sparse.mm, CSR", lambda x: torch.sparse.mm(CSR, x) ** 2, (N, 2)),
+    Row("sparse.addmm", lambda x: torch.sparse.addmm(x.flip(0), BAND.to_sparse(), x) ** 2, (N, 2)),
+    Row("sparse.addmm to a constant", lambda x: torch.sparse.addmm(BAND, BAND.to_sparse(), x) ** 2, (N, N)),
+    Row("CSR matrix times matrix", lambda x: (CSR @ x) ** 2, (N, 2)),
+]
+# Nothing in an inverse is zero, so that each entry that is listed has to be there.
+SOLVES = [
+    Row("solve by a constant", lambda x: torch.linalg.solve(SYSTEM, x) ** 2, (N, 2)),
+    Row("solve for a vector", lambda x: torch.linalg.solve(SYSTEM, x) ** 2, (N,)),
+    Row("solve from the right", lambda x: torch.linalg.solve(SYSTEM, x, left=False) ** 2, (2, N)),
+    Row("solve for a batch", lambda x: torch.linalg.solve(SYSTEM, x) ** 2, (2, N, 2)),
+    Row("solve by each for one", lambda x: torch.linalg.solve(SYSTEMS, x) ** 2, (N, 2)),
+    Row("solve by each for a vector", lambda x: torch.linalg.solve(SYSTEMS, x) ** 2, (3, N)),
+    Row(
+        "solve by each for matrices that look like vectors", lambda x: torch.linalg.solve(SYSTEMS, x), (4, 4)
+    ),
+    Row("solve by each for the same vector", lambda x: torch.linalg.solve(SYSTEMS, x), (N,)),
+    Row("solve from the right by each", lambda x: torch.linalg.solve(SYSTEMS, x, left=False), (3, 2, N)),
+    Row("lu_solve by a constant", lambda x: torch.linalg.lu_solve(*FACTORS, x) ** 2, (N, 2)),
+    Row("lu_solve, adjoint", lambda x: torch.linalg.lu_solve(*FACTORS, x, adjoint=True) ** 2, (N, 2)),
+    Row("lu_solve from the right", lambda x: torch.linalg.lu_solve(*FACTORS, x, left=False) ** 2, (2, N)),
+    Row("lu_solve by each", lambda x: torch.linalg.lu_solve(*FACTORS_OF_EACH, x) ** 2, (3, N, 2)),
+    Row("cholesky_solve by a constant", lambda x: torch.cholesky_solve(x, ROOT) ** 2, (N, 2)),
+    Row("cholesky_solve for a batch", lambda x: torch.cholesky_solve(x, ROOT) ** 2, (2, N, 2)),
+    Row("triangular solve by a constant", lambda x: lower(x) ** 2, (N, 2), exact=""),
+    Row("triangular solve from the right", lambda x: lower(x, left=False) ** 2, (2, N), exact=""),
+    Row("triangular solve for a batch", lambda x: lower(x) ** 2, (2, N, 2), exact=""),
+    Row("inverse of a constant", lambda x: (torch.linalg.inv(SYSTEM) @ x) ** 2, (N, 2)),
+    Row("solve by and for", lambda x: torch.linalg.solve(SYSTEM + x[:, :4], x[:, 4:]), (N, 6), exact=""),
+    Row(
+        "derivative of a solution",
+        torch.func.vmap(torch.func.grad(lambda x: (torch.linalg.solve(SYSTEM, x) ** 3).sum())),
+        (2, N),
+    ),
+]
+PRODUCTS = [*BATCHES, *SPARSE, *SOLVES]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from detection import detect_hessian, detect_jacobian
 from elementwise_rows import ELEMENTWISE, MASK, A, Row, halves
-from matrix_rows import BATCHES
+from matrix_rows import PRODUCTS
 from needs_torch import aminmax_derived, grid_sample_derived_twice, nextafter_derived
 from torch import Tensor
 
@@ -214,7 +214,7 @@ ROWS = [
     Row("einsum", lambda x: torch.einsum("ij,jk,i->k", x, M34, A[:2]), (2, 3)),
     Row("linear", lambda x: F.linear(x, M34, A[:3]), (2, 4)),
     Row("bilinear form", lambda x: x @ M44 @ x, (4,)),
-    *BATCHES,
+    *PRODUCTS,
     Row("inverse", torch.linalg.inv, (2, 2), exact="1", low=0.1),
     Row("inverse of a batch", lambda x: torch.linalg.inv(x + 2 * torch.eye(2)), (2, 2, 2), exact="1"),
     Row("solve", lambda x: torch.linalg.solve(x[:2] + torch.eye(2), x[2]), (3, 2), exact="1"),
@@ -232,7 +232,7 @@ ROWS = [
         exact="",
     ),
     # an operand without a batch whose first size is that of the others' batch
-    Row("solve, one right side", lambda x: torch.linalg.solve(EYES, x), (3, 2), exact=""),
+    Row("solve, one right side", lambda x: torch.linalg.solve(EYES, x), (3, 2)),
     Row("solve, a vector for each", lambda x: torch.linalg.solve(EYES[:2, :2, :2], x), (2, 2), exact="1"),
     Row("solve, one matrix", lambda x: torch.linalg.solve(x + 2 * M33, EYES), (3, 3), exact=""),
     Row(
@@ -242,7 +242,7 @@ ROWS = [
         exact="",
     ),
     Row("cholesky_solve, one factor", lambda x: torch.cholesky_solve(EYES, x + 2 * M33), (3, 3), exact=""),
-    Row("lu_solve, one right side", lambda x: torch.linalg.lu_solve(*LU, x), (3, 2), exact=""),
+    Row("lu_solve, one right side", lambda x: torch.linalg.lu_solve(*LU, x), (3, 2)),
     Row("pinv", torch.linalg.pinv, (2, 2), exact="1"),
     Row("matrix_power", lambda x: torch.linalg.matrix_power(x, 3), (2, 2), exact="1"),
     # windows

@@ -16,7 +16,7 @@ __all__: list[str] = []
 
 
 def _nonzero(ctx: Context, value: Any) -> Tensor | None:
-    """Where a constant matrix, or a batch of them, isn't zero; only if it has zeros, the same in every call."""
+    """Where a constant matrix, or a batch of them, isn't zero, if it has zeros that every call has."""
     if not isinstance(value, Const):
         return None
     matrix = value.tensor.detach()
@@ -159,6 +159,7 @@ def _outer(ctx: Context, call: Call) -> Any:
     "addr",
     "addbmm",
     "_addmm_activation",
+    "_sparse_addmm",
     "sparse_sampled_addmm",
     curvature=PRODUCT,
 )
@@ -173,7 +174,7 @@ def _addmm(ctx: Context, call: Call) -> Any:
         product = ctx.unite(left, right)
     elif call.name == "addbmm":
         product = ctx.unite_dims(matmul(ctx, a, b), [0])
-    elif call.name in ("addmm", "baddbmm"):
+    elif call.name in ("addmm", "baddbmm", "_sparse_addmm"):
         product = matmul(ctx, a, b)
     else:
         raise NotImplementedError(call.name)
@@ -248,6 +249,9 @@ def _cdist(ctx: Context, call: Call) -> Any:
 )
 def _factorization(ctx: Context, call: Call) -> Any:
     """Every result of a matrix depends on all of that matrix, twice."""
+    solved = _solved(ctx, call)
+    if solved is not None:
+        return solved
     batch = _batch(call)
     if batch is None:
         united = ctx.everything(call)
@@ -261,6 +265,33 @@ def _factorization(ctx: Context, call: Call) -> Any:
         None if shape is None else united.reshape(united.shape + (1,) * (len(shape) - depth)).expand(shape)
         for shape in call.out_shapes
     ]
+
+
+# By operator: the argument that a solution hangs on linearly.
+_RIGHT_SIDES = {
+    "_linalg_solve_ex": "B",
+    "linalg_lu_solve": "B",
+    "linalg_solve_triangular": "B",
+    "cholesky_solve": "self",
+    "_cholesky_solve_helper": "self",
+    "triangular_solve": "self",
+}
+
+
+def _solved(ctx: Context, call: Call) -> list[Tensor | None] | None:
+    """Solutions by constant matrices: nothing is coupled, and no right side meets another one."""
+    name = _RIGHT_SIDES.get(call.name)
+    if name is None:
+        return None
+    # a factor that comes out of an operator beside what is dependent has empty sets
+    others = [value for key, value in call.args.items() if key != name and isinstance(value, Dep)]
+    if any(bool(value.ids.any()) for value in others):
+        return None
+    ids = ctx.ids(call[name])
+    vector = ids.dim() == 1 or _inner(call, name) == 1
+    across = -1 if vector or call.first("left") is False else -2
+    solution = ctx.unite_dims(ids, [across], True).expand(call.shape)
+    return [solution, *(None if shape is None else zero_ids(shape) for shape in call.out_shapes[1:])]
 
 
 @rule("lu_unpack")
