@@ -325,7 +325,6 @@ ROWS = [
         "grid_sample",
         lambda x: F.grid_sample(x, M34[:, :2].reshape(1, 1, 3, 2), align_corners=False),
         (1, 1, 4, 4),
-        exact="",
     ),
     # values
     Row("sort", lambda x: x.sort(descending=True).values ** 2, (5,)),
