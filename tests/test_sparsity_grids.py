@@ -1,4 +1,4 @@
-"""What `grid_sample` reads: nothing is missed wherever points lie, and by a constant grid little is listed."""
+"""What `grid_sample` reads: nothing is missed wherever points lie, and little more is listed."""
 
 from __future__ import annotations
 

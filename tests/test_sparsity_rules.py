@@ -24,6 +24,7 @@ EYES = M33 + 0.2 + A.repeat(2)[:27].reshape(3, 3, 3) / 9
 LU = torch.linalg.lu_factor(EYES)
 PIVOTS = torch.tensor([[2, 3, 3], [1, 2, 3]], dtype=torch.int32)
 WORDS, BAGS = torch.tensor([0, 2, 1, 0, 2]), torch.tensor([0, 2, 2])
+SEGMENTS = torch.tensor([1, 0, 3])
 DRAW = torch.tensor([[[0.3, 0.8, 0.4]]], dtype=torch.float64)
 
 
@@ -128,6 +129,14 @@ ROWS = [
         "embedding_bag, weighted",
         lambda x: F.embedding_bag(WORDS, x[:3], BAGS, mode="sum", per_sample_weights=x[3:].reshape(-1)[:5]),
         (6, 2),
+        orders=1,
+    ),
+    Row("segment sums", lambda x: torch.segment_reduce(x, "sum", lengths=SEGMENTS) ** 2, (4, 2), orders=1),
+    Row("segment products", lambda x: torch.segment_reduce(x, "prod", lengths=SEGMENTS), (4, 2), orders=1),
+    Row(
+        "segments between",
+        lambda x: torch.segment_reduce(x, "mean", offsets=torch.tensor([0, 1, 4])),
+        (4,),
         orders=1,
     ),
     Row("lu_unpack", lambda x: torch.cat(torch.lu_unpack(x, PIVOTS)[1:], 1) ** 2, (2, 3, 3)),
