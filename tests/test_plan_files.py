@@ -89,6 +89,55 @@ def test_settings_are_those_of_the_call_that_loads(path: Path) -> None:
         torch.testing.assert_close(J.to_dense(), E)
 
 
+def diffused(c: Tensor, u: Tensor, dt: float) -> Tensor:
+    return c * u - dt * (u.roll(1) - 2 * u)
+
+
+@pytest.mark.parametrize("argnums", [1, -2, [1], (0, 1), [0, 1, -1], np.int64(1)])
+def test_argnums_come_back(argnums: Any, tmp_path: Path) -> None:
+    args = torch.rand(5, dtype=torch.float64), A[:5], 0.1
+    plan = plan_jacobian(diffused, *args, argnums=argnums)
+    plan.save(tmp_path / "plan")
+    for loaded in (
+        JacobianPlan.load(tmp_path / "plan", diffused),
+        JacobianPlan.load(tmp_path / "plan", diffused, argnums=argnums),
+    ):
+        found, expected = loaded(*args[:2], 0.2), plan(*args[:2], 0.2)
+        assert len(found) == len(expected)
+        for mine, its in zip(found, expected, strict=True):
+            assert (mine is None) == (its is None)
+            assert mine is None or torch.equal(mine.to_dense(), its.to_dense())
+        assert not torch.equal(found[1].to_dense(), plan(*args)[1].to_dense())
+
+
+def test_argnums_of_the_call_that_loads_come_first(tmp_path: Path) -> None:
+    plan_jacobian(torch.mul, A, A, argnums=0).save(tmp_path / "plan")
+    found = JacobianPlan.load(tmp_path / "plan", torch.mul, argnums=1)(A, A + 1)
+    assert found[0] is None
+    assert torch.equal(found[1].to_dense(), A.diag())
+
+
+def test_files_without_argnums_are_read_as_before(tmp_path: Path) -> None:
+    """Those of version 0.1 don't hold any."""
+    path = tmp_path / "plan.npz"
+    plan_jacobian(diffused, A, A, 0.1, argnums=[0, 1]).save(path)
+    with np.load(path) as file:
+        np.savez(path, **{name: file[name] for name in file.files if name != "argnums"})
+    J = JacobianPlan.load(path, lambda c, u: diffused(c, u, 0.2))(A, A)[0]
+    assert torch.equal(J.to_dense(), A.diag())
+    with pytest.raises(ValueError, match="expected 2 differentiated arguments"):
+        JacobianPlan.load(path, diffused)(A, A, 0.2)
+    for damaged in (np.array(0.5), np.array([[0]]), np.array("0")):
+        np.savez(tmp_path / "damaged.npz", **{**np.load(path), "argnums": damaged})
+        refused(tmp_path / "damaged.npz", "its argnums are neither")
+
+
+@pytest.mark.parametrize("kind", [JacobianPlan, HessianPlan])
+def test_what_is_no_function_is_refused(kind: type[Any], path: Path) -> None:
+    with pytest.raises(TypeError, match=rf"{kind.__name__}.load: f: expected the function .*, got int"):
+        kind.load(path, 3)
+
+
 def test_a_loaded_plan_is_checked_against_its_function(path: Path) -> None:
     other = lambda a, b: a[1:] * b.flip(0)
     with pytest.warns(UserWarning, match="differs from plain automatic differentiation"):

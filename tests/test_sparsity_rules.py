@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from detection import detect_hessian, detect_jacobian
 from elementwise_rows import ELEMENTWISE, MASK, A, Row, halves
+from matrix_rows import PRODUCTS
 from needs_torch import aminmax_derived, grid_sample_derived_twice, nextafter_derived
 from torch import Tensor
 
@@ -23,6 +24,7 @@ EYES = M33 + 0.2 + A.repeat(2)[:27].reshape(3, 3, 3) / 9
 LU = torch.linalg.lu_factor(EYES)
 PIVOTS = torch.tensor([[2, 3, 3], [1, 2, 3]], dtype=torch.int32)
 WORDS, BAGS = torch.tensor([0, 2, 1, 0, 2]), torch.tensor([0, 2, 2])
+SEGMENTS = torch.tensor([1, 0, 3])
 DRAW = torch.tensor([[[0.3, 0.8, 0.4]]], dtype=torch.float64)
 
 
@@ -129,6 +131,14 @@ ROWS = [
         (6, 2),
         orders=1,
     ),
+    Row("segment sums", lambda x: torch.segment_reduce(x, "sum", lengths=SEGMENTS) ** 2, (4, 2), orders=1),
+    Row("segment products", lambda x: torch.segment_reduce(x, "prod", lengths=SEGMENTS), (4, 2), orders=1),
+    Row(
+        "segments between",
+        lambda x: torch.segment_reduce(x, "mean", offsets=torch.tensor([0, 1, 4])),
+        (4,),
+        orders=1,
+    ),
     Row("lu_unpack", lambda x: torch.cat(torch.lu_unpack(x, PIVOTS)[1:], 1) ** 2, (2, 3, 3)),
     Row("lu_unpack, wide", lambda x: torch.lu_unpack(x, PIVOTS[:, 1:] - 1)[2] ** 2, (2, 2, 3)),
     Row("meshgrid", lambda x: torch.meshgrid(x, x, indexing="ij")[0] * 2, (3,)),
@@ -213,6 +223,7 @@ ROWS = [
     Row("einsum", lambda x: torch.einsum("ij,jk,i->k", x, M34, A[:2]), (2, 3)),
     Row("linear", lambda x: F.linear(x, M34, A[:3]), (2, 4)),
     Row("bilinear form", lambda x: x @ M44 @ x, (4,)),
+    *PRODUCTS,
     Row("inverse", torch.linalg.inv, (2, 2), exact="1", low=0.1),
     Row("inverse of a batch", lambda x: torch.linalg.inv(x + 2 * torch.eye(2)), (2, 2, 2), exact="1"),
     Row("solve", lambda x: torch.linalg.solve(x[:2] + torch.eye(2), x[2]), (3, 2), exact="1"),
@@ -230,7 +241,7 @@ ROWS = [
         exact="",
     ),
     # an operand without a batch whose first size is that of the others' batch
-    Row("solve, one right side", lambda x: torch.linalg.solve(EYES, x), (3, 2), exact=""),
+    Row("solve, one right side", lambda x: torch.linalg.solve(EYES, x), (3, 2)),
     Row("solve, a vector for each", lambda x: torch.linalg.solve(EYES[:2, :2, :2], x), (2, 2), exact="1"),
     Row("solve, one matrix", lambda x: torch.linalg.solve(x + 2 * M33, EYES), (3, 3), exact=""),
     Row(
@@ -240,7 +251,7 @@ ROWS = [
         exact="",
     ),
     Row("cholesky_solve, one factor", lambda x: torch.cholesky_solve(EYES, x + 2 * M33), (3, 3), exact=""),
-    Row("lu_solve, one right side", lambda x: torch.linalg.lu_solve(*LU, x), (3, 2), exact=""),
+    Row("lu_solve, one right side", lambda x: torch.linalg.lu_solve(*LU, x), (3, 2)),
     Row("pinv", torch.linalg.pinv, (2, 2), exact="1"),
     Row("matrix_power", lambda x: torch.linalg.matrix_power(x, 3), (2, 2), exact="1"),
     # windows
@@ -323,7 +334,6 @@ ROWS = [
         "grid_sample",
         lambda x: F.grid_sample(x, M34[:, :2].reshape(1, 1, 3, 2), align_corners=False),
         (1, 1, 4, 4),
-        exact="",
     ),
     # values
     Row("sort", lambda x: x.sort(descending=True).values ** 2, (5,)),

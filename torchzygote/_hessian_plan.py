@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import _compressed, _engine, _evaluation, _plan, _plan_files, _state
+from . import _compressed, _engine, _evaluation, _plan, _state
 from ._arguments import Prepared
 from ._certificate import Comparison
 from ._plan_base import Plan, is_nested, no_values, random_state
@@ -81,6 +81,8 @@ class HessianPlan(Plan):
 
         Raises
         ------
+        TypeError
+            ``f`` is no function.
         ValueError
             The file is no such plan, or a damaged one; the message says why.
 
@@ -97,7 +99,7 @@ class HessianPlan(Plan):
         tensor([6., 6., 6.])
         """
         _plan.check_mode(mode, _plan.HESSIAN_MODES)
-        inputs, recovery = _plan_files.read(path, cls.__name__)
+        inputs, recovery, _ = cls._saved(path, f)
         return cls(f, inputs, recovery, mode=mode, chunk_size=chunk_size, verify=verify)
 
     def __call__(self, x: Any, *, dense: bool = False, create_graph: bool | None = None) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, overload
 import torch
 from torch import Tensor
 
-from . import _compressed, _engine, _evaluation, _plan_files, _state
+from . import _compressed, _engine, _evaluation, _state
 from ._arguments import Prepared, prepare
 from ._certificate import Comparison
 from ._evaluation import Constants
@@ -84,11 +84,15 @@ class JacobianPlan(Plan):
             The file; nothing in it is executed.
         f : callable
             The function that the plan was made for.
-        argnums, chunk_size, verify
+        argnums : int or sequence of int, optional
+            As for :func:`plan_jacobian`; by default those that the plan was made with.
+        chunk_size, verify
             As for :func:`plan_jacobian`.
 
         Raises
         ------
+        TypeError
+            ``f`` is no function.
         ValueError
             The file is no such plan, or a damaged one; the message says why.
 
@@ -104,13 +108,13 @@ class JacobianPlan(Plan):
         >>> plan(torch.ones(3))[0].values()
         tensor([2., 2., 2.])
         """
-        inputs, recovery = _plan_files.read(path, cls.__name__)
+        inputs, recovery, saved = cls._saved(path, f)
         # whether the mode was asked for isn't known any more
         return cls(
             f,
             inputs,
             recovery,
-            argnums=argnums,
+            argnums=saved if argnums is None else argnums,
             mode=recovery.mode,
             chunk_size=chunk_size,
             verify=verify,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import _engine, _evaluation, _plan, _plan_files
-from ._arguments import Prepared, check_flags
+from ._arguments import Prepared, check_flags, type_name
 from ._certificate import Comparison, warn_mismatch, warn_unchecked
 from ._plan_results import PlanResults
 from ._random import RandomState
@@ -120,10 +120,21 @@ class Plan:
         Parameters
         ----------
         path : path
-            ``.npz`` is appended where it is missing. The file holds arrays only. :meth:`load` reads it, and
-            shows both.
+            ``.npz`` is appended where it is missing. The file holds arrays only: structure, coloring and
+            ``argnums``. :meth:`load` reads it, and shows both.
         """
-        _plan_files.write(path, type(self).__name__, self._inputs, self._recovery)
+        contents = _plan_files.Contents(self._inputs, self._recovery, self._argnums)
+        _plan_files.write(path, type(self).__name__, contents)
+
+    @classmethod
+    def _saved(cls, path: str | os.PathLike[str], f: object) -> _plan_files.Contents:
+        """What the file holds, for a plan of ``f``."""
+        if not callable(f):
+            raise TypeError(
+                f"{cls.__name__}.load: f: expected the function that the plan was made for, got "
+                f"{type_name(f)}; a file holds no function"
+            )
+        return _plan_files.read(path, cls.__name__)
 
     def spy(self, path: str | os.PathLike[str] | None = None) -> Any:
         """A picture of pattern and colors.

@@ -11,7 +11,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from .coloring import Coloring
 from .coloring.recovery import Recovery
 from .sparsity.pattern import Pattern
 
-__all__ = ["read", "write"]
+__all__ = ["Contents", "read", "write"]
 
 _FORMAT = "torchzygote plan"
 _VERSION = 1
@@ -50,8 +50,17 @@ _BROKEN = (
 )
 
 
-def write(path: str | os.PathLike[str], kind: str, inputs: Sequence[InputSpec], recovery: Recovery) -> None:
+class Contents(NamedTuple):
+    """What a file holds; ``argnums``: those that the plan was made with."""
+
+    inputs: tuple[InputSpec, ...]
+    recovery: Recovery
+    argnums: int | Sequence[int] | None
+
+
+def write(path: str | os.PathLike[str], kind: str, contents: Contents) -> None:
     """Write a plan of this kind."""
+    inputs, recovery, argnums = contents
     arrays: dict[str, Any] = {
         "format": np.array(_FORMAT),
         "version": np.array(_VERSION),
@@ -62,6 +71,8 @@ def write(path: str | os.PathLike[str], kind: str, inputs: Sequence[InputSpec], 
         "order": np.array(recovery.coloring.order),
         "count": np.array(len(inputs)),
     }
+    if argnums is not None:
+        arrays["argnums"] = np.array(argnums, dtype=np.int64)
     for i, (spec, pattern) in enumerate(zip(inputs, recovery.patterns, strict=True)):
         arrays[f"shape_{i}"] = np.array(spec.shape, dtype=np.int64)
         arrays[f"kind_{i}"] = np.array(spec.kind)
@@ -75,7 +86,7 @@ def write(path: str | os.PathLike[str], kind: str, inputs: Sequence[InputSpec], 
     np.savez_compressed(path, **arrays)
 
 
-def read(path: str | os.PathLike[str], kind: str) -> tuple[tuple[InputSpec, ...], Recovery]:
+def read(path: str | os.PathLike[str], kind: str) -> Contents:
     """Read a plan of this kind; ``ValueError`` with the reason for anything else."""
     name = os.fspath(path)
     if not os.path.isfile(name) and os.path.isfile(f"{name}.npz"):  # a folder of that name may be beside it
@@ -91,7 +102,7 @@ def read(path: str | os.PathLike[str], kind: str) -> tuple[tuple[InputSpec, ...]
             raise ValueError(f"{name}: expected a {kind} saved by torchzygote, but {error}") from None
 
 
-def _read(file: Any, kind: str) -> tuple[tuple[InputSpec, ...], Recovery]:
+def _read(file: Any, kind: str) -> Contents:
     if _word(file, "format") != _FORMAT:
         raise ValueError("its format is another one")
     if _number(file, "version") != _VERSION:
@@ -122,7 +133,17 @@ def _read(file: Any, kind: str) -> tuple[tuple[InputSpec, ...], Recovery]:
     recovery = Recovery(mode, patterns, Coloring(colors, ncolors, _MODES[kind][mode], _word(file, "order")))
     if not recovery.is_valid():
         raise ValueError("its coloring doesn't separate the entries")
-    return tuple(inputs), recovery
+    return Contents(tuple(inputs), recovery, _argnums(file))
+
+
+def _argnums(file: Any) -> int | tuple[int, ...] | None:
+    """None where the field is missing: older files don't have it."""
+    if "argnums" not in file.files:
+        return None
+    array = _field(file, "argnums")
+    if array.dtype != np.int64 or array.ndim > 1:
+        raise ValueError("its argnums are neither a number nor a vector of 64-bit integers")
+    return tuple(array.tolist()) if array.ndim else int(array)
 
 
 def _spec(file: Any, i: int) -> InputSpec:

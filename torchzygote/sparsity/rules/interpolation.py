@@ -6,12 +6,15 @@ multiply-add. What any of them may read is listed.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._table import Call, Context, rule
+from .._sets import OverBudget
+from .._trace import Const
+from ._table import CURVED, Call, Context, rule
 from .windows import reversed_table, table_of, taps, unite_taps
 
 __all__: list[str] = []
@@ -100,3 +103,67 @@ def _antialiased_table(name: str, size: int, out: int, corners: bool, scale: flo
         weights: Tensor = getattr(aten, name)(identity, [1, out], corners, None, scale)
         there |= weights.view(size, out).t() != 0
     return table_of(there)
+
+
+@rule("grid_sampler_2d", "grid_sampler_3d", curvature=CURVED)
+def _grid_sampler(ctx: Context, call: Call) -> Any:
+    """The pixels around the points of a constant grid, or all of the picture's channel, and the point."""
+    ids, grid = ctx.ids(call["input"]), call["grid"]
+    depth = len(call.shape) - 2
+    if isinstance(grid, Const):
+        reads = _read_at(ids, grid, call)
+        if reads is not None and ids.shape[1] * reads.numel() <= ctx.sets.budget:
+            with contextlib.suppress(OverBudget):  # all of a channel is one set: it takes less
+                return _gathered(ctx, ids, reads).view(call.shape)
+    picture = ctx.unite_dims(ids, range(2, 2 + depth), True)
+    if isinstance(grid, Const):
+        return picture.expand(call.shape)
+    united = ctx.unite(picture, ctx.unite_dims(grid.ids, [-1]).unsqueeze(1)).expand(call.shape)
+    ctx.couple(united)
+    return united
+
+
+def _gathered(ctx: Context, ids: Tensor, reads: Tensor) -> Tensor:
+    flat = ids.flatten(2)[:, :, None].expand(-1, -1, reads.shape[1], -1)
+    where = reads[:, None].expand(-1, ids.shape[1], -1, -1)
+    return unite_taps(ctx, flat.gather(3, where.clamp(min=0)).masked_fill(where < 0, 0))
+
+
+def _read_at(ids: Tensor, grid: Const, call: Call) -> Tensor | None:
+    """Which pixels each point may read, shape (pictures, points, taps); ``None`` where that isn't known."""
+    mode, padding, corners = call["interpolation_mode"], call["padding_mode"], call["align_corners"]
+    precision = {torch.float64: 2.0**-42, torch.float32: 2.0**-18}.get(grid.tensor.dtype)
+    # Reflected positions jump where the kernel's quotient is rounded.
+    if not grid.fixed or precision is None or padding == 2 or 0 in call.shape or 0 in ids.shape:
+        return None
+    points = grid.tensor.detach().to("cpu", torch.float64).flatten(1, -2)
+    if not bool((points.abs() < 1000).all()):
+        return None
+    where = torch.zeros((), dtype=torch.int64, device="cpu")
+    for d, size in enumerate(ids.shape[2:]):
+        places = points[..., -1 - d]  # a point's first coordinate is along the last dimension
+        places = (places + 1) / 2 * (size - 1) if corners else ((places + 1) * size - 1) / 2
+        reads = _read_along(places, size, mode, padding == 1, precision).unsqueeze(-2)
+        where = where.unsqueeze(-1)
+        inside = (where >= 0) & (reads >= 0)
+        where = torch.where(inside, where * size + reads, -1).flatten(-2)
+    return where
+
+
+def _read_along(places: Tensor, size: int, mode: int, border: bool, precision: float) -> Tensor:
+    """Pixels along one dimension, shape (..., taps), with room for any rounding; -1 where none is."""
+    room = (places.abs() + size) * precision
+    if border and mode != 2:
+        places = places.clamp(0, size - 1)
+    lowest, highest = places - room, places + room
+    if mode == 1:  # the nearest one
+        first, last = (lowest - 0.5).ceil(), (highest + 0.5).floor()
+    else:  # one, or two for a cubic, on each side
+        around = 1 if mode == 2 else 0
+        first, last = lowest.floor() - around, highest.floor() + 1 + around
+    steps = torch.arange(int((last - first).max()) + 1, device="cpu")
+    reads = first.long().unsqueeze(-1) + steps
+    beyond = reads > last.unsqueeze(-1)
+    if border:
+        reads = reads.clamp(0, size - 1)
+    return torch.where(beyond | (reads < 0) | (reads >= size), -1, reads)

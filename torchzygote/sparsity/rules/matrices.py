@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..._warning import making_sparse
-from .._sets import broadcast_shapes
+from .._sets import OverBudget, broadcast_shapes
 from .._trace import Const, Ref
 from ._table import CURVED, LINEAR, PRODUCT, Call, Context, Dep, rule, shape_of, zero_ids
 
@@ -16,7 +16,7 @@ __all__: list[str] = []
 
 
 def _nonzero(ctx: Context, value: Any) -> Tensor | None:
-    """Where a constant matrix isn't zero, if it has zeros that are there in every call."""
+    """Where a constant matrix, or a batch of them, isn't zero, if it has zeros that every call has."""
     if not isinstance(value, Const):
         return None
     matrix = value.tensor.detach()
@@ -36,23 +36,57 @@ def _nonzero(ctx: Context, value: Any) -> Tensor | None:
             )
     if not value.fixed:
         return None
+    if matrix.dim() == 3 and matrix.shape[0] > 0 and (matrix.shape[0] == 1 or matrix.stride(0) == 0):
+        matrix = matrix[0]  # one for the whole batch, as `einsum` and `matmul` expand it
     there = matrix.cpu() != 0
     return None if bool(there.all()) else there
 
 
+# Ids that are read for the zeros of a matrix in a batch that is at least an eighth full.
+_MANY = 1 << 20
+
+
 def _by_columns(ctx: Context, ids: Tensor, there: Tensor) -> Tensor:
-    """``out[..., j]``: the union of ``ids[..., k]`` over the ``k`` with ``there[k, j]``."""
-    pairs = there.t().coalesce().indices() if there.is_sparse else there.t().nonzero().t()
-    columns, inner = pairs[0], pairs[1]  # sorted by column
-    width = there.shape[1]
-    pointers = torch.zeros(width + 1, dtype=torch.int64, device="cpu")
-    torch.cumsum(torch.bincount(columns, minlength=width), 0, out=pointers[1:])
+    """``out[..., j]``: the union of ``ids[..., k]`` over the ``k`` with ``there[..., k, j]``.
+
+    A batch of matrices is taken for one with blocks along its diagonal. ``OverBudget`` where a batch isn't
+    worth the reading.
+    """
+    turned = there.transpose(-1, -2)
+    at = turned.coalesce().indices() if turned.is_sparse else turned.nonzero().t()  # sorted by column
+    depth, width = there.shape[-2:]
+    batch = there.shape[0] if there.dim() == 3 else 1
+    columns, inner = at[-2], at[-1]
+    if there.dim() == 3:
+        columns, inner = at[0] * width + columns, at[0] * depth + inner
+        ids = ids.expand(batch, -1, -1).transpose(0, 1)
+    pointers = torch.zeros(batch * width + 1, dtype=torch.int64, device="cpu")
+    torch.cumsum(torch.bincount(columns, minlength=batch * width), 0, out=pointers[1:])
     outer = ids.shape[:-1]
-    rows = ids.reshape(-1, ids.shape[-1])
+    rows = ids.reshape(-1, batch * depth)
     count, total = rows.shape[0], columns.numel()
+    if ids.dim() == 3 and count * total > (_MANY if 8 * total > there.numel() else ctx.sets.budget):
+        raise OverBudget
     ptr = (torch.arange(count, device="cpu")[:, None] * total + pointers[None, :-1]).reshape(-1)
     ptr = torch.cat([ptr, torch.tensor([count * total], device="cpu")])
-    return ctx.sets.unite_groups(ptr, rows[:, inner].reshape(-1)).view(*outer, width)
+    found = ctx.sets.unite_groups(ptr, rows[:, inner].reshape(-1)).view(*outer, width)
+    return found.transpose(0, 1) if there.dim() == 3 else found
+
+
+def _by_zeros(ctx: Context, a: Any, b: Any) -> Tensor | None:
+    """Sets of a product with a constant, if its zeros are known and to look at them is affordable."""
+    there = _nonzero(ctx, b if isinstance(a, Dep) else a)
+    if there is None:
+        return None
+    ids = a.ids if isinstance(a, Dep) else ctx.ids(b)
+    try:
+        if isinstance(a, Dep):
+            return _by_columns(ctx, ids, there)
+        return _by_columns(ctx, ids.mT, there.transpose(-1, -2)).mT
+    except OverBudget:
+        if ids.dim() == 2:
+            raise
+        return None  # rows united as a whole share one set: they take much less
 
 
 def matmul(ctx: Context, a: Any, b: Any) -> Tensor:
@@ -67,12 +101,9 @@ def matmul(ctx: Context, a: Any, b: Any) -> Tensor:
         if not ctx.wanted:
             return zero_ids(shape)
     else:
-        there = _nonzero(ctx, b if isinstance(a, Dep) else a)
-        if there is not None and there.dim() == 2:
-            if isinstance(a, Dep):
-                return _by_columns(ctx, left, there).expand(shape)
-            turned = right.transpose(-1, -2)
-            return _by_columns(ctx, turned, there.t()).transpose(-1, -2).expand(shape)
+        found = _by_zeros(ctx, a, b)
+        if found is not None:
+            return found.expand(shape)
     over_rows = ctx.unite_dims(left, [-1], True)
     over_columns = ctx.unite_dims(right, [-2], True)
     return ctx.unite(over_rows, over_columns).expand(shape)
@@ -128,6 +159,7 @@ def _outer(ctx: Context, call: Call) -> Any:
     "addr",
     "addbmm",
     "_addmm_activation",
+    "_sparse_addmm",
     "sparse_sampled_addmm",
     curvature=PRODUCT,
 )
@@ -142,7 +174,7 @@ def _addmm(ctx: Context, call: Call) -> Any:
         product = ctx.unite(left, right)
     elif call.name == "addbmm":
         product = ctx.unite_dims(matmul(ctx, a, b), [0])
-    elif call.name in ("addmm", "baddbmm"):
+    elif call.name in ("addmm", "baddbmm", "_sparse_addmm"):
         product = matmul(ctx, a, b)
     else:
         raise NotImplementedError(call.name)
@@ -217,6 +249,9 @@ def _cdist(ctx: Context, call: Call) -> Any:
 )
 def _factorization(ctx: Context, call: Call) -> Any:
     """Every result of a matrix depends on all of that matrix, twice."""
+    solved = _solved(ctx, call)
+    if solved is not None:
+        return solved
     batch = _batch(call)
     if batch is None:
         united = ctx.everything(call)
@@ -230,6 +265,33 @@ def _factorization(ctx: Context, call: Call) -> Any:
         None if shape is None else united.reshape(united.shape + (1,) * (len(shape) - depth)).expand(shape)
         for shape in call.out_shapes
     ]
+
+
+# By operator: the argument that a solution hangs on linearly.
+_RIGHT_SIDES = {
+    "_linalg_solve_ex": "B",
+    "linalg_lu_solve": "B",
+    "linalg_solve_triangular": "B",
+    "cholesky_solve": "self",
+    "_cholesky_solve_helper": "self",
+    "triangular_solve": "self",
+}
+
+
+def _solved(ctx: Context, call: Call) -> list[Tensor | None] | None:
+    """Solutions by constant matrices: nothing is coupled, and no right side meets another one."""
+    name = _RIGHT_SIDES.get(call.name)
+    if name is None:
+        return None
+    # a factor that comes out of an operator beside what is dependent has empty sets
+    others = [value for key, value in call.args.items() if key != name and isinstance(value, Dep)]
+    if any(bool(value.ids.any()) for value in others):
+        return None
+    ids = ctx.ids(call[name])
+    vector = ids.dim() == 1 or _inner(call, name) == 1
+    across = -1 if vector or call.first("left") is False else -2
+    solution = ctx.unite_dims(ids, [across], True).expand(call.shape)
+    return [solution, *(None if shape is None else zero_ids(shape) for shape in call.out_shapes[1:])]
 
 
 @rule("lu_unpack")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._sets import ID
 from .._trace import Const
-from ._table import LINEAR, PRODUCT, RULES, Call, Context, Dep, Rule, rule, zero_ids
+from ._table import CURVED, LINEAR, PRODUCT, RULES, Call, Context, Dep, Rule, rule, zero_ids
 
 __all__: list[str] = []
 
@@ -301,6 +301,25 @@ def _embedding_bag(ctx: Context, call: Call) -> Any:
     counts = index != call["padding_idx"]
     out = _added(ctx, zero_ids(call.shape), where[counts], rows[counts])
     return [out, *([None] * (len(call.outs) - 1))]
+
+
+@rule("segment_reduce", curvature=CURVED)
+def _segment_reduce(ctx: Context, call: Call) -> Any:
+    """All of each segment of the first axis, whatever is made of it. PyTorch derives it once."""
+    lengths, offsets = call["lengths"], call["offsets"]
+    given = lengths if offsets is None else offsets
+    ctx.by_values(given)
+    known = given.tensor.cpu().long()
+    bounds = known if lengths is None else torch.cat([known.new_zeros(1), known.cumsum(0)])
+    if known.dim() != 1 or bool((bounds.diff() < 0).any()) or (lengths is not None and offsets is not None):
+        raise NotImplementedError("segments of further axes, or that overlap")
+    rows = ctx.ids(call["data"])
+    segment = torch.searchsorted(bounds, torch.arange(rows.shape[0], device="cpu"), right=True) - 1
+    inside = (segment >= 0) & (segment < call.shape[0])
+    out = _added(ctx, zero_ids(call.shape), positions(call.shape)[segment[inside]], rows[inside])
+    if call["reduce"] == "prod":
+        ctx.couple(out)
+    return out
 
 
 @rule("masked_scatter_backward")

@@ -277,16 +277,3 @@ def _affine_grid(ctx: Context, call: Call) -> Any:
     """A coordinate of each point by the row of its matrix."""
     rows = ctx.unite_dims(call["theta"].ids, [-1])
     return rows.view(rows.shape[0], *[1] * (len(call.shape) - 2), rows.shape[1]).expand(call.shape)
-
-
-@rule("grid_sampler_2d", "grid_sampler_3d", curvature="curved")
-def _grid_sampler(ctx: Context, call: Call) -> Any:
-    """All of the picture's channel, and the point."""
-    source, grid = call["input"], call["grid"]
-    depth = len(call.shape) - 2
-    picture = ctx.unite_dims(ctx.ids(source), range(2, 2 + depth), True)
-    points = ctx.unite_dims(ctx.ids(grid), [-1]).unsqueeze(1)
-    united = ctx.unite(picture, points) if isinstance(grid, Dep) else picture
-    if isinstance(grid, Dep):
-        ctx.couple(united.expand(call.shape))
-    return united.expand(call.shape)
