@@ -144,10 +144,10 @@ def test_chunks_give_the_same_numbers() -> None:
     ("x", "error", "match"),
     [
         (torch.ones(2) * 1j, ValueError, "real arguments"),
-        ((1.0, 2.0), TypeError, "number or an array, got structure"),
-        (nn.Linear(1, 1), TypeError, "got module"),
-        ("text", TypeError, "got opaque"),
-        (None, TypeError, "got opaque"),
+        ((1.0, 2.0), TypeError, "number or an array, got tuple"),
+        (nn.Linear(1, 1), TypeError, "got Linear"),
+        ("text", TypeError, "got str"),
+        (None, TypeError, "got NoneType"),
     ],
 )
 def test_refused_arguments(x: Any, error: type[Exception], match: str) -> None:
