@@ -42,15 +42,10 @@ def _nonzero(ctx: Context, value: Any) -> Tensor | None:
     return None if bool(there.all()) else there
 
 
-# Ids that are read for the zeros of a matrix in a batch that is at least an eighth full.
-_MANY = 1 << 20
-
-
 def _by_columns(ctx: Context, ids: Tensor, there: Tensor) -> Tensor:
     """``out[..., j]``: the union of ``ids[..., k]`` over the ``k`` with ``there[..., k, j]``.
 
-    A batch of matrices is taken for one with blocks along its diagonal. ``OverBudget`` where a batch isn't
-    worth the reading.
+    A batch of matrices is taken for one with blocks along its diagonal.
     """
     turned = there.transpose(-1, -2)
     at = turned.coalesce().indices() if turned.is_sparse else turned.nonzero().t()  # sorted by column
@@ -65,12 +60,21 @@ def _by_columns(ctx: Context, ids: Tensor, there: Tensor) -> Tensor:
     outer = ids.shape[:-1]
     rows = ids.reshape(-1, batch * depth)
     count, total = rows.shape[0], columns.numel()
-    if ids.dim() == 3 and count * total > (_MANY if 8 * total > there.numel() else ctx.sets.budget):
-        raise OverBudget
     ptr = (torch.arange(count, device="cpu")[:, None] * total + pointers[None, :-1]).reshape(-1)
     ptr = torch.cat([ptr, torch.tensor([count * total], device="cpu")])
     found = ctx.sets.unite_groups(ptr, rows[:, inner].reshape(-1)).view(*outer, width)
     return found.transpose(0, 1) if there.dim() == 3 else found
+
+
+# Ids that are read at most for a large matrix of a batch that is more than an eighth full.
+_MANY = 1 << 20
+
+
+def _pays(ctx: Context, ids: Tensor, there: Tensor) -> bool:
+    """Whether to look at zeros in products of a batch: rows that are united as a whole share one set."""
+    total = there.coalesce().values().numel() if there.is_sparse else int(there.count_nonzero())
+    reads = total * ids.shape[-2] * (ids.shape[0] if there.dim() == 2 else 1)
+    return reads <= (_MANY if 8 * total > there.numel() else ctx.sets.budget)
 
 
 def _by_zeros(ctx: Context, a: Any, b: Any) -> Tensor | None:
@@ -78,15 +82,19 @@ def _by_zeros(ctx: Context, a: Any, b: Any) -> Tensor | None:
     there = _nonzero(ctx, b if isinstance(a, Dep) else a)
     if there is None:
         return None
-    ids = a.ids if isinstance(a, Dep) else ctx.ids(b)
+    ids = a.ids if isinstance(a, Dep) else ctx.ids(b).mT
+    if not isinstance(a, Dep):
+        there = there.transpose(-1, -2)
+    batched = ids.dim() == 3
+    if batched and not _pays(ctx, ids, there):
+        return None
     try:
-        if isinstance(a, Dep):
-            return _by_columns(ctx, ids, there)
-        return _by_columns(ctx, ids.mT, there.transpose(-1, -2)).mT
+        found = _by_columns(ctx, ids, there)
     except OverBudget:
-        if ids.dim() == 2:
+        if not batched:
             raise
-        return None  # rows united as a whole share one set: they take much less
+        return None
+    return found if isinstance(a, Dep) else found.mT
 
 
 def matmul(ctx: Context, a: Any, b: Any) -> Tensor:
