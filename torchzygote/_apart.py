@@ -69,11 +69,8 @@ class OfLayers(Apart):
         memory = products.untyped_storage().data_ptr()
         for i, one in self.layers:
             rows = one.way.back(one.pulled(products, axes, keep))
-            if (
-                rows.untyped_storage().data_ptr() == memory
-            ):  # autograd's own, and perhaps another value's, too
-                rows = rows.clone()
-            yield i, rows
+            # Memory of the products is autograd's, and perhaps that of another value's, too.
+            yield i, rows.clone() if rows.untyped_storage().data_ptr() == memory else rows
 
 
 class OfMap(Apart):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ._engine import Linearization
-from ._torch_private import counts_of_unshared, holders, innermost_transform
+from ._torch_private import innermost_transform
 
 __all__ = ["Update", "enroll", "pull", "registry", "run", "updating", "withdraw"]
 
@@ -97,7 +97,7 @@ def _refuse(differentiable: bool) -> None:
 def _with_updates(
     params: Sequence[Tensor], pullback: Callable[[], list[Tensor | None]], differentiable: bool
 ) -> list[Tensor | None]:
-    """No more gradients are alive at a time than the backward pass needs.
+    """No more gradients are alive at a time than the backward pass needs, and one copy.
 
     What is kept of one that was used is a zero of its shape, without memory.
     """
@@ -106,7 +106,6 @@ def _with_updates(
         return pullback()
     _refuse(differentiable)
     used: list[int] = []
-    unshared = counts_of_unshared()
 
     def used_up(i: int, p: Tensor) -> Callable[[Tensor | None], Tensor | None]:
         def hook(gradient: Tensor | None) -> Tensor | None:
@@ -114,9 +113,8 @@ def _with_updates(
             # update may have removed the others.
             if gradient is None or updating() or not is_enrolled(p):
                 return gradient
-            # The gradient of another parameter, or the caller's cotangent, may be the same tensor.
-            own = gradient if holders(gradient) in unshared else gradient.clone()
-            run(registry[id(p)][1], p, own)
+            # A copy: the gradient of another parameter, or the caller's cotangent, may be the same tensor.
+            run(registry[id(p)][1], p, gradient.clone())
             used.append(i)
             if gradient.layout is not torch.strided:
                 return torch.zeros_like(gradient)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from . import _updates
 from ._arguments import type_name
 from ._flags import held_flags, requires_grad
-from ._torch_private import is_wrapped, outside_functorch, shares_memory
+from ._torch_private import is_wrapped, memory_holders, outside_functorch
 from .params import Params, qualified
 
 __all__ = ["EagerUpdate", "eager_update"]
@@ -57,7 +57,9 @@ def _at_backward(p: Tensor, update: Callable[[Tensor, Tensor], Any]) -> Any:
             return
         gradient, p.grad = p.grad, None
         if gradient is not None:
-            _updates.run(update, p, gradient.clone() if shares_memory(gradient) else gradient)
+            # Autograd may have handed on the memory of another tensor, as the caller's cotangent.
+            shared = gradient.layout is torch.strided and memory_holders(gradient) > 1
+            _updates.run(update, p, gradient.clone() if shared else gradient)
 
     if p.requires_grad:
         return p.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
@@ -84,7 +86,7 @@ def eager_update(
     update : callable
         Called as ``update(param, grad)`` without recording, once per backward pass for each parameter that
         the pass reaches, when all contributions to its gradient are summed. It writes into ``param``, and may
-        write into ``grad``, which is nobody else's: what autograd shares is copied before.
+        write into ``grad``, which is nobody else's.
     model_or_params : Module, Params or iterable of tensors
         A module stands for the parameters that are trainable now; iterables and mappings for what
         :class:`Params` finds in them. Leaf tensors only; a tensor that requires no gradient yet is updated

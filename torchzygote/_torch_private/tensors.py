@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,14 +11,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _foreach_utils
 
 __all__ = [
-    "counts_of_unshared",
     "group_by_device_and_dtype",
-    "holders",
     "memory_holders",
     "no_torch_function",
     "refuse_writes",
     "set_versions",
-    "shares_memory",
     "storage_key",
     "swap_tensors",
     "weak_storage",
@@ -98,47 +93,3 @@ def memory_holders(x: Tensor) -> int:
     storage = x.untyped_storage()
     # the object made for this very question counts as well
     return _use_count(storage._cdata) - storage.resizable()
-
-
-def holders(x: Tensor) -> tuple[object, ...] | None:
-    """How often ``x``, its memory and what it is a view of are held, to be compared with known counts.
-
-    Autograd itself asks for these before it takes a gradient without a copy; no public function tells.
-    ``None`` for what may hold others' memory unseen.
-    """
-    if type(x) is not Tensor or x.layout is not torch.strided or not hasattr(x, "_use_count"):
-        return None
-    own = (x._use_count(), torch._C._storage_Use_Count(x.untyped_storage()._cdata), sys.getrefcount(x))
-    if not x._is_view():
-        return own
-    base = x._base
-    return (*own, base._use_count(), sys.getrefcount(base))  # type: ignore[union-attr]
-
-
-def shares_memory(x: Tensor) -> bool:
-    """Whether another tensor that is alive has the memory of ``x``, which autograd hands on to ``.grad``."""
-    if x.layout is not torch.strided:
-        return False
-    storage = x.untyped_storage()  # counts itself
-    return torch._C._storage_Use_Count(storage._cdata) > 2
-
-
-@functools.cache
-def counts_of_unshared() -> frozenset[tuple[object, ...]]:
-    """What :func:`holders` says where a hook of a leaf calls it, of gradients that nobody else holds.
-
-    In this version of Python and of PyTorch, of a tensor that was made for the leaf and of its view.
-    """
-    found: set[tuple[object, ...]] = set()
-
-    def hook(gradient: Tensor) -> None:
-        counts = holders(gradient)
-        if counts is not None:
-            found.add(counts)
-
-    with torch.inference_mode(False), torch.enable_grad(), torch._C.DisableTorchFunction():
-        w = torch.ones(2, 2, device="cpu", requires_grad=True)
-        w.register_hook(hook)  # type: ignore[no-untyped-call]
-        torch.autograd.grad((w * 2).sum(), w)
-        torch.autograd.grad((w.t() * 2).sum(), w)
-    return frozenset(found)
