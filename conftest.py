@@ -15,6 +15,8 @@ pytest_collect_file = Sybil(
     ],
     patterns=["*.md"],
     excludes=["docs/_build/**", ".venv/**", "build/**"],
+    # Dynamo imports the module of a function that it traces (before 2.12).
+    setup=lambda namespace: namespace.update(__name__="__main__"),
 ).pytest()
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
+from noted_calls import noted_calls
 from torch import Tensor
 
 from torchzygote import _structure, diaghessian, hessian, jacobian
@@ -26,16 +24,7 @@ def loss(p: Tensor) -> Tensor:
 @pytest.fixture
 def looked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Where structure was looked for."""
-    names: list[str] = []
-    for name in ("jacobian_patterns", "hessian_patterns"):
-        original = getattr(_structure, name)
-
-        def counted(*args: Any, _name: str = name, _original: Callable[..., Any] = original) -> Any:
-            names.append(_name)
-            return _original(*args)
-
-        monkeypatch.setattr(_structure, name, counted)
-    return names
+    return noted_calls(monkeypatch, _structure, "jacobian_patterns", "hessian_patterns")
 
 
 def test_few_parameters_are_not_looked_at(looked: list[str]) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
+from noted_calls import noted_calls
 from torch import Tensor
 
 from torchzygote import Params, gradient, jacobian, jacobians
@@ -38,16 +37,7 @@ def differences(p: Tensor) -> Tensor:
 
 @pytest.fixture
 def ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    taken: list[str] = []
-    for name in ("by_rows", "forward"):
-        original = getattr(jacobians, name)
-
-        def noted(*args: Any, _name: str = name, _original: Any = original) -> Any:
-            taken.append(_name)
-            return _original(*args)
-
-        monkeypatch.setattr(jacobians, name, noted)
-    return taken
+    return noted_calls(monkeypatch, jacobians, "by_rows", "forward")
 
 
 def test_a_long_graph_of_few_numbers_is_pulled_back(ways: list[str]) -> None:
