@@ -69,9 +69,9 @@ CAUSES = (
     Cause(
         "Compiled plans",
         "A plan computes one product more than its colors and compares it with the result, which asdex "
-        "doesn't; and PyTorch's compiler guards the slices and pads of a vector by masks, which take three "
-        "to four times as long as plain arithmetic of the same length: on a processor with AVX2 alone, "
-        "products of slices took a third less without the compiler's vector code",
+        "doesn't, and each call compares guards. Derivatives of slices are compiled to plain loops, where "
+        "PyTorch's compiler has masks, under which the products took twice as long; their parts are still "
+        "written one by one and then added",
         part="sparse",
         work="compiled",
         peer="asdex",
