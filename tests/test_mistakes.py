@@ -27,7 +27,7 @@ def said(error: BaseException) -> str:
     return "\n".join([str(error), *getattr(error, "__notes__", ()), *causes])
 
 
-def error_of(call: Callable[[], Any], kind: type[Exception]) -> str:
+def error_of(call: Callable[[], Any], kind: type[Exception] | tuple[type[Exception], ...]) -> str:
     with pytest.raises(kind) as caught:
         call()
     return said(caught.value)

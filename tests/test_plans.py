@@ -292,7 +292,8 @@ def test_each_shows_itself_in_a_few_lines() -> None:
     assert lines[0] == f"JacobianPlan: 199×200, 398 nonzeros (0.01), 2 colors, mode {plan.mode!r}"
     assert 1 < len(lines) <= 10
     assert all(set(line) <= {chr(c) for c in range(0x2800, 0x2900)} for line in lines[1:])
-    assert lines[1][0] != "⠀" and lines[1][-1] == "⠀"  # noqa: PT018
+    assert lines[1][0] != "⠀"
+    assert lines[1][-1] == "⠀"
     assert repr(plan.patterns[0]).split("\n")[0] == "Pattern 199×200, 398 nonzeros (0.01)"
     assert repr(plan.patterns[0]).split("\n")[1:] == lines[1:]
     two = plan_jacobian(lambda a, b: a * b, torch.rand(3), torch.rand(3))
