@@ -13,6 +13,15 @@ from torchzygote import Buffer, gradient
 close = torch.testing.assert_close
 
 
+@pytest.mark.parametrize("first", [torch.ones(3), torch.ones(3, requires_grad=True)])
+def test_a_row_must_be_dense(first: torch.Tensor) -> None:
+    buf = Buffer(first, 3, 3)
+    buf[0] = first * 2
+    with pytest.raises(TypeError, match="expected a dense tensor, got layout torch.sparse_coo; use to_dense"):
+        buf[1] = (first * 2).to_sparse()
+    close(buf.copy().sum().item(), 6.0)
+
+
 # ---------------------------------------------------------------------------------------------------------
 # not a tensor
 

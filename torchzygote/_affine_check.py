@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ._affine import AffineMap, Term
-from ._certificate import Comparison, is_plain, wide
+from ._certificate import Comparison, all_finite, is_plain, wide
 from ._engine import Linearization
 from ._repetition import Repetition
 from ._separable import Layout, in_shape_of_x, warn_mismatch
@@ -72,7 +72,7 @@ def are_explained(
     wanted = plain(vector)
     if all(is_plain(got, one.to(got), eps) for (got, _), one in zip(explained, wanted, strict=True)):
         return True
-    if not all(bool(one.isfinite().all()) for one in wanted):
+    if not all(all_finite(one) for one in wanted):
         return False
     compared = [
         Comparison(got, scale, one.to(got), eps) for (got, scale), one in zip(explained, wanted, strict=True)

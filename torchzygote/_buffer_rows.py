@@ -62,6 +62,13 @@ class RowLog:
             if self.rows[i] is block:
                 self.rows[i] = part
 
+    def in_range(self, row: int) -> int:
+        """``row`` counted from the front; ``IndexError`` if there is none."""
+        count = self.shape[0]
+        if not -count <= row < count:
+            raise IndexError(f"index {row} is out of bounds for axis 0 with size {count}")
+        return row % count
+
     def write(self, i: int, value: Tensor) -> None:
         """Row ``i``, nonnegative and in range, becomes ``value``, which has its shape."""
         self.rows[i] = value

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ._certificate import Comparison, precision, pulled_agreement, random_vector, wide
+from ._certificate import Comparison, all_finite, precision, pulled_agreement, random_vector, wide
 from ._engine import Linearization
 from ._warning import warn
 from .coloring.recovery import Recovery
@@ -73,7 +73,7 @@ def _is_explained(
     cotangent, pulled = _pulled_probe(lin, y)
     if _agree(compare(cotangent, pulled, None), pulled):
         return True
-    if all(g is None or bool(g.isfinite().all()) for g in pulled):
+    if all(g is None or all_finite(g) for g in pulled):
         return False
     rows = finite_rows()
     if bool(rows.all()):
@@ -124,7 +124,7 @@ def pushes_what_is_pulled(lin: Linearization, y: Tensor, tangent: Tensor, pushed
     left = cotangent.double() * pushed.detach().reshape(-1).double()
     right = columns * tangent.reshape(-1).to(columns)
     scale = torch.maximum(left.abs().sum(), right.abs().sum()).unsqueeze(0)
-    if not bool(right.isfinite().all()):  # tells nothing
+    if not all_finite(right):  # tells nothing
         return []
     return [Comparison(left.sum().unsqueeze(0), scale, right.sum().unsqueeze(0), eps)]
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from . import _products
-from ._certificate import Comparison, is_plain, precision
+from ._certificate import Comparison, all_finite, is_plain, precision
 from ._engine import Linearization
 from ._plan import RowCost
 from ._repetition import Repetition
@@ -42,48 +42,45 @@ _BYTES_TO_DRAW = 250  # that are moved for each element
 class _Draw(NamedTuple):
     """Which product has which column of each block. The elements of all inputs are numbered through.
 
-    ``seeds[c]``: the cotangents of product ``c``, one per input. ``scales``: what all products, one behind
-    the other, have to be multiplied with. ``diagonals`` and ``sides`` are places in them: of the diagonal by
-    each input, and of the entries above the diagonals of the blocks and, in the same order, below. ``above``:
-    the rows and columns of the former.
+    ``seeds[c]``: the cotangents of product ``c``, one per input. ``places``: where each entry of the blocks
+    is in all products, one behind the other, and ``scales`` what it has to be multiplied with; first the
+    diagonal, by one input after the other, then what is above the diagonals of the blocks and, in the same
+    order, below. ``above``: the rows and columns of the entries above.
     """
 
     seeds: list[list[Tensor]]
+    places: Tensor
     scales: Tensor
-    diagonals: list[Tensor]
-    sides: tuple[Tensor, ...]
     above: Tensor
 
 
 class SymmetricBlocks(NamedTuple):
-    """The blocks of a Hessian by several inputs, together."""
+    """The blocks of a Hessian by several inputs, together: their ``entries`` in the order of the draw."""
 
     draw: _Draw
-    products: Tensor
+    entries: Tensor
     shapes: list[torch.Size]
 
-    def diagonals(self) -> list[Tensor]:
-        """The diagonal by each input, in its shape."""
-        return [
-            self.products.index_select(0, places).view(shape)
-            for places, shape in zip(self.draw.diagonals, self.shapes, strict=True)
-        ]
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The diagonal, the entries of the blocks above it, and those below."""
+        above = self.draw.above.shape[1]
+        widths = [self.entries.numel() - 2 * above, above, above]
+        diagonal, over, under = torch.split(self.entries, widths)
+        return diagonal, over, under
 
-    def sides(self) -> tuple[Tensor, Tensor]:
-        """The entries of the blocks above their diagonals, and those below."""
-        above, below = self.draw.sides
-        return self.products.index_select(0, above), self.products.index_select(0, below)
+    def diagonals(self) -> list[Tensor]:
+        """The diagonal by each input, in its shape and memory of its own."""
+        parts = torch.split(self.parts()[0], [shape.numel() for shape in self.shapes])
+        return [part.view(shape).clone() for part, shape in zip(parts, self.shapes, strict=True)]
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The whole matrix."""
-        diagonal = torch.cat([h.reshape(-1) for h in self.diagonals()])
-        n = diagonal.numel()
-        entries = torch.cat([diagonal, *self.sides()])
+        n = self.parts()[0].numel()
         rows, columns = self.draw.above
-        on_it = torch.arange(0, n * n, n + 1, device=diagonal.device)
-        whole = torch.zeros(n * n, dtype=dtype, device=diagonal.device)
+        on_it = torch.arange(0, n * n, n + 1, device=rows.device)
+        whole = torch.zeros(n * n, dtype=dtype, device=rows.device)
         return whole.index_put_(
-            (torch.cat([on_it, rows * n + columns, columns * n + rows]),), entries.to(dtype)
+            (torch.cat([on_it, rows * n + columns, columns * n + rows]),), self.entries.to(dtype)
         ).view(n, n)
 
 
@@ -108,28 +105,39 @@ def can_check_themselves(
 
 
 def symmetric_blocks(
-    lin: Linearization, layouts: Sequence[Layout], *, create_graph: bool = False, progress: bool = False
+    lin: Linearization,
+    layouts: Sequence[Layout],
+    *,
+    create_graph: bool = False,
+    progress: bool = False,
+    renew: Callable[[], Linearization] | None = None,
 ) -> SymmetricBlocks | None:
     """The blocks of the Hessian whose gradients are ``lin.roots``; ``None`` if they aren't symmetric.
 
     ``layouts`` as above, the same batch axes for all. Nothing may bend the pullbacks, as hooks do: they must
-    be linear.
+    be linear. ``renew``: what ``lin`` recorded may be released, and this records it anew.
     """
     draw = _draw(lin.inputs, tuple(layouts))
     shapes = [x.shape for x in lin.inputs]
 
-    def blocks(seeds: Sequence[Sequence[Tensor]], options: dict[str, bool]) -> SymmetricBlocks:
+    def blocks(
+        lin: Linearization, seeds: Sequence[Sequence[Tensor]], options: dict[str, bool]
+    ) -> SymmetricBlocks:
         products: list[Tensor] = []
         for found in _products.pulls(lin, seeds, **options):
             for x, g in zip(lin.inputs, found, strict=True):
                 products.append((x.new_zeros(x.shape) if g is None else g).reshape(-1))
-        return SymmetricBlocks(draw, torch.cat(products) * draw.scales, shapes)
+        entries = torch.cat(products).index_select(0, draw.places)
+        return SymmetricBlocks(draw, entries * draw.scales, shapes)
 
     def again(factor: Tensor) -> list[Tensor]:
-        above, below = blocks([[seed * factor for seed in seeds] for seeds in draw.seeds], {}).sides()
+        recorded = lin if renew is None else renew()
+        seeds = [[seed * factor for seed in seeds] for seeds in draw.seeds]
+        _, above, below = blocks(recorded, seeds, {}).parts()
         return [above - below]
 
-    first = blocks(draw.seeds, {"create_graph": create_graph, "progress": progress})
+    options = {"create_graph": create_graph, "progress": progress, "release": renew is not None}
+    first = blocks(lin, draw.seeds, options)
     return first if _is_symmetric(lin, first, again) else None
 
 
@@ -164,14 +172,18 @@ def _new_draw(layouts: tuple[Layout, ...], dtype: torch.dtype, device: torch.dev
     scales = torch.exp2((drawn % _WEIGHTS).to(dtype))
     first, second = torch.triu_indices(k, k, 1, device=device)
     places = product_of * total + elements
+    by_place = [h.reshape(-1) for scale in scales for h in by_element(scale.unsqueeze(1).expand(-1, k))]
+    order = torch.cat(
+        [
+            *(h.reshape(-1) for h in by_element(places)),
+            (product_of[:, first] * total + elements[:, second]).view(-1),
+            (product_of[:, second] * total + elements[:, first]).view(-1),
+        ]
+    )
     return _Draw(
         [by_element(torch.where(product_of == c, 1 / scales[c].unsqueeze(1), 0.0)) for c in range(k)],
-        torch.cat([h.reshape(-1) for scale in scales for h in by_element(scale.unsqueeze(1).expand(-1, k))]),
-        [h.reshape(-1) for h in by_element(places)],
-        tuple(
-            (product_of[:, row] * total + elements[:, column]).view(-1)
-            for row, column in ((first, second), (second, first))
-        ),
+        order,
+        torch.cat(by_place)[order],
         torch.stack([elements[:, first].view(-1), elements[:, second].view(-1)]),
     )
 
@@ -185,17 +197,16 @@ def _is_symmetric(lin: Linearization, blocks: SymmetricBlocks, again: Callable[.
 
     ``again``: the differences across the diagonals from a multiple of all seeds.
     """
-    products = blocks.products.detach()
-    eps = torch.finfo(products.dtype).eps  # `can_check_themselves` has seen that there is nothing coarser
-    above, below = SymmetricBlocks(blocks.draw, products, blocks.shapes).sides()
-    if not bool(products.isfinite().all()):
+    entries = blocks.entries.detach()
+    eps = torch.finfo(entries.dtype).eps  # `can_check_themselves` has seen that there is nothing coarser
+    diagonal, above, below = blocks._replace(entries=entries).parts()
+    if not all_finite(entries):
         return False
     if is_plain(above, below, eps):
         return True
     # An entry may be what is left of terms as large as those beside it.
-    diagonal = products[torch.cat(blocks.draw.diagonals)].abs()
-    scale = above.abs() + below.abs() + diagonal[blocks.draw.above].sum(0)
-    compared = Comparison(above, scale, below, eps, beside=products.abs())
+    scale = above.abs() + below.abs() + diagonal.abs()[blocks.draw.above].sum(0)
+    compared = Comparison(above, scale, below, eps, beside=entries.abs())
     # The seeds are parts already: there is one for each column.
     Repetition(torch.ones_like(scale[:1]), lambda: (), [above - below], again).refute([compared])
     if bool(compared.fine.all()):

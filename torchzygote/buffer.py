@@ -13,7 +13,7 @@ is its module's business:
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, overload
 
 import torch
@@ -28,8 +28,17 @@ from ._buffer_memory import MemoryStore
 from ._buffer_refusal import NotATensor, NotTensorError, refused_elements
 from ._buffer_rows import FOLD, RowLog
 from ._buffer_traced import TracedStore, out_of_place, selected
-from ._buffer_values import TEMPORARY, as_value, fit, is_plain, is_unshared_result, snapshot, value_read
-from ._torch_private import innermost_level
+from ._buffer_values import (
+    TEMPORARY,
+    as_value,
+    fit,
+    is_plain,
+    is_unshared_result,
+    like_nothing,
+    snapshot,
+    value_read,
+)
+from ._torch_private import alike, innermost_level
 
 __all__ = ["Buffer"]
 
@@ -105,10 +114,10 @@ class Buffer(ListForm, NotATensor):
     """
 
     __slots__ = (
+        "_alike",
         "_device",
         "_dtype",
         "_frozen",
-        "_on_cpu",
         "_row_shape",
         "_rows",
         "_shape",
@@ -119,6 +128,7 @@ class Buffer(ListForm, NotATensor):
     def __init__(self, like: Any = None, *shape: Any, dtype: torch.dtype | None = None) -> None:
         self._frozen = False
         self._traced = torch.compiler.is_compiling()
+        self._alike: Callable[[object], bool] = like_nothing
         self._rows: Any = None  # what rows may be written into: the list of a RowLog, or plain memory
         self._store: Any = None
         if like is None or (isinstance(like, list) and not like):
@@ -132,7 +142,6 @@ class Buffer(ListForm, NotATensor):
         sizes = shape_of(model.shape, shape)
         self._dtype = model.dtype if dtype is None else dtype
         self._device = model.device
-        self._on_cpu = self._device.type == "cpu"
         self._shape = torch.Size(sizes)
         self._row_shape = torch.Size(sizes[1:])
         if self._traced:
@@ -244,14 +253,7 @@ class Buffer(ListForm, NotATensor):
 
     def __setitem__(self, index: Any, value: Any) -> None:
         rows = self._rows
-        if (
-            rows is not None
-            and type(index) is int
-            and type(value) is Tensor
-            and value.dtype is self._dtype
-            and value.shape == self._row_shape
-            and (value.is_cpu if self._on_cpu else value.device == self._device)
-        ):
+        if rows is not None and type(index) is int and (self._alike(value) or self._fits(value)):
             try:
                 if type(rows) is list:
                     # A result that nobody else holds or shares memory with needs no copy.
@@ -269,6 +271,15 @@ class Buffer(ListForm, NotATensor):
             self._write(index, value, False)
         else:
             self._write(index, value, _references(value) == TEMPORARY and is_unshared_result(value))
+
+    def _fits(self, value: Any) -> bool:
+        """Whether ``value`` is a row that needs no conversion; the next ones are compared with the first."""
+        fits = type(value) is Tensor and value.dtype is self._dtype and value.shape == self._row_shape
+        if not (fits and value.device == self._device and value.layout is torch.strided):
+            return False
+        if self._alike is like_nothing and innermost_level() is None:
+            self._alike = alike(value)
+        return True
 
     def _write(self, index: Any, given: Any, owned: bool) -> None:
         """Any write; ``owned``: the value needs no copy."""
@@ -293,7 +304,7 @@ class Buffer(ListForm, NotATensor):
         if isinstance(store, RowLog):
             row = row_of(key)
             if type(row) is int:
-                i = self._row_in_range(row)
+                i = store.in_range(row)
                 value = fit(value, self._row_shape, self._shape)
                 value = value if owned else snapshot(value, given)
                 store.write(i, value if value.shape == self._row_shape else value.expand(self._row_shape))
@@ -303,12 +314,6 @@ class Buffer(ListForm, NotATensor):
             store.write(key, value if owned else snapshot(value, given))
         else:
             store.replace(out_of_place(store.assemble(), key.given, value))
-
-    def _row_in_range(self, row: int) -> int:
-        count = self._shape[0]
-        if not -count <= row < count:
-            raise IndexError(f"index {row} is out of bounds for axis 0 with size {count}")
-        return row % count
 
     def _explain(self, index: Any, error: IndexError) -> None:
         text = str(error)
@@ -324,6 +329,7 @@ class Buffer(ListForm, NotATensor):
         kind = RowLog if by_rows else ElementLog
         log = kind(self._shape, self._dtype, self._device, store.tensor)
         self._rows = log.rows if isinstance(log, RowLog) else None
+        self._alike = like_nothing
         self._store = log
         return log
 
@@ -361,7 +367,7 @@ class Buffer(ListForm, NotATensor):
         if isinstance(store, RowLog):
             row = row_of(key)
             if type(row) is int:
-                return store.read(self._row_in_range(row))
+                return store.read(store.in_range(row))
             if row is not None:
                 return store.read_rows(row)
             store = self._to_elements(store)

@@ -14,6 +14,7 @@ from torch import Tensor
 from . import _compressed, _engine, _layer_rows, _plan, _state
 from ._arguments import Prepared, check_flags
 from ._assembly import Rows, as_result, result_dtype
+from ._certificate import all_finite
 from ._cotangents import own
 from ._crosscheck import is_confirmed, refuse_unpushable, warn_disagreement
 from ._dense_jacobians import by_rows, forward
@@ -133,7 +134,7 @@ def _tall(
     matrices = None
     if mode == "auto" and _pulled_at_once(first, cost, options):
         matrices = by_rows(first, cost, options.products, known)
-        if all(bool(J.isfinite().all()) for J in matrices):
+        if all(all_finite(J) for J in matrices):
             return matrices
         # reverse mode spoils whole columns where a row isn't finite
     return _forward(first, options) or matrices or by_rows(first, cost, options.products, known)

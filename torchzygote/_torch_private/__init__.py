@@ -81,6 +81,7 @@ from .scripts import (
     scripts_kept_from,
 )
 from .tensors import (
+    alike,
     group_by_device_and_dtype,
     memory_holders,
     no_torch_function,
@@ -113,6 +114,7 @@ __all__ = [
     "DispatchMode",
     "OpOverload",
     "Survey",
+    "alike",
     "are_formulas_pushed",
     "axis_of",
     "backward_pass",

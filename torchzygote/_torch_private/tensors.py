@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._dynamo.guards import TensorGuards
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _foreach_utils
 
 __all__ = [
+    "alike",
     "group_by_device_and_dtype",
     "memory_holders",
     "no_torch_function",
@@ -93,3 +95,14 @@ def memory_holders(x: Tensor) -> int:
     storage = x.untyped_storage()
     # the object made for this very question counts as well
     return _use_count(storage._cdata) - storage.resizable()
+
+
+def alike(example: Tensor) -> Callable[[object], bool]:
+    """A function that tells whether a value is a tensor with all of the example's metadata.
+
+    Type, dtype, shape, strides, device, ``requires_grad``, and what follows it (wrappers of ``torch.func``,
+    modes), in one call: an eighth of a microsecond, where the public names take half of one.
+    """
+    make: Any = TensorGuards  # its stub lacks the tensors
+    check: Callable[[object], bool] = make(example, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+    return check
