@@ -56,6 +56,86 @@ def test_a_slice_written_into_zeros(
         assert scatters(traced) == 0
 
 
+@given(
+    size=st.integers(1, 9),
+    slices=st.lists(st.tuples(st.integers(0, 8), st.integers(1, 9), st.booleans()), min_size=1, max_size=5),
+    dim=st.integers(0, 1),
+    whole=st.integers(0, 5),
+    nested=st.booleans(),
+)
+def test_a_sum_of_slices_written_into_zeros(
+    size: int, slices: list[tuple[int, int, bool]], dim: int, whole: int, nested: bool
+) -> None:
+    """Of pads along one axis, and of others along the other or none."""
+    shape = (size, size)
+    ranges = [(min(a, size - 1), min(max(b, a + 1), size), other) for a, b, other in slices]
+    ranges = [(lo, max(hi, lo + 1), other) for lo, hi, other in ranges]
+    torch.manual_seed(0)
+    parts = []
+    for lo, hi, other in ranges:
+        axis = 1 - dim if other else dim
+        parts.append(torch.rand([hi - lo if i == axis else size for i in range(2)], dtype=DOUBLE))
+    full = torch.rand(shape, dtype=DOUBLE)
+
+    def f(full: Tensor, *parts: Tensor) -> Tensor:
+        total = None
+        for k, (part, (lo, hi, other)) in enumerate(zip(parts, ranges, strict=True)):
+            zeros = torch.full(shape, 0.0, dtype=DOUBLE)
+            pad = aten.slice_scatter(zeros, part.sin(), 1 - dim if other else dim, lo, hi, 1)
+            total = pad if total is None else (pad + total if nested and k == 2 else total + pad)
+            if k == whole:
+                total = total + full.cos()
+        assert total is not None
+        return total
+
+    traced = passed(f, full, *parts)
+    torch.testing.assert_close(traced(full, *parts), f(full, *parts), rtol=0, atol=0)
+    assert scatters(traced) == 0
+
+
+def test_a_sum_is_written_once() -> None:
+    """Not its pads, and then their sum."""
+    x = torch.linspace(-1, 1, 12, dtype=DOUBLE)
+
+    def f(x: Tensor) -> Tensor:
+        zeros = [torch.full((12,), 0.0, dtype=DOUBLE) for _ in range(3)]
+        first, second, third = (
+            aten.slice_scatter(zero, x[k:].sin(), 0, 0, 12 - k) for k, zero in enumerate(zeros, 1)
+        )
+        return first + second + third
+
+    traced = passed(f, x)
+    torch.testing.assert_close(traced(x), f(x), rtol=0, atol=0)
+    sums = traced.graph.find_nodes(op="call_function", target=aten.cat.default)
+    assert [len(node.args[0]) for node in sums] == [4]  # with the zeros at the end
+
+
+def test_pads_that_others_use_and_sums_of_other_kinds_stay_right() -> None:
+    x = torch.linspace(-1, 1, 6, dtype=DOUBLE)
+
+    def pads(x: Tensor) -> list[Tensor]:
+        into = [torch.full((6,), 0.0, dtype=DOUBLE) for _ in range(2)]
+        return [aten.slice_scatter(into[k], x[1:].sin() * k, 0, k, k + 5) for k in range(2)]
+
+    cases = {
+        "a pad used twice": lambda x: (pads(x)[0] + pads(x)[1]) * pads(x)[0],
+        "weighed": lambda x: torch.add(*pads(x), alpha=3),
+        "broadcast": lambda x: pads(x)[0] + pads(x)[1] + x[:, None],
+        "of another dtype": lambda x: pads(x)[0] + pads(x)[1] + x.float(),
+        "with a number": lambda x: pads(x)[0] + 1.0 + pads(x)[1],
+        "the sum used twice": lambda x: (lambda y: y * (y + pads(x)[0]))(pads(x)[0] + pads(x)[1]),
+        "not laid out in order": lambda x: (
+            aten.slice_scatter(torch.full((6, 2), 0.0, dtype=DOUBLE), x[1:, None].expand(5, 2), 0, 0, 5)
+            + aten.slice_scatter(torch.full((6, 2), 0.0, dtype=DOUBLE), x[1:, None].expand(5, 2), 0, 1, 6)
+            + torch.stack([x, x]).t()
+        ),
+    }
+    for name, f in cases.items():
+        traced = passed(f, x)
+        torch.testing.assert_close(traced(x), f(x), rtol=0, atol=0, msg=name)
+        assert traced(x).stride() == f(x).stride(), name
+
+
 def test_what_is_no_pad_stays() -> None:
     part = torch.rand(2)
     into = {

@@ -224,6 +224,7 @@ def collect(
     probed: list[list[Tensor]] = [[] for _ in lengths]
     blocks = _Blocks(recovery, keep)
     values: list[Tensor] | None = None
+    whole: list[Tensor] | None = None  # those of the probes, too: compiled, a part is read by remainders
     for lo, hi, chunk in products:
         flats = []
         for i, (product, length) in enumerate(zip(chunk, lengths, strict=True)):
@@ -234,6 +235,8 @@ def collect(
             if hi > ncolors:
                 probed[i].append(flat[max(0, ncolors - lo) :])
             flats.append(flat[: max(0, ncolors - lo)])
+            if lo == 0 and hi >= ncolors:
+                whole = [*(whole or []), flat]
         if lo >= ncolors:
             continue
         if keep or (lo == 0 and hi >= ncolors) or recovery.is_compact():
@@ -249,7 +252,7 @@ def collect(
     if values is not None:
         return Collected(values, probes, None)
     joined = blocks.joined(dtypes[0], device)
-    return Collected(read(recovery, joined, dtypes), probes, joined)
+    return Collected(read(recovery, whole or joined, dtypes), probes, joined)
 
 
 def plain_products(products: Products, like: Sequence[Tensor]) -> list[Tensor]:

@@ -6,21 +6,27 @@ quarter of a millisecond.
 
 Pads: the derivative of a slice is a vector of zeros with a part written into it. Inductor's code for the CPU
 computes that element by element under a mask, which takes three to four times as long as plain arithmetic of
-the same length (2.13). As a concatenation of the part and of zeros, each is a plain loop.
+the same length (2.13). As a concatenation of the part and of zeros, each is a plain loop. A gradient sums up
+such vectors, one for each slice: as a concatenation of the pieces between all ends it is written once, and
+the parts never are.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
 __all__ = ["compiler_options"]
 
 _aten = torch.ops.aten
+_Node = Any  # torch.fx.Node, whose arguments may be anything
+_MOST_PIECES = 32  # each is a loop of its own
 
 # How Dynamo writes where it found a thing: a global of this package (without `__import_` it is one of the
 # module whose code is compiled), of what `torch.func` is written in, or of Python. Whatever is reached
@@ -40,49 +46,145 @@ def _kept_guards(entries: Sequence[Any]) -> list[bool]:
 
 
 class _PlainPads(CustomGraphPass):
-    """Writing into a slice of zeros becomes a concatenation."""
+    """Writing into a slice of zeros becomes a concatenation, and so does a sum of several of these."""
 
     def __call__(self, graph: torch.fx.Graph) -> None:
+        for node in reversed(graph.find_nodes(op="call_function", target=_aten.add.Tensor)):
+            if node.users:  # not what has just gone into a larger sum
+                _replace(graph, node, _sum_as_concatenation(graph, node))
         for node in graph.find_nodes(op="call_function", target=_aten.slice_scatter.default):
-            pad = _as_concatenation(graph, node)
-            if pad is not None:
-                node.replace_all_uses_with(pad)
-                graph.erase_node(node)
+            _replace(graph, node, _as_concatenation(graph, node))
 
     def uuid(self) -> Any:
         """The key of this pass in the compiler's cache."""
         return get_hash_for_files((__file__,))
 
 
-def _as_concatenation(graph: torch.fx.Graph, node: Any) -> torch.fx.Node | None:
-    """The node to put in its place, or ``None`` where it isn't such a pad."""
-    arguments: tuple[Any, ...] = (*node.args, *(0, None, None, 1)[len(node.args) - 2 :])
-    base, part, dim, start, end, step = arguments
+class _Pad(NamedTuple):
+    """``part`` at ``start`` to ``end`` along ``dim``, and zeros around it."""
+
+    part: _Node
+    dim: int
+    start: int
+    end: int
+
+
+def _replace(graph: torch.fx.Graph, node: _Node, by: _Node | None) -> None:
+    if by is None:
+        return
+    by.meta.update(node.meta)
+    node.replace_all_uses_with(by)
+    unused = [node]
+    while unused:
+        last = unused.pop()
+        if not last.users and last.op == "call_function":
+            before = last.all_input_nodes
+            graph.erase_node(last)
+            unused.extend(before)
+
+
+def _pad_of(node: Any) -> _Pad | None:
+    """What ``slice_scatter`` writes into zeros; ``None`` for anything else."""
+    if not isinstance(node, torch.fx.Node) or node.target != _aten.slice_scatter.default or node.kwargs:
+        return None
+    given: list[Any] = [*node.args, *(0, None, None, 1)[len(node.args) - 2 :]]
+    base, part, dim, start, end, step = given
     whole, written = node.meta["val"], part.meta["val"]
-    is_zero = base.target == _aten.full.default and base.args[1] == 0
-    sizes = [*whole.shape, *written.shape]
-    if node.kwargs or not is_zero or step != 1:
+    if base.target != _aten.full.default or base.args[1] != 0 or step != 1:
         return None
-    if whole.device.type != "cpu" or not all(type(n) is int for n in sizes):
+    if whole.device.type != "cpu" or not all(type(n) is int for n in (*whole.shape, *written.shape)):
         return None
-    size = whole.shape[dim]
-    start, end, _ = slice(start, end).indices(size)
-    expected = [max(end - start, 0) if i == dim % whole.dim() else n for i, n in enumerate(whole.shape)]
+    dim %= whole.dim()
+    start, end, _ = slice(start, end).indices(whole.shape[dim])
+    expected = [max(end - start, 0) if i == dim else n for i, n in enumerate(whole.shape)]
     if written.dtype != whole.dtype or list(written.shape) != expected or start >= end:
         return None
+    return _Pad(part, dim, start, end)
 
-    def zeros(n: int) -> torch.fx.Node:
-        shape = [n if i == dim % whole.dim() else m for i, m in enumerate(whole.shape)]
-        one = graph.call_function(_aten.full.default, (shape, 0), dict(base.kwargs))
-        one.meta["val"] = whole.new_zeros(shape)
-        return one
 
+def _zeros(graph: torch.fx.Graph, like: Tensor, dim: int, count: int) -> _Node:
+    shape = [count if i == dim else n for i, n in enumerate(like.shape)]
+    kinds: dict[str, Any] = {
+        "dtype": like.dtype,
+        "layout": torch.strided,
+        "device": like.device,
+        "pin_memory": False,
+    }
+    one = graph.call_function(_aten.full.default, (shape, 0), kinds)
+    one.meta["val"] = like.new_zeros(shape)
+    return one
+
+
+def _as_concatenation(graph: torch.fx.Graph, node: _Node) -> _Node | None:
+    """The node to put in the place of a pad, or ``None`` where it is none."""
+    pad = _pad_of(node)
+    if pad is None:
+        return None
+    whole = node.meta["val"]
+    size = whole.shape[pad.dim]
     with graph.inserting_before(node):
-        before = [zeros(start)] if start > 0 else []
-        after = [zeros(size - end)] if end < size else []
-        pad = graph.call_function(_aten.cat.default, ([*before, part, *after], dim))
-    pad.meta.update(node.meta)
-    return pad
+        before = [_zeros(graph, whole, pad.dim, pad.start)] if pad.start > 0 else []
+        after = [_zeros(graph, whole, pad.dim, size - pad.end)] if pad.end < size else []
+        return graph.call_function(_aten.cat.default, ([*before, pad.part, *after], pad.dim))
+
+
+def _terms(node: _Node) -> list[_Node]:
+    """What a chain of plain additions adds up, in its order."""
+    found: list[_Node] = []
+    while node.target == _aten.add.Tensor and not node.kwargs and (not found or len(node.users) == 1):
+        first, second = node.args
+        if not (isinstance(first, torch.fx.Node) and isinstance(second, torch.fx.Node)):
+            break
+        found.append(second)
+        node = first
+    return [node, *reversed(found)]
+
+
+def _sum_as_concatenation(graph: torch.fx.Graph, node: _Node) -> _Node | None:
+    """A sum of pads as its pieces between their ends, each of which is a plain sum: nothing is written twice.
+
+    ``None`` where it is no such sum, or where pieces are many.
+    """
+    terms = _terms(node)
+    pads = [pad for one in terms if (pad := _pad_of(one)) is not None and len(one.users) == 1]
+    if len(pads) < 2:
+        return None
+    whole, dim = node.meta["val"], pads[0].dim
+    if not whole.is_contiguous() or not all(_is_alike(one.meta["val"], whole) for one in terms):
+        return None
+    ends = sorted({0, whole.shape[dim], *(end for pad in pads if pad.dim == dim for end in pad[2:])})
+    if len(ends) > _MOST_PIECES:
+        return None
+    with graph.inserting_before(node):
+        pieces = [_piece(graph, terms, whole, dim, lo, hi) for lo, hi in itertools.pairwise(ends)]
+        return graph.call_function(_aten.cat.default, (pieces, dim))
+
+
+def _is_alike(value: Any, whole: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == whole.shape and value.dtype == whole.dtype
+
+
+def _piece(graph: torch.fx.Graph, terms: Sequence[_Node], whole: Tensor, dim: int, lo: int, hi: int) -> _Node:
+    """Elements ``lo`` to ``hi`` of a sum."""
+    total: _Node | None = None
+    for term in terms:
+        pad = _pad_of(term)
+        source, offset = term, 0
+        if pad is not None and pad.dim == dim:
+            if hi <= pad.start or pad.end <= lo:
+                continue
+            source, offset = pad.part, pad.start
+        piece = source
+        if source.meta["val"].shape[dim] != hi - lo:
+            piece = graph.call_function(_aten.slice.Tensor, (source, dim, lo - offset, hi - offset))
+            piece.meta["val"] = source.meta["val"].narrow(dim, lo - offset, hi - lo)
+        if total is None:
+            total = piece
+        else:
+            value = total.meta["val"]
+            total = graph.call_function(_aten.add.Tensor, (total, piece))
+            total.meta["val"] = value
+    return _zeros(graph, whole, dim, hi - lo) if total is None else total
 
 
 _PLAIN_PADS = _PlainPads()
