@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from torchzygote import HessianPlan, _compressed, hessian, jacobian, plan_hessian
+from torchzygote import HessianPlan, _certificate, _compressed, hessian, jacobian, plan_hessian
 
 T = torch.linspace(0, 3, 40, dtype=torch.float64)
 DATA = torch.linspace(1, 2, 40, dtype=torch.float64)
@@ -183,3 +183,35 @@ def test_finite_rows_of_a_hessian_are_checked(at_zero: Tensor) -> None:
     plan = plan_hessian(chained, at_zero + 1, sparsity=given)
     with pytest.warns(UserWarning, match="HessianPlan: the sparse derivative differs"):
         plan(at_zero)
+
+
+ODD = [float("nan"), float("inf"), -float("inf"), 3e38, 0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64, torch.float64])
+@pytest.mark.parametrize("value", [*ODD, None])
+def test_whether_all_is_finite(value: float | None, dtype: torch.dtype) -> None:
+    x = torch.linspace(-1, 1, 12).to(dtype).view(3, 4)
+    if value is not None:
+        x[1:, 2] = value
+    assert _certificate.all_finite(x) == bool(x.isfinite().all())
+    assert _certificate.all_finite(x[:, :0])
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("at", ["terms", "product", "both", "none"])
+def test_comparing_with_a_look_at_the_values_is_comparing(at: str, mirrored: bool) -> None:
+    torch.manual_seed(0)
+    for value in ODD:
+        terms = torch.randn(3, 50)
+        wanted = terms.sum(0)
+        wanted[::7] += 10.0 ** torch.arange(-7.0, 1)
+        if at in ("terms", "both"):
+            terms[1, 5] = value
+        if at in ("product", "both"):
+            wanted[5] = value
+        given = terms.sum(0), terms.abs().sum(0), wanted, torch.finfo(torch.float32).eps
+        plain = _certificate.Comparison(*given, mirrored=mirrored)
+        looking = _certificate.Comparison(*given, mirrored=mirrored, branches=True)
+        for name in ("fine", "faint", "unknown"):
+            assert torch.equal(getattr(plain, name), getattr(looking, name)), (value, name)

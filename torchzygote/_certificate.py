@@ -98,7 +98,7 @@ class Comparison:
     ``got`` is a sum of terms whose sizes sum up to ``scale``; it may have been left of other numbers
     of the same computation: of those in ``near``, element by element, or of any in ``beside``.
     ``mirrored``: some terms were read from other rows, which can break down where the product with this one
-    doesn't.
+    doesn't. ``branches``: the values may be looked at, which saves asking of each whether it is finite.
     """
 
     __slots__ = ("_breaks_down", "_eps", "_for_the_largest", "_own", "_refuted", "difference")
@@ -113,9 +113,11 @@ class Comparison:
         near: Tensor | None = None,
         beside: Tensor | None = None,
         mirrored: bool = False,
+        branches: bool = False,
     ) -> None:
         of_terms, of_largest = slack(eps)
-        finite = _finite(scale)
+        sound = branches and all_finite(scale.detach())
+        finite = scale if sound else _finite(scale)
         self._own = of_terms * finite
         largest = finite.amax() if finite.numel() > 0 else finite.sum()
         if near is not None:
@@ -126,9 +128,12 @@ class Comparison:
         self.difference = (got - expected).abs()
         self._eps = eps
         self._for_the_largest = of_largest * largest
-        self._breaks_down = ~torch.isfinite(got)
-        if not mirrored:
-            self._breaks_down = self._breaks_down & ~torch.isfinite(expected)
+        if sound:  # and so is `got`
+            self._breaks_down = torch.zeros_like(got, dtype=torch.bool)
+        elif mirrored:
+            self._breaks_down = ~torch.isfinite(got)
+        else:
+            self._breaks_down = ~torch.isfinite(got) & ~torch.isfinite(expected)
         self._refuted: Tensor | None = None
 
     @property
@@ -194,7 +199,8 @@ def agreement(
     assert total is not None
     assert scales is not None
     wanted = probed[0].reshape(-1).to(total)
-    return [Comparison(total, scales, wanted, eps, mirrored=recovery.mode == "symmetric")]
+    mirrored = recovery.mode == "symmetric"
+    return [Comparison(total, scales, wanted, eps, mirrored=mirrored, branches=branches)]
 
 
 def pulled_agreement(
@@ -242,7 +248,8 @@ def _diagonal_agreement(
     if branches and is_plain(got.detach(), expected.detach(), eps):
         return []
     # A diagonal entry may be what is left of terms as large as the entries beside it, and be zero.
-    return [Comparison(got, got.abs(), expected, eps, near=_finite(wide(probed).abs()).amax(0))]
+    near = _finite(wide(probed).abs()).amax(0)
+    return [Comparison(got, got.abs(), expected, eps, near=near, branches=branches)]
 
 
 def slack(eps: float) -> tuple[float, float]:

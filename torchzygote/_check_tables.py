@@ -48,7 +48,10 @@ class CheckTables:
             return []
         scales = [_total([term.abs().sum(0) for term in parts]) for parts in terms]
         mirrored = self._entries.shape[0] > 0
-        return [Comparison(*one, eps, mirrored=mirrored) for one in zip(sums, scales, wanted, strict=True)]
+        return [
+            Comparison(*one, eps, mirrored=mirrored, branches=branches)
+            for one in zip(sums, scales, wanted, strict=True)
+        ]
 
     def _terms(self, found: Collected, k: int) -> list[Tensor]:
         terms = []
