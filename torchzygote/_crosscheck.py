@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ._certificate import Comparison, all_finite, precision, pulled_agreement, random_vector, wide
+from ._certificate import Comparison, all_finite, is_plain, precision, pulled_agreement, random_vector, wide
 from ._engine import Linearization
 from ._warning import warn
 from .coloring.recovery import Recovery
@@ -59,8 +59,9 @@ def _pulled_probe(
     return cotangent, [None if g is None else g.detach() for g in pulled]
 
 
-# What a matrix, or all, gives for a pulled cotangent; by these rows alone, if any are given.
-_Compare = Callable[[Tensor, "list[Tensor | None]", "Tensor | None"], "list[Comparison]"]
+# What a matrix, or all, gives for a pulled cotangent; by these rows alone, if any are given. ``None`` where
+# that plainly is the same.
+_Compare = Callable[[Tensor, "list[Tensor | None]", "Tensor | None"], "Sequence[Comparison | None]"]
 
 
 def _is_explained(
@@ -83,9 +84,9 @@ def _is_explained(
 
 
 @torch.no_grad()
-def _agree(comparisons: Sequence[Comparison], pulled: Sequence[Tensor | None]) -> bool:
+def _agree(comparisons: Sequence[Comparison | None], pulled: Sequence[Tensor | None]) -> bool:
     return all(
-        bool((one.fine if g is None else one.fine | ~g.reshape(-1).isfinite()).all())
+        one is None or bool((one.fine if g is None else one.fine | ~g.reshape(-1).isfinite()).all())
         for one, g in zip(comparisons, pulled, strict=True)
     )
 
@@ -134,12 +135,18 @@ def is_confirmed(lin: Linearization, y: Tensor, matrices: Sequence[Tensor]) -> b
     eps = _precision(lin, y)
     found = [matrix.detach() for matrix in matrices]
 
-    def compare(cotangent: Tensor, pulled: list[Tensor | None], rows: Tensor | None) -> list[Comparison]:
-        comparisons = []
+    def compare(
+        cotangent: Tensor, pulled: list[Tensor | None], rows: Tensor | None
+    ) -> list[Comparison | None]:
+        comparisons: list[Comparison | None] = []
         for matrix, expected in zip(found, pulled, strict=True):
-            got, scale = _row_times(cotangent, matrix, rows)
+            got = _row_times(cotangent, matrix, rows)
             wanted = torch.zeros_like(got) if expected is None else expected.reshape(-1).to(got)
-            comparisons.append(Comparison(got, scale, wanted, eps))
+            if is_plain(got, wanted, eps):
+                comparisons.append(None)
+                continue
+            scale = _row_times(cotangent, matrix, rows, sizes=True)
+            comparisons.append(Comparison(got, scale, wanted, eps, branches=True))
         return comparisons
 
     def finite_rows() -> Tensor:
@@ -148,24 +155,21 @@ def is_confirmed(lin: Linearization, y: Tensor, matrices: Sequence[Tensor]) -> b
     return _is_explained(lin, y, compare, finite_rows)
 
 
-def _row_times(row: Tensor, matrix: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-    """``row @ matrix``, and the sum of its terms' sizes; a part of the matrix, or its ``rows``, at a time."""
+def _row_times(row: Tensor, matrix: Tensor, rows: Tensor | None, *, sizes: bool = False) -> Tensor:
+    """``row @ matrix``, or the sum of its terms' ``sizes``; a part of the matrix or its ``rows`` at a time."""
     columns = matrix.shape[1]
     step = max(1, _ELEMENTS_AT_A_TIME // max(1, columns))
     total: Tensor | None = None
-    scale: Tensor | None = None
     for lo in range(0, matrix.shape[0], step):
         part = wide(matrix[lo : lo + step])
         factors = row[lo : lo + step].to(part)
         if rows is not None:
             chosen = rows[lo : lo + step].to(part.device)
             part, factors = part[chosen], factors[chosen]
-        product, size = factors @ part, factors.abs() @ part.abs()
+        product = factors.abs() @ part.abs() if sizes else factors @ part
         total = product if total is None else total + product
-        scale = size if scale is None else scale + size
     assert total is not None
-    assert scale is not None
-    return total, scale
+    return total
 
 
 def warn_disagreement(caller: str) -> None:
