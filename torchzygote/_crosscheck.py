@@ -156,7 +156,7 @@ def is_confirmed(lin: Linearization, y: Tensor, matrices: Sequence[Tensor]) -> b
 
 
 def _row_times(row: Tensor, matrix: Tensor, rows: Tensor | None, *, sizes: bool = False) -> Tensor:
-    """``row @ matrix``, or the sum of its terms' ``sizes``; a part of the matrix or its ``rows`` at a time."""
+    """``row @ matrix``, or the ``sizes`` of its terms; a part of the matrix, or its ``rows``, at a time."""
     columns = matrix.shape[1]
     step = max(1, _ELEMENTS_AT_A_TIME // max(1, columns))
     total: Tensor | None = None
