@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -62,9 +63,10 @@ def test_a_slice_written_into_zeros(
     dim=st.integers(0, 1),
     whole=st.integers(0, 5),
     nested=st.booleans(),
+    shared=st.sets(st.integers(0, 4)),
 )
 def test_a_sum_of_slices_written_into_zeros(
-    size: int, slices: list[tuple[int, int, bool]], dim: int, whole: int, nested: bool
+    size: int, slices: list[tuple[int, int, bool]], dim: int, whole: int, nested: bool, shared: set[int]
 ) -> None:
     """Of pads along one axis, and of others along the other or none."""
     shape = (size, size)
@@ -78,15 +80,16 @@ def test_a_sum_of_slices_written_into_zeros(
     full = torch.rand(shape, dtype=DOUBLE)
 
     def f(full: Tensor, *parts: Tensor) -> Tensor:
-        total = None
+        total, others = None, full
         for k, (part, (lo, hi, other)) in enumerate(zip(parts, ranges, strict=True)):
             zeros = torch.full(shape, 0.0, dtype=DOUBLE)
             pad = aten.slice_scatter(zeros, part.sin(), 1 - dim if other else dim, lo, hi, 1)
             total = pad if total is None else (pad + total if nested and k == 2 else total + pad)
+            others = others * pad if k in shared else others
             if k == whole:
                 total = total + full.cos()
         assert total is not None
-        return total
+        return torch.stack([total, others])
 
     traced = passed(f, full, *parts)
     torch.testing.assert_close(traced(full, *parts), f(full, *parts), rtol=0, atol=0)
@@ -108,6 +111,32 @@ def test_a_sum_is_written_once() -> None:
     torch.testing.assert_close(traced(x), f(x), rtol=0, atol=0)
     sums = traced.graph.find_nodes(op="call_function", target=aten.cat.default)
     assert [len(node.args[0]) for node in sums] == [4]  # with the zeros at the end
+
+
+def into(size: int, start: int, part: Tensor) -> Tensor:
+    whole = torch.zeros(size, dtype=part.dtype)
+    whole[start : start + len(part)] = part
+    return whole
+
+
+SHARED: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+    "across a piece": lambda x: (into(6, 0, x[:3].sin()) + into(6, 3, x[3:].exp()), into(6, 1, x[1:4] ** 2)),
+    "over two pieces": lambda x: (into(6, 0, x[:2].sin()) + into(6, 2, x[2:].exp()), into(6, 1, x[1:4] ** 2)),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_a_pad_that_ends_within_pieces_and_is_used_elsewhere(name: str) -> None:
+    def f(x: Tensor) -> Tensor:
+        total, shared = SHARED[name](x)
+        return (total + shared) * shared
+
+    x = torch.linspace(-1, 1, 6, dtype=DOUBLE)
+    with fresh_cache():
+        J = plan_jacobian(f, x, mode="reverse").compile()(x)[0].to_dense()
+        H = plan_hessian(lambda x: (f(x) ** 2).sum(), x, mode="reverse_over_reverse").compile()(x).to_dense()
+    torch.testing.assert_close(J, torch.func.jacrev(f)(x))
+    torch.testing.assert_close(H, torch.func.hessian(lambda x: (f(x) ** 2).sum())(x))
 
 
 def test_pads_that_others_use_and_sums_of_other_kinds_stay_right() -> None:

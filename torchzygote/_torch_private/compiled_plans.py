@@ -145,18 +145,22 @@ def _sum_as_concatenation(graph: torch.fx.Graph, node: _Node) -> _Node | None:
 
     ``None`` where it is no such sum, or where pieces are many.
     """
-    terms = _terms(node)
-    pads = [pad for one in terms if (pad := _pad_of(one)) is not None and len(one.users) == 1]
-    if len(pads) < 2:
+    whole, terms = node.meta["val"], _terms(node)
+    # A pad that others use, too, is written anyway: it counts as any other term.
+    pads = [_pad_of(one) if len(one.users) == 1 else None for one in terms]
+    dims = [pad.dim for pad in pads if pad is not None]
+    if len(dims) < 2:
         return None
-    whole, dim = node.meta["val"], pads[0].dim
     if not whole.is_contiguous() or not all(_is_alike(one.meta["val"], whole) for one in terms):
         return None
-    ends = sorted({0, whole.shape[dim], *(end for pad in pads if pad.dim == dim for end in pad[2:])})
+    dim = dims[0]
+    pads = [pad if pad is not None and pad.dim == dim else None for pad in pads]
+    ends = sorted({0, whole.shape[dim], *(end for pad in pads if pad is not None for end in pad[2:])})
     if len(ends) > _MOST_PIECES:
         return None
+    parts = list(zip(terms, pads, strict=True))
     with graph.inserting_before(node):
-        pieces = [_piece(graph, terms, whole, dim, lo, hi) for lo, hi in itertools.pairwise(ends)]
+        pieces = [_piece(graph, parts, whole, dim, lo, hi) for lo, hi in itertools.pairwise(ends)]
         return graph.call_function(_aten.cat.default, (pieces, dim))
 
 
@@ -164,13 +168,19 @@ def _is_alike(value: Any, whole: Tensor) -> bool:
     return isinstance(value, Tensor) and value.shape == whole.shape and value.dtype == whole.dtype
 
 
-def _piece(graph: torch.fx.Graph, terms: Sequence[_Node], whole: Tensor, dim: int, lo: int, hi: int) -> _Node:
-    """Elements ``lo`` to ``hi`` of a sum."""
+def _piece(
+    graph: torch.fx.Graph,
+    terms: Sequence[tuple[_Node, _Pad | None]],
+    whole: Tensor,
+    dim: int,
+    lo: int,
+    hi: int,
+) -> _Node:
+    """Elements ``lo`` to ``hi`` of a sum, in between of which none of the pads begins or ends."""
     total: _Node | None = None
-    for term in terms:
-        pad = _pad_of(term)
+    for term, pad in terms:
         source, offset = term, 0
-        if pad is not None and pad.dim == dim:
+        if pad is not None:
             if hi <= pad.start or pad.end <= lo:
                 continue
             source, offset = pad.part, pad.start
