@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,20 @@ def test_a_row_must_be_dense(first: torch.Tensor) -> None:
     with pytest.raises(TypeError, match="expected a dense tensor, got layout torch.sparse_coo; use to_dense"):
         buf[1] = (first * 2).to_sparse()
     close(buf.copy().sum().item(), 6.0)
+
+
+@pytest.mark.parametrize("like", [torch.ones(3), torch.ones(3, requires_grad=True), None])
+def test_it_may_be_pickled_and_copied_deeply(like: torch.Tensor | None) -> None:
+    buf = Buffer() if like is None else Buffer(like, 2, 3)
+    if like is None:
+        buf.append(torch.ones(3))
+    else:
+        buf[0] = like.detach() * 2
+    for other in (pickle.loads(pickle.dumps(buf)), copy.deepcopy(buf)):
+        other[0] = torch.zeros(3)
+        close(other[0], torch.zeros(3))
+        assert len(other) == len(buf)
+    assert float(buf[0].sum()) > 0
 
 
 # ---------------------------------------------------------------------------------------------------------

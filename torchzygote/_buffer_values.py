@@ -25,7 +25,6 @@ __all__ = [
     "fit",
     "is_plain",
     "is_unshared_result",
-    "like_nothing",
     "snapshot",
     "value_read",
 ]
@@ -134,11 +133,6 @@ def _refuse_shape(shape: Sequence[int], target: Sequence[int], whole: Sequence[i
 def is_plain(value: Tensor) -> bool:
     """Whether nothing follows ``value``: it may be written into plain memory."""
     return in_plain_eager() and not (value.requires_grad and torch.is_grad_enabled())
-
-
-def like_nothing(value: object) -> bool:
-    """What tells whether a row is like those before it, where there are none."""
-    return False
 
 
 _recording = torch.is_grad_enabled

@@ -224,7 +224,9 @@ def collect(
     probed: list[list[Tensor]] = [[] for _ in lengths]
     blocks = _Blocks(recovery, keep)
     values: list[Tensor] | None = None
-    whole: list[Tensor] | None = None  # those of the probes, too: compiled, a part is read by remainders
+    # Those of the probes, too, where there is one chunk: compiled code that reads from a part of a tensor
+    # divides each position by its length.
+    everything: list[Tensor] = []
     for lo, hi, chunk in products:
         flats = []
         for i, (product, length) in enumerate(zip(chunk, lengths, strict=True)):
@@ -236,7 +238,7 @@ def collect(
                 probed[i].append(flat[max(0, ncolors - lo) :])
             flats.append(flat[: max(0, ncolors - lo)])
             if lo == 0 and hi >= ncolors:
-                whole = [*(whole or []), flat]
+                everything.append(flat)
         if lo >= ncolors:
             continue
         if keep or (lo == 0 and hi >= ncolors) or recovery.is_compact():
@@ -252,7 +254,7 @@ def collect(
     if values is not None:
         return Collected(values, probes, None)
     joined = blocks.joined(dtypes[0], device)
-    return Collected(read(recovery, whole or joined, dtypes), probes, joined)
+    return Collected(read(recovery, everything or joined, dtypes), probes, joined)
 
 
 def plain_products(products: Products, like: Sequence[Tensor]) -> list[Tensor]:

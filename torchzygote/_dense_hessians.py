@@ -5,7 +5,6 @@ Multiplies with ``_products``, puts together with ``_assembly``; it must not kno
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -171,16 +170,8 @@ def _diagonals_of_blocks(
     """The diagonal by each input of ``lin``; ``None`` if the check fails."""
     own = [row[i] for i, row in enumerate(layouts)]
     if _are_symmetric(second, lin, own):
-        # Nobody else needs what was recorded, unless the check fails or has to look again.
-        renew = None
-        if second.is_renewable and len(own) == len(second.prepared.inputs):
-            renew = functools.cache(lambda: second.renewed().by_inputs(range(len(own))))
-        both = symmetric_blocks(lin, own, create_graph=options.keep, progress=options.progress, renew=renew)
-        if both is not None:
-            return both.diagonals()
-        if renew is not None:
-            renew()
-        return None
+        both = symmetric_blocks(lin, own, create_graph=options.keep, progress=options.progress)
+        return None if both is None else both.diagonals()
     found = _products_of(lin, layouts, options, second.row_cost())
     return None if found is None else [row[i].diagonal() for i, row in enumerate(found)]
 

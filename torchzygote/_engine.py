@@ -212,10 +212,10 @@ class Linearization:
         return results
 
     def pull_dense(
-        self, cotangents: Sequence[Tensor | None], *, retain: bool = True, create_graph: bool = False
+        self, cotangents: Sequence[Tensor | None], *, create_graph: bool = False
     ) -> list[Tensor | None]:
         """:meth:`pull`, with dense tensors where a backward gives sparse ones, as ``nn.Embedding`` may."""
-        results = self.pull(cotangents, retain=retain, create_graph=create_graph)
+        results = self.pull(cotangents, create_graph=create_graph)
         return [g if g is None or g.layout is torch.strided else g.to_dense() for g in results]
 
     def survey(self) -> Survey:

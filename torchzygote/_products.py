@@ -138,15 +138,10 @@ def pulls(
     *,
     create_graph: bool = False,
     progress: bool = False,
-    release: bool = False,
 ) -> Iterator[list[Tensor | None]]:
-    """Pull back a few cotangents of all roots, one at a time: batched, large products take no less.
-
-    ``release``: the last one frees what was recorded as it goes, so that its results find memory at hand.
-    """
-    for lo, hi in _chunks(len(cotangents), 1, progress, "row"):
-        retain = not release or hi < len(cotangents)
-        yield lin.pull_dense(cotangents[lo], retain=retain, create_graph=create_graph)
+    """Pull back a few cotangents of all roots, one at a time: batched, large products take no less."""
+    for lo, _ in _chunks(len(cotangents), 1, progress, "row"):
+        yield lin.pull_dense(cotangents[lo], create_graph=create_graph)
 
 
 def _check_once(lin: Linearization, root: int) -> None:

@@ -59,7 +59,6 @@ class SecondOrder:
     """
 
     __slots__ = (
-        "_again",
         "_first",
         "_lin",
         "_positions",
@@ -84,18 +83,11 @@ class SecondOrder:
         self._lin: Linearization | None = None
         self._positions: list[int | None] = [None] * len(self.grads)
         self._row_cost: RowCost | None = None
-        self._again: Callable[[], _Recorded] | None = None
         self._written: Callable[[], _Recorded] | None = None
 
-    def start_from(
-        self,
-        recorded: _Recorded,
-        again: Callable[[], _Recorded] | None = None,
-        written: Callable[[], _Recorded] | None = None,
-    ) -> None:
-        """``again`` runs ``f`` again, and ``written`` with norms by their formulas."""
+    def start_from(self, recorded: _Recorded, written: Callable[[], _Recorded] | None = None) -> None:
+        """``written`` runs ``f`` again, with norms by their formulas."""
         self._first, self._root = recorded
-        self._again = again
         self._written = written
 
     def record(self, lin: Linearization, positions: list[int | None]) -> None:
@@ -115,8 +107,8 @@ class SecondOrder:
         if self._first is None or self._root is None or self._lin is not None:
             return
         if self._written is not None and are_norms_refused(self._first.survey().once, self._first.inputs):
-            self._again, self._written = self._written, None
-            self._first, self._root = self._again()
+            written, self._written = self._written, None
+            self._first, self._root = written()
             self.value = self._first.y
             if self._root is None:
                 return
@@ -130,19 +122,6 @@ class SecondOrder:
             if g is not None and g.requires_grad:
                 roots.append(g)
         self.record(self._first.onward(roots, self._first.inputs), positions)
-
-    @property
-    def is_renewable(self) -> bool:
-        """Whether :meth:`renewed` is possible: results carry no graph, and no transform is at work."""
-        return self._again is not None
-
-    def renewed(self) -> SecondOrder:
-        """Record again what a last pullback has released: ``f`` runs with the same random numbers."""
-        assert self._again is not None
-        self._first, self._root = self._again()
-        self._lin = None
-        self.differentiate()
-        return self
 
     def is_plain(self) -> bool:
         """Whether pulling back does what the recorded graph shows, at its cost."""
@@ -251,22 +230,16 @@ def run(
         lin = _engine.linearize(f, prepared, keep=keep)
         return lin, _root(caller, lin, lin.y)
 
-    def again() -> _Recorded:
+    def written() -> _Recorded:
         assert random is not None
         _state.forget_since(position)
         random.restore()
-        return record()
-
-    def written() -> _Recorded:
         with unfused():
-            return again()
+            return record()
 
     first = record()
     second = SecondOrder(caller, prepared, keep, first[0].y)
-    if recorded and random is not None and not keep:
-        second.start_from(first, again, written)
-    else:
-        second.start_from(first)
+    second.start_from(first, written if recorded and random is not None and not keep else None)
     return second
 
 

@@ -105,24 +105,17 @@ def can_check_themselves(
 
 
 def symmetric_blocks(
-    lin: Linearization,
-    layouts: Sequence[Layout],
-    *,
-    create_graph: bool = False,
-    progress: bool = False,
-    renew: Callable[[], Linearization] | None = None,
+    lin: Linearization, layouts: Sequence[Layout], *, create_graph: bool = False, progress: bool = False
 ) -> SymmetricBlocks | None:
     """The blocks of the Hessian whose gradients are ``lin.roots``; ``None`` if they aren't symmetric.
 
     ``layouts`` as above, the same batch axes for all. Nothing may bend the pullbacks, as hooks do: they must
-    be linear. ``renew``: what ``lin`` recorded may be released, and this records it anew.
+    be linear.
     """
     draw = _draw(lin.inputs, tuple(layouts))
     shapes = [x.shape for x in lin.inputs]
 
-    def blocks(
-        lin: Linearization, seeds: Sequence[Sequence[Tensor]], options: dict[str, bool]
-    ) -> SymmetricBlocks:
+    def blocks(seeds: Sequence[Sequence[Tensor]], options: dict[str, bool]) -> SymmetricBlocks:
         products: list[Tensor] = []
         for found in _products.pulls(lin, seeds, **options):
             for x, g in zip(lin.inputs, found, strict=True):
@@ -131,13 +124,10 @@ def symmetric_blocks(
         return SymmetricBlocks(draw, entries * draw.scales, shapes)
 
     def again(factor: Tensor) -> list[Tensor]:
-        recorded = lin if renew is None else renew()
-        seeds = [[seed * factor for seed in seeds] for seeds in draw.seeds]
-        _, above, below = blocks(recorded, seeds, {}).parts()
+        _, above, below = blocks([[seed * factor for seed in seeds] for seeds in draw.seeds], {}).parts()
         return [above - below]
 
-    options = {"create_graph": create_graph, "progress": progress, "release": renew is not None}
-    first = blocks(lin, draw.seeds, options)
+    first = blocks(draw.seeds, {"create_graph": create_graph, "progress": progress})
     return first if _is_symmetric(lin, first, again) else None
 
 

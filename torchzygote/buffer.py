@@ -28,16 +28,7 @@ from ._buffer_memory import MemoryStore
 from ._buffer_refusal import NotATensor, NotTensorError, refused_elements
 from ._buffer_rows import FOLD, RowLog
 from ._buffer_traced import TracedStore, out_of_place, selected
-from ._buffer_values import (
-    TEMPORARY,
-    as_value,
-    fit,
-    is_plain,
-    is_unshared_result,
-    like_nothing,
-    snapshot,
-    value_read,
-)
+from ._buffer_values import TEMPORARY, as_value, fit, is_plain, is_unshared_result, snapshot, value_read
 from ._torch_private import alike, innermost_level
 
 __all__ = ["Buffer"]
@@ -128,7 +119,7 @@ class Buffer(ListForm, NotATensor):
     def __init__(self, like: Any = None, *shape: Any, dtype: torch.dtype | None = None) -> None:
         self._frozen = False
         self._traced = torch.compiler.is_compiling()
-        self._alike: Callable[[object], bool] = like_nothing
+        self._alike: Callable[[object], bool] | None = None  # a row that was written
         self._rows: Any = None  # what rows may be written into: the list of a RowLog, or plain memory
         self._store: Any = None
         if like is None or (isinstance(like, list) and not like):
@@ -253,7 +244,12 @@ class Buffer(ListForm, NotATensor):
 
     def __setitem__(self, index: Any, value: Any) -> None:
         rows = self._rows
-        if rows is not None and type(index) is int and (self._alike(value) or self._fits(value)):
+        alike_to_first = self._alike
+        if (
+            rows is not None
+            and type(index) is int
+            and ((alike_to_first is not None and alike_to_first(value)) or self._fits(value))
+        ):
             try:
                 if type(rows) is list:
                     # A result that nobody else holds or shares memory with needs no copy.
@@ -273,11 +269,11 @@ class Buffer(ListForm, NotATensor):
             self._write(index, value, _references(value) == TEMPORARY and is_unshared_result(value))
 
     def _fits(self, value: Any) -> bool:
-        """Whether ``value`` is a row that needs no conversion; the next ones are compared with the first."""
+        """Whether ``value`` is a row that needs no conversion; later ones may be compared with it."""
         fits = type(value) is Tensor and value.dtype is self._dtype and value.shape == self._row_shape
         if not (fits and value.device == self._device and value.layout is torch.strided):
             return False
-        if self._alike is like_nothing and innermost_level() is None:
+        if self._alike is None and innermost_level() is None:
             self._alike = alike(value)
         return True
 
@@ -329,7 +325,7 @@ class Buffer(ListForm, NotATensor):
         kind = RowLog if by_rows else ElementLog
         log = kind(self._shape, self._dtype, self._device, store.tensor)
         self._rows = log.rows if isinstance(log, RowLog) else None
-        self._alike = like_nothing
+        self._alike = None
         self._store = log
         return log
 
@@ -372,6 +368,10 @@ class Buffer(ListForm, NotATensor):
                 return store.read_rows(row)
             store = self._to_elements(store)
         return store.read(key)  # type: ignore[no-any-return]
+
+    def __getstate__(self) -> tuple[None, dict[str, Any]]:
+        held = {name: getattr(self, name) for name in Buffer.__slots__ if hasattr(self, name)}
+        return None, {**held, "_alike": None}  # which can't be pickled
 
     def copy(self) -> Any:
         """The tensor (for a list, the list of tensors); the Buffer is frozen from now on.

@@ -92,7 +92,8 @@ def _pad_of(node: Any) -> _Pad | None:
     whole, written = node.meta["val"], part.meta["val"]
     if base.target != _aten.full.default or base.args[1] != 0 or step != 1:
         return None
-    if whole.device.type != "cpu" or not all(type(n) is int for n in (*whole.shape, *written.shape)):
+    numbers = [*whole.shape, *written.shape, *(n for n in (dim, start, end) if n is not None)]
+    if whole.device.type != "cpu" or not all(type(n) is int for n in numbers):
         return None
     dim %= whole.dim()
     start, end, _ = slice(start, end).indices(whole.shape[dim])
@@ -143,7 +144,7 @@ def _terms(node: _Node) -> list[_Node]:
 def _sum_as_concatenation(graph: torch.fx.Graph, node: _Node) -> _Node | None:
     """A sum of pads as its pieces between their ends, each of which is a plain sum: nothing is written twice.
 
-    ``None`` where it is no such sum, or where pieces are many.
+    ``None`` where it is no such sum of tensors that are all alike, or where pieces are many.
     """
     whole, terms = node.meta["val"], _terms(node)
     # A pad that others use, too, is written anyway: it counts as any other term.
@@ -155,7 +156,7 @@ def _sum_as_concatenation(graph: torch.fx.Graph, node: _Node) -> _Node | None:
         return None
     dim = dims[0]
     pads = [pad if pad is not None and pad.dim == dim else None for pad in pads]
-    ends = sorted({0, whole.shape[dim], *(end for pad in pads if pad is not None for end in pad[2:])})
+    ends = sorted({0, whole.shape[dim], *(n for pad in pads if pad for n in (pad.start, pad.end))})
     if len(ends) > _MOST_PIECES:
         return None
     parts = list(zip(terms, pads, strict=True))
@@ -191,7 +192,7 @@ def _piece(
         if total is None:
             total = piece
         else:
-            value = total.meta["val"]
+            value = total.meta["val"] + piece.meta["val"]
             total = graph.call_function(_aten.add.Tensor, (total, piece))
             total.meta["val"] = value
     return _zeros(graph, whole, dim, hi - lo) if total is None else total

@@ -100,8 +100,8 @@ def memory_holders(x: Tensor) -> int:
 def alike(example: Tensor) -> Callable[[object], bool]:
     """A function that tells whether a value is a tensor with all of the example's metadata.
 
-    Type, dtype, shape, strides, device, ``requires_grad``, and what follows it (wrappers of ``torch.func``,
-    modes), in one call: an eighth of a microsecond, where the public names take half of one.
+    Type, dtype, shape, strides, device, ``requires_grad`` and dispatch keys (which wrappers of ``torch.func``
+    and modes change), in one call: an eighth of a microsecond, where the public names take half of one.
     """
     make: Any = TensorGuards  # its stub lacks the tensors
     check: Callable[[object], bool] = make(example, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
