@@ -69,9 +69,7 @@ CAUSES = (
     Cause(
         "Compiled plans",
         "A plan computes one product more than its colors and compares it with the result, which asdex "
-        "doesn't, and each call compares guards. Derivatives of slices are compiled to plain loops, where "
-        "PyTorch's compiler has masks, under which the products took twice as long; their parts are still "
-        "written one by one and then added",
+        "doesn't, and each call compares guards",
         part="sparse",
         work="compiled",
         peer="asdex",

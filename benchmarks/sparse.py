@@ -119,7 +119,7 @@ def hessian_rows(n: int = 100_000) -> Iterator[Row]:
         target=1.3,
         rounds=15,
         note="four products, one of them for the check, where asdex takes three and checks nothing; between "
-        "runs of the same code, asdex has taken from 1.4 to 2.2 ms",
+        "runs of the same code, asdex's time has varied by half",
     )
     work += "detection and coloring"
     yield compare(

@@ -18,6 +18,7 @@ hooks_compiled_twice = needs_torch("2.13", "Dynamo forgets hooks in second deriv
 messages_with_sizes_compiled = needs_torch("2.12", "Dynamo shows the parts of a message with symbolic sizes")
 copy_compiled = needs_torch("2.12", "Dynamo doesn't trace copy.copy")
 aminmax_derived = needs_torch("2.12", "derivative for aten::aminmax is not implemented")
+masked_compiled = needs_torch("2.13", "Dynamo doesn't trace x[mask] inside torch.func")
 nextafter_derived = needs_torch("2.13", "the derivative for 'nextafter' is not implemented")
 grid_sample_derived_twice = needs_torch(
     "2.12", "derivative for aten::grid_sampler_2d_backward is not implemented"
