@@ -119,14 +119,7 @@ def _zeros(graph: torch.fx.Graph, like: Tensor, dim: int, count: int) -> _Node:
 def _as_concatenation(graph: torch.fx.Graph, node: _Node) -> _Node | None:
     """The node to put in the place of a pad, or ``None`` where it is none."""
     pad = _pad_of(node)
-    if pad is None:
-        return None
-    whole = node.meta["val"]
-    size = whole.shape[pad.dim]
-    with graph.inserting_before(node):
-        before = [_zeros(graph, whole, pad.dim, pad.start)] if pad.start > 0 else []
-        after = [_zeros(graph, whole, pad.dim, size - pad.end)] if pad.end < size else []
-        return graph.call_function(_aten.cat.default, ([*before, pad.part, *after], pad.dim))
+    return None if pad is None else _in_pieces(graph, node, [(node, pad)], pad.dim)
 
 
 def _terms(node: _Node) -> list[_Node]:
@@ -155,13 +148,23 @@ def _sum_as_concatenation(graph: torch.fx.Graph, node: _Node) -> _Node | None:
     if not whole.is_contiguous() or not all(_is_alike(one.meta["val"], whole) for one in terms):
         return None
     dim = dims[0]
-    pads = [pad if pad is not None and pad.dim == dim else None for pad in pads]
-    ends = sorted({0, whole.shape[dim], *(n for pad in pads if pad for n in (pad.start, pad.end))})
+    parts = [
+        (one, pad if pad is not None and pad.dim == dim else None)
+        for one, pad in zip(terms, pads, strict=True)
+    ]
+    return _in_pieces(graph, node, parts, dim)
+
+
+def _in_pieces(
+    graph: torch.fx.Graph, node: _Node, terms: Sequence[tuple[_Node, _Pad | None]], dim: int
+) -> _Node | None:
+    """The sum of the terms, which ``node`` is, as a concatenation along ``dim``, the axis of all pads."""
+    whole = node.meta["val"]
+    ends = sorted({0, whole.shape[dim], *(n for _, pad in terms if pad for n in (pad.start, pad.end))})
     if len(ends) > _MOST_PIECES:
         return None
-    parts = list(zip(terms, pads, strict=True))
     with graph.inserting_before(node):
-        pieces = [_piece(graph, parts, whole, dim, lo, hi) for lo, hi in itertools.pairwise(ends)]
+        pieces = [_piece(graph, terms, whole, dim, lo, hi) for lo, hi in itertools.pairwise(ends)]
         return graph.call_function(_aten.cat.default, (pieces, dim))
 
 
