@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from alignment_cases import SEVERAL_RESULTS, off_axes
 from torch import Tensor, nn
 
 from torchzygote import _alignment
@@ -14,55 +15,6 @@ from torchzygote._alignment import aligned_axes, shared_axes
 from torchzygote.hessians import diaghessian, hessian, hessian_reverse, withhessian
 from torchzygote.jacobians import jacobian
 from torchzygote.params import Params
-
-EYE = torch.eye(6, dtype=torch.float64)
-SPREAD = torch.linspace(1, 7, 6, dtype=torch.float64).diag()
-lstm = nn.LSTM(6, 6).double()
-kernel = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(2, 1, 3)
-
-
-def symmetric(x: Tensor) -> Tensor:
-    return x + x.t() + 10 * SPREAD
-
-
-# x has shape (6, 6), and so have most results: a mistaken axis doesn't show in the shapes
-SEVERAL_RESULTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "eigenvalues": lambda x: torch.linalg.eigh(symmetric(x))[0] * 2,
-    "eigenvectors": lambda x: torch.linalg.eigh(symmetric(x))[1] * 2,
-    "singular values": lambda x: torch.linalg.svd(x + SPREAD)[1].sin(),
-    "q": lambda x: torch.linalg.qr(x + SPREAD)[0].sin(),
-    "r": lambda x: torch.linalg.qr(x + SPREAD)[1].sin(),
-    "lu": lambda x: torch.linalg.lu_factor(x + SPREAD)[0].sin(),
-    "slogdet": lambda x: torch.linalg.slogdet(x + SPREAD)[1] * x,
-    "outputs of an lstm": lambda x: lstm(x.unsqueeze(1))[0].sin(),
-    "first state of an lstm": lambda x: lstm(x.unsqueeze(1))[1][0].sin(),
-    "second state of an lstm": lambda x: lstm(x.unsqueeze(1))[1][1] * 2,
-    "second state beside the batch": lambda x: lstm(x.unsqueeze(0))[1][1] * 2,
-    "mean beside variance": lambda x: torch.var_mean(x, 0)[1] * 2,
-    "variance": lambda x: torch.var_mean(x, 0)[0] * x,
-    "largest": lambda x: x.max(0)[0] * x,
-    "second half": lambda x: x.sin().split(3)[1] * 2,
-    "second half behind": lambda x: x.sin().split([2, 4], 1)[1] * 2,
-    "unsafe split": lambda x: torch.unsafe_split(x.sin(), 2, 1)[1] * 2,
-    "second row": lambda x: x.sin().unbind(0)[1] * 2,
-    "two rows": lambda x: x.sin().unbind(0)[1] * x.cos().unbind(1)[2],
-    "convolution": lambda x: F.conv1d(x.unsqueeze(1), kernel, x[0, :2]).sin(),
-    "kernel": lambda x: F.conv1d(EYE.unsqueeze(1), x[:, :3].unsqueeze(1)).sin(),
-    "layer norm": lambda x: F.layer_norm(x, (6,), x[0], x[:, 1]).sin(),
-    "batch norm": lambda x: F.batch_norm(x, None, None, x[0], x[:, 1], training=True).sin(),
-    "group norm": lambda x: F.group_norm(x, 2, x[0], x[:, 1]).sin(),
-    "squeeze of no axis": lambda x: x.unsqueeze(1).squeeze(dim=()).sin(),
-    "transposed number": lambda x: x.sum().transpose(0, 0) * x,
-    "swapped axes of a number": lambda x: torch.swapaxes(x.sum(), 0, -1) * x,
-}
-
-
-def off_axes(J: Tensor, p: int, q: int) -> Tensor:
-    """Where the index on axis ``p`` isn't that on axis ``q``."""
-    a, b = (
-        torch.arange(J.shape[axis]).view([-1 if i == axis else 1 for i in range(J.dim())]) for axis in (p, q)
-    )
-    return J[(a != b).expand(J.shape)]
 
 
 @pytest.fixture

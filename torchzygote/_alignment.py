@@ -19,7 +19,14 @@ from ._alignment_rules import ELEMENTWISE, FREE, RULES, Alignment, Rule, Shape, 
 from ._pieces import kind_of_node
 from ._torch_private import node_names, node_shape, source_of
 
-__all__ = ["Alignment", "aligned_axes", "jointly_aligned", "keeps_elements_apart", "shared_axes"]
+__all__ = [
+    "Alignment",
+    "aligned_axes",
+    "jointly_aligned",
+    "keeps_elements_apart",
+    "shared_axes",
+    "summed_axes",
+]
 
 _log = logging.getLogger("torchzygote")
 
@@ -53,6 +60,34 @@ def _rule(name: str, first: bool) -> Rule:
     """The rule for the first output of a node of this name, or for its others."""
     kind = kind_of_node(name)
     return RULES.get(kind, all_free) if first or kind in _PARTS else all_free
+
+
+# Linear in all of their inputs together, with constant coefficients,
+_LINEAR = frozenset(
+    """
+    Add Alias Clone Cumsum Expand MaskedFill Mean Neg Repeat Rsub ScatterAdd Sub Sum ToCopy Tril Triu Where
+    """.split()  # noqa: SIM905
+).union(_MOVES)
+# or as long as no more of the inputs in these places vary.
+_LINEAR_IN_FEW = {
+    **dict.fromkeys(["Bmm", "Dot", "Mm", "Mul", "Mv"], ((0, 1), 1)),
+    **dict.fromkeys(["Addmm", "Addmv", "Baddbmm"], ((1, 2), 1)),
+    **dict.fromkeys(["Div", "NllLoss", "NllLoss2D"], ((1,), 0)),
+}
+
+# Sums or means of what they make of each element, where that is one number.
+_LOSSES = frozenset(
+    """
+    BinaryCrossEntropy BinaryCrossEntropyWithLogits HuberLoss MseLoss SmoothL1Loss SoftMarginLoss
+    """.split()  # noqa: SIM905
+)
+
+
+def _is_linear(kind: str, varying: Sequence[bool]) -> bool:
+    if kind not in _LINEAR_IN_FEW:
+        return kind in _LINEAR
+    places, most = _LINEAR_IN_FEW[kind]
+    return sum(varying[place] for place in places if place < len(varying)) <= most
 
 
 class _Walk:
@@ -99,6 +134,35 @@ class _Walk:
                 return None
         found = known[value]
         return None if found is None or len(found[0]) != root.dim() else found[0]
+
+    def summands(self, y: Tensor) -> list[Alignment]:
+        """Alignments of values from which ``y`` is a sum of terms, one for each element; after ``of(y)``.
+
+        A term is any function of one element, or of the elements in the same place of several values.
+        """
+        found: list[Alignment] = []
+        seen: set[tuple[Any, int]] = set()
+        stack: list[tuple[Any, int]] = [(y.grad_fn, y.output_nr)]
+        while stack:
+            value = stack.pop()
+            known = self._known.get(value)
+            if known is None or value in seen:
+                continue
+            seen.add(value)
+            if value in self._given:
+                found.append(known[0])
+                continue
+            kind, before = kind_of_node(value[0].name()), value[0].next_functions
+            varying = [self._known.get(one) for one in before]
+            if _is_linear(kind, [one is not None for one in varying]):
+                stack.extend(before)
+            elif kind in _LOSSES and not known[1]:
+                elements = [one for one in varying if one is not None]
+                shapes = {tuple(shape) for _, shape in elements}
+                found.append(meeting([one for one, _ in elements]) if len(shapes) == 1 else ())
+            else:
+                found.append(known[0])
+        return found
 
     def _of_output(self, node: Any, number: int, before: Any) -> tuple[Alignment, Shape] | None:
         given = self._given.get((node, number))
@@ -161,3 +225,24 @@ def shared_axes(roots: Sequence[Tensor], inputs: Sequence[Tensor], common: int) 
     return [
         p for p in range(common) if inputs[0].shape[p] > 1 and all(a is not None and a[p] == p for a in found)
     ]
+
+
+def summed_axes(y: Tensor, inputs: Sequence[Tensor], common: int) -> list[int]:
+    """Along which of the first ``common`` axes, alike in all shapes, the scalar ``y`` is a plain sum.
+
+    One term for each index: its Hessian is block diagonal along them. The gradient's graph tells that, too, but
+    it has four times as many nodes, among them backwards that have no rule.
+    """
+    walk = _Walk(inputs, [(*range(common), *[FREE] * (x.dim() - common)) for x in inputs])
+    if walk.of(y) is None:
+        return []
+    found = [_axes_of(alignment) for alignment in walk.summands(y)]
+    return [p for p in range(common) if inputs[0].shape[p] > 1 and found and all(p in axes for axes in found)]
+
+
+def _axes_of(alignment: Alignment) -> set[int]:
+    """The axes of the input that each element has one index of."""
+    axes: set[int] = set()
+    for axis in alignment:
+        axes.update([axis] if isinstance(axis, int) else [one for one, _ in axis])
+    return axes

@@ -32,7 +32,7 @@ from ._plan import RowCost
 from ._random import RandomState
 from ._repetition import refute_colored
 from ._second_order import Options, SecondOrder
-from ._separable import find_layout
+from ._separable import find_hessian_layouts, find_layout
 from ._warning import making_sparse
 from .coloring.recovery import Recovery, jacobian_recovery, symmetric_recovery, symmetrized
 from .sparsity.pattern import Pattern
@@ -70,10 +70,13 @@ def _is_worth_looking(products: int, cost: RowCost, roots: Sequence[Tensor]) -> 
     return keeps_elements_apart(roots)
 
 
-def _has_batch_axis(lin: Linearization, cost: RowCost, same_axes: bool = False) -> bool:
+def _has_batch_axis(lin: Linearization, cost: RowCost) -> bool:
     """Whether the graph alone shows a block-diagonal structure, which the dense way makes use of."""
-    root = lin.roots[0]
-    return all(find_layout(root, x, cost, same_axes=same_axes) is not None for x in lin.inputs)
+    return all(find_layout(lin.roots[0], x, cost) is not None for x in lin.inputs)
+
+
+def _is_sum_over_batch(second: SecondOrder, lin: Linearization, cost: RowCost) -> bool:
+    return find_hessian_layouts(lin, cost, second.scalar()) is not None
 
 
 def _make_seeds(recovery: Recovery, colors: Tensor, probes: Tensor | None) -> Callable[..., Any]:
@@ -217,7 +220,7 @@ def hessian(
         lin = second.by_input(0)
         if not _is_worth_looking(n, cost, [] if lin is None else lin.roots):
             return None
-        if mode != "forward_over_reverse" and (lin is None or _has_batch_axis(lin, cost, same_axes=True)):
+        if mode != "forward_over_reverse" and (lin is None or _is_sum_over_batch(second, lin, cost)):
             return None
     limit = None if sparse else n * cost.nbytes
     patterns = _structure.hessian_patterns(caller, f, second.prepared, limit, random)

@@ -136,9 +136,9 @@ def _by_rows(second: SecondOrder, lin: Linearization, options: Options, cost: Ro
     """Reverse over reverse: the recorded gradient is pulled back."""
     x = second.prepared.inputs[0]
     n = x.numel()
-    layout = _separable.find_layout(lin.roots[0], lin.inputs[0], cost, same_axes=True)
-    if layout is not None:
-        found = _matrix_of_blocks(second, lin, layout, options, cost)
+    layouts = _separable.find_hessian_layouts(lin, cost, second.scalar())
+    if layouts is not None:
+        found = _matrix_of_blocks(second, lin, layouts[0][0], options, cost)
         if found is not None:
             return found
     block = Rows(n, x, x.dtype, options.keep)
@@ -224,21 +224,21 @@ def diagonals_along_batch(second: SecondOrder, options: Options) -> list[Tensor 
     found: list[Tensor | None] = [None] * len(inputs)
     if _engine.compiling() or _engine.in_transform():
         return found
-    guess = second.row_guess()
-    by = {i: lin for i in range(len(inputs)) if (lin := second.by_input(i)) is not None}
-    for group in _alike({i: lin.roots[0] for i, lin in by.items()}):
-        lin = second.by_inputs(group)
-        layouts = _separable.find_joint_layouts(lin, guess) if len(group) > 1 else None
+    guess, y = second.row_guess(), second.scalar()
+
+    def add(which: list[int]) -> bool:
+        lin = second.by_inputs(which)
+        layouts = _separable.find_hessian_layouts(lin, guess, y)
         if layouts is not None:
             diagonals = _diagonals_of_blocks(second, lin, layouts, options)
-            for i, h in zip(group, diagonals or [], strict=False):
+            for i, h in zip(which, diagonals or [], strict=False):
                 found[i] = h.to(inputs[i].dtype)
-            continue
-        for i in group:
-            layout = _separable.find_layout(by[i].roots[0], by[i].inputs[0], guess, same_axes=True)
-            if layout is not None:
-                diagonals = _diagonals_of_blocks(second, by[i], [[layout]], options)
-                found[i] = diagonals[0].to(inputs[i].dtype) if diagonals else None
+        return layouts is not None
+
+    for group in _alike(second.gradients()):
+        if not add(group) and len(group) > 1:
+            for i in group:
+                add([i])
     return found
 
 

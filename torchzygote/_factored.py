@@ -17,7 +17,7 @@ from ._affine_check import numel_of
 from ._affine_products import diagonals, matrix
 from ._engine import Linearization, compiling, in_transform
 from ._second_order import Options, SecondOrder, chunk_for
-from ._separable import LEAST_BYTES, LEAST_ROWS, LEAST_SAVING, Blocks, block_products, find_layout
+from ._separable import LEAST_BYTES, LEAST_ROWS, LEAST_SAVING, Blocks, block_products, find_hessian_layouts
 from ._torch_private import leads_to, pulled_through, value_of_node
 
 __all__ = ["add_diagonals", "hessian"]
@@ -160,12 +160,12 @@ def _finished(second: SecondOrder, i: int, one: _Sum, options: Options) -> Tenso
 def _blocks(second: SecondOrder, lin: Linearization, options: Options) -> Blocks | None:
     """The Hessian of what is only added, where it is block diagonal."""
     cost = second.row_cost()
-    layout = find_layout(lin.roots[0], lin.inputs[0], cost, same_axes=True)
-    if layout is None:
+    layouts = find_hessian_layouts(lin, cost, None)
+    if layouts is None:
         return None
     found = block_products(
         lin,
-        [[layout]],
+        layouts,
         cost,
         chunk_size=options.chunk_size,
         create_graph=options.keep,

@@ -148,8 +148,18 @@ class SecondOrder:
             return None
         return self._lin.restricted(position, i)
 
+    def gradients(self) -> dict[int, Tensor]:
+        """The recorded gradients, by inputs that they depend on."""
+        if self._lin is None:
+            return {}
+        return {i: self._lin.roots[p] for i, p in enumerate(self._positions) if p is not None}
+
+    def scalar(self) -> Tensor | None:
+        """What the gradients are taken of, where its recorded graph shows how they are pulled back."""
+        return self._root if self._first is not None and self.is_plain() else None
+
     def by_inputs(self, which: Sequence[int]) -> Linearization:
-        """The gradients by several inputs that they depend on, by all of these."""
+        """The gradients by inputs that they depend on, by all of these."""
         assert self._lin is not None
         roots = [self._lin.roots[p] for i in which if (p := self._positions[i]) is not None]
         return self._lin.onward(roots, [self._lin.inputs[i] for i in which])

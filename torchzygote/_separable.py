@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import _engine, _plan, _products
-from ._alignment import aligned_axes, shared_axes
+from ._alignment import aligned_axes, shared_axes, summed_axes
 from ._certificate import Comparison, all_finite, is_plain, precision, random_vector, wide
 from ._engine import Linearization
 from ._plan import RowCost
@@ -29,7 +29,7 @@ __all__ = [
     "Layout",
     "block_products",
     "by_block",
-    "find_joint_layouts",
+    "find_hessian_layouts",
     "find_layout",
     "in_shape_of_x",
     "of_itself",
@@ -42,6 +42,7 @@ __all__ = [
 LEAST_ROWS = 32
 LEAST_BYTES = 4 << 20
 LEAST_SAVING = 4
+_FEW_ROWS = 4  # of a block
 
 
 class Layout(NamedTuple):
@@ -92,11 +93,10 @@ class Layout(NamedTuple):
         return numbers.permute(self.x_order).reshape(-1, self.block_columns)
 
 
-def find_layout(root: Tensor, x: Tensor, cost: RowCost, *, same_axes: bool = False) -> Layout | None:
+def find_layout(root: Tensor, x: Tensor, cost: RowCost) -> Layout | None:
     """The layout of the Jacobian of ``root`` by ``x`` where it pays, ``None`` elsewhere.
 
-    ``cost``: what one row of the Jacobian takes while it is pulled back. ``same_axes``: only axes that
-    are paired with themselves count, as the diagonal of a Hessian needs it.
+    ``cost``: what one row of the Jacobian takes while it is pulled back.
     """
     rows = root.numel()
     if min(rows, x.numel()) < LEAST_ROWS or rows * cost.nbytes < LEAST_BYTES:
@@ -106,29 +106,31 @@ def find_layout(root: Tensor, x: Tensor, cost: RowCost, *, same_axes: bool = Fal
     pairs = aligned_axes(root, x)
     if not pairs:
         return None
-    if same_axes:
-        pairs = [(p, q) for p, q in pairs if p == q]
     layout = Layout(tuple(root.shape), tuple(x.shape), tuple(pairs))
     return layout if (layout.block_rows + 1) * LEAST_SAVING <= rows else None
 
 
-def find_joint_layouts(lin: Linearization, cost: RowCost) -> list[list[Layout]] | None:
-    """Layouts of several gradients by their inputs, where all are block diagonal along the same leading axes.
+def find_hessian_layouts(lin: Linearization, cost: RowCost, y: Tensor | None) -> list[list[Layout]] | None:
+    """Layouts of gradients by their inputs, where all are block diagonal along the same leading axes.
 
     ``lin.roots[i]`` is the gradient by ``lin.inputs[i]``. Together they need one product to check, apart one
-    each.
+    each. ``y``: what they are the gradient of, if it is pulled back as its recorded graph says.
     """
     rows = sum(root.numel() for root in lin.roots)
-    if rows * cost.nbytes < LEAST_BYTES or _engine.compiling() or _engine.in_transform():
+    if rows < LEAST_ROWS or rows * cost.nbytes < LEAST_BYTES or _engine.compiling() or _engine.in_transform():
         return None
     shapes = [tuple(x.shape) for x in lin.inputs]
     common = 0
     while all(len(s) > common and s[common] == shapes[0][common] for s in shapes):
         common += 1
-    batch = shared_axes(lin.roots, lin.inputs, common) if common > 0 else []
+    if common == 0:
+        return None
+    batch = set() if y is None else set(summed_axes(y, lin.inputs, common))
+    if rows > _FEW_ROWS * math.prod(shapes[0][p] for p in batch):  # worth the longer walk
+        batch.update(shared_axes(lin.roots, lin.inputs, common))
     if not batch:
         return None
-    pairs = tuple((p, p) for p in batch)
+    pairs = tuple((p, p) for p in sorted(batch))
     layouts = [[Layout(mine, other, pairs) for other in shapes] for mine in shapes]
     products = sum(row[0].block_rows for row in layouts) + 1
     return layouts if products * LEAST_SAVING <= rows else None
