@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ._alignment_rules import ELEMENTWISE, FREE, RULES, Alignment, Rule, Shape, all_free, meeting
 from ._pieces import kind_of_node
-from ._torch_private import node_names, node_shape, source_of
+from ._torch_private import is_leaf, node_attribute, node_names, node_shape, source_of
 
 __all__ = [
     "Alignment",
@@ -100,12 +100,13 @@ class _Walk:
     def __init__(
         self, sources: Sequence[Tensor], axes: Sequence[Alignment], *, chained: bool = False
     ) -> None:
-        given: dict[tuple[Any, int], tuple[Alignment, Shape]] = {}
+        # By their values, or ids where those of leaves: asking for a leaf's node takes an operation.
+        given: dict[Any, tuple[Alignment, Shape]] = {}
         for x, a in zip(sources, axes, strict=True):
-            value = source_of(x)
-            if value in given:  # two views of the same value
-                a = meeting([a, given[value][0]])
-            given[value] = a, tuple(x.shape)
+            key = id(x) if is_leaf(x) else source_of(x)
+            if key in given:  # two views of the same value
+                a = meeting([a, given[key][0]])
+            given[key] = a, tuple(x.shape)
         self._known: dict[tuple[Any, int], tuple[Alignment, Shape] | None] = {}
         self._given = given
         if not chained:
@@ -149,10 +150,10 @@ class _Walk:
             if known is None or value in seen:
                 continue
             seen.add(value)
-            if value in self._given:
+            kind, before = kind_of_node(value[0].name()), value[0].next_functions
+            if value in self._given or not before:
                 found.append(known[0])
                 continue
-            kind, before = kind_of_node(value[0].name()), value[0].next_functions
             varying = [self._known.get(one) for one in before]
             if _is_linear(kind, [one is not None for one in varying]):
                 stack.extend(before)
@@ -164,8 +165,15 @@ class _Walk:
                 found.append(known[0])
         return found
 
-    def _of_output(self, node: Any, number: int, before: Any) -> tuple[Alignment, Shape] | None:
+    def _given_at(self, node: Any, number: int, before: Any) -> tuple[Alignment, Shape] | None:
         given = self._given.get((node, number))
+        leaf = None if before else self._given.get(id(node_attribute(node, "variable")))
+        if given is None or leaf is None:
+            return given or leaf
+        return meeting([given[0], leaf[0]]), given[1]
+
+    def _of_output(self, node: Any, number: int, before: Any) -> tuple[Alignment, Shape] | None:
+        given = self._given_at(node, number, before)
         inputs = [self._known.get(value) for value in before]  # a constant input has no node
         if not any(inputs):
             return given
@@ -230,8 +238,8 @@ def shared_axes(roots: Sequence[Tensor], inputs: Sequence[Tensor], common: int) 
 def summed_axes(y: Tensor, inputs: Sequence[Tensor], common: int) -> list[int]:
     """Along which of the first ``common`` axes, alike in all shapes, the scalar ``y`` is a plain sum.
 
-    One term for each index: its Hessian is block diagonal along them. The gradient's graph tells that, too, but
-    it has four times as many nodes, among them backwards that have no rule.
+    One term for each index: its Hessian is block diagonal along them. The gradient's graph tells that, too,
+    but it has four times as many nodes, among them backwards that have no rule.
     """
     walk = _Walk(inputs, [(*range(common), *[FREE] * (x.dim() - common)) for x in inputs])
     if walk.of(y) is None:

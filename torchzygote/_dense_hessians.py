@@ -171,7 +171,7 @@ def _diagonals_of_blocks(
     own = [row[i] for i, row in enumerate(layouts)]
     if _are_symmetric(second, lin, own):
         both = symmetric_blocks(lin, own, create_graph=options.keep, progress=options.progress)
-        return None if both is None else both.diagonals()
+        return None if both is None else both.diagonals
     found = _products_of(lin, layouts, options, second.row_cost())
     return None if found is None else [row[i].diagonal() for i, row in enumerate(found)]
 

@@ -113,7 +113,7 @@ class SecondOrder:
             if self._root is None:
                 return
         grads = self._first.pull_dense([torch.ones_like(self._root)], create_graph=True)
-        self.grads = grads if self.keep else [None if g is None else g.detach() for g in grads]
+        self.grads = grads
         roots: list[Tensor] = []
         positions: list[int | None] = []
         for g in grads:

@@ -15,6 +15,7 @@ what is being differentiated.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -22,12 +23,13 @@ import torch
 from torch import Tensor
 
 from . import _products
-from ._certificate import Comparison, all_finite, is_plain, precision
+from ._certificate import Comparison, all_finite, precision, slack
 from ._engine import Linearization
 from ._plan import RowCost
 from ._repetition import Repetition
 from ._separable import Layout, in_shape_of_x, warn_mismatch
 from ._torch_private import in_plain_eager
+from .native.mirrored import mirrored_entries
 
 __all__ = ["SymmetricBlocks", "can_check_themselves", "symmetric_blocks"]
 
@@ -45,43 +47,42 @@ class _Draw(NamedTuple):
     ``seeds[c]``: the cotangents of product ``c``, one per input. ``places``: where each entry of the blocks
     is in all products, one behind the other, and ``scales`` what it has to be multiplied with; first the
     diagonal, by one input after the other, then what is above the diagonals of the blocks and, in the same
-    order, below. ``above``: the rows and columns of the entries above.
+    order, below. ``rows`` and ``columns``: where the entries above are.
     """
 
     seeds: list[list[Tensor]]
     places: Tensor
     scales: Tensor
-    above: Tensor
+    rows: Tensor
+    columns: Tensor
 
 
 class SymmetricBlocks(NamedTuple):
-    """The blocks of a Hessian by several inputs, together: their ``entries`` in the order of the draw."""
+    """The blocks of a Hessian by several inputs, together.
+
+    ``diagonals`` by each input, in its shape, and the entries ``above`` and ``below`` them in the order of
+    the draw.
+    """
 
     draw: _Draw
-    entries: Tensor
-    shapes: list[torch.Size]
+    diagonals: list[Tensor]
+    above: Tensor
+    below: Tensor
 
-    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The diagonal, the entries of the blocks above it, and those below."""
-        above = self.draw.above.shape[1]
-        widths = [self.entries.numel() - 2 * above, above, above]
-        diagonal, over, under = torch.split(self.entries, widths)
-        return diagonal, over, under
-
-    def diagonals(self) -> list[Tensor]:
-        """The diagonal by each input, in its shape and memory of its own."""
-        parts = torch.split(self.parts()[0], [shape.numel() for shape in self.shapes])
-        return [part.view(shape).clone() for part, shape in zip(parts, self.shapes, strict=True)]
+    def diagonal(self) -> Tensor:
+        """By one input after the other."""
+        return torch.cat([part.reshape(-1) for part in self.diagonals])
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The whole matrix."""
-        n = self.parts()[0].numel()
-        rows, columns = self.draw.above
+        diagonal = self.diagonal()
+        n = diagonal.numel()
+        rows, columns = self.draw.rows.long(), self.draw.columns.long()
         on_it = torch.arange(0, n * n, n + 1, device=rows.device)
         whole = torch.zeros(n * n, dtype=dtype, device=rows.device)
-        return whole.index_put_(
-            (torch.cat([on_it, rows * n + columns, columns * n + rows]),), self.entries.to(dtype)
-        ).view(n, n)
+        places = torch.cat([on_it, rows * n + columns, columns * n + rows])
+        entries = torch.cat([diagonal, self.above, self.below])
+        return whole.index_put_((places,), entries.to(dtype)).view(n, n)
 
 
 def can_check_themselves(
@@ -95,10 +96,11 @@ def can_check_themselves(
     """
     first = lin.inputs[0]
     elements = sum(x.numel() for x in lin.inputs)
+    blocks = math.prod(layouts[0].x_shape[q] for _, q in layouts[0].pairs)
     return (
         (elements <= _MOST_KEPT or cost.nbytes >= _BYTES_TO_DRAW * elements)
-        and sum(layout.block_columns for layout in layouts) in _COLUMNS
-        and first.numel() >= _LEAST_BLOCKS * layouts[0].block_columns
+        and elements // blocks in _COLUMNS
+        and blocks >= _LEAST_BLOCKS
         and precision([first], lin.roots[0], coarsest) < 1e-5
         and all(x.dtype == first.dtype and x.device == first.device for x in (*lin.inputs, *lin.roots))
     )
@@ -113,22 +115,28 @@ def symmetric_blocks(
     be linear.
     """
     draw = _draw(lin.inputs, tuple(layouts))
-    shapes = [x.shape for x in lin.inputs]
+    widths = [x.numel() for x in lin.inputs]
+    eps = torch.finfo(lin.inputs[0].dtype).eps  # `can_check_themselves` has seen that nothing is coarser
+    of_terms, _ = slack(eps)
 
-    def blocks(seeds: Sequence[Sequence[Tensor]], options: dict[str, bool]) -> SymmetricBlocks:
+    def blocks(seeds: Sequence[Sequence[Tensor]], options: dict[str, bool]) -> tuple[SymmetricBlocks, Tensor]:
         products: list[Tensor] = []
         for found in _products.pulls(lin, seeds, **options):
             for x, g in zip(lin.inputs, found, strict=True):
-                products.append((x.new_zeros(x.shape) if g is None else g).reshape(-1))
-        entries = torch.cat(products).index_select(0, draw.places)
-        return SymmetricBlocks(draw, entries * draw.scales, shapes)
+                products.append(x.new_zeros(x.shape) if g is None else g)
+        parts, agree = mirrored_entries(
+            products, draw.places, draw.scales, draw.rows, draw.columns, widths, of_terms
+        )
+        *diagonals, above, below = parts
+        shaped = [h if x.dim() == 1 else h.view(x.shape) for h, x in zip(diagonals, lin.inputs, strict=True)]
+        return SymmetricBlocks(draw, shaped, above, below), agree
 
     def again(factor: Tensor) -> list[Tensor]:
-        _, above, below = blocks([[seed * factor for seed in seeds] for seeds in draw.seeds], {}).parts()
-        return [above - below]
+        repeated, _ = blocks([[seed * factor for seed in seeds] for seeds in draw.seeds], {})
+        return [repeated.above - repeated.below]
 
-    first = blocks(draw.seeds, {"create_graph": create_graph, "progress": progress})
-    return first if _is_symmetric(lin, first, again) else None
+    first, agree = blocks(draw.seeds, {"create_graph": create_graph, "progress": progress})
+    return first if bool(agree) or _is_symmetric(lin, first, again, eps) else None
 
 
 def _draw(inputs: Sequence[Tensor], layouts: tuple[Layout, ...]) -> _Draw:
@@ -170,11 +178,13 @@ def _new_draw(layouts: tuple[Layout, ...], dtype: torch.dtype, device: torch.dev
             (product_of[:, second] * total + elements[:, first]).view(-1),
         ]
     )
+    index = torch.int32 if k * total < 1 << 31 else torch.int64  # half of what has to be read
     return _Draw(
         [by_element(torch.where(product_of == c, 1 / scales[c].unsqueeze(1), 0.0)) for c in range(k)],
-        order,
+        order.to(index),
         torch.cat(by_place)[order],
-        torch.stack([elements[:, first].view(-1), elements[:, second].view(-1)]),
+        elements[:, first].reshape(-1).to(index),
+        elements[:, second].reshape(-1).to(index),
     )
 
 
@@ -182,20 +192,20 @@ def _new_draw(layouts: tuple[Layout, ...], dtype: torch.dtype, device: torch.dev
 _kept = functools.lru_cache(maxsize=8)(_new_draw)
 
 
-def _is_symmetric(lin: Linearization, blocks: SymmetricBlocks, again: Callable[..., list[Tensor]]) -> bool:
+def _is_symmetric(
+    lin: Linearization, blocks: SymmetricBlocks, again: Callable[..., list[Tensor]], eps: float
+) -> bool:
     """Whether each block is its transpose up to rounding; ``False`` where zeros outside might be wrong.
 
     ``again``: the differences across the diagonals from a multiple of all seeds.
     """
-    entries = blocks.entries.detach()
-    eps = torch.finfo(entries.dtype).eps  # `can_check_themselves` has seen that there is nothing coarser
-    diagonal, above, below = blocks._replace(entries=entries).parts()
+    diagonal, above, below = blocks.diagonal().detach(), blocks.above.detach(), blocks.below.detach()
+    entries = torch.cat([diagonal, above, below])
     if not all_finite(entries):
         return False
-    if is_plain(above, below, eps):
-        return True
     # An entry may be what is left of terms as large as those beside it.
-    scale = above.abs() + below.abs() + diagonal.abs()[blocks.draw.above].sum(0)
+    sizes = diagonal.abs()
+    scale = above.abs() + below.abs() + sizes[blocks.draw.rows] + sizes[blocks.draw.columns]
     compared = Comparison(above, scale, below, eps, beside=entries.abs())
     # The seeds are parts already: there is one for each column.
     Repetition(torch.ones_like(scale[:1]), lambda: (), [above - below], again).refute([compared])

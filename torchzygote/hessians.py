@@ -98,7 +98,8 @@ def _measured(
         matrix = _dense_hessians.matrix(f, second, mode, options, random)
         if sparse and prepared.inputs[0].dim() > 0:
             matrix = _compressed.no_entries(matrix) if second.is_linear else _compressed.full_csr(matrix)
-    return Whole(second.value, second.grads[0], matrix)
+    grad = second.grads[0]
+    return Whole(second.value, grad if options.keep else _engine.detached(grad), matrix)
 
 
 def hessian(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -70,3 +70,26 @@ def integers(
 def raw(name: str) -> Callable[..., Any]:
     """The registered operator, without what is in Python around it."""
     return getattr(torch.ops.torchzygote, name).default
+
+
+def mirrored(
+    widths: Sequence[int],
+    pairs: int,
+    dtype: torch.dtype,
+    index: torch.dtype = torch.int64,
+    layout: str = "contiguous",
+    seed: int = 0,
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor, Tensor]:
+    """Products, places, scales, rows and columns of a few blocks, whose entries mirror each other."""
+    n = sum(widths)
+    rows = integers(0, max(n, 1) - 1, pairs, index, seed=seed)
+    columns = integers(0, max(n, 1) - 1, pairs, index, seed=seed + 1)
+    entries = numbers((n + pairs,), dtype, seed=seed)
+    scales = 2.0 ** integers(-2, 2, n + 2 * pairs, torch.int64, seed=seed).to(dtype)
+    wanted = torch.cat([entries, entries[n:]])
+    order = torch.randperm(n + 2 * pairs, generator=torch.Generator().manual_seed(seed))
+    products = torch.empty(n + 2 * pairs, dtype=dtype)
+    products[order] = wanted / scales
+    cut = (n + 2 * pairs) // 3
+    shaped = [products[:cut].view(1, cut, 1), products[cut:].view(-1, 1)]
+    return [laid_out(x, layout) for x in shaped], order.to(index), scales, rows, columns

@@ -14,6 +14,7 @@ from native_samples import needs_library, raw
 from torch import Tensor
 
 from torchzygote import native
+from torchzygote.native.mirrored import mirrored_entries
 
 pytestmark = needs_library
 
@@ -131,6 +132,32 @@ def seeds_alone(x: Tensor) -> Tensor:
     return (torch.arange(3).unsqueeze(1) == COLORS).to(x.dtype) + 0 * x
 
 
+# a diagonal of two and three, and two pairs beside it
+MIRRORED = (
+    torch.tensor([3, 1, 0, 2, 8, 5, 6, 5, 6]),
+    torch.linspace(0.5, 2.0, 9, dtype=torch.float64),
+    torch.tensor([0, 1]),
+    torch.tensor([4, 2]),
+    [2, 3],
+    1e-3,
+)
+
+
+def mirrored(x: Tensor) -> Tensor:
+    parts, agree = mirrored_entries([x[:1].exp(), x[1:] ** 2], *MIRRORED)
+    return torch.cat([*parts, agree.to(x.dtype).reshape(1)])
+
+
+def mirrored_raw(x: Tensor) -> Tensor:
+    parts, agree = raw("mirrored_entries")([x[:1].exp(), x[1:] ** 2], *MIRRORED)
+    return torch.cat([*parts, agree.to(x.dtype).reshape(1)])
+
+
+def mirrored_in_pytorch(x: Tensor) -> Tensor:
+    entries = torch.cat([x[0].exp(), x[1:].reshape(-1) ** 2])[MIRRORED[0]] * MIRRORED[1]
+    return torch.cat([entries, x.new_zeros(1)])  # 0: the scales of the pairs differ
+
+
 # a function of torchzygote.native, the same in plain PyTorch; the registered operator, and that plainly
 TABLE: dict[str, tuple[Callable[[Tensor], Tensor], ...]] = {
     "seed_rows": (seeds_added, seeds_plainly, seeds_raw, seeds_alone),
@@ -150,6 +177,7 @@ TABLE: dict[str, tuple[Callable[[Tensor], Tensor], ...]] = {
     "decompress": (values, lambda x: (x**3)[ROWS, COLUMNS], values_raw, lambda x: (x**3)[ROWS, COLUMNS]),
     "decompress_dense": (dense, dense_plainly, dense_raw, dense_plainly),
     "compress": (summed, summed_plainly, summed_raw, summed_values_plainly),
+    "mirrored_entries": (mirrored, mirrored_in_pytorch, mirrored_raw, mirrored_in_pytorch),
 }
 
 
@@ -237,6 +265,7 @@ def samples() -> dict[str, tuple]:
         "decompress_": (out, products, 0, ROWS, COLUMNS),
         "decompress_dense_": (torch.zeros(3, 4), products, 0, ROWS, COLUMNS, *PLACE),
         "compress_": (torch.zeros(3, 3), *CSR, torch.randn(4), COLORS),
+        "mirrored_entries": ([torch.randn(3, 2), torch.randn(3)], MIRRORED[0], torch.ones(9), *MIRRORED[2:]),
         "unite_sets": (*sets, torch.tensor([0, 2]), torch.tensor([0, 1]), 100),
         "unite_pairs": (*sets, torch.tensor([0]), torch.tensor([1]), 100),
         "color_graph": (torch.tensor([0, 1, 2]), torch.tensor([1, 0]), 2, "star", "natural"),

@@ -17,6 +17,7 @@ from native_samples import (
     integers,
     laid_out,
     layouts,
+    mirrored,
     needs_library,
     numbers,
     sizes,
@@ -24,6 +25,7 @@ from native_samples import (
 
 from torchzygote import native
 from torchzygote.native import reference
+from torchzygote.native.mirrored import mirrored_entries, mirrored_entries_plainly
 
 pytestmark = needs_library
 
@@ -221,6 +223,49 @@ def test_what_was_compressed_is_decompressed_again() -> None:
     for lo in (0, 1):
         native.decompress(products[lo : lo + 1], lo, colors[columns], rows, values)
     assert torch.equal(values, matrix[rows, columns])
+
+
+@given(
+    st.sampled_from([torch.float32, torch.float64]),
+    index_dtypes,
+    layouts,
+    st.lists(st.integers(0, 9), max_size=4),
+    st.integers(0, 9),
+    st.integers(0, 3),
+)
+def test_mirrored_entries_are_read_and_compared(
+    dtype: torch.dtype, index: torch.dtype, layout: str, widths: list[int], pairs: int, kind: int
+) -> None:
+    pairs = pairs if sum(widths) > 0 else 0
+    products, *where = mirrored(widths, pairs, dtype, index, layout)
+    if kind > 0 and products[1].numel() > 0:  # one element isn't what it was
+        products[1][-1] = (0.0, products[1][-1] * (1 + 1e-5), math.inf, math.nan)[kind]
+    for slack in (1e-3, 1e-7, 0.0):
+        found, agree = mirrored_entries(products, *where, widths, slack)
+        expected, told = mirrored_entries_plainly(products, *where, widths, slack)
+        assert [x.tolist() for x in found] == [x.tolist() for x in expected] or kind == 3
+        assert all(
+            same(torch.nan_to_num(a), torch.nan_to_num(b)) for a, b in zip(found, expected, strict=True)
+        )
+        assert (agree.dtype, agree.shape) == (told.dtype, told.shape) == (torch.bool, ())
+        assert bool(agree) == bool(told)
+        if kind == 0:
+            assert bool(agree)
+        if kind > 1 and products[1].numel() > 0:
+            assert not bool(agree)
+
+
+def test_entries_that_do_not_mirror_each_other_are_told_in_every_place() -> None:
+    products, *where = mirrored([300, 200], 500, torch.float64)
+    _, agree = mirrored_entries(products, *where, [300, 200], 1e-12)
+    assert bool(agree)
+    places = where[0]
+    for k in (500, 700, 999, 1000, 1499):
+        changed = torch.cat([x.reshape(-1) for x in products])
+        changed[places[k]] *= 1.01
+        found, agree = mirrored_entries([changed], *where, [300, 200], 1e-6)
+        assert not bool(agree)
+        assert [x.numel() for x in found] == [300, 200, 500, 500]
 
 
 @pytest.mark.parametrize("index", INDEX_DTYPES)

@@ -51,6 +51,7 @@ from .levels import (
 from .library import library_operators_watched, nested_batches_watched, nested_tangents_watched
 from .nodes import (
     axis_of,
+    is_leaf,
     node_attribute,
     node_shape,
     pulled_through,
@@ -149,6 +150,7 @@ __all__ = [
     "innermost_layer",
     "innermost_level",
     "innermost_transform",
+    "is_leaf",
     "is_recorded",
     "is_tracing",
     "is_wrapped",

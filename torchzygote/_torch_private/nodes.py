@@ -12,6 +12,7 @@ from torch.autograd import graph as _graph
 __all__ = [
     "ValueOfNode",
     "axis_of",
+    "is_leaf",
     "node_attribute",
     "node_of",
     "node_shape",
@@ -44,6 +45,11 @@ def source_of(x: Tensor) -> tuple[Any, int]:
     """The node of the graph that stands for ``x``, and which of its outputs ``x`` is."""
     edge = x.edge if isinstance(x, ValueOfNode) else _graph.get_gradient_edge(x)
     return edge.node, edge.output_nr
+
+
+def is_leaf(x: Tensor) -> bool:
+    """Whether ``x`` is what a graph begins with, so that a node at its end has ``x`` for its ``variable``."""
+    return type(x) is not ValueOfNode and x.grad_fn is None
 
 
 def node_of(x: Tensor) -> Any:

@@ -24,7 +24,7 @@ _WRITING = (
     "decompress_dense_",
     "compress_",
 )
-OPERATORS = (*_WRITING, "unite_sets", "unite_pairs", "expand_pairs", "color_graph")
+OPERATORS = (*_WRITING, "mirrored_entries", "unite_sets", "unite_pairs", "expand_pairs", "color_graph")
 
 
 def _tensors(args: tuple[Any, ...]) -> Iterator[Tensor]:
@@ -76,6 +76,19 @@ def _colors(indptr: Tensor, indices: Tensor, ncols: int, kind: str, order: str) 
     return indptr.new_empty(ncols if kind == "distance2_columns" else indptr.numel() - 1)
 
 
+def _mirrored(
+    products: list[Tensor],
+    places: Tensor,
+    scales: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    widths: list[int],
+    slack: float,
+) -> tuple[list[Tensor], Tensor]:
+    parts = [scales.new_empty(width) for width in (*widths, rows.numel(), rows.numel())]
+    return parts, scales.new_empty((), dtype=torch.bool)
+
+
 def finish_registration() -> None:
     """Give each loaded operator its fake kernel and its refusal."""
     for name in _WRITING:
@@ -85,3 +98,5 @@ def finish_registration() -> None:
     torch.library.register_fake("torchzygote::unite_pairs", _united_pairs)
     torch.library.register_fake("torchzygote::expand_pairs", _expanded)
     torch.library.register_fake("torchzygote::color_graph", _colors)
+    torch.library.register_fake("torchzygote::mirrored_entries", _mirrored)
+    register_autograd_kernel("torchzygote", "mirrored_entries", _refuse_derivatives)
