@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -123,3 +125,29 @@ def test_what_they_refuse_is_refused() -> None:
             torch.compile(
                 lambda x, f=f: hessian(lambda x: f(x).sum(), x), fullgraph=True, backend="aot_eager"
             )(X)
+
+
+FIRST = """
+import sys, torch, torchzygote as tz
+v = torch.linspace(-1.0, 2.0, 6, dtype=torch.float64).view(2, 3)
+g = torch.tensor([[0.5], [2.0]], dtype=torch.float64)
+f = lambda v: torch._weight_norm(v, g, 0).pow(3).sum() + torch.layer_norm(v, (3,)).exp().sum()
+plain, expected = f(v), tz.hessian(f, v)
+compiled = lambda f: torch.compile(f, backend="eager", fullgraph=True)
+assert "torch._dynamo" not in sys.modules
+first = {first}
+assert "torch._dynamo" in sys.modules
+torch.testing.assert_close(first, expected)
+torch.testing.assert_close(compiled(f)(v), plain)
+torch.testing.assert_close(compiled(lambda v: tz.hessian(f, v))(v), expected)
+"""
+
+
+@pytest.mark.parametrize(
+    "first", ["tz.hessian_dual(f, v)", "tz.hessian(lambda v: torch.compile(f, backend='eager')(v), v)"]
+)
+def test_where_dynamo_is_imported_during_a_derivative(first: str) -> None:
+    """It notes then what stands in for PyTorch's functions as operators of PyTorch's own."""
+    code = FIRST.format(first=first)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

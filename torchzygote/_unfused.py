@@ -22,6 +22,7 @@ from ._torch_private import (
     enable_fused_weight_norm,
     enable_optimized_scripts,
     enable_traced_norms,
+    forget_exchanged,
     fused_weight_norm_enabled,
     optimized_scripts_enabled,
     want,
@@ -31,11 +32,15 @@ from ._torch_private import (
 
 __all__ = ["unfused", "unfused_as_before", "unfused_but_norms", "unfused_for"]
 
+# The kernels that no CPU has.
+_ON_DEVICES: tuple[tuple[Any, Any], ...] = (
+    (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp),
+    (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
+)
 # torch.nn.attention.sdpa_kernel does the same in ten times the time, which small Hessians would feel.
 _KERNELS: tuple[tuple[Any, Any], ...] = (
     (cuda.flash_sdp_enabled, cuda.enable_flash_sdp),
-    (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp),
-    (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
+    *(_ON_DEVICES if torch.accelerator.current_accelerator() is not None else ()),
     (mha.get_fastpath_enabled, mha.set_fastpath_enabled),
     (optimized_scripts_enabled, enable_optimized_scripts),
 )
@@ -82,6 +87,8 @@ def _count(users: int, set_aside: int = 0) -> None:
         _are_exchanged = not _are_exchanged
         enable_fused_weight_norm(not _are_exchanged)
         enable_fused_norms(not _are_exchanged)
+        if not _are_exchanged:
+            forget_exchanged()
 
 
 def _enter(norms: int) -> None:

@@ -23,6 +23,7 @@ __all__ = [
     "below_autograd",
     "dynamo_is_loaded",
     "enable_fused_weight_norm",
+    "forget_exchanged",
     "fused_weight_norm_enabled",
     "in_tensor_constructor",
     "is_tracing",
@@ -182,3 +183,14 @@ def enable_fused_weight_norm(enabled: bool) -> None:
     for holder in holders:
         if holder._weight_norm is before:
             holder._weight_norm = after
+
+
+def forget_exchanged() -> None:
+    """To be called once PyTorch's own functions are back in their places.
+
+    As Dynamo is imported, it notes which objects are PyTorch's functions. Where that happens while others
+    stand in for them, it would take these for operators, and look inside no more.
+    """
+    noted = getattr(sys.modules.get("torch._dynamo.trace_rules"), "get_torch_obj_rule_map", None)
+    if noted is not None and noted.cache_info().currsize and _unfused_weight_norm in noted():
+        noted.cache_clear()
