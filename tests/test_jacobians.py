@@ -231,7 +231,7 @@ def test_progress_and_bad_options() -> None:
 
 
 @pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
-@pytest.mark.parametrize("keywords", [{}, {"chunk_size": 4}, {"sparse": True}, {"create_graph": True}])
+@pytest.mark.parametrize("keywords", [{}, {"chunk_size": 4}, {"sparse": True}])
 def test_what_pytorch_batches_wrongly_is_not_batched(p: float, keywords: dict[str, Any]) -> None:
     """The batching rule of cdist's backward mixes the rows up (PyTorch 2.13)."""
     x = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -106,7 +106,8 @@ class SecondOrder:
         """The gradient, recorded so that it can be pulled back."""
         if self._first is None or self._root is None or self._lin is not None:
             return
-        if self._written is not None and are_norms_refused(self._first.survey().once, self._first.inputs):
+        found = self._first.survey()
+        if self._written is not None and (found.lacking or are_norms_refused(found.once, self._first.inputs)):
             written, self._written = self._written, None
             self._first, self._root = written()
             self.value = self._first.y

@@ -1,4 +1,4 @@
-"""Attention and norms by their unfused formulas while a second or a forward derivative is taken.
+"""Formulas in place of operators, while a second or a forward derivative is taken that they lack.
 
 Fused attention has neither a forward derivative nor (on the CPU) a double backward, and the inference fast
 path of PyTorch's transformer layers has no derivative at all; the double backward of fused weight norm is
@@ -20,7 +20,9 @@ from torch.backends import cuda, mha
 from ._torch_private import (
     enable_fused_norms,
     enable_fused_weight_norm,
+    enable_lacking,
     enable_optimized_scripts,
+    enable_traced_lacking,
     enable_traced_norms,
     forget_exchanged,
     fused_weight_norm_enabled,
@@ -51,6 +53,7 @@ _users = 0
 # Users that don't count while something runs again as it ran before them. Functions stay exchanged for them:
 # these ask for whom they run.
 _set_aside = 0
+_users_of_norms = 0
 _are_off = False
 _are_exchanged = False
 _switched_off: list[int] = []
@@ -91,15 +94,27 @@ def _count(users: int, set_aside: int = 0) -> None:
             forget_exchanged()
 
 
+def _count_norms(users: int) -> None:
+    """Those who want the formulas of norms want them of what PyTorch can't differentiate twice, too."""
+    global _users_of_norms
+    before, _users_of_norms = _users_of_norms, _users_of_norms + users
+    if (before > 0) is not (_users_of_norms > 0):
+        enable_lacking(before > 0)
+
+
 def _enter(norms: int) -> None:
     with _lock:
         want(1, norms)
+        if norms:
+            _count_norms(norms)
         _count(1)
 
 
 def _leave(norms: int) -> None:
     with _lock:
         want(-1, -norms)
+        if norms:
+            _count_norms(-norms)
         if _users > 0:
             _count(-1)
         else:  # another thread has set this one aside
@@ -160,6 +175,7 @@ class unfused:
             self._leave = _fuse_traced
             enable_fused_weight_norm(False)
             enable_traced_norms(False)
+            enable_traced_lacking(False)
         else:
             self._leave = None
 
@@ -179,3 +195,4 @@ class unfused_but_norms(unfused):
 def _fuse_traced(_: int) -> None:
     enable_fused_weight_norm(True)
     enable_traced_norms(True)
+    enable_traced_lacking(True)

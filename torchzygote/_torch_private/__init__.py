@@ -31,6 +31,7 @@ from .graph import (
     sequence_number,
     survey,
 )
+from .lacking import enable_lacking, enable_traced_lacking
 from .levels import (
     create_grad_input,
     functorch_depth,
@@ -130,7 +131,9 @@ __all__ = [
     "dynamo_is_loaded",
     "enable_fused_norms",
     "enable_fused_weight_norm",
+    "enable_lacking",
     "enable_optimized_scripts",
+    "enable_traced_lacking",
     "enable_traced_norms",
     "forget_exchanged",
     "forward_mode_enabled",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import graph as _graph
 
+from .lacking import LACKING
 from .levels import in_functorch, transform_stack
 from .nodes import ValueOfNode, node_of, node_shape, source_of
 
@@ -150,6 +151,8 @@ class Survey(NamedTuple):
     """Names of operators made with ``torch.library``: forward mode gives zeros for them, silently."""
     once: list[tuple[str, Any]]
     """Operations whose second derivative PyTorch gets wrong, and the node below that it is wrong by."""
+    lacking: bool
+    """Whether there are operations whose backward can't be differentiated, but that have a formula."""
     sparse: list[Any]
     """Nodes of sparse tensors: what their backward gives can't be differentiated by what it got."""
     biased: list[Any]
@@ -197,7 +200,17 @@ _TF32 = 2.0**-10
 _GROUPED = "NativeGroupNormBackward0"
 _GROUPED_BIAS_FAILS = torch.__version__ < "2.14"  # its derivatives by a bias without a weight
 _TOLD_BY_NAME = frozenset(
-    {*_NOT_LINEAR_AT_ZERO, *_SPARSE, *_BY_LU, *_BY_CUDNN, *_MISBATCHED, *_BIASED, *_ONCE_BY, _GROUPED}
+    {
+        *LACKING,
+        *_NOT_LINEAR_AT_ZERO,
+        *_SPARSE,
+        *_BY_LU,
+        *_BY_CUDNN,
+        *_MISBATCHED,
+        *_BIASED,
+        *_ONCE_BY,
+        _GROUPED,
+    }
 )
 _PythonNode = torch.autograd.function.BackwardCFunction
 
@@ -216,7 +229,7 @@ def survey(roots: Sequence[Tensor]) -> Survey:
     sparse: list[Any] = []
     biased: list[Any] = []
     dtypes: set[torch.dtype] = set()
-    by_lu = False
+    by_lu = lacking = False
     rounded = 0.0
     while stack:
         node = stack.pop()
@@ -243,6 +256,9 @@ def survey(roots: Sequence[Tensor]) -> Survey:
         elif name in _BY_CUDNN:
             meta = node._input_metadata[0]
             rounded = max(rounded, rounding_of_cudnn(meta.device, meta.dtype))
+        elif name in LACKING:
+            lacking = True
+            misbatched = _MISBATCHED.get(name, misbatched)
         elif name in _MISBATCHED:
             misbatched = _MISBATCHED[name] if _misbatches(node, name) else misbatched
         elif name in _ONCE_BY:
@@ -269,7 +285,18 @@ def survey(roots: Sequence[Tensor]) -> Survey:
     coarsest = max(coarsest, rounded)
     nonlinear = custom + nonlinear
     return Survey(
-        total, len(seen), misbatched, custom, nonlinear, unpushable, once, sparse, biased, by_lu, coarsest
+        total,
+        len(seen),
+        misbatched,
+        custom,
+        nonlinear,
+        unpushable,
+        once,
+        lacking,
+        sparse,
+        biased,
+        by_lu,
+        coarsest,
     )
 
 

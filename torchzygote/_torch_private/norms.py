@@ -19,7 +19,7 @@ from .forward import has_tangent, in_forward_ad
 from .levels import in_functorch, in_functorch_derivative
 from .wants import norms_are_wanted, runs_fused_here, under_hooks
 
-__all__ = ["enable_fused_norms", "enable_traced_norms"]
+__all__ = ["enable_fused_norms", "enable_traced_norms", "may_be_fused"]
 
 _layer_norm: Any = torch.layer_norm
 _batch_norm: Any = torch.batch_norm
@@ -27,7 +27,8 @@ _instance_norm: Any = torch.instance_norm
 _HALVES = (torch.float16, torch.bfloat16)
 
 
-def _may_be_fused(*tensors: Tensor | None) -> bool:
+def may_be_fused(*tensors: Tensor | None) -> bool:
+    """Whether nobody here wants the formula: what comes of these is differentiated once, in reverse mode."""
     if torch.compiler.is_compiling() or in_functorch_derivative():
         return False
     if under_hooks():
@@ -72,7 +73,7 @@ def _written_layer_norm(
     eps: float = 1e-05,
     cudnn_enable: bool = True,
 ) -> Tensor:
-    if _may_be_fused(input, weight, bias):
+    if may_be_fused(input, weight, bias):
         return _layer_norm(input, normalized_shape, weight, bias, eps, cudnn_enable)  # type: ignore[no-any-return]
     shape = tuple(normalized_shape)
     fits = 0 < len(shape) <= getattr(input, "ndim", 0) and tuple(input.shape[-len(shape) :]) == shape
@@ -115,7 +116,7 @@ def _written_batch_norm(
 ) -> Tensor:
     args = (weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled)
     found = None
-    if training and not _may_be_fused(input, weight, bias):
+    if training and not may_be_fused(input, weight, bias):
         dims = tuple(axis for axis in range(input.dim()) if axis != 1)
         found = _by_channel(_batch_norm, input, dims, args)
     return _batch_norm(input, *args) if found is None else found
@@ -134,7 +135,7 @@ def _written_instance_norm(
 ) -> Tensor:
     args = (weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled)
     found = None
-    if use_input_stats and input.dim() > 2 and not _may_be_fused(input, weight, bias):
+    if use_input_stats and input.dim() > 2 and not may_be_fused(input, weight, bias):
         found = _by_channel(_instance_norm, input, tuple(range(2, input.dim())), args)
     return _instance_norm(input, *args) if found is None else found
 
