@@ -14,6 +14,7 @@ from torchzygote import (
     diaghessian,
     gradient,
     hessian,
+    hessian_dual,
     jacobian,
     pullback,
     pushforward,
@@ -65,3 +66,20 @@ def test_compiled_gives_what_uncompiled_gives(program: Callable[[Tensor], Any]) 
             torch.testing.assert_close(a, b)
         else:
             assert a == b
+
+
+CHUNKED: dict[str, Callable[[Tensor], Tensor]] = {
+    "jacobian": lambda x: jacobian(torch.sin, x, chunk_size=2)[0],
+    "jacobian, forward": lambda x: jacobian(torch.sin, x, chunk_size=2, mode="forward")[0],
+    "hessian": lambda x: hessian(lambda z: z.sin().prod(), x, chunk_size=2),
+    "hessian_dual": lambda x: hessian_dual(lambda z: z.sin().prod(), x, chunk_size=2),
+    "diaghessian": lambda x: diaghessian(lambda z: z.sin().prod(), x, chunk_size=2)[0],
+}
+
+
+@pytest.mark.parametrize("name", CHUNKED)
+def test_in_chunks(name: str) -> None:
+    x = torch.linspace(0.5, 1.5, 5)
+    torch.testing.assert_close(
+        torch.compile(CHUNKED[name], backend="eager", fullgraph=True)(x), CHUNKED[name](x)
+    )

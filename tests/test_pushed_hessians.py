@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchzygote import (
+    forwarddiff,
     gradient,
     hessian,
     hessian_dual,
@@ -294,3 +295,34 @@ def test_what_is_refused_stays_refused(f: Any, kind: type[Exception], message: s
         with pytest.raises(kind, match=message):
             way()
     assert torch.equal(x, torch.tensor([1.0, 2.0]))
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        hessian,
+        hessian_dual,
+        lambda f, x: hessian_dual(f, x, chunk_size=3),
+        lambda f, x: withhessian(f, x).hess,
+        lambda f, x: withhessian(f, x, mode=MODE).hess,
+    ],
+)
+def test_a_compiled_function_that_a_gradient_was_taken_of(way: Callable[..., Tensor]) -> None:
+    """It has given its buffers away then, and can be pulled back once."""
+    torch.compiler.reset()
+    W = torch.linspace(-1, 1, 400).view(20, 20).sin()
+    f = lambda x: (W @ (W @ x).tanh()).cos().sum()
+    compiled = torch.compile(f, backend="aot_eager")
+    x = torch.linspace(-1, 1, 20)
+    gradient(compiled, x)
+    torch.testing.assert_close(way(compiled, x), torch.autograd.functional.hessian(f, x))
+
+
+def test_an_argument_that_is_negated_by_a_bit() -> None:
+    x = torch.tensor([1 + 2j, 3 - 1j]).conj().imag
+    assert x.is_neg()
+    f = lambda x: x[0] ** 3 * x[1]
+    expected = hessian(f, x.clone())
+    torch.testing.assert_close(hessian_dual(f, x), expected)
+    torch.testing.assert_close(withhessian(f, x, mode=MODE).hess, expected)
+    torch.testing.assert_close(gradient(lambda x: forwarddiff(f, x), x)[0], gradient(f, x.clone())[0])

@@ -45,7 +45,9 @@ def tangents_for(
 
 
 def separate(x: Tensor) -> Tensor:
-    """``x``, cloned where forward mode needs that: it refuses expanded and overlapping tensors."""
+    """``x``, cloned where forward mode needs that: it refuses expanded, overlapping and negated tensors."""
+    if not torch.compiler.is_compiling() and x.is_neg():  # by a bit, as the imaginary part of a conjugate is
+        return x.resolve_neg()
     if x.layout is torch.strided and x.numel() > 1 and not x.is_contiguous() and not non_overlapping(x):
         return x.clone(memory_format=torch.contiguous_format)
     return x

@@ -60,6 +60,7 @@ class SecondOrder:
 
     __slots__ = (
         "_first",
+        "_is_taken",
         "_lin",
         "_positions",
         "_root",
@@ -80,6 +81,7 @@ class SecondOrder:
         self.grads: list[Tensor | None] = [None] * len(prepared.inputs)
         self._first: Linearization | None = None
         self._root: Tensor | None = None
+        self._is_taken = False
         self._lin: Linearization | None = None
         self._positions: list[int | None] = [None] * len(self.grads)
         self._row_cost: RowCost | None = None
@@ -97,10 +99,16 @@ class SecondOrder:
 
     def take_gradient(self, *, pushed: bool = False) -> None:
         """The gradient alone, by a plain pullback; ``pushed``: forward mode is going to differentiate it."""
-        if self._first is not None and self._root is not None:
-            self.grads = self._first.pull(
-                [torch.ones_like(self._root)], retain=True, create_graph=self.keep, pushed=pushed
-            )
+        if self._first is None or self._root is None or self._is_taken:
+            return
+        # Compiled functions let themselves be pulled back once, unless more than that has been recorded.
+        self._is_taken = True
+        self.grads = self._first.pull(
+            [torch.ones_like(self._root)],
+            retain=self.keep or self._lin is not None,
+            create_graph=self.keep,
+            pushed=pushed,
+        )
 
     def differentiate(self) -> None:
         """The gradient, recorded so that it can be pulled back."""

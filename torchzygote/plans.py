@@ -279,8 +279,8 @@ def plan_hessian(
     prepared = prepare_one(caller, x)
     n = prepared.inputs[0].numel()
     if sparsity is not None:
-        pattern = _given_patterns(caller, [sparsity], [n])[0]
-        if pattern.shape[0] != n:
+        pattern = Pattern.of(sparsity)
+        if pattern.shape != (n, n):
             raise ValueError(f"{caller}: sparsity: expected the shape {(n, n)}, got {pattern.shape}")
     else:
         flat = OneRun(lambda *xs: _engine.call(f, prepared, xs))

@@ -93,7 +93,8 @@ OpOverload: Any = torch._ops.OpOverload
 
 def is_tracing() -> bool:
     """Whether ``make_fx`` (or what is built on it) is tracing: hooks of autograd would be traced away."""
-    return get_proxy_mode() is not None
+    # Dynamo, which can't trace the question, is no such thing.
+    return not torch.compiler.is_dynamo_compiling() and get_proxy_mode() is not None
 
 
 def trace_time() -> Any:
