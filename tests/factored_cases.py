@@ -99,6 +99,21 @@ FACTORED: dict[str, tuple[Loss, list[tuple[int, ...]], int]] = {
     "a number from a vector": (lambda p: (X @ p[:6] + p[6]).exp().mean(), [(8,)], 1),
     "a number": (lambda w, b: (X @ w + b).exp().mean(), [(6,), ()], 1),
     "unused piece": (lambda p: head(X @ p[:30].view(6, 5)), [(40,)], 5),
+    "both factors": (lambda a, b: torch.dot(a, b).sin(), [(6,), (6,)], 2),
+    "both factors, halves": (lambda p: torch.dot(p[:6], p[6:]).sin(), [(12,)], 2),
+    "both factors, layer": (lambda x, w, b: F.softplus(F.linear(x, w, b)).sum(), [(1, 6), (1, 6), (1,)], 2),
+    "both factors, addmv": (
+        lambda b, w, x: torch.addmv(b, w, x, alpha=2).exp().sum(),
+        [(1,), (1, 6), (6,)],
+        2,
+    ),
+    "both factors, batch": (lambda a, b: torch.bmm(a, b).sin().sum(), [(1, 1, 6), (1, 6, 1)], 2),
+    "both factors, sum": (
+        lambda a, b, c: (a @ b + X[0] @ c + c.sum() * 2 + 1).sin() + a.pow(3).sum(),
+        [(6,), (6,), (6,)],
+        9,
+    ),
+    "both factors, crosswise": (lambda p: (p[:6] @ p[6:12] + X[0] @ p[12:]).sin(), [(18,)], 2),
 }
 # An element that goes two ways, samples that meet, or hooks: the plain way.
 PLAIN: dict[str, tuple[Loss, list[tuple[int, ...]]]] = {

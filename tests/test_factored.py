@@ -51,6 +51,22 @@ def test_what_affine_maps_do_not_explain_goes_the_plain_way(name: str, rows: lis
     assert sum(rows) >= sum(x.numel() for x in xs)
 
 
+@pytest.mark.parametrize(
+    ("f", "shapes"),
+    [
+        (lambda x, w, b: F.softplus(F.linear(x, w, b)).sum(), [(1, 800), (1, 800), (1,)]),
+        (lambda a, b: torch.dot(a, b).sin(), [(600,), (600,)]),
+        (lambda p: torch.dot(p[:400], p[400:]).sin(), [(800,)]),
+    ],
+)
+def test_both_factors_of_a_product_of_one_element(
+    f: Callable[..., Tensor], shapes: list[tuple[int, ...]], products: list[int]
+) -> None:
+    xs = arguments(shapes)
+    torch.testing.assert_close(list(diaghessian(f, *xs)), by_torch_func(f, xs))
+    assert sum(products) == 2
+
+
 def by_parameters(net: nn.Module, loss: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     """Each parameter's own diagonal, by torch.autograd."""
     found = {}
@@ -133,7 +149,9 @@ def test_a_network_takes_as_many_products_as_its_layers_have_channels(rows: list
     assert sum(rows) == 7 + 5 + 3
 
 
-@pytest.mark.parametrize("name", ["linear layer", "split, penalty", "rest by row", "from the left"])
+@pytest.mark.parametrize(
+    "name", ["linear layer", "split, penalty", "rest by row", "from the left", "both factors, layer"]
+)
 def test_the_diagonal_is_differentiable(name: str, rows: list[int]) -> None:
     f, shapes, _ = FACTORED[name]
     xs = [x.requires_grad_() for x in arguments(shapes)]

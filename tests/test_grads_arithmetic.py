@@ -246,6 +246,17 @@ def test_reflected_operators_do_what_tensors_do(symbol: str, number: Any, dtype:
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("symbol", ["-", "/", "**"])
+@pytest.mark.parametrize("number", [2, 0.1, -300.5, 70000, 1e300, torch.tensor(0.1), torch.tensor(7e4)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_reflected_operators_give_each_half_the_bits_that_tensors_give(
+    symbol: str, number: Any, dtype: torch.dtype
+) -> None:
+    value = torch.arange(65536).to(torch.int16).view(dtype)  # all there are
+    found = BINARY[symbol](number, GradDict({(key := torch.ones(65536)): value}))[key]
+    torch.testing.assert_close(found, BINARY[symbol](number, value), rtol=0, atol=0, equal_nan=True)
+
+
 def test_bools_are_not_subtracted() -> None:
     _, _, g, _ = two()
     for attempt in (lambda: g - torch.tensor(True), lambda: torch.tensor(True) - g):
@@ -317,3 +328,19 @@ def test_one_multi_tensor_call_per_dtype(work: Callable[[Grads], Any], name: str
     loops = [n for n in calls.names if not n.startswith("_foreach")]
     cloned = set() if hasattr(torch, "_foreach_clone") else {"clone"}  # 2.12
     assert len(loops) < 20 or set(loops) <= {"_to_copy", "view"} | cloned
+
+
+@pytest.mark.parametrize("left", [1, 0.1, torch.tensor(0.1)])
+@pytest.mark.parametrize("symbol", ["-", "/", "**"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_numbers_on_the_left_take_as_few_calls_for_many_parameters(
+    dtype: torch.dtype, symbol: str, left: Any
+) -> None:
+    counts = []
+    for n in (2, 50):
+        keys = [torch.ones(3, dtype=dtype) for _ in range(n)]
+        g = Grads(Params(keys), [k.clone() for k in keys])
+        with Calls() as calls:
+            BINARY[symbol](left, g)
+        counts.append(len(calls.names))
+    assert counts[0] == counts[1]

@@ -27,7 +27,8 @@ class Term(NamedTuple):
     """A piece of an input as part of ``z``: ``factor @ arranged(x)``, shapes (samples, k) and (k, channels).
 
     ``restored``: from there to the shape of the input, zeros elsewhere; there may be axes before those of the
-    matrix. It enters ``node`` as ``entered``.
+    matrix. It enters ``node`` as ``entered``. ``on_left``: as which operand of a product; ``None`` if only
+    added.
     """
 
     which: int
@@ -37,6 +38,7 @@ class Term(NamedTuple):
     restored: Move
     node: Any
     entered: Value
+    on_left: bool | None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -71,6 +73,19 @@ class AffineMap(NamedTuple):
     def samples(self) -> list[int]:
         """The axes of samples."""
         return [axis for axis in range(self.z.dim()) if axis != self.channel]
+
+    def jointly(self) -> list[AffineMap]:
+        """The same in maps that are affine in all of their terms at once.
+
+        A product of one element has both operands among the terms, and each is the other's factor.
+        """
+        sides: dict[Any, bool] = {}
+        parts: tuple[list[Term], list[Term]] = ([], [])
+        for term in self.terms:
+            side = term.on_left
+            is_apart = side is not None and sides.setdefault(term.node, side) != side
+            parts[is_apart].append(term)
+        return [self._replace(terms=terms) for terms in parts if terms]
 
 
 class Other(NamedTuple):
@@ -185,18 +200,18 @@ def _enter(node: Any, position: int, way: Way, x: Tensor, which: int) -> _Entry 
         return None
     if found is None:
         return None
-    factor, channel, transposed = found
+    factor, channel, on_left = found
     if factor.layout != torch.strided or factor.device != x.device or factor.dtype != x.dtype:
         return None
     k = factor.shape[1]
     forth, back = way.forth, way.back
-    if transposed:
+    if on_left:
         arranged: Move = lambda given: forth(given).reshape(-1, k).t()
         restored: Move = lambda given: back(reshaped(given.mT, 2, shape))
     else:
         arranged = lambda given: forth(given).reshape(k, -1)
         restored = lambda given: back(reshaped(given, 2, shape))
-    term = Term(which, factor, count(shape) // k, arranged, restored, node, way.value)
+    term = Term(which, factor, count(shape) // k, arranged, restored, node, way.value, on_left)
     return _Entry((node, 0), channel, term)
 
 
@@ -213,8 +228,11 @@ _PRODUCTS = {
 
 def _operand(
     node: Any, position: int, shape: tuple[int, ...], out: tuple[int, ...]
-) -> tuple[Tensor, int | None, bool] | None:
-    """The factor, the axis of channels, and whether the operand must be transposed first."""
+) -> tuple[Tensor, int | None, bool | None] | None:
+    """The factor, the axis of channels, and whether the operand is the left one, which must be transposed.
+
+    ``None`` for that where it is only added.
+    """
     kind = kind_of_node(node.name())
     if kind == "Add":
         scale = 1 if position == 0 else node_attribute(node, "_saved_alpha")
@@ -236,7 +254,7 @@ def _operand(
         factor = factor * scale
     vector = kind == "Dot" or (kind in ("Mv", "Addmv") and position == right)
     if vector:  # one channel
-        return factor, None, False
+        return factor, None, on_left
     channel = len(out) - (1 if position == right or kind in ("Mv", "Addmv") else 2)
     return factor, (channel if out[channel] > 1 else None), on_left
 
@@ -252,7 +270,7 @@ def _matrix(other: Tensor, kind: str, *, to_the_right: bool) -> Tensor:
 
 def _added(
     node: Any, shape: tuple[int, ...], out: tuple[int, ...], scale: Any
-) -> tuple[Tensor, int | None, bool] | None:
+) -> tuple[Tensor, int | None, None] | None:
     """What is added along one axis: a product with a column of ones."""
     if not isinstance(scale, (int, float)):
         return None
@@ -264,7 +282,7 @@ def _added(
     samples = count(out) // count(shape)
     meta = node._input_metadata[0]
     column = torch.full((1, 1), scale, dtype=meta.dtype, device=meta.device)
-    return column.expand(samples, 1), channel, False
+    return column.expand(samples, 1), channel, None
 
 
 def _advance(consumers: _Consumers, value: Value, channel: int | None) -> tuple[Value, int | None]:

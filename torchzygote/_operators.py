@@ -48,13 +48,24 @@ def _power_(xs: list[Tensor], right: Any) -> None:
     torch._foreach_pow_(xs, [right] * len(xs) if isinstance(right, Tensor) else right)
 
 
-# Where the multi-tensor calls below compute in what the ordinary operators compute in: not in the dtype of
-# halves and integers, which a number may exceed.
+# Where the multi-tensor calls below compute in what the ordinary operators compute in: not in integers, which
+# a number may exceed.
 _WIDE = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+_HALVES = (torch.float16, torch.bfloat16)
+_LARGEST = torch.finfo(torch.float32).max
+
+
+def _fits(x: Tensor, left: Any) -> bool:
+    """Whether the multi-tensor calls below take this before values like ``x``."""
+    if x.dtype in _HALVES:  # computed in float32 on a GPU, where a larger number is an error
+        return isinstance(left, Tensor) or (
+            not isinstance(left, complex) and (abs(left) <= _LARGEST or not cmath.isfinite(left))
+        )
+    return x.dtype in _WIDE
 
 
 def _subtract_from(xs: list[Tensor], left: Any) -> Sequence[Tensor]:
-    if xs[0].dtype not in _WIDE or _spoils(xs[0], left):
+    if not _fits(xs[0], left) or _spoils(xs[0], left):
         return [left - x for x in xs]
     return torch._foreach_add(torch._foreach_neg(xs), left)
 
@@ -65,9 +76,11 @@ def _spoils(x: Tensor, number: Any) -> bool:
 
 
 def _divide_into(xs: list[Tensor], left: Any) -> Sequence[Tensor]:
-    if xs[0].dtype not in _WIDE:
+    if not _fits(xs[0], left):
         return [left / x for x in xs]
     if not isinstance(left, Tensor):
+        if xs[0].dtype in _HALVES:  # as the ordinary operator does, without the number in this dtype
+            return torch._foreach_mul(torch._foreach_reciprocal(xs), left)
         left = _filled(left, xs[0])
     return torch._foreach_div([left] * len(xs), xs)
 
@@ -87,10 +100,12 @@ def _filled(number: Number, x: Tensor) -> Tensor:
 
 
 def _raise_to(xs: list[Tensor], left: Any) -> Sequence[Tensor]:
-    if xs[0].dtype not in _WIDE:
+    if not _fits(xs[0], left):
         return [left**x for x in xs]
     if isinstance(left, Tensor):
         return torch._foreach_pow([left] * len(xs), xs)
+    if xs[0].dtype in _HALVES:  # the ordinary operator rounds the number
+        left = torch.tensor(float(left), dtype=xs[0].dtype, device="cpu").item()
     return torch._foreach_pow(left, xs)
 
 

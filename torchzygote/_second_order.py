@@ -179,10 +179,11 @@ class SecondOrder:
         return self._first.inputs[i]
 
     def entrances(self, which: Sequence[int]) -> tuple[list[AffineMap], dict[int, Entrance]]:
-        """How these of the inputs enter ``f``, where affine maps are among the ways."""
+        """How these of the inputs enter ``f``, where maps affine in all terms at once are among the ways."""
         if self._first is None or self._root is None or not self.is_plain():
             return [], {}
         maps, found = entrances(self._root, self._first.inputs, which)
+        maps = [part for whole in maps for part in whole.jointly()]
         return maps, {i: entrance for i, entrance in found.items() if entrance.terms}
 
     def gradient_inside(self, values: Sequence[Tensor]) -> list[Tensor | None]:
