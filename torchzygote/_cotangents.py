@@ -97,7 +97,10 @@ def unfold_cotangent(lin: Linearization, ybar: Any) -> list[Tensor | None]:
     if lin.y_spec is None:
         leaves = [ybar]
     else:
-        leaves, spec = pytree.tree_flatten(ybar)
+        try:
+            leaves, spec = pytree.tree_flatten(ybar)
+        except AttributeError:  # a dataclass that lacks a field
+            spec = None
         if spec != lin.y_spec:
             leaves = parts_for(lin.y, ybar, "ybar")
     cotangents = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ._torch_private import pytree
+from ._torch_private import names_of_fields, pytree
 
 __all__ = ["parts_for"]
 
@@ -35,17 +35,34 @@ def _walk(like: Any, given: Any, is_leaf: Callable[[Any], bool] | None) -> Itera
     elif given is None:
         yield from [None] * len(pytree.tree_leaves(like, is_leaf=is_leaf))
     else:
-        parts, spec = _children(like)
-        if type(given) is not type(like):
-            raise _Misfit
-        if isinstance(like, dict) and like.keys() == given.keys():
-            found = [given[key] for key in like]  # in whatever order
-        else:
-            found, found_spec = _children(given)
-            if found_spec != spec:
-                raise _Misfit
+        parts, found = _side_by_side(like, given)
         for part, its in zip(parts, found, strict=True):
             yield from _walk(part, its, is_leaf)
+
+
+def _side_by_side(like: Any, given: Any) -> tuple[list[Any], list[Any]]:
+    """One level of both."""
+    if type(given) is not type(like):
+        raise _Misfit
+    parts, spec = _children(like)
+    if isinstance(like, dict) and like.keys() == given.keys():
+        return parts, [given[key] for key in like]  # in whatever order
+    try:
+        if (fields := names_of_fields(like, parts, spec)) is not None:
+            return parts, _of_fields(given, *fields)
+        found, found_spec = _children(given)
+    except AttributeError:  # it lacks a field
+        raise _Misfit from None
+    if found_spec != spec:
+        raise _Misfit
+    return parts, found
+
+
+def _of_fields(given: Any, names: list[str], absent: list[str]) -> list[Any]:
+    """What is in these fields; to flatten ``given`` would leave out those that hold ``None``."""
+    if any(getattr(given, name) is not None for name in absent):
+        raise _Misfit
+    return [getattr(given, name) for name in names]
 
 
 def _children(x: Any) -> tuple[list[Any], Any]:

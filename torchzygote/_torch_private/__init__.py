@@ -83,6 +83,7 @@ from .scripts import (
     scripts_as_written,
     scripts_kept_from,
 )
+from .structures import names_of_fields
 from .tensors import (
     alike,
     group_by_device_and_dtype,
@@ -169,6 +170,7 @@ __all__ = [
     "mark_as_own",
     "maybe_batch_axis",
     "memory_holders",
+    "names_of_fields",
     "nested_batches_watched",
     "nested_tangents_watched",
     "no_torch_function",
