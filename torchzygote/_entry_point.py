@@ -13,6 +13,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
+from ._carried import released
 from ._exchange import finding, finds_by_identity
 
 __all__ = ["entry_point"]
@@ -49,4 +50,4 @@ def entry_point(worker: Callable[Given, Returned]) -> Callable[Given, Returned]:
             ):
                 return worker(*args, **kwargs)
 
-    return outside
+    return released(outside)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _engine, _state, native
+from ._carried import carried
 from ._engine import Linearization
 from ._random import RandomState
 from ._torch_private import memory_holders, vmap_flat
@@ -100,13 +101,14 @@ def vjps(
     count = len(lin.roots)
     by_row = total > 1 and chunk > 1 and _must_not_be_batched(lin, misbatched)
 
+    @carried
     def one(seed: Tensor) -> list[Tensor | None]:
         cotangents: list[Tensor | None] = [None] * count
         cotangents[root] = seed
         return lin.pull_dense(cotangents, create_graph=create_graph)
 
     if create_graph and total > 1 and not (_engine.compiling() or _engine.in_transform()):
-        _check_once(lin, root)
+        carried(_check_once)(lin, root)
     # Hooks and custom functions see the seeds, and may write into them unnoticed.
     shown = chunk < total and not _engine.compiling() and (lin.may_be_bent() or bool(lin.survey().custom))
     rows = None
@@ -140,8 +142,9 @@ def pulls(
     progress: bool = False,
 ) -> Iterator[list[Tensor | None]]:
     """Pull back a few cotangents of all roots, one at a time: batched, large products take no less."""
+    pull = carried(lin.pull_dense)
     for lo, _ in _chunks(len(cotangents), 1, progress, "row"):
-        yield lin.pull_dense(cotangents[lo], create_graph=create_graph)
+        yield pull(cotangents[lo], create_graph=create_graph)
 
 
 def _check_once(lin: Linearization, root: int) -> None:
@@ -250,6 +253,7 @@ def jvps(
     def of_one(primal: Tensor) -> tuple[Tensor, ...]:
         return f(*inputs[:by], primal, *inputs[by + 1 :])
 
+    @carried
     def one(seed: Tensor) -> list[Tensor | None]:
         nonlocal first
         position = _state.mark()

@@ -23,6 +23,7 @@ from ._arguments import (
     numpy_to_tensor,
     type_name,
 )
+from ._carried import released
 from ._checkpoint_surroundings import Surroundings
 from ._linear_node import known_derivative, recomputed_derivative
 from ._random import RandomState
@@ -313,6 +314,7 @@ class _Run:
             )
         return y
 
+    @released
     def jacobian(self, flat: Callable[[Tensor], tuple[Tensor]], at: Tensor, y: Tensor) -> Tensor:
         """The derivative of ``flat`` by each element of ``at``, (at.numel(), y.numel())."""
         n = at.numel()
