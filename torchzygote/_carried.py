@@ -11,13 +11,13 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-__all__ = ["carried", "released"]
+__all__ = ["Carried", "carried", "released"]
 
 Returned = TypeVar("Returned")
 Given = ParamSpec("Given")
 
 
-class _Carried(Exception):
+class Carried(Exception):
     """In place of ``error``."""
 
     def __init__(self, error: StopIteration) -> None:
@@ -34,7 +34,7 @@ def carried(inside: Callable[Given, Returned]) -> Callable[Given, Returned]:
         try:
             return inside(*args, **kwargs)
         except StopIteration as error:
-            raise _Carried(error) from None
+            raise Carried(error) from None
 
     return wrapped
 
@@ -48,7 +48,7 @@ def released(outside: Callable[Given, Returned]) -> Callable[Given, Returned]:
             return outside(*args, **kwargs)
         try:
             return outside(*args, **kwargs)
-        except _Carried as found:
+        except Carried as found:
             error = found.error
         try:
             raise error  # out here, lest it gets another context

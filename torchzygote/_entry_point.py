@@ -13,7 +13,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-from ._carried import released
+from ._carried import Carried
 from ._exchange import finding, finds_by_identity
 
 __all__ = ["entry_point"]
@@ -36,18 +36,25 @@ def entry_point(worker: Callable[Given, Returned]) -> Callable[Given, Returned]:
     def outside(*args: Given.args, **kwargs: Given.kwargs) -> Returned:
         if torch.compiler.is_compiling():
             return worker(*args, **kwargs)  # Dynamo can't trace the question below
-        inference = torch.is_inference_mode_enabled()
-        recording = torch.is_grad_enabled() and not inference
-        by_identity = given is not None and finds_by_identity(args[given])  # type: ignore[arg-type]
-        if recording and not by_identity:
-            return worker(*args, **kwargs)
-        with finding() if by_identity else contextlib.nullcontext():
-            if recording:
+        try:  # not `released`: small calls wait for this
+            inference = torch.is_inference_mode_enabled()
+            recording = torch.is_grad_enabled() and not inference
+            by_identity = given is not None and finds_by_identity(args[given])  # type: ignore[arg-type]
+            if recording and not by_identity:
                 return worker(*args, **kwargs)
-            with (
-                torch.inference_mode(False) if inference else contextlib.nullcontext(),
-                torch.set_grad_enabled(asks is not None and bool(args[asks])),
-            ):
-                return worker(*args, **kwargs)
+            with finding() if by_identity else contextlib.nullcontext():
+                if recording:
+                    return worker(*args, **kwargs)
+                with (
+                    torch.inference_mode(False) if inference else contextlib.nullcontext(),
+                    torch.set_grad_enabled(asks is not None and bool(args[asks])),
+                ):
+                    return worker(*args, **kwargs)
+        except Carried as found:
+            error = found.error
+        try:
+            raise error  # out here, lest it gets another context
+        finally:
+            del error  # with its traceback it holds this frame
 
-    return released(outside)
+    return outside
