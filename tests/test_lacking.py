@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from torchzygote import (
     Params,
+    checkpointed,
     diaghessian,
     forwarddiff,
     gradient,
@@ -19,6 +23,7 @@ from torchzygote import (
     hessian_reverse,
     jacobian,
     pushforward,
+    withgradient,
     withhessian,
 )
 
@@ -188,3 +193,100 @@ def test_what_pytorch_refuses_is_refused_in_its_words(f: Function) -> None:
     with pytest.raises((RuntimeError, ValueError)) as ours:
         hessian_dual(f, x)
     assert str(plain.value).split("\n")[0] in str(ours.value)
+
+
+CHECKPOINTED: dict[str, Callable[[Function, Tensor], Any]] = {
+    "torchzygote": checkpointed,
+    "torch": lambda f, v: checkpoint(f, v, use_reentrant=False),
+}
+
+
+@pytest.mark.parametrize("by", CHECKPOINTED)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_runs_again_under_a_checkpoint_is_the_same(name: str, by: str) -> None:
+    """Else what one of them saved would be taken for what the other one did, silently."""
+    f = FUNCTIONS[name]
+    leaf, twin = V.clone().requires_grad_(), V.clone().requires_grad_()
+    withgradient(lambda v: CHECKPOINTED[by](f, v), leaf, create_graph=True).val.backward()
+    f(twin).backward()
+    torch.testing.assert_close(leaf.grad, twin.grad)
+
+
+@pytest.mark.parametrize(
+    "way", ["hessian", "hessian_dual", "forwarddiff of gradient", "gradient of forwarddiff"]
+)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_checkpointed(name: str, way: str) -> None:
+    f = FUNCTIONS[name]
+    again = lambda v: checkpointed(f, v)
+    if way == "gradient of forwarddiff":
+        found = gradient(lambda v: forwarddiff(again, v), V)[0]
+        torch.testing.assert_close(found, gradient(f, V)[0])
+    else:
+        torch.testing.assert_close(WAYS[way](again, V), differences(f), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mse_loss", "huber_loss", "soft_margin_loss"])
+def test_gradients_of_gradients_through_checkpoints(name: str) -> None:
+    f = FUNCTIONS[name]
+    expected = differences(f) @ gradient(f, V)[0] * 2
+    for by in CHECKPOINTED.values():
+        norm = lambda v, by=by: gradient(lambda z: by(f, z), v)[0].square().sum()
+        torch.testing.assert_close(gradient(norm, V)[0], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("margin", [1e3, -1e3, 100.0, 0.0])
+def test_soft_margins_of_any_size(margin: float) -> None:
+    x = torch.tensor([margin, 1.0])
+    f = lambda x: F.soft_margin_loss(x, torch.ones(2))
+    curvature = x.double().sigmoid() * (-x.double()).sigmoid() / 2  # a mean of two
+    torch.testing.assert_close(hessian_dual(f, x), curvature.float().diag())
+
+
+@pytest.mark.parametrize("name", ["mse_loss", "huber_loss", "soft_margin_loss", "hardsigmoid"])
+def test_nan_stays_nan(name: str) -> None:
+    v = V.clone()
+    v[2] = float("nan")
+    for create_graph in (None, True):
+        assert withgradient(FUNCTIONS[name], v, create_graph=create_graph).val.isnan()
+    assert withhessian(FUNCTIONS[name], v).val.isnan()
+    assert forwarddiff(FUNCTIONS[name], v).isnan()
+
+
+@pytest.mark.parametrize("p", [0.0, float("inf")])
+def test_gradients_at_ties_do_not_depend_on_the_graph(p: float) -> None:
+    x = torch.tensor([[1.0, 1.0, 0.0]])
+    f = lambda x: torch.cdist(x, torch.zeros(1, 3), p=p).sum()
+    torch.testing.assert_close(gradient(f, x, create_graph=True)[0].detach(), gradient(f, x)[0])
+
+
+class LargestResult(TorchDispatchMode):
+    """Remembers how many elements the largest tensor has that any operation gives."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in torch.utils._pytree.tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self.numel = max(self.numel, leaf.numel())
+        return out
+
+
+def test_many_distances_are_left_to_matrix_products() -> None:
+    """By the formula they take a tensor of all differences."""
+    x = torch.linspace(0, 1, 300 * 8).sin().view(300, 8)
+    with LargestResult() as seen:
+        gradient(lambda x: torch.cdist(x, x + 1).sum(), x, create_graph=True)
+    assert seen.numel <= 300 * 300
+    y = x[:30, :2].double()
+    energy = lambda y: torch.cdist(y, y).square().sum()
+    torch.testing.assert_close(hessian(energy, y), hessian_dual(energy, y))
+
+
+@pytest.mark.parametrize("module", [nn.MSELoss(), nn.LayerNorm(3), nn.Hardsigmoid()])
+def test_scripted_while_others_stand_in(module: nn.Module) -> None:
+    x = V.view(4, 3).float()
+    call = (lambda m, x: m(x, x**2)) if isinstance(module, nn.MSELoss) else (lambda m, x: m(x))
+    gradient(lambda x: call(torch.jit.script(module), x).sum(), x, create_graph=True)
+    torch.testing.assert_close(call(torch.jit.script(module), x), call(module, x))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from torchzygote._alignment import summed_axes
+from torchzygote._alignment import shared_axes, summed_axes
 from torchzygote.gradients import gradient
 from torchzygote.hessians import diaghessian, hessian
 from torchzygote.params import Params
@@ -94,6 +94,15 @@ def test_axes_of_each_sum(name: str) -> None:
     x = point(2)
     assert summed_axes(y(x), [x], 2) == expected
     assert all(holds(y, x, axis) for axis in expected)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+def test_nothing_is_said_of_what_goes_through_nested_tensors() -> None:
+    x = point(2)
+    nested = torch.nested.as_nested_tensor([x[:1], x[1:]])
+    y = x.sin().sum() + torch.nested.to_padded_tensor(nested, 0.0).sum() ** 2
+    assert summed_axes(y, [x], 2) == []
+    assert shared_axes([y.unsqueeze(0) * x], [x], 2) == []
 
 
 def test_axes_of_several_inputs_run_jointly() -> None:

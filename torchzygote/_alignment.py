@@ -109,6 +109,7 @@ class _Walk:
             given[key] = a, tuple(x.shape)
         self._known: dict[tuple[Any, int], tuple[Alignment, Shape] | None] = {}
         self._given = given
+        self._is_unsure = False
         if not chained:
             self._known.update(given)
 
@@ -134,7 +135,7 @@ class _Walk:
             if len(known) > _MOST_NODES:
                 return None
         found = known[value]
-        return None if found is None or len(found[0]) != root.dim() else found[0]
+        return None if found is None or self._is_unsure or len(found[0]) != root.dim() else found[0]
 
     def summands(self, y: Tensor) -> list[Alignment]:
         """Alignments of values from which ``y`` is a sum of terms, one for each element; after ``of(y)``.
@@ -178,7 +179,8 @@ class _Walk:
         if not any(inputs):
             return given
         name, out = node.name(), node_shape(node, number)
-        if out is None:
+        if out is None:  # a nested tensor: what comes of it would count as constant
+            self._is_unsure = True
             return None
         if not out:
             return (), out

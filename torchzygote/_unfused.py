@@ -133,17 +133,17 @@ def unfused_for() -> tuple[bool, int]:
 def unfused_as_before(before: tuple[bool, int]) -> Iterator[None]:
     """Around running something again that ran when :func:`unfused_for` said this."""
     are_off, here = before
-    with _kernels_off() if are_off else _kernels_on(), wanted_here_as(here):
+    with _kernels_off(int(here > 1)) if are_off else _kernels_on(), wanted_here_as(here):
         yield
 
 
 @contextlib.contextmanager
-def _kernels_off() -> Iterator[None]:
-    _enter(0)
+def _kernels_off(norms: int) -> Iterator[None]:
+    _enter(norms)
     try:
         yield
     finally:
-        _leave(0)
+        _leave(norms)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,11 @@
 """Functions that PyTorch lacks second or forward derivatives of, by their formulas.
 
 ``hardsigmoid``, ``cdist`` and ``pdist`` have no double backward, the last two no forward derivative either;
-the backwards of three losses have none (2.13): that of ``mse_loss`` writes into a constant, and crashes
-compiled code. What ``torch.nn.functional`` and ``torch.cdist`` call is exchanged, as norms are.
+the backwards of three losses have no forward derivative (2.13): that of ``mse_loss`` writes into a constant,
+and crashes compiled code. What ``torch.nn.functional`` and ``torch.cdist`` call is exchanged, as norms are.
+
+What runs under hooks on saved tensors, as ``torch.utils.checkpoint`` has them, runs again, perhaps when
+nothing is exchanged: there the operators stay.
 """
 
 from __future__ import annotations
@@ -14,7 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .norms import may_be_fused
+from .forward import in_forward_ad
+from .levels import in_functorch
+from .norms import may_be_dual, may_be_fused
+from .wants import under_hooks
 
 __all__ = ["LACKING", "enable_lacking", "enable_traced_lacking"]
 
@@ -33,6 +39,18 @@ _pdist: Any = torch.pdist
 _MEAN, _SUM = 1, 2  # as torch.nn.functional numbers reductions
 
 
+def _are_pushed(*tensors: Tensor) -> bool:
+    """Whether forward mode may be differentiating these, or the tracer, which doesn't tell."""
+    if torch.compiler.is_compiling():
+        return True
+    return in_forward_ad() and (in_functorch() or any(map(may_be_dual, tensors)))
+
+
+def _may_stay(*tensors: Tensor) -> bool:
+    """Whether an operator without second derivatives does."""
+    return not _are_pushed(*tensors) and (under_hooks() or may_be_fused(*tensors))
+
+
 def _is_ordinary(*tensors: Any) -> bool:
     """Whether the operator would take these; what it refuses is left to it."""
     return all(isinstance(x, Tensor) and x.is_floating_point() and not x.is_nested for x in tensors)
@@ -45,44 +63,49 @@ def _as_cast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tensors
 
 
+def _marked(x: Tensor) -> Tensor:
+    """The same; a number is saved that the operators don't, lest a checkpoint takes one run for the other."""
+    return x * torch.ones((), dtype=x.dtype, device=x.device)
+
+
 def _reduced(losses: Tensor, reduction: int) -> Tensor:
     return losses.mean() if reduction == _MEAN else losses.sum() if reduction == _SUM else losses
 
 
 def _written_mse_loss(input: Tensor, target: Tensor, reduction: int = _MEAN) -> Tensor:
-    if may_be_fused(input, target) or not _is_ordinary(input, target):
+    if not (_are_pushed(input, target) and _is_ordinary(input, target)):
         return _mse_loss(input, target, reduction)  # type: ignore[no-any-return]
     input, target = _as_cast(input, target)
-    return _reduced((input - target).square(), reduction)
+    return _reduced(_marked(input - target).square(), reduction)
 
 
 def _written_huber_loss(input: Tensor, target: Tensor, reduction: int = _MEAN, delta: float = 1.0) -> Tensor:
-    if may_be_fused(input, target) or not _is_ordinary(input, target) or not delta > 0:
+    if not (_are_pushed(input, target) and _is_ordinary(input, target) and delta > 0):
         return _huber_loss(input, target, reduction, delta)  # type: ignore[no-any-return]
     input, target = _as_cast(input, target)
-    difference = input - target
+    difference = _marked(input - target)
     size = difference.abs()
     near, far = 0.5 * difference.square(), delta * (size - 0.5 * delta)
     return _reduced(torch.where(size < delta, near, far), reduction)
 
 
 def _written_soft_margin_loss(input: Tensor, target: Tensor, reduction: int = _MEAN) -> Tensor:
-    if may_be_fused(input, target) or not _is_ordinary(input, target):
+    ordinary = _is_ordinary(input, target) and input.shape == target.shape and not target.requires_grad
+    if not (_are_pushed(input, target) and ordinary):
         return _soft_margin_loss(input, target, reduction)  # type: ignore[no-any-return]
     input, target = _as_cast(input, target)
-    margin = input * -target
-    return _reduced(torch.logaddexp(margin, torch.zeros_like(margin)), reduction)
+    return _reduced(-F.logsigmoid(_marked(input) * target), reduction)
 
 
 def _written_hardsigmoid(input: Tensor) -> Tensor:
-    if may_be_fused(input) or not _is_ordinary(input):
+    if _may_stay(input) or not _is_ordinary(input):
         return _hardsigmoid(input)  # type: ignore[no-any-return]
-    ends = (input.detach() >= 3).to(input.dtype)
-    return torch.where(input.detach().abs() < 3, input / 6 + 0.5, ends)
+    ends = (input.detach() > 0).to(input.dtype)
+    return torch.where(input.detach().abs() >= 3, ends, input / 6 + 0.5)
 
 
 def _written_hardsigmoid_(input: Tensor) -> Tensor:
-    if may_be_fused(input) or not _is_ordinary(input):
+    if _may_stay(input) or not _is_ordinary(input):
         return _hardsigmoid_(input)  # type: ignore[no-any-return]
     return input.copy_(_written_hardsigmoid(input.clone()))
 
@@ -90,31 +113,47 @@ def _written_hardsigmoid_(input: Tensor) -> Tensor:
 def _sizes(difference: Tensor, p: float) -> Tensor:
     """p-norms along the last axis; the derivatives of one that is zero are zero, as for the operators."""
     if p == 0:
-        return (difference.detach() != 0).to(difference.dtype).sum(-1)
+        nowhere = torch.zeros_like(difference, dtype=torch.bool)
+        kept = torch.where(nowhere, difference, 0.0)  # zero, with a derivative
+        return (kept + (difference.detach() != 0).to(difference.dtype)).sum(-1)
+    size = difference.abs()
     if p == 1:
-        return difference.abs().sum(-1)
+        return size.sum(-1)
     if math.isinf(p):
-        return difference.abs().amax(-1) if difference.shape[-1] else difference.sum(-1)
+        if difference.shape[-1] == 0:
+            return size.sum(-1)
+        largest = size.detach().amax(-1, keepdim=True)
+        ties = size.detach() == largest  # each has the whole derivative
+        return torch.where(ties, size - largest, 0.0).sum(-1) + largest.squeeze(-1)
     if p == 2:
         total = difference.square().sum(-1)
     else:
-        size = difference.abs()
         nothing = size.detach() == 0
         total = torch.where(nothing, 0.0, torch.where(nothing, 1.0, size).pow(p)).sum(-1)
     nothing = total.detach() == 0
     return torch.where(nothing, 0.0, torch.where(nothing, 1.0, total).pow(1 / p))
 
 
+def _is_by_products(x1: Tensor, x2: Tensor, p: float, compute_mode: int | None) -> bool:
+    """Whether the operator multiplies matrices, which it can differentiate twice, in little memory."""
+    return p == 2 and (compute_mode == 1 or (compute_mode is None and max(x1.shape[-2], x2.shape[-2]) > 25))
+
+
 def _written_cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:
     ordinary = _is_ordinary(x1, x2) and x1.dtype == x2.dtype and min(x1.dim(), x2.dim()) > 1 and p >= 0
-    if may_be_fused(x1, x2) or not ordinary or x1.shape[-1] != x2.shape[-1]:
+    if (
+        _may_stay(x1, x2)
+        or not ordinary
+        or x1.shape[-1] != x2.shape[-1]
+        or (_is_by_products(x1, x2, p, compute_mode) and not _are_pushed(x1, x2))
+    ):
         return _cdist(x1, x2, p, compute_mode)  # type: ignore[no-any-return]
     x1, x2 = _as_cast(x1, x2)
     return _sizes(x1.unsqueeze(-2) - x2.unsqueeze(-3), p)
 
 
 def _written_pdist(input: Tensor, p: float = 2.0) -> Tensor:
-    if may_be_fused(input) or not _is_ordinary(input) or input.dim() != 2 or not p >= 0:
+    if _may_stay(input) or not _is_ordinary(input) or input.dim() != 2 or not p >= 0:
         return _pdist(input, p)  # type: ignore[no-any-return]
     (input,) = _as_cast(input)
     first, second = torch.triu_indices(len(input), len(input), 1, device=input.device)
@@ -132,6 +171,10 @@ _EXCHANGED: tuple[_Exchange, ...] = (
     (torch, "pdist", _pdist, _written_pdist),
     (F, "pdist", _pdist, _written_pdist),
 )
+
+
+for _, _name, _, _written in _EXCHANGED:  # TorchScript takes what stands in an operator's place for it
+    torch.jit._builtins._register_builtin(_written, f"aten::{_name}")
 
 
 def _exchange(table: tuple[_Exchange, ...], back: bool) -> None:

@@ -19,7 +19,7 @@ from .forward import has_tangent, in_forward_ad
 from .levels import in_functorch, in_functorch_derivative
 from .wants import norms_are_wanted, runs_fused_here, under_hooks
 
-__all__ = ["enable_fused_norms", "enable_traced_norms", "may_be_fused"]
+__all__ = ["enable_fused_norms", "enable_traced_norms", "may_be_dual", "may_be_fused"]
 
 _layer_norm: Any = torch.layer_norm
 _batch_norm: Any = torch.batch_norm
@@ -36,10 +36,10 @@ def may_be_fused(*tensors: Tensor | None) -> bool:
     if norms_are_wanted():
         return False
     # A level may be another thread's, but not a tangent.
-    return not in_forward_ad() or not (in_functorch() or any(map(_may_be_dual, tensors)))
+    return not in_forward_ad() or not (in_functorch() or any(map(may_be_dual, tensors)))
 
 
-def _may_be_dual(x: Any) -> bool:
+def may_be_dual(x: Any) -> bool:
     return isinstance(x, Tensor) and has_tangent(x)
 
 
@@ -145,6 +145,9 @@ _PAIRS: dict[str, tuple[Any, Any]] = {
     "batch_norm": (_batch_norm, _written_batch_norm),
     "instance_norm": (_instance_norm, _written_instance_norm),
 }
+
+for _name, (_, _written) in _PAIRS.items():  # TorchScript takes what stands in an operator's place for it
+    torch.jit._builtins._register_builtin(_written, f"aten::{_name}")
 
 
 def enable_fused_norms(enabled: bool) -> None:
