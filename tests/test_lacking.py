@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from dispatched import LargestResult
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from torchzygote import (
@@ -258,19 +258,6 @@ def test_gradients_at_ties_do_not_depend_on_the_graph(p: float) -> None:
     x = torch.tensor([[1.0, 1.0, 0.0]])
     f = lambda x: torch.cdist(x, torch.zeros(1, 3), p=p).sum()
     torch.testing.assert_close(gradient(f, x, create_graph=True)[0].detach(), gradient(f, x)[0])
-
-
-class LargestResult(TorchDispatchMode):
-    """Remembers how many elements the largest tensor has that any operation gives."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for leaf in torch.utils._pytree.tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self.numel = max(self.numel, leaf.numel())
-        return out
 
 
 def test_many_distances_are_left_to_matrix_products() -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from dispatched import LargestResult
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchzygote import _separable
 from torchzygote._alignment import aligned_axes
@@ -141,19 +140,6 @@ def mlp(sizes: list[int]) -> nn.Module:
     for a, b in itertools.pairwise(sizes):
         layers += [nn.Linear(a, b), nn.Tanh()]
     return nn.Sequential(*layers[:-1]).double()
-
-
-class LargestResult(TorchDispatchMode):
-    """Remembers how many elements the largest tensor has that any operation gives."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for leaf in torch.utils._pytree.tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self.numel = max(self.numel, leaf.numel())
-        return out
 
 
 def test_per_sample_jacobians_take_as_many_products_as_one_sample() -> None:

@@ -49,10 +49,8 @@ def released(outside: Callable[Given, Returned]) -> Callable[Given, Returned]:
         try:
             return outside(*args, **kwargs)
         except Carried as found:
-            error = found.error
-        try:
-            raise error  # out here, lest it gets another context
-        finally:
-            del error  # with its traceback it holds this frame
+            held = [found.error]
+        # Out here, lest it gets another context; nobody holds it then, whose frame its traceback holds.
+        raise held.pop()
 
     return wrapped

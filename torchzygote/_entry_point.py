@@ -51,10 +51,7 @@ def entry_point(worker: Callable[Given, Returned]) -> Callable[Given, Returned]:
                 ):
                     return worker(*args, **kwargs)
         except Carried as found:
-            error = found.error
-        try:
-            raise error  # out here, lest it gets another context
-        finally:
-            del error  # with its traceback it holds this frame
+            held = [found.error]
+        raise held.pop()  # as `released` does
 
     return outside
