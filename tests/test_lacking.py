@@ -260,6 +260,14 @@ def test_gradients_at_ties_do_not_depend_on_the_graph(p: float) -> None:
     torch.testing.assert_close(gradient(f, x, create_graph=True)[0].detach(), gradient(f, x)[0])
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("p", [0.0, 1.0, 2.0, 3.0, float("inf")])
+def test_distances_that_are_not_finite_are_those_of_pytorch(p: float, value: float) -> None:
+    x = torch.tensor([[value, 1.0], [2.0, 3.0]])
+    f = lambda x: torch.cdist(x, torch.zeros(2, 2), p=p)
+    torch.testing.assert_close(forwarddiff(f, x), f(x), equal_nan=True)
+
+
 def test_many_distances_are_left_to_matrix_products() -> None:
     """By the formula they take a tensor of all differences."""
     x = torch.linspace(0, 1, 300 * 8).sin().view(300, 8)

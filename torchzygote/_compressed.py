@@ -75,10 +75,6 @@ def _has_batch_axis(lin: Linearization, cost: RowCost) -> bool:
     return all(find_layout(lin.roots[0], x, cost) is not None for x in lin.inputs)
 
 
-def _is_sum_over_batch(second: SecondOrder, lin: Linearization, cost: RowCost) -> bool:
-    return find_hessian_layouts(lin, cost, second.scalar()) is not None
-
-
 def _make_seeds(recovery: Recovery, colors: Tensor, probes: Tensor | None) -> Callable[..., Any]:
     def make(dtype: torch.dtype, device: torch.device) -> Any:
         return color_seeds(colors, recovery.ncolors, probes, dtype, device)
@@ -220,8 +216,10 @@ def hessian(
         lin = second.by_input(0)
         if not _is_worth_looking(n, cost, [] if lin is None else lin.roots):
             return None
-        if mode != "forward_over_reverse" and (lin is None or _is_sum_over_batch(second, lin, cost)):
-            return None
+        if mode != "forward_over_reverse" and (
+            lin is None or find_hessian_layouts(lin, cost, second.scalar()) is not None
+        ):
+            return None  # linear, or a sum over samples, which the dense way makes use of
     limit = None if sparse else n * cost.nbytes
     patterns = _structure.hessian_patterns(caller, f, second.prepared, limit, random)
     if patterns is None or patterns[0].dense:

@@ -34,15 +34,11 @@ from ._torch_private import (
 
 __all__ = ["unfused", "unfused_as_before", "unfused_but_norms", "unfused_for"]
 
-# The kernels that no CPU has.
-_ON_DEVICES: tuple[tuple[Any, Any], ...] = (
-    (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp),
-    (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
-)
 # torch.nn.attention.sdpa_kernel does the same in ten times the time, which small Hessians would feel.
 _KERNELS: tuple[tuple[Any, Any], ...] = (
     (cuda.flash_sdp_enabled, cuda.enable_flash_sdp),
-    *(_ON_DEVICES if torch.accelerator.current_accelerator() is not None else ()),
+    (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp),
+    (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
     (mha.get_fastpath_enabled, mha.set_fastpath_enabled),
     (optimized_scripts_enabled, enable_optimized_scripts),
 )

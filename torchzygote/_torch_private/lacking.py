@@ -17,9 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .forward import in_forward_ad
-from .levels import in_functorch
-from .norms import may_be_dual, may_be_fused
+from .norms import may_be_fused, may_be_pushed
 from .wants import under_hooks
 
 __all__ = ["LACKING", "enable_lacking", "enable_traced_lacking"]
@@ -41,9 +39,7 @@ _MEAN, _SUM = 1, 2  # as torch.nn.functional numbers reductions
 
 def _are_pushed(*tensors: Tensor) -> bool:
     """Whether forward mode may be differentiating these, or the tracer, which doesn't tell."""
-    if torch.compiler.is_compiling():
-        return True
-    return in_forward_ad() and (in_functorch() or any(map(may_be_dual, tensors)))
+    return torch.compiler.is_compiling() or may_be_pushed(*tensors)
 
 
 def _may_stay(*tensors: Tensor) -> bool:
@@ -123,7 +119,7 @@ def _sizes(difference: Tensor, p: float) -> Tensor:
         if difference.shape[-1] == 0:
             return size.sum(-1)
         largest = size.detach().amax(-1, keepdim=True)
-        ties = size.detach() == largest  # each has the whole derivative
+        ties = (size.detach() == largest) & largest.isfinite()  # each has the whole derivative
         return torch.where(ties, size - largest, 0.0).sum(-1) + largest.squeeze(-1)
     if p == 2:
         total = difference.square().sum(-1)
@@ -197,6 +193,7 @@ _F_soft_margin_loss: Any = F.soft_margin_loss
 _F_hardsigmoid: Any = F.hardsigmoid
 _torch_cdist: Any = torch.cdist
 _REDUCTIONS = {"none": 0, "mean": _MEAN, "sum": _SUM}
+_MODES = ("use_mm_for_euclid_dist_if_necessary", "use_mm_for_euclid_dist", "donot_use_mm_for_euclid_dist")
 
 
 def _traced_mse_loss(
@@ -242,9 +239,9 @@ def _traced_hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     return _written_hardsigmoid_(input) if inplace else _written_hardsigmoid(input)
 
 
-def _traced_cdist(
-    x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str = "use_mm_for_euclid_dist_if_necessary"
-) -> Tensor:
+def _traced_cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str = _MODES[0]) -> Tensor:
+    if compute_mode not in _MODES:
+        return _torch_cdist(x1, x2, p, compute_mode)  # type: ignore[no-any-return]
     return _written_cdist(x1, x2, p)
 
 

@@ -19,7 +19,7 @@ from .forward import has_tangent, in_forward_ad
 from .levels import in_functorch, in_functorch_derivative
 from .wants import norms_are_wanted, runs_fused_here, under_hooks
 
-__all__ = ["enable_fused_norms", "enable_traced_norms", "may_be_dual", "may_be_fused"]
+__all__ = ["enable_fused_norms", "enable_traced_norms", "may_be_fused", "may_be_pushed"]
 
 _layer_norm: Any = torch.layer_norm
 _batch_norm: Any = torch.batch_norm
@@ -35,11 +35,15 @@ def may_be_fused(*tensors: Tensor | None) -> bool:
         return runs_fused_here()
     if norms_are_wanted():
         return False
-    # A level may be another thread's, but not a tangent.
-    return not in_forward_ad() or not (in_functorch() or any(map(may_be_dual, tensors)))
+    return not may_be_pushed(*tensors)
 
 
-def may_be_dual(x: Any) -> bool:
+def may_be_pushed(*tensors: Any) -> bool:
+    """Whether forward mode may differentiate these: a level may be another thread's, but no tangent is."""
+    return in_forward_ad() and (in_functorch() or any(map(_may_be_dual, tensors)))
+
+
+def _may_be_dual(x: Any) -> bool:
     return isinstance(x, Tensor) and has_tangent(x)
 
 
