@@ -166,6 +166,8 @@ def test_structure_with_other_rows_is_refused_as_soon_as_f_runs() -> None:
         plan_hessian(rosenbrock, x, sparsity=BAND)
     with pytest.raises(ValueError, match=r"sparsity: expected the shape \(6, 6\), got \(5, 5\)"):
         plan_hessian(lambda x: (x**2).sum(), torch.ones(6), sparsity=torch.eye(5))
+    with pytest.raises(TypeError, match=r"plan_hessian: sparsity: pattern: expected .* got list"):
+        plan_hessian(rosenbrock, x, sparsity=[torch.eye(6)])
 
 
 def test_what_has_no_second_derivative_is_named() -> None:

@@ -71,8 +71,10 @@ def _subtract_from(xs: list[Tensor], left: Any) -> Sequence[Tensor]:
 
 
 def _spoils(x: Tensor, number: Any) -> bool:
-    """Whether the multi-tensor sum of complex values and this makes NaN of the other part, too."""
-    return x.is_complex() and not isinstance(number, Tensor) and not cmath.isfinite(number)
+    """Whether the multi-tensor sum of values like ``x`` and this makes NaN of the other part, too."""
+    if isinstance(number, Tensor) or cmath.isfinite(number):
+        return False
+    return x.is_complex() or isinstance(number, complex)
 
 
 def _divide_into(xs: list[Tensor], left: Any) -> Sequence[Tensor]:

@@ -279,7 +279,7 @@ def plan_hessian(
     prepared = prepare_one(caller, x)
     n = prepared.inputs[0].numel()
     if sparsity is not None:
-        pattern = Pattern.of(sparsity)
+        pattern = _given_pattern(f"{caller}: sparsity", sparsity)
         if pattern.shape != (n, n):
             raise ValueError(f"{caller}: sparsity: expected the shape {(n, n)}, got {pattern.shape}")
     else:
@@ -307,6 +307,13 @@ def _possible_mode(caller: str, y: Any, hooked: bool, mode: str) -> str:
     return "reverse" if names or (hooked and mode == "auto") else mode
 
 
+def _given_pattern(what: str, given: Any) -> Pattern:
+    try:
+        return Pattern.of(given)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{what}: {error}") from None
+
+
 def _given_patterns(caller: str, sparsity: Any, widths: Sequence[int]) -> list[Pattern]:
     """The patterns that the caller gave, one per array, as wide as the arguments are."""
     given = list(sparsity) if isinstance(sparsity, (tuple, list)) else [sparsity]
@@ -315,7 +322,7 @@ def _given_patterns(caller: str, sparsity: Any, widths: Sequence[int]) -> list[P
             f"{caller}: sparsity: expected a pattern for each of the {len(widths)} differentiated arguments, "
             f"got {len(given)}"
         )
-    patterns = [Pattern.of(one) for one in given]
+    patterns = [_given_pattern(f"{caller}: sparsity of argument {i}", one) for i, one in enumerate(given)]
     for i, (pattern, width) in enumerate(zip(patterns, widths, strict=True)):
         if pattern.shape != (patterns[0].shape[0], width):
             raise ValueError(
