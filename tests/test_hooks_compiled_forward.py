@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from needs_torch import hooks_compiled_twice
+from needs_torch import hooks_compiled, hooks_compiled_twice
 from torch import Tensor
 
 from torchzygote import forwarddiff, gradient, hessian_reverse, hook, jacobian, pushforward
@@ -37,6 +37,7 @@ WAYS: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]] = {
     "gradient of pushforward": lambda f, x: gradient(lambda v: pushforward(f, v)(torch.ones_like(v)), x)[0],
     "hessian_reverse": lambda f, x: hessian_reverse(f, x),
 }
+MARKS: dict[str, Any] = {"pushforward": (), "jacobian": hooks_compiled, "gradient": hooks_compiled}
 
 
 @hooks_compiled_twice
@@ -51,7 +52,7 @@ def test_a_linear_function_has_no_second_derivative_to_bend() -> None:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize(
-    "way", [pytest.param(way, marks=() if way == "pushforward" else hooks_compiled_twice) for way in WAYS]
+    "way", [pytest.param(way, marks=MARKS.get(way, hooks_compiled_twice)) for way in WAYS]
 )
 def test_they_do_what_they_do_uncompiled(name: str, way: str) -> None:
     torch._dynamo.reset()
