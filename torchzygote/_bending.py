@@ -28,6 +28,7 @@ from ._torch_private import (
     refuse_writes,
     take_rows_off,
     transform_stack,
+    unwrapped_if_ended,
 )
 from .graddict import GradDict
 from .params import finds_parameters
@@ -81,8 +82,11 @@ def leaves_of(fn: Callable[..., Any], out: Any, like: Any) -> list[Any]:
     return leaves
 
 
-class _PlainText(TorchFunctionMode):
-    """Tensors inside ``torch.func`` transforms print their values, without wrappers."""
+class _InTransforms(TorchFunctionMode):
+    """Inside ``torch.func`` transforms tensors print their values, without wrappers.
+
+    What ``fn`` closes over may come from several transforms that have ended meanwhile.
+    """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -90,7 +94,8 @@ class _PlainText(TorchFunctionMode):
         if func is Tensor.__repr__ or func is Tensor.__format__:
             with outside_functorch():
                 return func(plain_value(args[0]), *args[1:], **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        args, kwargs = pytree.tree_map_only(Tensor, unwrapped_if_ended, (args, kwargs or {}))
+        return func(*args, **kwargs)
 
 
 class Bend:
@@ -151,7 +156,7 @@ class Bend:
             if innermost_level() is None:
                 bent = self.apply(found, sizes)
             else:
-                with _PlainText():
+                with _InTransforms():
                     bent = self.apply(found, sizes)
         finally:
             back = put_rows_back(bent or [], taken)
@@ -222,7 +227,7 @@ class _OfExample(Bend):
 
         if not present:
             return None
-        with _PlainText():
+        with _InTransforms():
             outputs = torch.func.vmap(of_one, in_dims=axis, out_dims=axis, randomness=self.randomness)(
                 *[g for g in gradients if g is not None]
             )

@@ -111,6 +111,7 @@ from .wrappers import (
     plain_value,
     put_rows_back,
     take_rows_off,
+    unwrapped_if_ended,
     without_rows,
 )
 
@@ -210,6 +211,7 @@ __all__ = [
     "transform_stack",
     "unchecked_select",
     "uncompiled",
+    "unwrapped_if_ended",
     "value_of_node",
     "vmap_flat",
     "want",

@@ -24,6 +24,7 @@ __all__ = [
     "plain_value",
     "put_rows_back",
     "take_rows_off",
+    "unwrapped_if_ended",
     "without_rows",
 ]
 
@@ -48,6 +49,13 @@ def layers(x: Tensor) -> Iterator[tuple[int, Tensor]]:
 def is_recorded(x: Tensor) -> bool:
     """Whether a graph of reverse mode hangs on ``x``, at any level."""
     return any(layer.requires_grad for _, layer in layers(x))
+
+
+def unwrapped_if_ended(x: Tensor) -> Tensor:
+    """``x`` without the wrappers of levels that have ended: PyTorch takes off one, and fails at a second."""
+    while (inner := _C_functorch.unwrap_if_dead(x)) is not x:
+        x = inner
+    return x
 
 
 def innermost_layer(x: Tensor) -> Tensor:
