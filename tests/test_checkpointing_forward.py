@@ -10,7 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchzygote import checkpointed, forwarddiff, gradient, hessian, hessian_dual, jacobian, pushforward
+from torchzygote import (
+    Params,
+    checkpointed,
+    forwarddiff,
+    gradient,
+    hessian,
+    hessian_dual,
+    jacobian,
+    pushforward,
+)
 from torchzygote._unfused import unfused_for
 
 
@@ -102,3 +111,20 @@ def test_forward_mode_inside_is_unfused_though_its_first_run_was_fused(name: str
     (total,) = torch.autograd.grad(inside(torch.ones_like(X)).sum(), x)
     torch.testing.assert_close(total.reshape(-1), expected.sum(0))
     assert unfused_for() == (False, 0)
+
+
+W = torch.tensor([0.3, -0.7, 1.1], dtype=torch.float64)
+INSIDE_VMAP: dict[str, Callable[[Tensor], Tensor]] = {
+    "operator": lambda a: checkpointed(torch.sin, a),
+    "closes over it": lambda a: checkpointed(lambda a: (a * W.sin()).exp(), a),
+    "nested": lambda a: checkpointed(lambda a: a * checkpointed(lambda b: (b * W).prod(), a), a),
+}
+
+
+@pytest.mark.parametrize("name", INSIDE_VMAP)
+@pytest.mark.parametrize("chunk_size", [None, 1])
+def test_by_params_inside_vmap(name: str, chunk_size: int | None) -> None:
+    f = lambda: torch.func.vmap(INSIDE_VMAP[name])(W).reshape(-1)
+    forward = jacobian(f, Params([W]), mode="forward", chunk_size=chunk_size)[W]
+    torch.testing.assert_close(forward, jacobian(f, Params([W]), mode="reverse")[W])
+    assert forward.abs().max() > 0.5

@@ -103,6 +103,7 @@ class _Attached(torch.autograd.Function):
     """
 
     derivative_of_forward = True
+    torchzygote_composes = True
 
     @staticmethod
     def forward(again: Rerun, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
