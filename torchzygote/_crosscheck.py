@@ -49,13 +49,22 @@ def _precision(lin: Linearization, y: Tensor) -> float:
 
 def _pulled_probe(
     lin: Linearization, y: Tensor, rows: Tensor | None = None
-) -> tuple[Tensor, list[Tensor | None]]:
-    """A random cotangent, flat, and what it gives by a plain pullback; zero but in ``rows``."""
+) -> tuple[Tensor, list[Tensor | None]] | None:
+    """A random cotangent, flat, and what it gives by a plain pullback; zero but in ``rows``.
+
+    ``None`` where ``f`` can't be pulled back: an operation has a forward derivative alone, or one that has
+    been recorded was spoiled by writing in place.
+    """
     cotangent = random_vector(y.numel()).to(y.device, y.dtype)
     if rows is not None:
         cotangent = torch.where(rows, cotangent, 0.0)
     # A copy: hooks may write into it.
-    pulled = lin.pull_dense([cotangent.clone().view(y.shape)])
+    try:
+        pulled = lin.pull_dense([cotangent.clone().view(y.shape)])
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return None
     return cotangent, [None if g is None else g.detach() for g in pulled]
 
 
@@ -66,12 +75,15 @@ _Compare = Callable[[Tensor, "list[Tensor | None]", "Tensor | None"], "Sequence[
 
 def _is_explained(
     lin: Linearization, y: Tensor, compare: _Compare, finite_rows: Callable[[], Tensor]
-) -> bool:
-    """Whether a pullback is; what isn't finite there tells nothing.
+) -> bool | None:
+    """Whether a pullback is, ``None`` where there can't be one; what isn't finite there tells nothing.
 
     Nor do rows that aren't finite in forward mode, where reverse mode isn't either: it spoils whole columns.
     """
-    cotangent, pulled = _pulled_probe(lin, y)
+    probe = _pulled_probe(lin, y)
+    if probe is None:
+        return None
+    cotangent, pulled = probe
     if _agree(compare(cotangent, pulled, None), pulled):
         return True
     if all(g is None or all_finite(g) for g in pulled):
@@ -79,8 +91,8 @@ def _is_explained(
     rows = finite_rows()
     if bool(rows.all()):
         return False
-    cotangent, pulled = _pulled_probe(lin, y, rows)
-    return _agree(compare(cotangent, pulled, rows), pulled)
+    probe = _pulled_probe(lin, y, rows)
+    return None if probe is None else _agree(compare(probe[0], probe[1], rows), probe[1])
 
 
 @torch.no_grad()
@@ -91,8 +103,10 @@ def _agree(comparisons: Sequence[Comparison | None], pulled: Sequence[Tensor | N
     )
 
 
-def explains_pullback(lin: Linearization, y: Tensor, recovery: Recovery, values: Sequence[Tensor]) -> bool:
-    """Whether compressed values do."""
+def explains_pullback(
+    lin: Linearization, y: Tensor, recovery: Recovery, values: Sequence[Tensor]
+) -> bool | None:
+    """Whether compressed values do; ``None`` where ``f`` can't be pulled back."""
     eps = _precision(lin, y)
     found = [v.detach() for v in values]
 
@@ -115,7 +129,10 @@ def pushes_what_is_pulled(lin: Linearization, y: Tensor, tangent: Tensor, pushed
 
     Whatever the structure is: a defect that reaches few elements only can pass.
     """
-    cotangent, pulled = _pulled_probe(lin, y)
+    probe = _pulled_probe(lin, y)
+    if probe is None:
+        return []
+    cotangent, pulled = probe
     eps = _precision(lin, y)
     flat = [
         torch.zeros(x.numel(), device=x.device) if g is None else g
@@ -131,7 +148,7 @@ def pushes_what_is_pulled(lin: Linearization, y: Tensor, tangent: Tensor, pushed
 
 
 def is_confirmed(lin: Linearization, y: Tensor, matrices: Sequence[Tensor]) -> bool:
-    """Whether dense matrices, one per input, do."""
+    """Whether dense matrices, one per input, do; also where nothing can be pulled back to compare with."""
     eps = _precision(lin, y)
     found = [matrix.detach() for matrix in matrices]
 
@@ -152,7 +169,7 @@ def is_confirmed(lin: Linearization, y: Tensor, matrices: Sequence[Tensor]) -> b
     def finite_rows() -> Tensor:
         return torch.stack([matrix.isfinite().all(1).to(y.device) for matrix in found]).all(0)
 
-    return _is_explained(lin, y, compare, finite_rows)
+    return _is_explained(lin, y, compare, finite_rows) is not False
 
 
 def _row_times(row: Tensor, matrix: Tensor, rows: Tensor | None, *, sizes: bool = False) -> Tensor:
