@@ -34,7 +34,7 @@ def ignore_derivatives(x_or_fn: Any) -> Any:
     x_or_fn : tensor, structure, or callable
         A value: its tensors are detached, leaf by leaf, and the values of a :class:`GradDict`. Or a function
         without arguments: it is called, with :func:`isderiving` ``False`` inside, and what it returns is
-        detached.
+        detached. What it writes elsewhere, into a list or a :class:`Buffer`, isn't: return it instead.
 
     Returns
     -------
