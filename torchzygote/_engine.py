@@ -25,6 +25,7 @@ from ._exchange import exchanged, finding, swapped
 from ._forward import forward_mode, jvp, non_overlapping, separate
 from ._holder import Holder, each_tensor
 from ._notes import call, pulled
+from ._outputs import differentiated_part
 from ._state import in_outer_forward_mode, in_transform
 from ._torch_private import (
     Survey,
@@ -61,7 +62,6 @@ __all__ = [
     "call_exchanged",
     "compiling",
     "detached",
-    "differentiated_part",
     "entry_point",
     "finding",
     "forward_mode",
@@ -111,11 +111,12 @@ class Linearization:
 
     ``y`` is what ``f`` returned, as the code around this differentiation may see it. ``start``: what
     :func:`hooks_made` and :func:`sequence_number` said before ``f`` ran, if that is known. ``nested``: in a
-    level of ``torch.func``.
+    level of ``torch.func``. ``ends``: nodes of inputs that have a history, which no pullback comes to.
     """
 
     __slots__ = (
         "__weakref__",
+        "_ends",
         "_nested",
         "_pull",
         "_start",
@@ -136,6 +137,7 @@ class Linearization:
         inputs: list[Tensor],
         start: tuple[int, int] | None = None,
         nested: bool = False,
+        ends: frozenset[Any] = frozenset(),
     ) -> None:
         self.prepared = prepared
         self.roots = roots
@@ -148,10 +150,11 @@ class Linearization:
         self._survey: Survey | None = None
         self._start = start
         self._nested = nested
+        self._ends = ends
 
     def onward(self, roots: list[Tensor], inputs: list[Tensor]) -> Linearization:
         """What has been computed from this one, by ``inputs``."""
-        return Linearization(self.prepared, roots, inputs, self._start, self._nested)
+        return Linearization(self.prepared, roots, inputs, self._start, self._nested, self._ends)
 
     def may_be_bent(self) -> bool:
         """Whether hooks may change what is pulled back, or keep it: the recorded graph doesn't show them."""
@@ -188,7 +191,7 @@ class Linearization:
             seeds = [batched_like(seed, root) for seed, root in zip(seeds, roots, strict=True)]
         custom = sparse = biased = []
         if create_graph:
-            found = self.survey() if len(roots) == len(self.roots) else survey(roots)
+            found = self.survey() if len(roots) == len(self.roots) else survey(roots, self._ends)
             if not (pushed or only_pushed()):
                 biased = found.biased
                 if found.once:
@@ -221,7 +224,7 @@ class Linearization:
     def survey(self) -> Survey:
         """What the recorded graph of all roots tells."""
         if self._survey is None:
-            self._survey = survey(self.roots)
+            self._survey = survey(self.roots, self._ends)
         return self._survey
 
     def restricted(self, root: int, by: int) -> Linearization:
@@ -306,15 +309,12 @@ def _linearize_on_tape(
         with torch.enable_grad():
             tracked = _tracked_on_tape(prepared, keep)
             y = call(f, prepared, tracked)
-    lin = Linearization(prepared, [], tracked, start)
+    # A loop of derivatives would walk along all that came before, each time.
+    ends = [x.grad_fn for x, owned in zip(tracked, prepared.owned, strict=True) if owned] if keep else []
+    lin = Linearization(prepared, [], tracked, start, ends=frozenset(filter(None, ends)))
     _take_outputs(lin, y, scalar_aux)
     lin.y = y if keep else detached(y)
     return lin
-
-
-def differentiated_part(y: Any) -> Any:
-    """The first field of a tuple (auxiliary output), or ``y`` itself."""
-    return y[0] if isinstance(y, tuple) and len(y) > 0 and not isinstance(y, torch.Size) else y
 
 
 def _take_outputs(lin: Linearization, y: Any, scalar_aux: bool) -> None:

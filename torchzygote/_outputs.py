@@ -8,11 +8,17 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ._arguments import kind_of, number_to_tensor, numpy_to_tensor, type_name
 
-__all__ = ["hint", "output_tensor", "real_scalar", "scalar_root"]
+__all__ = ["differentiated_part", "hint", "output_tensor", "real_scalar", "scalar_root"]
+
+
+def differentiated_part(y: Any) -> Any:
+    """The first field of a tuple (auxiliary output), or ``y`` itself."""
+    return y[0] if isinstance(y, tuple) and len(y) > 0 and not isinstance(y, torch.Size) else y
 
 
 def hint(caller: str, y: Any, array: bool = False) -> str:

@@ -16,7 +16,7 @@ from . import _engine, _state, _updates
 from ._arguments import Prepared, prepare, refuse_unrecordable, type_name
 from ._cotangents import laid_out, own, unfold_cotangent
 from ._flags import flags_on, held
-from ._outputs import hint, scalar_root
+from ._outputs import differentiated_part, hint, scalar_root
 from ._pushing import push as push_through
 from .grads import Grads
 from .params import Params
@@ -106,12 +106,12 @@ def _value_and_results(
 
 
 def _expected(lin: _engine.Linearization, aux: bool) -> str:
-    first = aux and _engine.differentiated_part(lin.y) is not lin.y
+    first = aux and differentiated_part(lin.y) is not lin.y
     return "the first field of what f returns to be" if first else "f to return"
 
 
 def _refuse_structure(caller: str, lin: _engine.Linearization, aux: bool) -> NoReturn:
-    y = _engine.differentiated_part(lin.y) if aux else lin.y
+    y = differentiated_part(lin.y) if aux else lin.y
     raise TypeError(
         f"{caller}: expected {_expected(lin, aux)} a real scalar, got {type_name(y)}{hint(caller, y)}"
     )
