@@ -44,12 +44,20 @@ def model_norm(points: Tensor, x: Tensor) -> Tensor:
     return torch.cat([grads.clip_norm(1.0).to_vector(), grads.norm().reshape(1)])
 
 
+TRIPLES = torch.randint(40, (3, 40), generator=torch.Generator().manual_seed(3))
+
+
+def scattered(x: Tensor) -> Tensor:
+    return x[TRIPLES].prod(0)
+
+
 CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "jacobian, sparse": lambda x, y: tz.jacobian(neighbors, x, sparse=True)[0].to_dense(),
     "hessian, sparse": lambda x, y: tz.hessian(rosenbrock, x, sparse=True).to_dense(),
     "jacobian_sparsity": lambda x, y: tz.jacobian_sparsity(neighbors, x)[0].to_dense(),
     "hessian_sparsity": lambda x, y: tz.hessian_sparsity(rosenbrock, x).to_dense(),
     "JacobianPlan": lambda x, y: tz.plan_jacobian(neighbors, x)(x)[0].to_dense(),
+    "JacobianPlan, refined": lambda x, y: tz.plan_jacobian(scattered, x)(x)[0].to_dense(),
     "HessianPlan": lambda x, y: tz.plan_hessian(rosenbrock, x)(x).to_dense(),
     "HessianPlan.diagonal": lambda x, y: tz.plan_hessian(rosenbrock, x).diagonal(x),
     "jacobian": lambda x, y: tz.jacobian(neighbors, x)[0],

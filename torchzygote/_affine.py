@@ -1,4 +1,4 @@
-"""Which inputs enter a function through an affine map and nowhere else, read off the recorded graph.
+"""How inputs go on: the affine maps that pieces of them enter, and where else they go, read off the graph.
 
 The weights and the bias of a linear layer do: whatever follows depends on them through ``z = A W + b`` alone.
 Knows shapes and graph nodes; nothing of derivatives.
@@ -249,7 +249,7 @@ def _operand(
     other = getattr(node, right_name if on_left else left_name)
     if other is None or other.is_complex():
         return None
-    factor = _matrix(other, kind, to_the_right=on_left)
+    factor = _matrix(other, to_the_right=on_left)
     if scale != 1:
         factor = factor * scale
     vector = kind == "Dot" or (kind in ("Mv", "Addmv") and position == right)
@@ -259,7 +259,7 @@ def _operand(
     return factor, (channel if out[channel] > 1 else None), on_left
 
 
-def _matrix(other: Tensor, kind: str, *, to_the_right: bool) -> Tensor:
+def _matrix(other: Tensor, *, to_the_right: bool) -> Tensor:
     """The other factor as (samples, k)."""
     if other.dim() == 3:
         other = other[0]

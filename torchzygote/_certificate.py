@@ -87,9 +87,17 @@ def precision(inputs: Sequence[Tensor], y: Tensor, recorded: float = 0.0) -> flo
     device = y.device.type
     if torch.is_autocast_enabled(device):
         coarsest = max(coarsest, torch.finfo(torch.get_autocast_dtype(device)).eps)
-    if device == "cuda" and torch.get_float32_matmul_precision() != "highest":
+    if device == "cuda" and not _multiplies_exactly():
         coarsest = max(coarsest, 2.0**-10)  # TF32
     return coarsest
+
+
+def _multiplies_exactly() -> bool:
+    """Whether matrix products on CUDA are computed in float32 where that is their dtype."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # set by the newer interface, for each backend
+        return False
 
 
 class Comparison:

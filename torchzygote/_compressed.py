@@ -132,6 +132,8 @@ def jacobian(
     products = {"reverse": rows, "forward": columns}.get(mode, min(rows, columns))
     if not sparse and (not _is_worth_looking(products, cost, lin.roots) or _has_batch_axis(lin, cost)):
         return None
+    if len({x.device for x in (first.y, *inputs)}) > 1:
+        return None
     limit = None if sparse else products * cost.nbytes
     patterns = _structure.jacobian_patterns(first.caller, first.f, first.prepared, rows, limit, first.random)
     if patterns is None or all(pattern.dense for pattern in patterns):
@@ -274,12 +276,16 @@ def _hessian_values(
                 second.take_gradient()
             products = multiply(seeds, options)
             values, probed, _ = collect(recovery, products, [x.dtype], x.device, options.keep)
+            failed = None
             break
         except Exception as error:  # an operation lacks a derivative that this way needs
             failed = failed or error
     else:
         assert failed is not None
-        raise failed
+        try:
+            raise failed
+        finally:
+            failed = None  # whose traceback holds this frame
     eps = precision([x], x, second.coarsest())
     return values[0] if certified(caller, recovery, values, probes, probed, eps, multiply) else None
 

@@ -108,6 +108,8 @@ def matrix(
         if failed is not None:
             raise failed from None
         raise
+    finally:
+        failed = None  # whose traceback holds this frame
 
 
 def _zeros(second: SecondOrder, options: Options) -> Tensor:

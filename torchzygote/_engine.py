@@ -29,6 +29,7 @@ from ._outputs import differentiated_part
 from ._state import in_outer_forward_mode, in_transform
 from ._torch_private import (
     Survey,
+    backward_pass,
     batched_like,
     create_grad_input,
     grad_level,
@@ -94,7 +95,7 @@ def keeps_graph(create_graph: bool | None) -> bool:
         return bool(create_graph)  # NumPy's, too
     if in_functorch_derivative() or in_outer_forward_mode():
         return True
-    return _state.deriving() and torch.is_grad_enabled()
+    return torch.is_grad_enabled() and (_state.deriving() or backward_pass() >= 0)  # a device's own thread
 
 
 def recording_if(keep: bool) -> contextlib.AbstractContextManager[None]:

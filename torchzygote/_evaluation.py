@@ -70,8 +70,8 @@ class Constants:
         """The seeds as ``_products`` takes them."""
         if not isinstance(self._seeds, Tensor):
             make = self._seeds
-            return (lambda lo, hi: make(lo, hi).to(dtype)), self.total
-        block = self._seeds.to(dtype)
+            return (lambda lo, hi: make(lo, hi).to(device, dtype)), self.total
+        block = self._seeds.to(device, dtype)
 
         def part(lo: int, hi: int) -> Tensor:
             return block if hi - lo == block.shape[0] else block[lo:hi]
@@ -178,6 +178,8 @@ def hessian_values(
         second.differentiate()
         if second.by_input(0) is None:  # linear
             return torch.zeros(recovery.slots[0][0].numel(), dtype=x.dtype, device=x.device), []
+    elif not _engine.compiling():
+        second.take_gradient()
     chunk = chunk_of(options, FREE if traced else second.row_cost(), recovery, x)
 
     def products(seeds: Callable[..., Any], options: Options) -> Products:

@@ -239,14 +239,20 @@ class HessianPlan(Plan):
             random = None if _engine.compiling() else RandomState()
             failed: Exception | None = None
             for way in ways:
+                position = _state.mark()
                 try:
                     values, comparisons = _evaluation.hessian_values(
                         type(self).__name__, self._f, prepared, way, constants, options, random
                     )
+                    failed = None
                     return prepared, [values], comparisons
                 except Exception as error:  # an operation lacks a derivative that this way needs
                     failed = failed or error
+                    _state.forget_since(position)
                     if random is not None:
                         random.restore()
         assert failed is not None
-        raise failed
+        try:
+            raise failed
+        finally:
+            failed = None  # whose traceback holds this frame

@@ -83,6 +83,8 @@ def jacobians(
     if seen is None:
         return found
     into, paired, whole = seen
+    if len({x.device for x in (first.y, *lin.inputs, *(one.z for one in paired))}) > 1:
+        return found
     saved = products * cost.nbytes
     if set(into.used()) - set(whole):  # all other products are made in any case
         saved = products * sum(lin.inputs[i].numel() * lin.inputs[i].element_size() for i in whole)

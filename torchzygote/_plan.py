@@ -93,6 +93,8 @@ def memory_budget(device: torch.device) -> int:
         return int(setting)
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
+        # PyTorch keeps what it has freed.
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return max(free // 4, 1)
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -99,7 +99,7 @@ def find_layout(root: Tensor, x: Tensor, cost: RowCost) -> Layout | None:
     ``cost``: what one row of the Jacobian takes while it is pulled back.
     """
     rows = root.numel()
-    if min(rows, x.numel()) < LEAST_ROWS or rows * cost.nbytes < LEAST_BYTES:
+    if min(rows, x.numel()) < LEAST_ROWS or rows * cost.nbytes < LEAST_BYTES or root.device != x.device:
         return None
     if _engine.compiling() or _engine.in_transform():
         return None

@@ -6,6 +6,7 @@ Knows frames of the stack, nothing of what the package says.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from types import FrameType
 
 __all__ = ["making_sparse", "warn"]
 
-_PACKAGE = str(Path(__file__).parent)
+_PACKAGE = str(Path(__file__).parent) + os.sep
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:

@@ -108,7 +108,7 @@ def _detected(
         return y
 
     flat = OneRun(watched)
-    with held(params):
+    with _engine.finding(), held(params):
         y, patterns = jacobian_patterns(
             flat, prepared.inputs, prepared.owned, DEFAULT_BUDGET, varying_of(prepared)
         )

@@ -71,13 +71,13 @@ def refined(pattern: Pattern, coloring: Coloring, rounds: int = 7) -> Coloring:
     columns = pattern.transpose() if coloring.kind == "distance2_rows" else pattern
     least = least_colors(columns, "distance2_columns")
     colors, ncolors, idle = coloring.colors, coloring.ncolors, 0
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     for turn in range(rounds):
         rank = torch.arange(ncolors, 0, -1, device="cpu")
         if turn % 3 == 1:
             rank = rank - torch.bincount(colors, minlength=ncolors) * ncolors
         elif turn % 3 == 2:
-            rank = torch.randperm(ncolors, generator=generator)
+            rank = torch.randperm(ncolors, generator=generator, device="cpu")
         sequence = torch.sort(rank[colors], stable=True).indices
         place = torch.empty_like(sequence)
         place[sequence] = torch.arange(sequence.numel(), device="cpu")

@@ -182,7 +182,7 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
         self._local = False
         self._names: dict[str, None] = {}
         self._probes = probes
-        self._listener = _Listener(self._handed_out)
+        self._listener: _Listener | None = _Listener(self._handed_out)
         self.unsupported: str | None = None
         self._arrays = [addresses(x) for x in varying if not isinstance(x, Tensor)]
         for x in varying:
@@ -192,12 +192,15 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
             self.depends(x)
 
     def __enter__(self) -> Any:
+        assert self._listener is not None
         self._listener.__enter__()  # type: ignore[no-untyped-call]
         return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
+        assert self._listener is not None
         self._listener.__exit__(*error)  # type: ignore[no-untyped-call]
+        self._listener = None  # which holds us
 
     def _handed_out(self, x: Tensor) -> None:
         key = storage_key(x)

@@ -70,17 +70,6 @@ _MOVES = {
     "narrow_copy": "dim start length",
 }
 
-# Scatters whose result depends on what is added, or on which of several sources wins.
-_SCATTERS = {
-    "scatter",
-    "index_put",
-    "_unsafe_index_put",
-    "_index_put_impl",
-    "index_copy",
-    "index_fill",
-    "put",
-}
-
 
 def _as_ids(ctx: Context, value: Any) -> Any:
     if isinstance(value, (list, tuple)):

@@ -230,14 +230,14 @@ def _layer_norm_backward(ctx: Context, call: Call) -> Any:
     return [united.expand(ids.shape), over_rows, ctx.unite_dims(ids, outer)]
 
 
-_LOSSES = {
-    "mse_loss": "square",
-    "smooth_l1_loss": "square",
-    "huber_loss": "square",
-    "binary_cross_entropy": "all",
-    "binary_cross_entropy_with_logits": "all",
-    "soft_margin_loss": "all",
-}
+_LOSSES = (
+    "mse_loss",
+    "smooth_l1_loss",
+    "huber_loss",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "soft_margin_loss",
+)
 
 
 def _loss(ctx: Context, call: Call) -> Any:

@@ -1,0 +1,145 @@
+"""What a device makes different, where there is none: backward passes in other threads, tensors elsewhere."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from torchzygote import (
+    Params,
+    _certificate,
+    _exchange,
+    _plan,
+    gradient,
+    hessian_reverse,
+    hook,
+    jacobian_sparsity,
+    plan_jacobian,
+)
+from torchzygote._plan import RowCost
+from torchzygote._random import RandomState
+from torchzygote._separable import find_layout
+from torchzygote._torch_private import graph
+
+X = torch.tensor([1.0, 2.0], dtype=torch.float64)
+
+
+@pytest.fixture
+def backward_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backward passes run in a thread of their own, as those of a device do."""
+    run = graph._run_backward
+
+    def threaded(*args: Any, **kwargs: Any) -> Any:
+        found: list[Any] = []
+        recording = torch.is_grad_enabled()
+
+        def work() -> None:
+            try:
+                with torch.set_grad_enabled(recording):
+                    found.append(run(*args, **kwargs))
+            except BaseException as error:
+                found.append(error)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        if isinstance(found[0], BaseException):
+            raise found[0]
+        return found[0]
+
+    monkeypatch.setattr(graph, "_run_backward", threaded)
+
+
+class Sine(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.sin()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        result: Tensor = g * gradient(lambda t: t.sin().sum(), x)[0]
+        return result
+
+
+def by_hook(x: Tensor) -> Tensor:
+    y: Tensor = hook(lambda g: g * gradient(lambda t: (t**3).sum(), x)[0], x)
+    return y.sum()
+
+
+def by_function(x: Tensor) -> Tensor:
+    y: Tensor = Sine.apply(x)  # type: ignore[no-untyped-call]
+    return y.sum()
+
+
+@pytest.mark.parametrize(
+    ("f", "expected"), [(by_hook, (6 * X).diag()), (by_function, -X.sin().diag())], ids=["hook", "custom"]
+)
+def test_derivatives_inside_a_backward_pass_are_differentiable(
+    f: Callable[[Tensor], Tensor], expected: Tensor, backward_elsewhere: None
+) -> None:
+    torch.testing.assert_close(hessian_reverse(f, X, chunk_size=1), expected)
+
+
+def test_no_batch_axis_is_looked_for_between_devices() -> None:
+    x = torch.rand(4096, 4, requires_grad=True)
+    cost = RowCost(1 << 20, 3, None)
+    assert find_layout(x.sin(), x, cost) is not None
+    assert find_layout(x.to("meta").sin(), x, cost) is None
+
+
+def test_seeds_of_a_plan_come_to_where_they_are_needed() -> None:
+    plan = plan_jacobian(lambda x: x[1:] * x[:-1], torch.rand(6), mode="reverse")
+    (constants,) = plan._constants.values()
+    seeds, total = constants.seeds(torch.float64, torch.device("meta"))
+    part = seeds(0, total)
+    assert (part.device.type, part.dtype) == ("meta", torch.float64)
+
+
+def test_coarse_products_are_known_by_the_newer_interface_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _certificate._multiplies_exactly()
+
+    def refuse() -> str:
+        raise RuntimeError("mixed use of the old and the new interface")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", refuse)
+    assert not _certificate._multiplies_exactly()
+
+
+def test_memory_that_pytorch_keeps_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHZYGOTE_MEMORY_BUDGET", raising=False)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 20, 1 << 40))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 9 << 20)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2 << 20)
+    assert _plan.memory_budget(torch.device("cuda")) == 2 << 20
+
+
+def test_generators_of_a_device_that_f_was_first_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    state, seeds = RandomState(), []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    state.restore()
+    assert seeds == [torch.initial_seed()]
+
+
+@pytest.mark.parametrize("call", [plan_jacobian, jacobian_sparsity])
+def test_detection_by_params_keeps_other_threads_from_exchanging_them(call: Callable[..., Any]) -> None:
+    w = torch.rand(4)
+    seen: list[bool] = []
+
+    def f() -> Tensor:
+        seen.append(threading.get_ident() in _exchange._finding)
+        return w[1:] * w[:-1]
+
+    call(f, Params([w]))
+    assert seen
+    assert all(seen)
