@@ -23,7 +23,7 @@ STABLE_TORCH_LIBRARY(torchzygote, m) {
       "expand_pairs(Tensor set_ptr, Tensor set_members, Tensor first, Tensor second, Tensor bounds, int most) "
       "-> (Tensor, Tensor)");
   m.def(
-      "mirrored_entries(Tensor[] products, Tensor places, Tensor scales, Tensor rows, Tensor columns, "
-      "int[] widths, float slack) -> (Tensor[], Tensor)");
+      "mirrored_blocks(Tensor[] products, Tensor shifts, Tensor scales, int[] widths, float slack) "
+      "-> (Tensor[], Tensor)");
   m.def("color_graph(Tensor indptr, Tensor indices, int ncols, str kind, str order) -> Tensor");
 }

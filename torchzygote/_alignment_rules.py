@@ -111,6 +111,13 @@ def _drops_axis(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: Sh
     return tuple(a for i, a in enumerate(alignment) if i not in gone)
 
 
+def _takes_diagonal(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: Shape) -> Alignment:
+    """Two axes become one, the last."""
+    alignment, shape = _only(inputs)
+    gone = {axis_of(node_attribute(node, name), len(shape)) for name in ("_saved_dim1", "_saved_dim2")}
+    return (*(a for i, a in enumerate(alignment) if i not in gone), FREE)
+
+
 def _inserts_axis(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: Shape) -> Alignment:
     at = axis_of(node_attribute(node, "_saved_dim"), len(out))
     given = [alignment for alignment, _ in filter(None, inputs)]
@@ -337,6 +344,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(["Slice", "SliceBackward", "Split", "SplitWithSizes"], _keeps_whole_axes),
     **dict.fromkeys(["Select", "Unbind"], _drops_axis),
     **dict.fromkeys(["Unsqueeze", "Stack", "SelectBackward"], _inserts_axis),
+    "Diagonal": _takes_diagonal,
     "Squeeze": _squeezes,
     "Transpose": _transposes,
     "Permute": _permutes,

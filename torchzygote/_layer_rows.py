@@ -20,7 +20,7 @@ from torch import Tensor
 from . import _engine, _products
 from ._affine_check import Explained, are_explained
 from ._apart import Apart, OfLayers, OfMap, paired_values
-from ._assembly import result_dtype
+from ._assembly import Rows, result_dtype
 from ._certificate import precision, random_vector, wide
 from ._entering import Entering
 from ._first_order import FirstOrder
@@ -67,7 +67,7 @@ def _pays(first: FirstOrder, cost: RowCost, into: Entering, rows: int, saved: in
 def jacobians(
     first: FirstOrder, cost: RowCost, options: Options, products: int, verify: bool
 ) -> list[Tensor | None]:
-    """The Jacobian by each input that only layers lead on; ``None`` for the others, and if too dear.
+    """The Jacobian by each input that only layers lead on, if any; ``None`` for the others, and if too dear.
 
     ``products``: how many the dense way takes.
     """
@@ -91,7 +91,13 @@ def jacobians(
     if not _pays(first, cost, into, paired[0].layout.block_rows, saved):
         return found
     matrices = _matrices(first, cost, options, into, paired, whole, verify)
-    for i, J in zip(whole, matrices or [], strict=False):
+    if matrices is None:
+        return found
+    used = into.used()
+    for i, x in enumerate(first.prepared.inputs):
+        if i not in used:  # as the last bias of a network whose derivative this is
+            found[i] = Rows(first.y.numel(), x, result_dtype(x, first.y), options.keep).matrix()
+    for i, J in zip(whole, matrices, strict=True):
         found[i] = J
     return found
 

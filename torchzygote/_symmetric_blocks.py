@@ -27,9 +27,9 @@ from ._certificate import Comparison, all_finite, precision, slack
 from ._engine import Linearization
 from ._plan import RowCost
 from ._repetition import Repetition
-from ._separable import Layout, in_shape_of_x, warn_mismatch
+from ._separable import Blocks, Layout, by_block, in_shape_of_x, warn_mismatch
 from ._torch_private import in_plain_eager
-from .native.mirrored import mirrored_entries
+from .native.mirrored import mirrored_blocks, read_blocks
 
 __all__ = ["SymmetricBlocks", "can_check_themselves", "symmetric_blocks"]
 
@@ -42,47 +42,36 @@ _BYTES_TO_DRAW = 250  # that are moved for each element
 
 
 class _Draw(NamedTuple):
-    """Which product has which column of each block. The elements of all inputs are numbered through.
+    """Which product has which column of each block: ``(c + shifts[b]) % k`` of block ``b`` product ``c``.
 
-    ``seeds[c]``: the cotangents of product ``c``, one per input. ``places``: where each entry of the blocks
-    is in all products, one behind the other, and ``scales`` what it has to be multiplied with; first the
-    diagonal, by one input after the other, then what is above the diagonals of the blocks and, in the same
-    order, below. ``rows`` and ``columns``: where the entries above are.
+    ``seeds[c]``: the cotangents of product ``c``, one per input; an element of block ``b`` is ``0`` or
+    ``1 / scales[c, b]``. ``widths``: columns of a block by each input; ``in_order``: whether its batch axes
+    come first.
     """
 
     seeds: list[list[Tensor]]
-    places: Tensor
+    shifts: Tensor
     scales: Tensor
-    rows: Tensor
-    columns: Tensor
+    widths: list[int]
+    in_order: list[bool]
 
 
 class SymmetricBlocks(NamedTuple):
-    """The blocks of a Hessian by several inputs, together.
-
-    ``diagonals`` by each input, in its shape, and the entries ``above`` and ``below`` them in the order of
-    the draw.
-    """
+    """The blocks of a Hessian by several inputs, together; ``diagonals`` by each input, in its shape."""
 
     draw: _Draw
+    layouts: tuple[Layout, ...]
+    products: list[Tensor]
     diagonals: list[Tensor]
-    above: Tensor
-    below: Tensor
 
-    def diagonal(self) -> Tensor:
-        """By one input after the other."""
-        return torch.cat([part.reshape(-1) for part in self.diagonals])
+    def entries(self) -> Tensor:
+        """All of them, shape (blocks, k, k)."""
+        return read_blocks(self.products, self.draw.shifts, self.draw.scales, self.draw.widths)
 
     def dense(self, dtype: torch.dtype) -> Tensor:
-        """The whole matrix."""
-        diagonal = self.diagonal()
-        n = diagonal.numel()
-        rows, columns = self.draw.rows.long(), self.draw.columns.long()
-        on_it = torch.arange(0, n * n, n + 1, device=rows.device)
-        whole = torch.zeros(n * n, dtype=dtype, device=rows.device)
-        places = torch.cat([on_it, rows * n + columns, columns * n + rows])
-        entries = torch.cat([diagonal, self.above, self.below])
-        return whole.index_put_((places,), entries.to(dtype)).view(n, n)
+        """The whole matrix by the only input."""
+        n = self.diagonals[0].numel()
+        return Blocks(self.layouts[0], self.entries()).dense(n, n, dtype)
 
 
 def can_check_themselves(
@@ -114,26 +103,32 @@ def symmetric_blocks(
     ``layouts`` as above, the same batch axes for all. Nothing may bend the pullbacks, as hooks do: they must
     be linear.
     """
-    draw = _draw(lin.inputs, tuple(layouts))
-    widths = [x.numel() for x in lin.inputs]
+    layouts = tuple(layouts)
+    draw = _draw(lin.inputs, layouts)
     eps = torch.finfo(lin.inputs[0].dtype).eps  # `can_check_themselves` has seen that nothing is coarser
     of_terms, _ = slack(eps)
 
     def blocks(seeds: Sequence[Sequence[Tensor]], options: dict[str, bool]) -> tuple[SymmetricBlocks, Tensor]:
         products: list[Tensor] = []
         for found in _products.pulls(lin, seeds, **options):
-            for x, g in zip(lin.inputs, found, strict=True):
-                products.append(x.new_zeros(x.shape) if g is None else g)
-        parts, agree = mirrored_entries(
-            products, draw.places, draw.scales, draw.rows, draw.columns, widths, of_terms
-        )
-        *diagonals, above, below = parts
-        shaped = [h if x.dim() == 1 else h.view(x.shape) for h, x in zip(diagonals, lin.inputs, strict=True)]
-        return SymmetricBlocks(draw, shaped, above, below), agree
+            for x, g, layout, simple in zip(lin.inputs, found, layouts, draw.in_order, strict=True):
+                product = x.new_zeros(x.shape) if g is None else g
+                products.append(product if simple else by_block(layout, product.unsqueeze(0))[0])
+        flat, agree = mirrored_blocks(products, draw.shifts, draw.scales, draw.widths, of_terms)
+        diagonals = [
+            h
+            if x.dim() == 1
+            else h.view(x.shape)
+            if simple
+            else in_shape_of_x(layout, h.view(len(draw.shifts), -1))
+            for h, x, layout, simple in zip(flat, lin.inputs, layouts, draw.in_order, strict=True)
+        ]
+        return SymmetricBlocks(draw, layouts, products, diagonals), agree
 
     def again(factor: Tensor) -> list[Tensor]:
         repeated, _ = blocks([[seed * factor for seed in seeds] for seeds in draw.seeds], {})
-        return [repeated.above - repeated.below]
+        entries = repeated.entries()
+        return [_above(entries) - _above(entries.mT)]
 
     first, agree = blocks(draw.seeds, {"create_graph": create_graph, "progress": progress})
     return first if bool(agree) or _is_symmetric(lin, first, again, eps) else None
@@ -148,14 +143,7 @@ def _draw(inputs: Sequence[Tensor], layouts: tuple[Layout, ...]) -> _Draw:
 
 def _new_draw(layouts: tuple[Layout, ...], dtype: torch.dtype, device: torch.device) -> _Draw:
     widths = [layout.block_columns for layout in layouts]
-    numbers: list[Tensor] = []
-    total = 0
-    for layout in layouts:
-        mine = layout.x_numbers(device)
-        numbers.append(mine + total)
-        total += mine.numel()
-    elements = torch.cat(numbers, 1)  # (blocks, k)
-    blocks, k = elements.shape
+    blocks, k = math.prod(layouts[0].x_shape[q] for _, q in layouts[0].pairs), sum(widths)
 
     def by_element(table: Tensor) -> list[Tensor]:
         parts = torch.split(table, widths, 1)
@@ -165,31 +153,22 @@ def _new_draw(layouts: tuple[Layout, ...], dtype: torch.dtype, device: torch.dev
     generator = torch.Generator("cpu").manual_seed(20_240_229 + blocks)
     drawn = torch.randint(k * _WEIGHTS, (k, blocks), generator=generator, dtype=torch.uint8, device="cpu")
     drawn = drawn.to(device)
-    columns = torch.arange(k, device=device)
-    product_of = (columns - (drawn[0] // _WEIGHTS).unsqueeze(1)) % k  # that with this column of this block
+    shifts = drawn[0] // _WEIGHTS
+    product_of = (torch.arange(k, device=device) - shifts.unsqueeze(1)) % k  # that with this column
     scales = torch.exp2((drawn % _WEIGHTS).to(dtype))
-    first, second = torch.triu_indices(k, k, 1, device=device)
-    places = product_of * total + elements
-    by_place = [h.reshape(-1) for scale in scales for h in by_element(scale.unsqueeze(1).expand(-1, k))]
-    order = torch.cat(
-        [
-            *(h.reshape(-1) for h in by_element(places)),
-            (product_of[:, first] * total + elements[:, second]).view(-1),
-            (product_of[:, second] * total + elements[:, first]).view(-1),
-        ]
-    )
-    index = torch.int32 if k * total < 1 << 31 else torch.int64  # half of what has to be read
-    return _Draw(
-        [by_element(torch.where(product_of == c, 1 / scales[c].unsqueeze(1), 0.0)) for c in range(k)],
-        order.to(index),
-        torch.cat(by_place)[order],
-        elements[:, first].reshape(-1).to(index),
-        elements[:, second].reshape(-1).to(index),
-    )
+    seeds = [by_element(torch.where(product_of == c, 1 / scales[c].unsqueeze(1), 0.0)) for c in range(k)]
+    in_order = [layout.x_order == sorted(layout.x_order) for layout in layouts]
+    return _Draw(seeds, shifts, scales, widths, in_order)
 
 
 # A loop asks for the same one in every call.
 _kept = functools.lru_cache(maxsize=8)(_new_draw)
+
+
+def _above(entries: Tensor) -> Tensor:
+    """What is above the diagonals, flat."""
+    first, second = torch.triu_indices(entries.shape[1], entries.shape[1], 1, device=entries.device)
+    return entries[:, first, second].reshape(-1)
 
 
 def _is_symmetric(
@@ -199,14 +178,14 @@ def _is_symmetric(
 
     ``again``: the differences across the diagonals from a multiple of all seeds.
     """
-    diagonal, above, below = blocks.diagonal().detach(), blocks.above.detach(), blocks.below.detach()
-    entries = torch.cat([diagonal, above, below])
+    entries = blocks.entries().detach()
     if not all_finite(entries):
         return False
+    above, below = _above(entries), _above(entries.mT)
     # An entry may be what is left of terms as large as those beside it.
-    sizes = diagonal.abs()
-    scale = above.abs() + below.abs() + sizes[blocks.draw.rows] + sizes[blocks.draw.columns]
-    compared = Comparison(above, scale, below, eps, beside=entries.abs())
+    sizes = entries.diagonal(dim1=1, dim2=2).abs()
+    scale = above.abs() + below.abs() + _above(sizes.unsqueeze(1) + sizes.unsqueeze(2))
+    compared = Comparison(above, scale, below, eps, beside=entries.reshape(-1).abs())
     # The seeds are parts already: there is one for each column.
     Repetition(torch.ones_like(scale[:1]), lambda: (), [above - below], again).refute([compared])
     if bool(compared.fine.all()):

@@ -73,23 +73,17 @@ def raw(name: str) -> Callable[..., Any]:
 
 
 def mirrored(
-    widths: Sequence[int],
-    pairs: int,
-    dtype: torch.dtype,
-    index: torch.dtype = torch.int64,
-    layout: str = "contiguous",
-    seed: int = 0,
-) -> tuple[list[Tensor], Tensor, Tensor, Tensor, Tensor]:
-    """Products, places, scales, rows and columns of a few blocks, whose entries mirror each other."""
-    n = sum(widths)
-    rows = integers(0, max(n, 1) - 1, pairs, index, seed=seed)
-    columns = integers(0, max(n, 1) - 1, pairs, index, seed=seed + 1)
-    entries = numbers((n + pairs,), dtype, seed=seed)
-    scales = 2.0 ** integers(-2, 2, n + 2 * pairs, torch.int64, seed=seed).to(dtype)
-    wanted = torch.cat([entries, entries[n:]])
-    order = torch.randperm(n + 2 * pairs, generator=torch.Generator().manual_seed(seed))
-    products = torch.empty(n + 2 * pairs, dtype=dtype)
-    products[order] = wanted / scales
-    cut = (n + 2 * pairs) // 3
-    shaped = [products[:cut].view(1, cut, 1), products[cut:].view(-1, 1)]
-    return [laid_out(x, layout) for x in shaped], order.to(index), scales, rows, columns
+    widths: Sequence[int], blocks: int, dtype: torch.dtype, layout: str = "contiguous", seed: int = 0
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    """Products, shifts and scales of symmetric blocks, and the blocks."""
+    k = sum(widths)
+    half = numbers((blocks, k, k), dtype, seed=seed)
+    entries = half + half.mT
+    shifts = integers(0, k - 1, blocks, torch.uint8, seed=seed)
+    scales = 2.0 ** integers(-2, 2, k * blocks, torch.int64, seed=seed).view(k, blocks).to(dtype)
+    products = []
+    for c in range(k):
+        column = (c + shifts.long()) % k
+        product = entries[torch.arange(blocks), :, column] / scales[c].unsqueeze(1)
+        products += [laid_out(part.contiguous(), layout) for part in torch.split(product, list(widths), 1)]
+    return products, shifts, scales, entries

@@ -137,7 +137,7 @@ def test_every_operator_has_its_files_and_its_kernels() -> None:
             name: path.stem for path in files for name in re.findall(r'm\.impl\("(\w+)"', path.read_text())
         }
     assert set(registered["cpu"]) == schemas
-    only_cpu = {"unite_sets", "unite_pairs", "expand_pairs", "color_graph", "mirrored_entries"}
+    only_cpu = {"unite_sets", "unite_pairs", "expand_pairs", "color_graph", "mirrored_blocks"}
     assert registered["cuda"] == {k: v for k, v in registered["cpu"].items() if k not in only_cpu}
 
 

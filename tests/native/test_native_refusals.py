@@ -143,44 +143,38 @@ def operators() -> list[tuple[str, Callable[[], tuple], str]]:
     csr = (torch.tensor([0, 1, 2]), torch.tensor([0, 2]), torch.ones(2))
     members = torch.tensor([0, 1], dtype=torch.int32)
     pairs = (torch.tensor([0, 1, 2]), members, torch.tensor([0]), torch.tensor([1]))
-    places, none = torch.arange(4), INDEX[:0]
+    shifts, scales = torch.tensor([0, 1, 1], dtype=torch.uint8), torch.ones(2, 3)
 
     def read(**changes: Any) -> Callable[[], tuple]:
         sample = {
-            "products": [torch.ones(2), torch.ones(1, 2)],
-            "places": places,
-            "scales": torch.ones(4),
-            "rows": INDEX[:1],
-            "columns": INDEX[1:2],
-            "widths": [2],
+            "products": [torch.ones(3) for _ in range(4)],
+            "shifts": shifts,
+            "scales": scales,
+            "widths": [1, 1],
             "slack": 1e-3,
         }
         return lambda: tuple(changed(sample, **changes).values())
 
+    def product(x: torch.Tensor) -> Callable[[], tuple]:
+        return read(products=[torch.ones(3), x, torch.ones(3), torch.ones(3)])
+
     return [
-        ("mirrored_entries", read(products=[]), "products: expected at least one"),
-        ("mirrored_entries", read(products=[torch.ones(4).half()]), r"products\[0\]: expected float32 or"),
+        ("mirrored_blocks", read(products=[]), "products: expected 4, one per column and input, got 0"),
+        ("mirrored_blocks", read(products=[torch.ones(3).half()] * 4), r"products\[0\]: expected float32 or"),
         (
-            "mirrored_entries",
-            read(products=[torch.ones(2), torch.ones(2).double()]),
-            r"products\[1\]: expected the dtype of products\[0\]",
+            "mirrored_blocks",
+            product(torch.ones(3).double()),
+            r"products\[1\]: expected the dtype of products",
         ),
-        (
-            "mirrored_entries",
-            read(products=[torch.ones(2, 2).t(), torch.ones(4)[::2]]),
-            r"products\[0\]: expected a contiguous",
-        ),
-        ("mirrored_entries", read(places=places + 1), "places: expected less than 4, got 4"),
-        ("mirrored_entries", read(places=places - 1), "places: expected at least 0, got -1"),
-        ("mirrored_entries", read(places=places[:3]), r"places: expected shape \(4\), got \(3\)"),
-        ("mirrored_entries", read(places=torch.arange(8)[::2]), "places: expected a contiguous"),
-        ("mirrored_entries", read(places=places.float()), "places: expected int64 or int32"),
-        ("mirrored_entries", read(rows=INDEX[2:]), "rows: expected less than 2, got 2"),
-        ("mirrored_entries", read(rows=INDEX[:1].int()), "rows: expected a contiguous vector of the dtype"),
-        ("mirrored_entries", read(columns=none), r"columns: expected shape \(1\), got \(0\)"),
-        ("mirrored_entries", read(scales=torch.ones(3)), r"scales: expected a contiguous .*\(4\), got \(3\)"),
-        ("mirrored_entries", read(scales=torch.ones(4).double()), "scales: expected the dtype of products"),
-        ("mirrored_entries", read(widths=[3, -1]), r"widths\[1\]: expected 0 to"),
+        ("mirrored_blocks", product(torch.ones(6)[::2]), r"products\[1\]: expected 3 contiguous elements"),
+        ("mirrored_blocks", product(torch.ones(4)), r"products\[1\]: expected 3 contiguous .* shape \(4\)"),
+        ("mirrored_blocks", read(shifts=shifts + 1), "shifts: expected less than 2, got 2"),
+        ("mirrored_blocks", read(shifts=shifts.int()), "shifts: expected a contiguous uint8 vector"),
+        ("mirrored_blocks", read(shifts=shifts.view(3, 1)), "shifts: expected a vector"),
+        ("mirrored_blocks", read(scales=torch.ones(3, 2)), r"scales: expected .* shape \(2, 3\), got"),
+        ("mirrored_blocks", read(scales=scales.double()), "scales: expected the dtype of products"),
+        ("mirrored_blocks", read(widths=[2, -1]), r"widths\[1\]: expected 0 to 4, got -1"),
+        ("mirrored_blocks", read(widths=[1, 4]), "widths: expected a sum of 2, 3 or 4, got 5"),
         (
             "color_graph",
             lambda: (torch.tensor([0, 1]), torch.tensor([0]), -1, "distance2_rows", "natural"),

@@ -14,7 +14,7 @@ from native_samples import needs_library, raw
 from torch import Tensor
 
 from torchzygote import native
-from torchzygote.native.mirrored import mirrored_entries
+from torchzygote.native.mirrored import mirrored_blocks
 
 pytestmark = needs_library
 
@@ -132,30 +132,36 @@ def seeds_alone(x: Tensor) -> Tensor:
     return (torch.arange(3).unsqueeze(1) == COLORS).to(x.dtype) + 0 * x
 
 
-# a diagonal of two and three, and two pairs beside it
+# blocks of two inputs, with one column each
 MIRRORED = (
-    torch.tensor([3, 1, 0, 2, 8, 5, 6, 5, 6]),
-    torch.linspace(0.5, 2.0, 9, dtype=torch.float64),
-    torch.tensor([0, 1]),
-    torch.tensor([4, 2]),
-    [2, 3],
+    torch.tensor([0, 1, 1], dtype=torch.uint8),
+    torch.tensor([[1.0, 2.0, 0.5], [4.0, 1.0, 2.0]], dtype=torch.float64),
+    [1, 1],
     1e-3,
 )
 
 
+def products_of(x: Tensor) -> list[Tensor]:
+    first, second, third, fourth = x.t().contiguous()
+    return [first.exp(), second.exp(), third.exp(), fourth**2]
+
+
 def mirrored(x: Tensor) -> Tensor:
-    parts, agree = mirrored_entries([x[:1].exp(), x[1:] ** 2], *MIRRORED)
-    return torch.cat([*parts, agree.to(x.dtype).reshape(1)])
+    diagonals, agree = mirrored_blocks(products_of(x), *MIRRORED)
+    return torch.cat([*diagonals, agree.to(x.dtype).reshape(1)])
 
 
 def mirrored_raw(x: Tensor) -> Tensor:
-    parts, agree = raw("mirrored_entries")([x[:1].exp(), x[1:] ** 2], *MIRRORED)
-    return torch.cat([*parts, agree.to(x.dtype).reshape(1)])
+    diagonals, agree = raw("mirrored_blocks")(products_of(x), *MIRRORED)
+    return torch.cat([*diagonals, agree.to(x.dtype).reshape(1)])
 
 
 def mirrored_in_pytorch(x: Tensor) -> Tensor:
-    entries = torch.cat([x[0].exp(), x[1:].reshape(-1) ** 2])[MIRRORED[0]] * MIRRORED[1]
-    return torch.cat([entries, x.new_zeros(1)])  # 0: the scales of the pairs differ
+    first, second, third, fourth = products_of(x)
+    swapped = MIRRORED[0] > 0
+    one = torch.where(swapped, third * MIRRORED[1][1], first * MIRRORED[1][0])
+    two = torch.where(swapped, second * MIRRORED[1][0], fourth * MIRRORED[1][1])
+    return torch.cat([one, two, x.new_zeros(1)])  # 0: they aren't symmetric
 
 
 # a function of torchzygote.native, the same in plain PyTorch; the registered operator, and that plainly
@@ -177,7 +183,7 @@ TABLE: dict[str, tuple[Callable[[Tensor], Tensor], ...]] = {
     "decompress": (values, lambda x: (x**3)[ROWS, COLUMNS], values_raw, lambda x: (x**3)[ROWS, COLUMNS]),
     "decompress_dense": (dense, dense_plainly, dense_raw, dense_plainly),
     "compress": (summed, summed_plainly, summed_raw, summed_values_plainly),
-    "mirrored_entries": (mirrored, mirrored_in_pytorch, mirrored_raw, mirrored_in_pytorch),
+    "mirrored_blocks": (mirrored, mirrored_in_pytorch, mirrored_raw, mirrored_in_pytorch),
 }
 
 
@@ -265,7 +271,7 @@ def samples() -> dict[str, tuple]:
         "decompress_": (out, products, 0, ROWS, COLUMNS),
         "decompress_dense_": (torch.zeros(3, 4), products, 0, ROWS, COLUMNS, *PLACE),
         "compress_": (torch.zeros(3, 3), *CSR, torch.randn(4), COLORS),
-        "mirrored_entries": ([torch.randn(3, 2), torch.randn(3)], MIRRORED[0], torch.ones(9), *MIRRORED[2:]),
+        "mirrored_blocks": ([torch.randn(3) for _ in range(4)], MIRRORED[0], torch.ones(2, 3), *MIRRORED[2:]),
         "unite_sets": (*sets, torch.tensor([0, 2]), torch.tensor([0, 1]), 100),
         "unite_pairs": (*sets, torch.tensor([0]), torch.tensor([1]), 100),
         "color_graph": (torch.tensor([0, 1, 2]), torch.tensor([1, 0]), 2, "star", "natural"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from native_samples import (
 
 from torchzygote import native
 from torchzygote.native import reference
-from torchzygote.native.mirrored import mirrored_entries, mirrored_entries_plainly
+from torchzygote.native.mirrored import mirrored_blocks, mirrored_blocks_plainly, read_blocks
 
 pytestmark = needs_library
 
@@ -225,47 +226,57 @@ def test_what_was_compressed_is_decompressed_again() -> None:
     assert torch.equal(values, matrix[rows, columns])
 
 
+WIDTHS = [[1, 1], [2], [1, 2], [3], [2, 0, 1], [1, 3], [1, 1, 1, 1], [4]]
+
+
 @given(
     st.sampled_from([torch.float32, torch.float64]),
-    index_dtypes,
     layouts,
-    st.lists(st.integers(0, 9), max_size=4),
-    st.integers(0, 9),
+    st.sampled_from(WIDTHS),
+    st.integers(0, 70),
     st.integers(0, 3),
+    st.integers(0, 1 << 20),
 )
-def test_mirrored_entries_are_read_and_compared(
-    dtype: torch.dtype, index: torch.dtype, layout: str, widths: list[int], pairs: int, kind: int
+def test_mirrored_blocks_are_read_and_compared(
+    dtype: torch.dtype, layout: str, widths: list[int], blocks: int, kind: int, where: int
 ) -> None:
-    pairs = pairs if sum(widths) > 0 else 0
-    products, *where = mirrored(widths, pairs, dtype, index, layout)
-    if kind > 0 and products[1].numel() > 0:  # one element isn't what it was
-        products[1][-1] = (0.0, products[1][-1] * (1 + 1e-5), math.inf, math.nan)[kind]
-    for slack in (1e-3, 1e-7, 0.0):
-        found, agree = mirrored_entries(products, *where, widths, slack)
-        expected, told = mirrored_entries_plainly(products, *where, widths, slack)
-        assert [x.tolist() for x in found] == [x.tolist() for x in expected] or kind == 3
-        assert all(
-            same(torch.nan_to_num(a), torch.nan_to_num(b)) for a, b in zip(found, expected, strict=True)
-        )
-        assert (agree.dtype, agree.shape) == (told.dtype, told.shape) == (torch.bool, ())
-        assert bool(agree) == bool(told)
-        if kind == 0:
-            assert bool(agree)
-        if kind > 1 and products[1].numel() > 0:
-            assert not bool(agree)
+    products, shifts, scales, entries = mirrored(widths, blocks, dtype, layout)
+    product = products[where % len(products)]
+    changed = kind > 0 and product.numel() > 0
+    if changed:  # one element isn't what it was
+        at = tuple(where % n for n in product.shape)
+        product[at] = (0.0, product[at] + 0.5, math.inf, math.nan)[kind]
+    found, agree = mirrored_blocks(products, shifts, scales, widths, 1e-6)
+    expected, told = mirrored_blocks_plainly(products, shifts, scales, widths, 1e-6)
+    assert [x.shape for x in found] == [(blocks * width,) for width in widths]
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+    assert (agree.dtype, agree.shape) == (told.dtype, told.shape) == (torch.bool, ())
+    assert bool(agree) == bool(told)
+    if changed:
+        assert kind == 1 or not bool(agree)
+    else:
+        assert bool(agree)
+        assert torch.equal(read_blocks(products, shifts, scales, widths), entries)
+        diagonal = entries.diagonal(dim1=1, dim2=2)
+        for part, x in zip(torch.split(diagonal, widths, 1), found, strict=True):
+            assert torch.equal(part.reshape(-1), x)
 
 
-def test_entries_that_do_not_mirror_each_other_are_told_in_every_place() -> None:
-    products, *where = mirrored([300, 200], 500, torch.float64)
-    _, agree = mirrored_entries(products, *where, [300, 200], 1e-12)
-    assert bool(agree)
-    places = where[0]
-    for k in (500, 700, 999, 1000, 1499):
-        changed = torch.cat([x.reshape(-1) for x in products])
-        changed[places[k]] *= 1.01
-        found, agree = mirrored_entries([changed], *where, [300, 200], 1e-6)
-        assert not bool(agree)
-        assert [x.numel() for x in found] == [300, 200, 500, 500]
+@pytest.mark.parametrize("widths", WIDTHS)
+@pytest.mark.parametrize("run", [mirrored_blocks, mirrored_blocks_plainly])
+def test_blocks_that_are_not_symmetric_are_told_in_every_place(widths: list[int], run: Any) -> None:
+    k, blocks = sum(widths), 5000
+    products, shifts, scales, _ = mirrored(widths, blocks, torch.float64)
+    assert bool(run(products, shifts, scales, widths, 1e-12)[1])
+    for c in range(k):
+        for i, width in enumerate(widths):
+            for row in range(width):
+                for block in (0, 17, blocks - 1):
+                    on_it = sum(widths[:i]) + row == (c + int(shifts[block])) % k
+                    changed = [x.clone() for x in products]
+                    changed[c * len(widths) + i][block, row] += 0.0 if on_it else 1.0
+                    assert bool(run(changed, shifts, scales, widths, 1e-6)[1]) == on_it
 
 
 @pytest.mark.parametrize("index", INDEX_DTYPES)

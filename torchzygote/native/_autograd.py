@@ -24,7 +24,7 @@ _WRITING = (
     "decompress_dense_",
     "compress_",
 )
-OPERATORS = (*_WRITING, "mirrored_entries", "unite_sets", "unite_pairs", "expand_pairs", "color_graph")
+OPERATORS = (*_WRITING, "mirrored_blocks", "unite_sets", "unite_pairs", "expand_pairs", "color_graph")
 
 
 def _tensors(args: tuple[Any, ...]) -> Iterator[Tensor]:
@@ -77,16 +77,10 @@ def _colors(indptr: Tensor, indices: Tensor, ncols: int, kind: str, order: str) 
 
 
 def _mirrored(
-    products: list[Tensor],
-    places: Tensor,
-    scales: Tensor,
-    rows: Tensor,
-    columns: Tensor,
-    widths: list[int],
-    slack: float,
+    products: list[Tensor], shifts: Tensor, scales: Tensor, widths: list[int], slack: float
 ) -> tuple[list[Tensor], Tensor]:
-    parts = [scales.new_empty(width) for width in (*widths, rows.numel(), rows.numel())]
-    return parts, scales.new_empty((), dtype=torch.bool)
+    diagonals = [scales.new_empty(shifts.numel() * width) for width in widths]
+    return diagonals, scales.new_empty((), dtype=torch.bool)
 
 
 def finish_registration() -> None:
@@ -98,5 +92,5 @@ def finish_registration() -> None:
     torch.library.register_fake("torchzygote::unite_pairs", _united_pairs)
     torch.library.register_fake("torchzygote::expand_pairs", _expanded)
     torch.library.register_fake("torchzygote::color_graph", _colors)
-    torch.library.register_fake("torchzygote::mirrored_entries", _mirrored)
-    register_autograd_kernel("torchzygote", "mirrored_entries", _refuse_derivatives)
+    torch.library.register_fake("torchzygote::mirrored_blocks", _mirrored)
+    register_autograd_kernel("torchzygote", "mirrored_blocks", _refuse_derivatives)

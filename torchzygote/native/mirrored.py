@@ -1,6 +1,6 @@
-"""Entries of symmetric blocks, each beside the diagonal read twice: compiled where that was possible.
+"""Diagonals of symmetric blocks whose other entries are there twice: compiled where that was possible.
 
-Knows nothing of how they were computed.
+Knows nothing of how the products were computed.
 """
 
 from __future__ import annotations
@@ -14,55 +14,62 @@ from .._torch_private import below_autograd
 from ._choice import compiled, on_cpu
 from ._loading import operator
 
-__all__ = ["mirrored_entries", "mirrored_entries_plainly"]
+__all__ = ["mirrored_blocks", "mirrored_blocks_plainly", "read_blocks"]
 
 _READ = (torch.float32, torch.float64)
+_COLUMNS = range(2, 5)
 if on_cpu:
-    _mirrored_entries = operator("mirrored_entries")
+    _mirrored_blocks = operator("mirrored_blocks")
 
 
-def mirrored_entries(
-    products: Sequence[Tensor],
-    places: Tensor,
-    scales: Tensor,
-    rows: Tensor,
-    columns: Tensor,
-    widths: Sequence[int],
-    slack: float,
+def mirrored_blocks(
+    products: Sequence[Tensor], shifts: Tensor, scales: Tensor, widths: Sequence[int], slack: float
 ) -> tuple[list[Tensor], Tensor]:
-    """``scales[e] * products[places[e]]`` in parts, and whether they are finite and mirror each other.
+    """The diagonals of symmetric blocks with ``k`` columns, and whether all entries are finite and symmetric.
 
-    Places count through all products, one behind the other, in row-major order. First comes the diagonal, in
-    parts of these ``widths``, then ``m`` entries above it, at ``rows`` and ``columns`` of the matrix, then
-    the same below. They mirror each other where they differ by no more than ``slack`` times the sum of their
-    sizes and of those of the diagonal in their rows and columns.
+    ``products``: ``k * len(widths)``, one product after the other, each with the rows of one input after the
+    other, ``(blocks, width)`` elements in row-major order. Product ``c`` holds of block ``b`` column
+    ``(c + shifts[b]) % k``, divided by ``scales[c, b]``. Entries mirror each other where they differ by no
+    more than ``slack`` times the sum of their sizes and of those of the diagonal in their rows and columns.
 
-    ``places``, ``rows``, ``columns``: int64 or int32, contiguous. Returns the parts, vectors with memory of
-    their own, and a bool of shape ().
+    ``shifts``: uint8, shape (blocks,), below ``k``; ``scales``: shape (k, blocks); ``widths`` sum up to
+    ``k``. Returns a vector for each input, with memory of its own, and a bool of shape ().
     """
-    if products[0].is_cpu and products[0].dtype in _READ and compiled(*products):
+    first = products[0]
+    if first.is_cpu and first.dtype in _READ and len(scales) in _COLUMNS and compiled(*products):
         with below_autograd():
-            parts, agree = _mirrored_entries(
-                [product.contiguous() for product in products], places, scales, rows, columns, widths, slack
+            diagonals, agree = _mirrored_blocks(
+                [product.contiguous() for product in products], shifts, scales, widths, slack
             )
-        return parts, agree
-    return mirrored_entries_plainly(products, places, scales, rows, columns, widths, slack)
+        return diagonals, agree
+    return mirrored_blocks_plainly(products, shifts, scales, widths, slack)
 
 
-def mirrored_entries_plainly(
-    products: Sequence[Tensor],
-    places: Tensor,
-    scales: Tensor,
-    rows: Tensor,
-    columns: Tensor,
-    widths: Sequence[int],
-    slack: float,
+def mirrored_blocks_plainly(
+    products: Sequence[Tensor], shifts: Tensor, scales: Tensor, widths: Sequence[int], slack: float
 ) -> tuple[list[Tensor], Tensor]:
     """The same in PyTorch, which differentiates it."""
-    entries = torch.cat([product.reshape(-1) for product in products]).index_select(0, places) * scales
-    values, pairs = entries.detach(), rows.numel()
-    diagonal, above, below = torch.split(values, [values.numel() - 2 * pairs, pairs, pairs])
-    sizes = diagonal.abs()
-    scale = above.abs() + below.abs() + sizes[rows] + sizes[columns]
-    agree = ((above - below).abs() <= slack * scale).all() & values.isfinite().all()
-    return [part.clone() for part in torch.split(entries, [*widths, pairs, pairs])], agree
+    entries = read_blocks(products, shifts, scales, widths)
+    diagonal = entries.diagonal(dim1=1, dim2=2)
+    values, sizes = entries.detach(), diagonal.detach().abs()
+    scale = values.abs() + values.abs().mT + sizes.unsqueeze(1) + sizes.unsqueeze(2)
+    agree = ((values - values.mT).abs() <= slack * scale).all() & values.isfinite().all()
+    return [part.reshape(-1).clone() for part in torch.split(diagonal, list(widths), 1)], agree
+
+
+def read_blocks(products: Sequence[Tensor], shifts: Tensor, scales: Tensor, widths: Sequence[int]) -> Tensor:
+    """All entries, shape (blocks, k, k). No operation lets blocks meet."""
+    count, k = len(widths), len(scales)
+    by_product = [
+        torch.cat(
+            [
+                p.reshape(len(shifts), w)
+                for p, w in zip(products[c * count : (c + 1) * count], widths, strict=True)
+            ],
+            1,
+        )
+        for c in range(k)
+    ]
+    scaled = torch.stack(by_product, 2) * scales.t().unsqueeze(1)  # (blocks, rows, products)
+    product_of = (torch.arange(k, device=shifts.device) - shifts.unsqueeze(1)) % k
+    return scaled.gather(2, product_of.unsqueeze(1).expand(-1, k, -1))
