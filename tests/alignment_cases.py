@@ -37,6 +37,16 @@ RULES: dict[str, tuple[Callable[[Tensor], Tensor], list[tuple[int, int]], list[t
     ),
     "flip": (lambda x: x.exp().flip(0), SECOND, SECOND),
     "flip of both": (lambda x: x.exp().flip(0, -1), [], []),
+    "diagonal": (
+        lambda x: (x.exp().unsqueeze(2) * x.unsqueeze(1)).diagonal(0, 1, 2).sin(),
+        FIRST,
+        [],
+    ),
+    "diagonal of other axes": (
+        lambda x: (x.exp().unsqueeze(2) * x.unsqueeze(1)).diagonal(1, 0, -1),
+        [],
+        [],
+    ),
     "gather": (lambda x: x.exp().gather(1, PLACES), FIRST, FIRST),
     "gather some": (lambda x: x.exp().gather(0, PLACES[:2, :3]), [], []),
     "scatter": (lambda x: x.exp().scatter(0, PLACES.t(), x.sin()), SECOND, SECOND),

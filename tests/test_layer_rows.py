@@ -10,7 +10,16 @@ import torch.nn.functional as F
 from factored_cases import arguments
 from torch import Tensor, nn
 
-from torchzygote import Params, _alignment, _alignment_rules, _layer_rows, jacobian, withjacobian
+from torchzygote import (
+    Params,
+    _alignment,
+    _alignment_rules,
+    _layer_rows,
+    diaghessian,
+    gradient,
+    jacobian,
+    withjacobian,
+)
 from torchzygote.buffer import Buffer
 from torchzygote.checkpointing import checkpointed
 from torchzygote.hooks import hook
@@ -273,3 +282,32 @@ def test_norms_under_autocast(norm: nn.Module, rows: list[int]) -> None:
         expected = torch.autograd.grad(loss, list(ps), retain_graph=True)
         for p, slope in zip(ps, expected, strict=True):
             torch.testing.assert_close(found[p][i], slope.reshape(-1), rtol=1e-2, atol=1e-3)
+
+
+def laplacian(net: nn.Module, points: Tensor) -> Tensor:
+    return diaghessian(lambda x: net(x).sum(), points)[0].sum(1)
+
+
+def slope(net: nn.Module, points: Tensor) -> Tensor:
+    return gradient(lambda x: net(x).sum(), points)[0][:, 0]
+
+
+@pytest.mark.parametrize(("f", "by_one"), [(laplacian, 11), (slope, 6)])
+def test_of_derivatives_by_the_points(
+    f: Callable[[nn.Module, Tensor], Tensor], by_one: int, pulls: list[int]
+) -> None:
+    """Residuals of a physics-informed network; its last bias has no part in them."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1)).double()
+    points = torch.rand(500, 2, dtype=torch.float64)
+    found = jacobian(lambda: f(net, points), Params(net))
+    assert len(pulls) <= by_one
+    weights = {name: p.detach() for name, p in net.named_parameters()}
+
+    def one(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        u = lambda x: torch.func.functional_call(net, weights, (x,))[0]
+        return torch.func.hessian(u)(x).trace() if f is laplacian else torch.func.grad(u)(x)[0]
+
+    expected = torch.func.vmap(torch.func.grad(one), (None, 0))(weights, points)
+    for name, p in net.named_parameters():
+        torch.testing.assert_close(found[p], expected[name].reshape(500, -1))
