@@ -3,8 +3,9 @@
 Fused attention has neither a forward derivative nor (on the CPU) a double backward, and the inference fast
 path of PyTorch's transformer layers has no derivative at all; the double backward of fused weight norm is
 wrong (2.13), and so is what comes of differentiating that of layer, batch and instance norm: these stay fused
-where nobody will. What TorchScript has optimized loses derivatives inside ``torch.func``, and runs as it was
-written there. The switches are process-wide, so they are counted.
+where nobody will. Distances by matrix products have NaN for second derivatives where points are equal. What
+TorchScript has optimized loses derivatives inside ``torch.func``, and runs as it was written there. The
+switches are process-wide, so they are counted.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch.backends import cuda, mha
 
 from ._torch_private import (
+    enable_distances,
     enable_fused_norms,
     enable_fused_weight_norm,
     enable_lacking,
@@ -86,6 +88,7 @@ def _count(users: int, set_aside: int = 0) -> None:
         _are_exchanged = not _are_exchanged
         enable_fused_weight_norm(not _are_exchanged)
         enable_fused_norms(not _are_exchanged)
+        enable_distances(not _are_exchanged)
         if not _are_exchanged:
             forget_exchanged()
 

@@ -31,7 +31,7 @@ from .graph import (
     sequence_number,
     survey,
 )
-from .lacking import enable_lacking, enable_traced_lacking
+from .lacking import enable_distances, enable_lacking, enable_traced_lacking
 from .levels import (
     create_grad_input,
     functorch_depth,
@@ -131,6 +131,7 @@ __all__ = [
     "create_grad_input",
     "depends_on_others",
     "dynamo_is_loaded",
+    "enable_distances",
     "enable_fused_norms",
     "enable_fused_weight_norm",
     "enable_lacking",

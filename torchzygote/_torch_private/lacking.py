@@ -3,9 +3,11 @@
 ``hardsigmoid``, ``cdist`` and ``pdist`` have no double backward, the last two no forward derivative either;
 the backwards of three losses have no forward derivative (2.13): that of ``mse_loss`` writes into a constant,
 and crashes compiled code. What ``torch.nn.functional`` and ``torch.cdist`` call is exchanged, as norms are.
+Euclidean distances by matrix products can be differentiated twice, but with NaN for those of equal points:
+there the operator stays, and a mask goes on top of it, from the first run of any second derivative on.
 
 What runs under hooks on saved tensors, as ``torch.utils.checkpoint`` has them, runs again, perhaps when
-nothing is exchanged: there the operators stay.
+nothing is exchanged: there the operators stay, and the mask isn't shown to the hooks.
 """
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .levels import in_functorch
 from .norms import may_be_fused, may_be_pushed
-from .wants import under_hooks
+from .wants import runs_fused_here, under_hooks
 
-__all__ = ["LACKING", "enable_lacking", "enable_traced_lacking"]
+__all__ = ["LACKING", "enable_distances", "enable_lacking", "enable_traced_lacking"]
 
 # Nodes whose backward can't be differentiated.
 LACKING = frozenset({"CdistBackward0", "HardsigmoidBackward0", "PdistBackward0"})
@@ -132,7 +135,30 @@ def _sizes(difference: Tensor, p: float) -> Tensor:
 
 def _is_by_products(x1: Tensor, x2: Tensor, p: float, compute_mode: int | None) -> bool:
     """Whether the operator multiplies matrices, which it can differentiate twice, in little memory."""
-    return p == 2 and (compute_mode == 1 or (compute_mode is None and max(x1.shape[-2], x2.shape[-2]) > 25))
+    if p != 2 or 0 in x1.shape or 0 in x2.shape:
+        return False
+    return compute_mode == 1 or (not compute_mode and max(x1.shape[-2], x2.shape[-2]) > 25)
+
+
+def _as_saved(x: Tensor) -> Tensor:
+    return x
+
+
+def _flat_at_zero(distances: Tensor) -> Tensor:
+    """The same; what PyTorch's backward divides by distances that are zero stays behind the mask.
+
+    Its results have zeros there, but are divided all the same as they are differentiated themselves.
+    """
+    if torch.compiler.is_compiling() or runs_fused_here():
+        return distances
+    if not (distances.requires_grad or in_functorch()):
+        return distances
+    nothing = distances.detach() == 0
+    if not under_hooks():
+        return distances.masked_fill(nothing, 0.0)
+    # A checkpoint isn't told of the mask: perhaps there is none when this runs again.
+    with torch.autograd.graph.saved_tensors_hooks(_as_saved, _as_saved):
+        return distances.masked_fill(nothing, 0.0)
 
 
 def _written_cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:
@@ -143,7 +169,8 @@ def _written_cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: int | N
         or x1.shape[-1] != x2.shape[-1]
         or (_is_by_products(x1, x2, p, compute_mode) and not _are_pushed(x1, x2))
     ):
-        return _cdist(x1, x2, p, compute_mode)  # type: ignore[no-any-return]
+        distances: Tensor = _cdist(x1, x2, p, compute_mode)
+        return _flat_at_zero(distances) if _is_by_products(x1, x2, p, compute_mode) else distances
     x1, x2 = _as_cast(x1, x2)
     return _sizes(x1.unsqueeze(-2) - x2.unsqueeze(-3), p)
 
@@ -163,13 +190,14 @@ _EXCHANGED: tuple[_Exchange, ...] = (
     (_nn, "soft_margin_loss", _soft_margin_loss, _written_soft_margin_loss),
     (_nn, "hardsigmoid", _hardsigmoid, _written_hardsigmoid),
     (_nn, "hardsigmoid_", _hardsigmoid_, _written_hardsigmoid_),
-    (_VF, "cdist", _cdist, _written_cdist),
     (torch, "pdist", _pdist, _written_pdist),
     (F, "pdist", _pdist, _written_pdist),
 )
+_DISTANCES: tuple[_Exchange, ...] = ((_VF, "cdist", _cdist, _written_cdist),)
 
 
-for _, _name, _, _written in _EXCHANGED:  # TorchScript takes what stands in an operator's place for it
+# TorchScript takes what stands in an operator's place for it.
+for _, _name, _, _written in _EXCHANGED + _DISTANCES:
     torch.jit._builtins._register_builtin(_written, f"aten::{_name}")
 
 
@@ -184,6 +212,11 @@ def _exchange(table: tuple[_Exchange, ...], back: bool) -> None:
 def enable_lacking(enabled: bool) -> None:
     """Whether these functions are PyTorch's own."""
     _exchange(_EXCHANGED, enabled)
+
+
+def enable_distances(enabled: bool) -> None:
+    """The same for ``cdist``, in whose place any second derivative needs a mask."""
+    _exchange(_DISTANCES, enabled)
 
 
 # While a function is traced: as for norms, those that the tracer takes for operators.
