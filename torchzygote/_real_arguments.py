@@ -25,8 +25,8 @@ def prepare_one(caller: str, x: Any) -> Prepared:
             advice = "convert it, as in x.float()"
         elif type(x).__name__ == "Params":
             advice = (
-                "diaghessian takes Params, and gives the diagonal; for all of it, write f as a function of "
-                "one flat tensor"
+                "diaghessian takes Params, and gives the diagonal; for the rows of all of it, take "
+                "jacobian(lambda: gradient(f, params).to_vector(), params)"
             )
         raise TypeError(f"{caller}: expected x to be a number or an array, got {type_name(x)}; {advice}")
     prepared = prepare((x,), arrays_only=True)
