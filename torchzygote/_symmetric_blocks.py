@@ -116,12 +116,8 @@ def symmetric_blocks(
                 products.append(product if simple else by_block(layout, product.unsqueeze(0))[0])
         flat, agree = mirrored_blocks(products, draw.shifts, draw.scales, draw.widths, of_terms)
         diagonals = [
-            h
-            if x.dim() == 1
-            else h.view(x.shape)
-            if simple
-            else in_shape_of_x(layout, h.view(len(draw.shifts), -1))
-            for h, x, layout, simple in zip(flat, lin.inputs, layouts, draw.in_order, strict=True)
+            h if len(layout.x_shape) == 1 else _shaped(layout, h, simple)
+            for h, layout, simple in zip(flat, layouts, draw.in_order, strict=True)
         ]
         return SymmetricBlocks(draw, layouts, products, diagonals), agree
 
@@ -132,6 +128,13 @@ def symmetric_blocks(
 
     first, agree = blocks(draw.seeds, {"create_graph": create_graph, "progress": progress})
     return first if bool(agree) or _is_symmetric(lin, first, again, eps) else None
+
+
+def _shaped(layout: Layout, diagonal: Tensor, in_order: bool) -> Tensor:
+    """By block, flat, as in ``x``."""
+    if in_order:
+        return diagonal.view(layout.x_shape)
+    return in_shape_of_x(layout, diagonal.view(-1, layout.block_columns))
 
 
 def _draw(inputs: Sequence[Tensor], layouts: tuple[Layout, ...]) -> _Draw:
