@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from sines import ForwardSine
 from torch import Tensor
 
 from torchzygote import (
@@ -55,15 +56,7 @@ def backward_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph, "_run_backward", threaded)
 
 
-class Sine(torch.autograd.Function):
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.sin()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
+class Sine(ForwardSine):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors

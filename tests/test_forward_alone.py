@@ -7,29 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from sines import ForwardSine
 from torch import Tensor
 
 from torchzygote import jacobian, plan_jacobian
 from torchzygote._certificate import Comparison
 from torchzygote.sparsity.pattern import Pattern
-
-
-class Sine(torch.autograd.Function):
-    """Without a backward."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.sin()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_forward(*inputs)
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
-        return tangent * ctx.saved_tensors[0].cos()
 
 
 def overwritten(x: Tensor) -> Tensor:
@@ -41,7 +24,7 @@ def overwritten(x: Tensor) -> Tensor:
 
 
 FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
-    "custom": (lambda x: Sine.apply(x) * x[0], lambda x: x.sin() * x[0]),  # type: ignore[no-untyped-call]
+    "custom": (lambda x: ForwardSine.apply(x) * x[0], lambda x: x.sin() * x[0]),  # type: ignore[no-untyped-call]
     "overwritten": (overwritten, lambda x: (x[1:] * x[:-1]) ** 2),
 }
 WAYS: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]] = {

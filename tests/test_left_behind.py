@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from sines import OnceSine
 from torch import Tensor
 
 from torchzygote import (
@@ -24,35 +25,8 @@ from torchzygote import (
 X = torch.linspace(0.5, 1.5, 20)
 
 
-class OnceInReverse(torch.autograd.Function):
-    """Has no second backward, but a forward derivative."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.sin()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        if g.requires_grad and torch._C._functorch.peek_interpreter_stack() is None:
-            raise RuntimeError("no second backward")
-        result: Tensor = g * ctx.saved_tensors[0].cos()
-        return result
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
-        result: Tensor = tangent * ctx.saved_tensors[0].cos()
-        return result
-
-
 def once(x: Tensor) -> Tensor:
-    y: Tensor = OnceInReverse.apply(2 * x)  # type: ignore[no-untyped-call]
+    y: Tensor = OnceSine.apply(2 * x)  # type: ignore[no-untyped-call]
     return y.sum()
 
 

@@ -29,7 +29,7 @@ from ._plan import RowCost
 from ._row_cost import is_plain, row_cost
 from ._second_order import Options, chunk_for
 from ._separable import BlockSeeds, by_block, of_itself
-from ._torch_private import node_shape, survey
+from ._torch_private import leads_to, node_shape, survey
 
 __all__ = ["jacobians"]
 
@@ -95,7 +95,8 @@ def jacobians(
         return found
     used = into.used()
     for i, x in enumerate(first.prepared.inputs):
-        if i not in used:  # as the last bias of a network whose derivative this is
+        # As the last bias of a network whose derivative this is.
+        if i not in used and not leads_to(lin.roots[0].grad_fn, [lin.inputs[i]]):
             found[i] = Rows(first.y.numel(), x, result_dtype(x, first.y), options.keep).matrix()
     for i, J in zip(whole, matrices, strict=True):
         found[i] = J
