@@ -73,15 +73,15 @@ def test_of_repeated_indices_the_last_value_stays(tracked: bool) -> None:
 
 def test_a_recurrence_reads_what_it_wrote() -> None:
     def f(x: Tensor) -> Tensor:
-        buf = Buffer(x, 200, 3)
+        buf = Buffer(x, 600, 3)
         buf[0] = x
-        for t in range(1, 200):
+        for t in range(1, 600):
             buf[t] = torch.sin(buf[t - 1] * 1.1) + x * buf[max(t - 2, 0)]
         return buf.copy()
 
     def reference(x: Tensor) -> Tensor:
         rows = [x]
-        for t in range(1, 200):
+        for t in range(1, 600):
             rows.append(torch.sin(rows[-1] * 1.1) + x * rows[max(t - 2, 0)])
         return torch.stack(rows)
 
@@ -131,16 +131,16 @@ def test_writing_its_own_overlapping_read() -> None:
 
 def test_rows_written_over_and_over_in_any_order() -> None:
     """The rows of a Buffer are put together in blocks, which later writes break up."""
-    order = [i % 150 for i in range(0, 150 * 7, 7)] + list(range(150)) + [3, 64, 3, 128, -1, 5] * 3
+    order = [i % 600 for i in range(0, 600 * 7, 7)] + list(range(600)) + [3, 256, 3, 512, -1, 5] * 3
     x = POINT.clone().requires_grad_()
-    buf = Buffer(x, 150, 3)
-    rows = [torch.zeros(3, dtype=torch.float64)] * 150
+    buf = Buffer(x, 600, 3)
+    rows = [torch.zeros(3, dtype=torch.float64)] * 600
     for k, i in enumerate(order):
         buf[i] = x * k
         rows[i] = x * k
-        if k % 50 == 49:
-            close(buf[60:70], torch.stack(rows[60:70]))
-    weights = torch.randn(150, 3, dtype=torch.float64)
+        if k % 100 == 99:
+            close(buf[250:260], torch.stack(rows[250:260]))
+    weights = torch.randn(600, 3, dtype=torch.float64)
     (found,) = torch.autograd.grad((buf.copy() * weights).sum(), x)
     close(found, torch.autograd.grad((torch.stack(rows) * weights).sum(), x)[0])
 
@@ -240,27 +240,27 @@ def test_an_interpreter_that_hides_who_holds_a_value(monkeypatch: pytest.MonkeyP
     """Then every value is copied."""
     monkeypatch.setattr("torchzygote.buffer.TEMPORARY", -1)
     x = torch.ones(3, requires_grad=True)
-    buf = Buffer(x, 200, 3)
-    for i in range(200):
+    buf = Buffer(x, 600, 3)
+    for i in range(600):
         buf[i] = x * i
     buf[:, 0] = x[0] * 1
     out = buf.copy()
-    assert torch.equal(out[:, 1], torch.arange(200.0))
-    assert torch.autograd.grad(out.sum(), x)[0].tolist() == [200, 19900, 19900]
+    assert torch.equal(out[:, 1], torch.arange(600.0))
+    assert torch.autograd.grad(out.sum(), x)[0].tolist() == [600, 179700, 179700]
 
 
 def test_writing_under_no_grad_writes_a_constant() -> None:
     x = torch.ones(3, requires_grad=True)
-    held = [x * 2 for _ in range(130)]
-    buf = Buffer(x, 130, 3)
-    for i in range(130):
+    held = [x * 2 for _ in range(600)]
+    buf = Buffer(x, 600, 3)
+    for i in range(600):
         with torch.set_grad_enabled(i % 2 == 0):
             buf[i] = held.pop()
     with torch.no_grad():
         assert not buf[0].requires_grad
-        assert not buf[:70].requires_grad
+        assert not buf[:300].requires_grad
     assert buf[0].requires_grad
-    assert torch.autograd.grad(buf.copy().sum(), x)[0].tolist() == [130, 130, 130]
+    assert torch.autograd.grad(buf.copy().sum(), x)[0].tolist() == [600, 600, 600]
 
 
 def test_copying_gives_the_memory_itself() -> None:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ._arguments import type_name
 from ._torch_private import concrete, outside_functorch
 
-__all__ = ["Key", "parse", "positions", "row_of"]
+__all__ = ["Key", "explain", "parse", "positions", "row_of"]
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 
@@ -73,6 +74,17 @@ def parse(index: Any, shape: Sequence[int]) -> Key:
     if plain:
         return Key(items, None, True, items)
     return _parse_slowly([_item(item) for item in items], shape)
+
+
+def explain(index: object, shape: Sequence[int], error: IndexError) -> NoReturn:
+    """Raise ``error`` with the index and the Buffer's shape in its words."""
+    text = str(error)
+    if text.startswith("index:"):
+        raise error
+    shown = repr(index) if len(repr(index)) < 80 else type_name(index)
+    raise IndexError(
+        f"index: expected one that a Buffer of shape {tuple(shape)} has, got {shown}: {text}"
+    ) from None
 
 
 def _is_taken_for_a_tuple(index: list[Any]) -> bool:

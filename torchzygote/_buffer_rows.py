@@ -14,7 +14,7 @@ from torch import Tensor
 
 __all__ = ["FOLD", "Block", "RowLog"]
 
-FOLD = 64  # rows that are stacked together while they are still in the caches
+FOLD = 256  # rows that are stacked together while they are still in the caches
 _SMALL_ROW = 1024  # elements; a larger row costs more to copy twice than stacking early saves
 
 

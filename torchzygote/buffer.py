@@ -19,10 +19,9 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from ._arguments import type_name
 from ._buffer_elements import ElementLog
 from ._buffer_form import model_of, shape_of
-from ._buffer_index import Key, parse, row_of
+from ._buffer_index import Key, explain, parse, row_of
 from ._buffer_list import ListForm, ListStore
 from ._buffer_memory import MemoryStore
 from ._buffer_refusal import NotATensor, NotTensorError, refused_elements
@@ -34,6 +33,7 @@ from ._torch_private import alike, innermost_level
 __all__ = ["Buffer"]
 
 _references = sys.getrefcount
+_recording = torch.is_grad_enabled
 _FOLD_MASK = FOLD - 1  # FOLD is a power of two
 
 
@@ -248,13 +248,21 @@ class Buffer(ListForm, NotATensor):
         if (
             rows is not None
             and type(index) is int
-            and ((alike_to_first is not None and alike_to_first(value)) or self._fits(value))
+            and ((seen := alike_to_first is not None and alike_to_first(value)) or self._fits(value))
         ):
             try:
                 if type(rows) is list:
-                    # A result that nobody else holds or shares memory with needs no copy.
-                    owned = _references(value) == TEMPORARY and is_unshared_result(value)
-                    rows[index] = value if owned else value.clone()
+                    # is_unshared_result, written out: its call is a percent of a loop that does little else
+                    rows[index] = (
+                        value
+                        if _references(value) == TEMPORARY
+                        and value._use_count() == 1
+                        and not value.is_leaf
+                        and not value._is_view()
+                        and (seen or innermost_level() is None)
+                        and _recording()
+                        else value.clone()
+                    )
                     if not index & _FOLD_MASK and index > 0:
                         self._store.fold(index)
                     return
@@ -287,7 +295,7 @@ class Buffer(ListForm, NotATensor):
             try:
                 self._write_at(parse(index, self._shape), value, given, owned)
             except IndexError as error:
-                self._explain(index, error)
+                explain(index, self._shape, error)
 
     def _write_at(self, key: Key, value: Tensor, given: Any, owned: bool) -> None:
         store = self._store
@@ -310,15 +318,6 @@ class Buffer(ListForm, NotATensor):
             store.write(key, value if owned else snapshot(value, given))
         else:
             store.replace(out_of_place(store.assemble(), key.given, value))
-
-    def _explain(self, index: Any, error: IndexError) -> None:
-        text = str(error)
-        if text.startswith("index:"):
-            raise error
-        shown = repr(index) if len(repr(index)) < 80 else type_name(index)
-        raise IndexError(
-            f"index: expected one that a Buffer of shape {tuple(self._shape)} has, got {shown}: {text}"
-        ) from None
 
     def _start_log(self, store: MemoryStore, key: Key) -> Any:
         by_rows = len(self._shape) > 0 and type(row_of(key)) is int
@@ -354,7 +353,7 @@ class Buffer(ListForm, NotATensor):
         try:
             return value_read(self._read(parse(index, self._shape)))
         except IndexError as error:
-            self._explain(index, error)
+            explain(index, self._shape, error)
 
     def _read(self, key: Key) -> Tensor:
         store = self._store
