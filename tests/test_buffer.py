@@ -14,6 +14,7 @@ from buffer_programs import (
 from torch import Tensor
 
 from torchzygote import Buffer, gradient, jacobian
+from torchzygote._buffer_values import TEMPORARY
 
 close = torch.testing.assert_close
 
@@ -247,6 +248,31 @@ def test_an_interpreter_that_hides_who_holds_a_value(monkeypatch: pytest.MonkeyP
     out = buf.copy()
     assert torch.equal(out[:, 1], torch.arange(600.0))
     assert torch.autograd.grad(out.sum(), x)[0].tolist() == [600, 179700, 179700]
+
+
+@pytest.mark.parametrize("key", [lambda i: i, lambda i: (slice(None), i), lambda i: (slice(i, i + 1), ...)])
+def test_only_what_somebody_holds_is_copied(key: Any) -> None:
+    """Neither rows nor other parts: the graph has a ``clone`` for each held value, and no other."""
+
+    def clones(hold: bool) -> int:
+        x = torch.ones(4, requires_grad=True)
+        buf = Buffer(x, 4, 4)
+        for i in range(4):
+            if hold:
+                row = x * i
+                buf[key(i)] = row
+            else:
+                buf[key(i)] = x * i
+        nodes, seen = [buf.copy().grad_fn], set()
+        while nodes:
+            node = nodes.pop()
+            if node is not None and node not in seen:
+                seen.add(node)
+                nodes.extend(following for following, _ in node.next_functions)
+        return sum(node.name() == "CloneBackward0" for node in seen)
+
+    assert clones(hold=True) == 4
+    assert clones(hold=False) == (0 if TEMPORARY > 0 else 4)
 
 
 def test_writing_under_no_grad_writes_a_constant() -> None:

@@ -271,10 +271,13 @@ class Buffer(ListForm, NotATensor):
                     return
             except IndexError:
                 pass  # the long way says what is wrong
-        if self._traced or type(value) is not Tensor:
-            self._write(index, value, False)
-        else:
-            self._write(index, value, _references(value) == TEMPORARY and is_unshared_result(value))
+        owned = (
+            not self._traced
+            and type(value) is Tensor
+            and _references(value) == TEMPORARY
+            and is_unshared_result(value)
+        )
+        self._write(index, value, owned)
 
     def _fits(self, value: Any) -> bool:
         """Whether ``value`` is a row that needs no conversion; later ones may be compared with it."""
