@@ -39,7 +39,7 @@ def mirrored_blocks(
     if first.is_cpu and first.dtype in _READ and len(scales) in _COLUMNS and compiled(*products):
         with below_autograd():
             diagonals, agree = _mirrored_blocks(
-                [product.contiguous() for product in products], shifts, scales, widths, slack
+                [p if p.dim() == 1 else p.contiguous() for p in products], shifts, scales, widths, slack
             )
         return diagonals, agree
     return mirrored_blocks_plainly(products, shifts, scales, widths, slack)
