@@ -204,7 +204,7 @@ class Linearization:
             return [None if g is None else g.detach() for g in pulled(roots, seeds, self.inputs, True, True)]
         with summed_biases(biased) if biased else _NOTHING:
             if sparse or not custom:
-                with checked_sparse_tensors(sparse):
+                with checked_sparse_tensors(sparse) if sparse else _NOTHING:
                     results = pulled(roots, seeds, self.inputs, retain or bool(custom), create_graph)
             if custom:  # by cotangents that depend on themselves, which sparse tensors must not see
                 with checked_custom_functions(custom, seeds) as checked:

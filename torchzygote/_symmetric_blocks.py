@@ -84,15 +84,18 @@ def can_check_themselves(
     spacing of the coarsest numbers that were recorded.
     """
     first = lin.inputs[0]
-    elements = sum(x.numel() for x in lin.inputs)
+    elements = 0  # loops, not generators: a small network waits for each of them
+    for x in lin.inputs:
+        elements += x.numel()
+    if elements > _MOST_KEPT and cost.nbytes < _BYTES_TO_DRAW * elements:
+        return False
     blocks = math.prod(layouts[0].x_shape[q] for _, q in layouts[0].pairs)
-    return (
-        (elements <= _MOST_KEPT or cost.nbytes >= _BYTES_TO_DRAW * elements)
-        and elements // blocks in _COLUMNS
-        and blocks >= _LEAST_BLOCKS
-        and precision([first], lin.roots[0], coarsest) < 1e-5
-        and all(x.dtype == first.dtype and x.device == first.device for x in (*lin.inputs, *lin.roots))
-    )
+    if elements // blocks not in _COLUMNS or blocks < _LEAST_BLOCKS:
+        return False
+    for x in (*lin.inputs, *lin.roots):
+        if x.dtype != first.dtype or x.device != first.device:
+            return False
+    return precision([first], lin.roots[0], coarsest) < 1e-5
 
 
 def symmetric_blocks(

@@ -16,19 +16,20 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.backends import cuda, mha
 
 from ._torch_private import (
-    enable_distances,
-    enable_fused_norms,
-    enable_fused_weight_norm,
-    enable_lacking,
+    DISTANCES,
+    NORMS,
+    TRACED_LACKING,
+    TRACED_NORMS,
+    WEIGHT_NORM,
+    WRITTEN,
     enable_optimized_scripts,
-    enable_traced_lacking,
-    enable_traced_norms,
+    exchange,
     forget_exchanged,
+    fuse_attention_again,
     fused_weight_norm_enabled,
-    optimized_scripts_enabled,
+    unfuse_attention,
     want,
     wanted_here,
     wanted_here_as,
@@ -36,16 +37,9 @@ from ._torch_private import (
 
 __all__ = ["unfused", "unfused_as_before", "unfused_but_norms", "unfused_for"]
 
-# torch.nn.attention.sdpa_kernel does the same in ten times the time, which small Hessians would feel.
-_KERNELS: tuple[tuple[Any, Any], ...] = (
-    (cuda.flash_sdp_enabled, cuda.enable_flash_sdp),
-    (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp),
-    (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
-    (mha.get_fastpath_enabled, mha.set_fastpath_enabled),
-    (optimized_scripts_enabled, enable_optimized_scripts),
-)
+_EXCHANGED = (*WEIGHT_NORM, *NORMS, *DISTANCES)
+_TRACED = (*WEIGHT_NORM, *TRACED_NORMS, *TRACED_LACKING)
 
-_math_is_on: Any = cuda.math_sdp_enabled
 _lock = threading.Lock()
 _users = 0
 # Users that don't count while something runs again as it ran before them. Functions stay exchanged for them:
@@ -54,41 +48,24 @@ _set_aside = 0
 _users_of_norms = 0
 _are_off = False
 _are_exchanged = False
-_switched_off: list[int] = []
-_math_was_on = True
-
-
-def _switch_off() -> None:
-    global _math_was_on
-    for position, (is_on, switch) in enumerate(_KERNELS):
-        if is_on():
-            switch(False)
-            _switched_off.append(position)
-    _math_was_on = _math_is_on()
-    if not _math_was_on:
-        cuda.enable_math_sdp(True)
-
-
-def _switch_on() -> None:
-    while _switched_off:
-        _KERNELS[_switched_off.pop()][1](True)
-    if not _math_was_on:
-        cuda.enable_math_sdp(False)
+_attention: Any = None  # what was allowed before
 
 
 def _count(users: int, set_aside: int = 0) -> None:
     """So many more, or less; all is switched accordingly. The caller holds the lock."""
-    global _are_exchanged, _are_off, _set_aside, _users
+    global _are_exchanged, _are_off, _attention, _set_aside, _users
     _users += users
     _set_aside += set_aside
     if (_users > 0) is not _are_off:
         _are_off = not _are_off
-        (_switch_off if _are_off else _switch_on)()
+        if _are_off:
+            _attention = unfuse_attention()
+        else:
+            fuse_attention_again(_attention)
+        enable_optimized_scripts(not _are_off)
     if (_users + _set_aside > 0) is not _are_exchanged:
         _are_exchanged = not _are_exchanged
-        enable_fused_weight_norm(not _are_exchanged)
-        enable_fused_norms(not _are_exchanged)
-        enable_distances(not _are_exchanged)
+        exchange(_EXCHANGED, back=not _are_exchanged)
         if not _are_exchanged:
             forget_exchanged()
 
@@ -98,7 +75,7 @@ def _count_norms(users: int) -> None:
     global _users_of_norms
     before, _users_of_norms = _users_of_norms, _users_of_norms + users
     if (before > 0) is not (_users_of_norms > 0):
-        enable_lacking(before > 0)
+        exchange(WRITTEN, back=before > 0)
 
 
 def _enter(norms: int) -> None:
@@ -172,9 +149,7 @@ class unfused:
         elif fused_weight_norm_enabled():
             # The tracer undoes this at once, and can't follow the rest.
             self._leave = _fuse_traced
-            enable_fused_weight_norm(False)
-            enable_traced_norms(False)
-            enable_traced_lacking(False)
+            exchange(_TRACED)
         else:
             self._leave = None
 
@@ -192,6 +167,4 @@ class unfused_but_norms(unfused):
 
 
 def _fuse_traced(_: int) -> None:
-    enable_fused_weight_norm(True)
-    enable_traced_norms(True)
-    enable_traced_lacking(True)
+    exchange(_TRACED, back=True)

@@ -6,6 +6,8 @@ Nothing in here knows of gradients, arguments or results.
 
 from torch.utils import _pytree as pytree  # the registry that torch.func itself flattens with
 
+from .attention import fuse_attention_again, unfuse_attention
+from .exchanges import exchange
 from .formulas import are_formulas_pushed, pushed_by_formulas
 from .forward import (
     forward_mode_enabled,
@@ -31,7 +33,7 @@ from .graph import (
     sequence_number,
     survey,
 )
-from .lacking import enable_distances, enable_lacking, enable_traced_lacking
+from .lacking import DISTANCES, TRACED_LACKING, WRITTEN
 from .levels import (
     create_grad_input,
     functorch_depth,
@@ -60,15 +62,12 @@ from .nodes import (
     source_of,
     value_of_node,
 )
-from .norms import enable_fused_norms, enable_traced_norms
+from .norms import NORMS, TRACED_NORMS
 from .operators import (
     DispatchMode,
     OpOverload,
     below_autograd,
     dynamo_is_loaded,
-    enable_fused_weight_norm,
-    forget_exchanged,
-    fused_weight_norm_enabled,
     in_tensor_constructor,
     is_tracing,
     register_autograd_kernel,
@@ -77,12 +76,7 @@ from .operators import (
     unchecked_select,
     uncompiled,
 )
-from .scripts import (
-    enable_optimized_scripts,
-    optimized_scripts_enabled,
-    scripts_as_written,
-    scripts_kept_from,
-)
+from .scripts import enable_optimized_scripts, scripts_as_written, scripts_kept_from
 from .structures import names_of_fields
 from .tensors import (
     alike,
@@ -97,6 +91,7 @@ from .tensors import (
 )
 from .tracer import known_to_be_one, trace_name, tracer_follows_lower_hooks, tracer_follows_pullbacks
 from .wants import want, wanted_here, wanted_here_as
+from .weight_norm import WEIGHT_NORM, forget_exchanged, fused_weight_norm_enabled
 from .wrappers import (
     batched_everywhere,
     batched_like,
@@ -116,6 +111,12 @@ from .wrappers import (
 )
 
 __all__ = [
+    "DISTANCES",
+    "NORMS",
+    "TRACED_LACKING",
+    "TRACED_NORMS",
+    "WEIGHT_NORM",
+    "WRITTEN",
     "DispatchMode",
     "OpOverload",
     "Survey",
@@ -131,16 +132,12 @@ __all__ = [
     "create_grad_input",
     "depends_on_others",
     "dynamo_is_loaded",
-    "enable_distances",
-    "enable_fused_norms",
-    "enable_fused_weight_norm",
-    "enable_lacking",
     "enable_optimized_scripts",
-    "enable_traced_lacking",
-    "enable_traced_norms",
+    "exchange",
     "forget_exchanged",
     "forward_mode_enabled",
     "functorch_depth",
+    "fuse_attention_again",
     "fused_weight_norm_enabled",
     "grad_level",
     "group_by_device_and_dtype",
@@ -180,7 +177,6 @@ __all__ = [
     "node_names",
     "node_shape",
     "only_pushed",
-    "optimized_scripts_enabled",
     "outside_functorch",
     "plain_layer",
     "plain_value",
@@ -212,6 +208,7 @@ __all__ = [
     "transform_stack",
     "unchecked_select",
     "uncompiled",
+    "unfuse_attention",
     "unwrapped_if_ended",
     "value_of_node",
     "vmap_flat",

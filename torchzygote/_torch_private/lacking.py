@@ -19,11 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .exchanges import Exchange
 from .levels import in_functorch
 from .norms import may_be_fused, may_be_pushed
 from .wants import runs_fused_here, under_hooks
 
-__all__ = ["LACKING", "enable_distances", "enable_lacking", "enable_traced_lacking"]
+__all__ = ["DISTANCES", "LACKING", "TRACED_LACKING", "WRITTEN"]
 
 # Nodes whose backward can't be differentiated.
 LACKING = frozenset({"CdistBackward0", "HardsigmoidBackward0", "PdistBackward0"})
@@ -183,40 +184,22 @@ def _written_pdist(input: Tensor, p: float = 2.0) -> Tensor:
     return _sizes(input.index_select(0, first) - input.index_select(0, second), p)
 
 
-_Exchange = tuple[Any, str, Any, Any]
-_EXCHANGED: tuple[_Exchange, ...] = (
-    (_nn, "mse_loss", _mse_loss, _written_mse_loss),
-    (_nn, "huber_loss", _huber_loss, _written_huber_loss),
-    (_nn, "soft_margin_loss", _soft_margin_loss, _written_soft_margin_loss),
-    (_nn, "hardsigmoid", _hardsigmoid, _written_hardsigmoid),
-    (_nn, "hardsigmoid_", _hardsigmoid_, _written_hardsigmoid_),
-    (torch, "pdist", _pdist, _written_pdist),
-    (F, "pdist", _pdist, _written_pdist),
+WRITTEN = (
+    Exchange(_nn, "mse_loss", _mse_loss, _written_mse_loss),
+    Exchange(_nn, "huber_loss", _huber_loss, _written_huber_loss),
+    Exchange(_nn, "soft_margin_loss", _soft_margin_loss, _written_soft_margin_loss),
+    Exchange(_nn, "hardsigmoid", _hardsigmoid, _written_hardsigmoid),
+    Exchange(_nn, "hardsigmoid_", _hardsigmoid_, _written_hardsigmoid_),
+    Exchange(torch, "pdist", _pdist, _written_pdist),
+    Exchange(F, "pdist", _pdist, _written_pdist),
 )
-_DISTANCES: tuple[_Exchange, ...] = ((_VF, "cdist", _cdist, _written_cdist),)
+# In whose place any second derivative needs a mask.
+DISTANCES = (Exchange(_VF, "cdist", _cdist, _written_cdist),)
 
 
 # TorchScript takes what stands in an operator's place for it.
-for _, _name, _, _written in _EXCHANGED + _DISTANCES:
-    torch.jit._builtins._register_builtin(_written, f"aten::{_name}")
-
-
-def _exchange(table: tuple[_Exchange, ...], back: bool) -> None:
-    """What others have put in these places stays."""
-    for holder, name, fused, written in table:
-        before, after = (written, fused) if back else (fused, written)
-        if getattr(holder, name) is before:
-            setattr(holder, name, after)
-
-
-def enable_lacking(enabled: bool) -> None:
-    """Whether these functions are PyTorch's own."""
-    _exchange(_EXCHANGED, enabled)
-
-
-def enable_distances(enabled: bool) -> None:
-    """The same for ``cdist``, in whose place any second derivative needs a mask."""
-    _exchange(_DISTANCES, enabled)
+for _lacking in WRITTEN + DISTANCES:
+    torch.jit._builtins._register_builtin(_lacking.written, f"aten::{_lacking.name}")
 
 
 # While a function is traced: as for norms, those that the tracer takes for operators.
@@ -278,17 +261,12 @@ def _traced_cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str = _M
     return _written_cdist(x1, x2, p)
 
 
-_TRACED: tuple[_Exchange, ...] = (
-    (F, "mse_loss", _F_mse_loss, _traced_mse_loss),
-    (F, "huber_loss", _F_huber_loss, _traced_huber_loss),
-    (F, "soft_margin_loss", _F_soft_margin_loss, _traced_soft_margin_loss),
-    (F, "hardsigmoid", _F_hardsigmoid, _traced_hardsigmoid),
-    (torch, "cdist", _torch_cdist, _traced_cdist),
-    (torch, "pdist", _pdist, _written_pdist),
-    (F, "pdist", _pdist, _written_pdist),
+TRACED_LACKING = (
+    Exchange(F, "mse_loss", _F_mse_loss, _traced_mse_loss),
+    Exchange(F, "huber_loss", _F_huber_loss, _traced_huber_loss),
+    Exchange(F, "soft_margin_loss", _F_soft_margin_loss, _traced_soft_margin_loss),
+    Exchange(F, "hardsigmoid", _F_hardsigmoid, _traced_hardsigmoid),
+    Exchange(torch, "cdist", _torch_cdist, _traced_cdist),
+    Exchange(torch, "pdist", _pdist, _written_pdist),
+    Exchange(F, "pdist", _pdist, _written_pdist),
 )
-
-
-def enable_traced_lacking(enabled: bool) -> None:
-    """The same, while ``torch.compile`` traces; it undoes that as the block ends."""
-    _exchange(_TRACED, enabled)

@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .exchanges import Exchange
 from .forward import has_tangent, in_forward_ad
 from .levels import in_functorch, in_functorch_derivative
 from .wants import norms_are_wanted, runs_fused_here, under_hooks
 
-__all__ = ["enable_fused_norms", "enable_traced_norms", "may_be_fused", "may_be_pushed"]
+__all__ = ["NORMS", "TRACED_NORMS", "may_be_fused", "may_be_pushed"]
 
 _layer_norm: Any = torch.layer_norm
 _batch_norm: Any = torch.batch_norm
@@ -144,22 +145,14 @@ def _written_instance_norm(
     return _instance_norm(input, *args) if found is None else found
 
 
-_PAIRS: dict[str, tuple[Any, Any]] = {
-    "layer_norm": (_layer_norm, _written_layer_norm),
-    "batch_norm": (_batch_norm, _written_batch_norm),
-    "instance_norm": (_instance_norm, _written_instance_norm),
-}
+NORMS = (
+    Exchange(torch, "layer_norm", _layer_norm, _written_layer_norm),
+    Exchange(torch, "batch_norm", _batch_norm, _written_batch_norm),
+    Exchange(torch, "instance_norm", _instance_norm, _written_instance_norm),
+)
 
-for _name, (_, _written) in _PAIRS.items():  # TorchScript takes what stands in an operator's place for it
-    torch.jit._builtins._register_builtin(_written, f"aten::{_name}")
-
-
-def enable_fused_norms(enabled: bool) -> None:
-    """Whether ``torch.layer_norm`` and its like are the operators; what others have put there stays."""
-    for name, (fused, written) in _PAIRS.items():
-        before, after = (written, fused) if enabled else (fused, written)
-        if getattr(torch, name) is before:
-            setattr(torch, name, after)
+for _norm in NORMS:  # TorchScript takes what stands in an operator's place for it
+    torch.jit._builtins._register_builtin(_norm.written, f"aten::{_norm.name}")
 
 
 # While a function is traced, those of torch.nn.functional itself are exchanged: the tracer takes them for
@@ -213,17 +206,9 @@ def _traced_instance_norm(
     return _written_instance_norm(input, *args, torch.backends.cudnn.enabled)
 
 
-def enable_traced_norms(enabled: bool) -> None:
-    """The same, while ``torch.compile`` traces; it undoes that as the block ends."""
-    enable_fused_norms(enabled)
-    for name, pair in _TRACED_PAIRS.items():
-        before, after = reversed(pair) if enabled else pair
-        if getattr(F, name) is before:
-            setattr(F, name, after)
-
-
-_TRACED_PAIRS: dict[str, tuple[Any, Any]] = {
-    "layer_norm": (_F_layer_norm, _traced_layer_norm),
-    "batch_norm": (_F_batch_norm, _traced_batch_norm),
-    "instance_norm": (_F_instance_norm, _traced_instance_norm),
-}
+TRACED_NORMS = (
+    *NORMS,
+    Exchange(F, "layer_norm", _F_layer_norm, _traced_layer_norm),
+    Exchange(F, "batch_norm", _F_batch_norm, _traced_batch_norm),
+    Exchange(F, "instance_norm", _F_instance_norm, _traced_instance_norm),
+)

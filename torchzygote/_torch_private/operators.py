@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from .wants import runs_fused_here
 
 __all__ = [
     "DispatchMode",
     "OpOverload",
     "below_autograd",
     "dynamo_is_loaded",
-    "enable_fused_weight_norm",
-    "forget_exchanged",
-    "fused_weight_norm_enabled",
     "in_tensor_constructor",
     "is_tracing",
     "register_autograd_kernel",
@@ -158,40 +151,3 @@ def in_tensor_constructor() -> bool:
 def unchecked_select(flat: Any, where: Any) -> Any:
     """``flat[where]`` without a test of each position, which takes compiled code longer than reading it."""
     return torch.ops.aten._unsafe_index.Tensor(flat, [where])
-
-
-# ``torch._weight_norm`` and where PyTorch's modules find it: there is no switch for its fused kernel.
-_fused_weight_norm: Any = torch._weight_norm
-_old_weight_norm: Any = importlib.import_module("torch.nn.utils.weight_norm")
-
-
-def _unfused_weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    """What ``torch._weight_norm`` itself computes where it has no kernel."""
-    if not torch.compiler.is_compiling() and runs_fused_here():
-        return _fused_weight_norm(v, g, dim)  # type: ignore[no-any-return]
-    return v * (g / torch.norm_except_dim(v, 2, dim))
-
-
-def fused_weight_norm_enabled() -> bool:
-    return torch._weight_norm is _fused_weight_norm or _old_weight_norm._weight_norm is _fused_weight_norm
-
-
-def enable_fused_weight_norm(enabled: bool) -> None:
-    """Whether ``torch._weight_norm`` may take its fused kernel; what others have put there stays."""
-    pair = (_unfused_weight_norm, _fused_weight_norm)
-    before, after = pair if enabled else pair[::-1]
-    holders: tuple[Any, ...] = (torch, _old_weight_norm)
-    for holder in holders:
-        if holder._weight_norm is before:
-            holder._weight_norm = after
-
-
-def forget_exchanged() -> None:
-    """To be called once PyTorch's own functions are back in their places.
-
-    As Dynamo is imported, it notes which objects are PyTorch's functions. Where that happens while others
-    stand in for them, it would take these for operators, and look inside no more.
-    """
-    noted = getattr(sys.modules.get("torch._dynamo.trace_rules"), "get_torch_obj_rule_map", None)
-    if noted is not None and noted.cache_info().currsize and _unfused_weight_norm in noted():
-        noted.cache_clear()

@@ -21,7 +21,6 @@ from .operators import is_tracing
 
 __all__ = [
     "enable_optimized_scripts",
-    "optimized_scripts_enabled",
     "scripts_as_written",
     "scripts_kept_from",
 ]
@@ -97,11 +96,6 @@ def _refuse_exchanged(method: Any) -> None:
             "forward mode and inside torch.func transforms, where they are exchanged, which TorchScript "
             "doesn't see; use reverse mode outside of transforms, or the module that was scripted"
         )
-
-
-def optimized_scripts_enabled() -> bool:
-    """Whether to call :func:`enable_optimized_scripts`, which counts."""
-    return True
 
 
 def enable_optimized_scripts(on: bool) -> None:
