@@ -271,12 +271,8 @@ class Buffer(ListForm, NotATensor):
                     return
             except IndexError:
                 pass  # the long way says what is wrong
-        owned = (
-            not self._traced
-            and type(value) is Tensor
-            and _references(value) == TEMPORARY
-            and is_unshared_result(value)
-        )
+        ordinary = type(value) is Tensor and not self._traced
+        owned = ordinary and _references(value) == TEMPORARY and is_unshared_result(value)
         self._write(index, value, owned)
 
     def _fits(self, value: Any) -> bool:

@@ -166,7 +166,7 @@ def operators() -> list[tuple[str, Callable[[], tuple], str]]:
             product(torch.ones(3).double()),
             r"products\[1\]: expected the dtype of products",
         ),
-        ("mirrored_blocks", product(torch.ones(3, 2)[:, :1]), r"products\[1\]: expected 3 elements, in a vec"),
+        ("mirrored_blocks", product(torch.ones(3, 2)[:, :1]), r"products\[1\]: expected 3 elements, in a"),
         ("mirrored_blocks", product(torch.ones(4)), r"products\[1\]: expected 3 elements, .* shape \(4\)"),
         ("mirrored_blocks", read(shifts=shifts + 1), "shifts: expected less than 2, got 2"),
         ("mirrored_blocks", read(shifts=shifts.int()), "shifts: expected a contiguous uint8 vector"),

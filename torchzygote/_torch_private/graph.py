@@ -275,9 +275,10 @@ def survey(roots: Sequence[Tensor], ends: Collection[Any] = ()) -> Survey:
             else:
                 biased.append(node)
         for meta in node._input_metadata:
-            dtypes.add(meta.dtype)
+            dtype = meta.dtype
+            dtypes.add(dtype)
             try:
-                total += math.prod(meta.shape) * meta.dtype.itemsize
+                total += math.prod(meta.shape) * dtype.itemsize
             except Exception:  # the size of a nested tensor can't be asked
                 if not meta.is_nested_tensor:
                     raise
