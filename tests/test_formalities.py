@@ -32,6 +32,7 @@ FLOW = (
     "_engine",
     "_first_order",
     "_products",
+    "_pulling",
     "gradients",
     "_second_order",
     "_dense_jacobians",

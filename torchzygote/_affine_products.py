@@ -15,13 +15,13 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from . import _products
 from ._affine import AffineMap
 from ._affine_check import Explained, are_explained, numel_of
 from ._alignment import aligned_axes
 from ._certificate import precision, random_vector, wide
 from ._engine import Linearization
-from ._second_order import Options, SecondOrder, chunk_for
+from ._pulling import Options, pulled_rows
+from ._second_order import SecondOrder
 from ._separable import LEAST_SAVING, BlockSeeds, Layout, by_block, in_shape_of_x
 
 __all__ = ["diagonals", "matrix"]
@@ -107,16 +107,7 @@ def channel_products(
     vector = random_vector(plain.length())
     weights = by_block(layout, plain.through_z(vector).unsqueeze(0))[0].t().unsqueeze(2)
     explained = Explained(affine, layout, weights)
-    for lo, hi, (product,) in _products.vjps(
-        lin,
-        0,
-        BlockSeeds(layout, lin.roots[0]),
-        rows,
-        chunk_for(options, rows, cost, z.device),
-        create_graph=options.keep,
-        progress=options.progress,
-        misbatched=cost.misbatched,
-    ):
+    for lo, hi, (product,) in pulled_rows(lin, BlockSeeds(layout, lin.roots[0]), rows, cost, options):
         blocks = by_block(layout, z.new_zeros(hi - lo, *z.shape) if product is None else product)
         explained.add(lo, hi, blocks)
         yield lo, hi, blocks

@@ -17,8 +17,9 @@ from ._engine import Linearization
 from ._first_order import FirstOrder
 from ._plan import RowCost
 from ._products import Seeds
+from ._pulling import Options
 from ._random import RandomState, restored_after
-from ._second_order import Options, SecondOrder, gradient_by
+from ._second_order import SecondOrder, gradient_by
 from ._torch_private import in_functorch_compiled, unchecked_select
 from ._transposed import Transposed, transposed
 from .coloring.recovery import Recovery

@@ -29,9 +29,10 @@ from ._crosscheck import explains_pullback
 from ._engine import Linearization
 from ._first_order import FirstOrder
 from ._plan import RowCost
+from ._pulling import Options
 from ._random import RandomState
 from ._repetition import refute_colored
-from ._second_order import Options, SecondOrder
+from ._second_order import SecondOrder
 from ._separable import find_hessian_layouts, find_layout
 from ._warning import making_sparse
 from .coloring.recovery import Recovery, jacobian_recovery, symmetric_recovery, symmetrized

@@ -16,9 +16,10 @@ from ._arguments import Prepared
 from ._assembly import Columns, Rows, add_rows
 from ._engine import Linearization
 from ._plan import FREE, RowCost
+from ._pulling import Options, chunk_for, pulled_rows
 from ._random import RandomState, restored_after
-from ._second_order import Options, SecondOrder, Seen, chunk_for, gradient_by
-from ._separable import Blocks, Layout
+from ._second_order import SecondOrder, Seen, gradient_by
+from ._separable import Layout
 from ._symmetric_blocks import can_check_themselves, symmetric_blocks
 
 __all__ = ["Whole", "diagonal", "diagonals_along_batch", "matrix", "pushed"]
@@ -117,21 +118,11 @@ def _zeros(second: SecondOrder, options: Options) -> Tensor:
     return Rows(x.numel(), x, x.dtype, options.keep).matrix()
 
 
-def _pulled_rows(
-    lin: Linearization, chunk: int, options: Options, cost: RowCost
-) -> Iterator[_products.Chunk]:
+def _pulled_rows(lin: Linearization, cost: RowCost, options: Options) -> Iterator[_products.Chunk]:
     """The rows of a Hessian, a chunk at a time."""
     root = lin.roots[0]
-    return _products.vjps(
-        lin,
-        0,
-        _products.identity_seeds(root.numel(), root.dtype, root.device),
-        root.numel(),
-        chunk,
-        create_graph=options.keep,
-        progress=options.progress,
-        misbatched=cost.misbatched,
-    )
+    seeds = _products.identity_seeds(root.numel(), root.dtype, root.device)
+    return pulled_rows(lin, seeds, root.numel(), cost, options)
 
 
 def _by_rows(second: SecondOrder, lin: Linearization, options: Options, cost: RowCost) -> Tensor:
@@ -144,8 +135,7 @@ def _by_rows(second: SecondOrder, lin: Linearization, options: Options, cost: Ro
         if found is not None:
             return found
     block = Rows(n, x, x.dtype, options.keep)
-    chunk = chunk_for(options, n, cost, x.device)
-    for lo, hi, (product,) in _pulled_rows(lin, chunk, options, cost):
+    for lo, hi, (product,) in _pulled_rows(lin, cost, options):
         add_rows([block], lo, hi, [product])
     return block.matrix()
 
@@ -155,9 +145,9 @@ def _matrix_of_blocks(
 ) -> Tensor | None:
     x = second.prepared.inputs[0]
     if _are_symmetric(second, lin, [layout]):
-        both = symmetric_blocks(lin, [layout], create_graph=options.keep, progress=options.progress)
+        both = symmetric_blocks(lin, [layout], options)
         return None if both is None else both.dense(x.dtype)
-    found = _products_of(lin, [[layout]], options, cost)
+    found = _separable.block_products(lin, [[layout]], cost, options)
     return None if found is None else found[0][0].dense(x.numel(), x.numel(), x.dtype)
 
 
@@ -172,23 +162,10 @@ def _diagonals_of_blocks(
     """The diagonal by each input of ``lin``; ``None`` if the check fails."""
     own = [row[i] for i, row in enumerate(layouts)]
     if _are_symmetric(second, lin, own):
-        both = symmetric_blocks(lin, own, create_graph=options.keep, progress=options.progress)
+        both = symmetric_blocks(lin, own, options)
         return None if both is None else both.diagonals
-    found = _products_of(lin, layouts, options, second.row_cost())
+    found = _separable.block_products(lin, layouts, second.row_cost(), options)
     return None if found is None else [row[i].diagonal() for i, row in enumerate(found)]
-
-
-def _products_of(
-    lin: Linearization, layouts: list[list[Layout]], options: Options, cost: RowCost
-) -> list[list[Blocks]] | None:
-    return _separable.block_products(
-        lin,
-        layouts,
-        cost,
-        chunk_size=options.chunk_size,
-        create_graph=options.keep,
-        progress=options.progress,
-    )
 
 
 def _by_columns(
@@ -267,7 +244,7 @@ def diagonal(second: SecondOrder, i: int, options: Options) -> Tensor:
     # (Under vmap, it would have no room for the examples.)
     joined = options.keep or _engine.in_transform() or chunk >= n
     whole = None if joined else torch.zeros(n, dtype=x.dtype, device=x.device)
-    for lo, hi, (product,) in _pulled_rows(lin, chunk, options, cost):
+    for lo, hi, (product,) in _pulled_rows(lin, cost, options._replace(chunk_size=chunk)):
         if whole is not None:
             if product is not None:
                 whole[lo:hi].copy_(native.gather_diagonal(product.reshape(hi - lo, n), lo))

@@ -15,9 +15,9 @@ from ._assembly import Columns, Rows, add_rows, result_dtype
 from ._engine import Linearization
 from ._first_order import FirstOrder
 from ._plan import FREE, RowCost
+from ._pulling import Options, chunk_for, pulled_rows
 from ._random import restored_after
 from ._row_cost import row_cost
-from ._second_order import Options, chunk_for
 from ._transposed import transposed
 
 __all__ = ["by_rows", "forward"]
@@ -50,18 +50,8 @@ def _plain_rows(first: FirstOrder, cost: RowCost, options: Options, which: Seque
         lin = lin.onward(lin.roots, [lin.inputs[i] for i in which])
     inputs = [first.prepared.inputs[i] for i in which]
     blocks = [Rows(rows, x, result_dtype(x, y), options.keep) for x in inputs]
-    chunk = chunk_for(options, rows, cost, y.device)
     seeds = _products.identity_seeds(rows, y.dtype, y.device)
-    for lo, hi, products in _products.vjps(
-        lin,
-        0,
-        seeds,
-        rows,
-        chunk,
-        create_graph=options.keep,
-        progress=options.progress,
-        misbatched=cost.misbatched,
-    ):
+    for lo, hi, products in pulled_rows(lin, seeds, rows, cost, options):
         add_rows(blocks, lo, hi, products)
     return [block.matrix() for block in blocks]
 
@@ -73,14 +63,7 @@ def _by_blocks(
     layout = _separable.find_layout(lin.roots[0], lin.inputs[0], cost)
     if layout is None:
         return None
-    found = _separable.block_products(
-        lin,
-        [[layout]],
-        cost,
-        chunk_size=options.chunk_size,
-        create_graph=options.keep,
-        progress=options.progress,
-    )
+    found = _separable.block_products(lin, [[layout]], cost, options)
     if found is None:
         return None
     return found[0][0].dense(lin.roots[0].numel(), lin.inputs[0].numel(), result_dtype(x, y), transposed)
@@ -152,16 +135,7 @@ def _by_columns_on_tape(
         return matrix
     block = Columns(y.numel(), x, result_dtype(x, y), options.keep)
     seeds = _products.identity_seeds(x.numel(), x.dtype, x.device)
-    for lo, hi, (product,) in _products.vjps(
-        linear,
-        0,
-        seeds,
-        x.numel(),
-        chunk_for(options, x.numel(), cost, x.device),
-        create_graph=options.keep,
-        progress=options.progress,
-        misbatched=cost.misbatched,
-    ):
+    for lo, hi, (product,) in pulled_rows(linear, seeds, x.numel(), cost, options):
         if product is None:
             product = torch.zeros((hi - lo, y.numel()), dtype=y.dtype, device=y.device)
         block.add(lo, hi, product)

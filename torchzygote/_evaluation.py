@@ -30,10 +30,11 @@ from ._crosscheck import pushes_what_is_pulled
 from ._first_order import FirstOrder
 from ._plan import FREE
 from ._products import Seeds
+from ._pulling import Options
 from ._random import RandomState
 from ._repetition import refute_colored
 from ._row_cost import row_cost
-from ._second_order import Options, SecondOrder, run
+from ._second_order import SecondOrder, run
 from .coloring.recovery import Recovery
 
 __all__ = ["Constants", "hessian_values", "jacobian_values", "or_nan"]

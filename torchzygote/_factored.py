@@ -11,12 +11,12 @@ import contextlib
 import torch
 from torch import Tensor
 
-from . import _products
 from ._affine import Entrance
 from ._affine_check import numel_of
 from ._affine_products import diagonals, matrix
 from ._engine import Linearization, compiling, in_transform
-from ._second_order import Options, SecondOrder, chunk_for
+from ._pulling import Options, pulled_rows
+from ._second_order import SecondOrder
 from ._separable import LEAST_BYTES, LEAST_ROWS, LEAST_SAVING, Blocks, block_products, find_hessian_layouts
 from ._torch_private import leads_to, pulled_through, value_of_node
 
@@ -163,14 +163,7 @@ def _blocks(second: SecondOrder, lin: Linearization, options: Options) -> Blocks
     layouts = find_hessian_layouts(lin, cost, None)
     if layouts is None:
         return None
-    found = block_products(
-        lin,
-        layouts,
-        cost,
-        chunk_size=options.chunk_size,
-        create_graph=options.keep,
-        progress=options.progress,
-    )
+    found = block_products(lin, layouts, cost, options)
     return None if found is None else found[0][0]
 
 
@@ -186,16 +179,7 @@ def _rows(second: SecondOrder, i: int, elements: Tensor, options: Options) -> Te
         return rows.scatter_(1, elements[lo:hi].unsqueeze(1), 1.0)
 
     parts: list[Tensor] = []
-    for lo, hi, (product,) in _products.vjps(
-        lin,
-        0,
-        seeds,
-        total,
-        chunk_for(options, total, cost, root.device),
-        create_graph=options.keep,
-        progress=options.progress,
-        misbatched=cost.misbatched,
-    ):
+    for lo, hi, (product,) in pulled_rows(lin, seeds, total, cost, options):
         if product is None:
             parts.append(root.new_zeros(hi - lo))
         else:

@@ -13,9 +13,9 @@ from ._arguments import Prepared
 from ._certificate import Comparison
 from ._plan_base import Plan, is_nested, no_values, random_state
 from ._plan_results import listing_all
+from ._pulling import Options
 from ._random import RandomState
 from ._real_arguments import prepare_one
-from ._second_order import Options
 from ._signature import check_inputs
 from ._unfused import unfused, unfused_but_norms
 from .coloring.recovery import Recovery, symmetric_recovery

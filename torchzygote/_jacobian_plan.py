@@ -17,8 +17,8 @@ from ._first_order import FirstOrder, must_be_pulled, record
 from ._flags import held
 from ._plan_base import Plan, no_values, random_state
 from ._plan_results import listing_all
+from ._pulling import Options
 from ._random import RandomState
-from ._second_order import Options
 from ._signature import check_inputs
 from .coloring.recovery import Recovery, jacobian_recovery
 from .gradients import implicit, prepare_implicit

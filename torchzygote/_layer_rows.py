@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _engine, _products
+from . import _engine
 from ._affine_check import Explained, are_explained
 from ._apart import Apart, OfLayers, OfMap, paired_values
 from ._assembly import Rows, result_dtype
@@ -26,8 +26,8 @@ from ._entering import Entering
 from ._first_order import FirstOrder
 from ._layers import lost_digits
 from ._plan import RowCost
+from ._pulling import Options, pulled_rows
 from ._row_cost import is_plain, row_cost
-from ._second_order import Options, chunk_for
 from ._separable import BlockSeeds, by_block, of_itself
 from ._torch_private import leads_to, node_shape, survey
 
@@ -157,16 +157,8 @@ def _matrices(
     total = layout.block_rows
     entered = {i for one in paired for i in one.inputs()} & {*whole, *into.made_of(whole)}
     blocks = {i: _Block(into.values[i], y, total, options.keep) for i in entered}
-    for lo, hi, products in _products.vjps(
-        values,
-        0,
-        BlockSeeds(layout, lin.roots[0]),
-        total,
-        chunk_for(options, total, cost, y.device),
-        create_graph=options.keep,
-        progress=options.progress,
-        misbatched=cost.misbatched,
-    ):
+    seeds = BlockSeeds(layout, lin.roots[0])
+    for lo, hi, products in pulled_rows(values, seeds, total, cost, options):
         for one, of_z, product in zip(paired, explained, products, strict=True):
             given = one.z.new_zeros(hi - lo, *one.z.shape) if product is None else product
             if of_z is not None:
@@ -199,15 +191,8 @@ def _by_inputs(
         cost = row_cost(inner)
         parts: list[list[Tensor]] = [[] for _ in by]
         seeds = rows[j].to(into.values[j].dtype)
-        for lo, hi, products in _products.vjps(
-            inner,
-            0,
-            functools.partial(_some, seeds),
-            len(seeds),
-            chunk_for(options, len(seeds), cost, y.device),
-            create_graph=options.keep,
-            misbatched=cost.misbatched,
-        ):
+        some, quiet = functools.partial(_some, seeds), options._replace(progress=False)
+        for lo, hi, products in pulled_rows(inner, some, len(seeds), cost, quiet):
             for part, i, product in zip(parts, by, products, strict=True):
                 x = lin.inputs[i]
                 given = x.new_zeros(hi - lo, x.numel()) if product is None else product.reshape(hi - lo, -1)

@@ -6,7 +6,7 @@ One forward pass gives value, gradient and what Hessian rows are pulled back fro
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from ._row_cost import is_plain
 from ._twice import are_norms_refused
 from ._unfused import unfused
 
-__all__ = ["Options", "SecondOrder", "Seen", "chunk_for", "gradient_by", "run"]
+__all__ = ["SecondOrder", "Seen", "gradient_by", "run"]
 
 # What one column of several takes while it is pushed through f and its gradient, in gradients that f's graph
 # has: 0.6 for layers, 1.5 for a recurrence (columns alone 2.5 and 4.5).
@@ -30,26 +30,6 @@ _PUSHED_BYTES = 2
 
 # ``f`` as recorded, and its root; ``None`` where it is constant.
 _Recorded = tuple[Linearization, "Tensor | None"]
-
-
-class Options(NamedTuple):
-    """How the products of one call are computed."""
-
-    chunk_size: int | None
-    keep: bool
-    progress: bool
-
-    @property
-    def once(self) -> Options:
-        """For products that only a check looks at."""
-        return self._replace(keep=False, progress=False)
-
-
-def chunk_for(options: Options, rows: int, cost: RowCost, device: torch.device) -> int:
-    """How many of ``rows`` products are computed at a time; ``cost``: what one takes."""
-    if options.chunk_size is not None or rows <= 1 or _engine.compiling():
-        return options.chunk_size or max(rows, 1)
-    return _plan.choose_chunk(None, rows, cost, device)
 
 
 class SecondOrder:

@@ -14,11 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _engine, _plan, _products
+from . import _engine
 from ._alignment import aligned_axes, shared_axes, summed_axes
 from ._certificate import Comparison, all_finite, is_plain, precision, random_vector, wide
 from ._engine import Linearization
 from ._plan import RowCost
+from ._pulling import Options, pulled_rows
 from ._repetition import Repetition
 from ._torch_private import node_names
 from ._warning import warn
@@ -180,10 +181,7 @@ def block_products(
     lin: Linearization,
     layouts: Sequence[Sequence[Layout]],
     cost: RowCost,
-    *,
-    chunk_size: int | None = None,
-    create_graph: bool = False,
-    progress: bool = False,
+    options: Options,
 ) -> list[list[Blocks]] | None:
     """The blocks of the Jacobian of each of ``lin.roots`` by each of ``lin.inputs``, one list per root.
 
@@ -193,18 +191,9 @@ def block_products(
     found: list[list[Tensor]] = []
     for i, (root, row) in enumerate(zip(lin.roots, layouts, strict=True)):
         rows = row[0].block_rows
-        chunk = _plan.choose_chunk(chunk_size, rows, cost, root.device)
         parts: list[list[Tensor]] = [[] for _ in row]
-        for lo, hi, products in _products.vjps(
-            lin,
-            i,
-            BlockSeeds(row[0], root),
-            rows,
-            chunk,
-            create_graph=create_graph,
-            progress=progress,
-            misbatched=cost.misbatched,
-        ):
+        seeds = BlockSeeds(row[0], root)
+        for lo, hi, products in pulled_rows(lin, seeds, rows, cost, options, root=i):
             for j, product in enumerate(products):
                 x = lin.inputs[j]
                 parts[j].append(x.new_zeros(hi - lo, *x.shape) if product is None else product)

@@ -26,6 +26,7 @@ from . import _products
 from ._certificate import Comparison, all_finite, precision, slack
 from ._engine import Linearization
 from ._plan import RowCost
+from ._pulling import Options
 from ._repetition import Repetition
 from ._separable import Blocks, Layout, by_block, in_shape_of_x, warn_mismatch
 from ._torch_private import in_plain_eager
@@ -99,7 +100,7 @@ def can_check_themselves(
 
 
 def symmetric_blocks(
-    lin: Linearization, layouts: Sequence[Layout], *, create_graph: bool = False, progress: bool = False
+    lin: Linearization, layouts: Sequence[Layout], options: Options
 ) -> SymmetricBlocks | None:
     """The blocks of the Hessian whose gradients are ``lin.roots``; ``None`` if they aren't symmetric.
 
@@ -111,9 +112,9 @@ def symmetric_blocks(
     eps = torch.finfo(lin.inputs[0].dtype).eps  # `can_check_themselves` has seen that nothing is coarser
     of_terms, _ = slack(eps)
 
-    def blocks(seeds: Sequence[Sequence[Tensor]], options: dict[str, bool]) -> tuple[SymmetricBlocks, Tensor]:
+    def blocks(seeds: Sequence[Sequence[Tensor]], options: Options) -> tuple[SymmetricBlocks, Tensor]:
         products: list[Tensor] = []
-        for found in _products.pulls(lin, seeds, **options):
+        for found in _products.pulls(lin, seeds, create_graph=options.keep, progress=options.progress):
             for x, g, layout, simple in zip(lin.inputs, found, layouts, draw.in_order, strict=True):
                 product = x.new_zeros(x.shape) if g is None else g
                 products.append(product if simple else by_block(layout, product.unsqueeze(0))[0])
@@ -125,11 +126,11 @@ def symmetric_blocks(
         return SymmetricBlocks(draw, layouts, products, diagonals), agree
 
     def again(factor: Tensor) -> list[Tensor]:
-        repeated, _ = blocks([[seed * factor for seed in seeds] for seeds in draw.seeds], {})
+        repeated, _ = blocks([[seed * factor for seed in seeds] for seeds in draw.seeds], options.once)
         entries = repeated.entries()
         return [_above(entries) - _above(entries.mT)]
 
-    first, agree = blocks(draw.seeds, {"create_graph": create_graph, "progress": progress})
+    first, agree = blocks(draw.seeds, options)
     return first if bool(agree) or _is_symmetric(lin, first, again, eps) else None
 
 

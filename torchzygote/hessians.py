@@ -16,9 +16,10 @@ from . import _compressed, _dense_hessians, _engine, _factored, _plan, _state
 from ._arguments import Prepared, check_flags
 from ._dense_hessians import Whole
 from ._flags import held
+from ._pulling import Options
 from ._random import RandomState
 from ._real_arguments import prepare_one, refuse_complex
-from ._second_order import Options, run
+from ._second_order import run
 from ._unfused import unfused, unfused_but_norms
 from .gradients import prepare_call
 from .grads import Grads

@@ -20,8 +20,8 @@ from ._crosscheck import is_confirmed, refuse_unpushable, warn_disagreement
 from ._dense_jacobians import by_rows, forward
 from ._first_order import FirstOrder, must_be_pulled, record
 from ._flags import held
+from ._pulling import Options, chunk_for
 from ._row_cost import is_plain, row_cost
-from ._second_order import Options, chunk_for
 from .gradients import prepare_call
 from .grads import Grads
 from .params import Params
@@ -37,19 +37,12 @@ class WithJacobian(NamedTuple):
 
 
 class _Options(NamedTuple):
-    """How the products of one call are computed."""
+    """What one call asks for."""
 
     mode: str
-    chunk_size: int | None
-    keep: bool
-    progress: bool
+    products: Options
     sparse: bool = False
     verify: bool = True
-
-    @property
-    def products(self) -> Options:
-        """What concerns the products alone."""
-        return Options(self.chunk_size, self.keep, self.progress)
 
 
 @_engine.entry_point
@@ -71,7 +64,8 @@ def _value_and_jacobian(
     if sparse:
         _compressed.refuse_nested(caller)
     params, prepared, keep = prepare_call(caller, args, argnums, create_graph, arrays_only=True)
-    options = _Options(mode, _plan.check_chunk_size(chunk_size), keep, progress, sparse, verify)
+    products = Options(_plan.check_chunk_size(chunk_size), keep, progress)
+    options = _Options(mode, products, sparse, verify)
     with held(params), _state.differentiation():
         value, matrices = matrices_of(caller, f, prepared, options)
     if not (_engine.compiling() or _engine.in_transform()):
@@ -92,7 +86,7 @@ def matrices_of(
     caller: str, f: Callable[..., Any], prepared: Prepared, options: _Options
 ) -> tuple[Any, list[Tensor]]:
     """Value and one matrix per input, dense or sparse as ``options`` say."""
-    first = record(caller, f, prepared, options.keep, options.mode == "forward")
+    first = record(caller, f, prepared, options.products.keep, options.mode == "forward")
     value, y = first.lin.y, first.y
     rows, columns = y.numel(), sum(x.numel() for x in prepared.inputs)
     complex_input = any(x.dtype.is_complex for x in prepared.inputs)
@@ -102,7 +96,7 @@ def matrices_of(
             "use mode 'reverse' or 'auto'"
         )
     if not first.lin.roots or rows == 0 or columns == 0:
-        zeros = [Rows(rows, x, result_dtype(x, y), options.keep).matrix() for x in prepared.inputs]
+        zeros = [Rows(rows, x, result_dtype(x, y), options.products.keep).matrix() for x in prepared.inputs]
         return value, [_compressed.no_entries(J) for J in zeros] if options.sparse else zeros
     cost = _plan.FREE if rows == 1 or _engine.compiling() else row_cost(first.lin)
     mode = _mode_for(first, options)
