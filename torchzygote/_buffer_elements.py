@@ -10,6 +10,7 @@ values are concatenated, split and gathered from, and that works in all of them.
 from __future__ import annotations
 
 from bisect import bisect_right
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ class _Chunks:
 
 
 class _Pieces:
-    """Parts of the log in ascending order: where each begins, and its elements as a flat tensor."""
+    """Parts of the log in ascending order: where each begins, and its elements as a flat tensor or a number."""
 
     def __init__(self) -> None:
         self.starts: list[int] = []
@@ -53,7 +54,14 @@ class _Pieces:
         self.tensors.append(tensor)
 
     def joined(self) -> Tensor:
-        return self.tensors[0] if len(self.tensors) == 1 else torch.cat(self.tensors)
+        """All elements, flat; of a single piece the piece itself, in its shape."""
+        parts: list[Tensor] = []
+        for numbers, tensors in groupby(self.tensors, _is_number):  # to flatten each takes longer
+            if numbers:
+                parts.append(torch.stack(list(tensors)))
+            else:
+                parts.extend(tensors)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def locate(self, wanted: Positions) -> Positions:
         """Where the positions ``wanted`` of the log are in :meth:`joined`."""
@@ -67,9 +75,14 @@ class _Pieces:
         return located
 
 
+def _is_number(tensor: Tensor) -> bool:
+    return tensor.ndim == 0
+
+
 def _flat(node: Any) -> Tensor:
+    """Flat, or a number as it is."""
     tensor: Tensor = node.whole if isinstance(node, _Chunks) else node
-    return tensor if tensor.ndim == 1 else tensor.reshape(-1)
+    return tensor if tensor.ndim <= 1 else tensor.reshape(-1)
 
 
 class ElementLog:
