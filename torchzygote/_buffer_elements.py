@@ -43,7 +43,7 @@ class _Chunks:
 
 
 class _Pieces:
-    """Parts of the log in ascending order: where each begins, and its elements as a flat tensor or a number."""
+    """Parts of the log in ascending order: where each begins, its elements as a flat tensor or a number."""
 
     def __init__(self) -> None:
         self.starts: list[int] = []
