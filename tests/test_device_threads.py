@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from backward_threads import move_backward_passes
 from sines import ForwardSine
 from torch import Tensor
 
@@ -25,7 +26,6 @@ from torchzygote import (
 from torchzygote._plan import RowCost
 from torchzygote._random import RandomState
 from torchzygote._separable import find_layout
-from torchzygote._torch_private import graph
 
 X = torch.tensor([1.0, 2.0], dtype=torch.float64)
 
@@ -33,27 +33,7 @@ X = torch.tensor([1.0, 2.0], dtype=torch.float64)
 @pytest.fixture
 def backward_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Backward passes run in a thread of their own, as those of a device do."""
-    run = graph._run_backward
-
-    def threaded(*args: Any, **kwargs: Any) -> Any:
-        found: list[Any] = []
-        recording = torch.is_grad_enabled()
-
-        def work() -> None:
-            try:
-                with torch.set_grad_enabled(recording):
-                    found.append(run(*args, **kwargs))
-            except BaseException as error:
-                found.append(error)
-
-        thread = threading.Thread(target=work)
-        thread.start()
-        thread.join()
-        if isinstance(found[0], BaseException):
-            raise found[0]
-        return found[0]
-
-    monkeypatch.setattr(graph, "_run_backward", threaded)
+    move_backward_passes(monkeypatch)
 
 
 class Sine(ForwardSine):

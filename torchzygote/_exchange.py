@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from . import _state
+from . import _behalf
 from ._flags import remembered
-from ._torch_private import scripts_kept_from, swap_tensors
+from ._torch_private import pass_along, passed_along, scripts_kept_from, swap_tensors
 
 __all__ = ["exchanged", "exchanging", "finding", "finds_by_identity", "forward_mode_held", "swapped"]
 
@@ -39,27 +39,37 @@ def finds_by_identity(args: Sequence[Any]) -> bool:
     return any(not isinstance(x, _HELD_BY_ARGUMENT) for x in args)
 
 
-def _free_for(me: int) -> bool:
-    return not _exchanging or _exchanging[0] == me
+# ``us``: a thread, and those that wait for its backward pass.
 
 
-def _alone(me: int) -> bool:
-    return _free_for(me) and all(thread == me for thread in _finding)
+def _free_for(us: Collection[int]) -> bool:
+    return all(thread in us for thread in _exchanging)
+
+
+def _alone(us: Collection[int]) -> bool:
+    return _free_for(us) and all(thread in us for thread in _finding)
 
 
 @contextlib.contextmanager
 def finding() -> Iterator[None]:
     """Around a call that finds tensors by identity; any number at a time."""
-    me = threading.get_ident()
+    before = passed_along()
+    mine = _behalf.behalf_from(before)
+    us = mine.threads
+    me = us[-1]
     with _changed:
         if me not in _finding:
-            if _waiting and not _exchanging:
+            if _waiting and not _exchanging and not any(thread in _finding for thread in us):
                 _changed.wait_for(lambda: not _waiting, _COURTESY)
-            _changed.wait_for(lambda: _free_for(me))
+            _changed.wait_for(lambda: _free_for(us))
         _finding[me] = _finding.get(me, 0) + 1
     try:
+        if mine is not before:  # small calls wait for this
+            pass_along(mine)
         yield
     finally:
+        if mine is not before:
+            pass_along(before)
         with _changed:
             _leave(me)
 
@@ -89,21 +99,19 @@ def _absent(me: int) -> Iterator[None]:
 @contextlib.contextmanager
 def forward_mode_held() -> Iterator[None]:
     """The lock of forward mode."""
-    lock = _state.forward_mode_lock
-    if not lock.acquire(blocking=False):
+    hold = _behalf.try_to_take()
+    if hold is None:
         with _absent(threading.get_ident()):
-            lock.acquire()
-    try:
+            hold = _behalf.take()
+    with _behalf.releasing(hold):
         yield
-    finally:
-        lock.release()
 
 
-def _wait_until_alone(me: int) -> None:
+def _wait_until_alone(us: Collection[int], me: int) -> None:
     """Wait for the other calls; whatever interrupts that leaves nothing behind. ``_changed`` is held."""
     _waiting.add(me)
     try:
-        alone = _changed.wait_for(lambda: _alone(me), _PATIENCE)
+        alone = _changed.wait_for(lambda: _alone(us), _PATIENCE)
     finally:
         _waiting.discard(me)
         _changed.notify_all()  # of those who let us go first
@@ -119,10 +127,11 @@ def _wait_until_alone(me: int) -> None:
 @contextlib.contextmanager
 def exchanging() -> Iterator[None]:
     """Around an exchange: no other thread exchanges, or is in a call that finds tensors by identity."""
-    me = threading.get_ident()
+    us = _behalf.behalf().threads
+    me = us[-1]
     with forward_mode_held():
         with _absent(me), _changed:
-            _wait_until_alone(me)
+            _wait_until_alone(us, me)
             _exchanging.append(me)
         try:
             yield

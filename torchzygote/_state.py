@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from ._behalf import behalf
 from ._torch_private import functorch_depth, in_forward_ad, in_functorch, only_pushed, transform_stack
 
 __all__ = [
@@ -20,7 +21,6 @@ __all__ = [
     "deriving",
     "differentiated",
     "differentiation",
-    "forward_mode_lock",
     "forward_mode_opened",
     "ignoring",
     "in_outer_forward_mode",
@@ -34,10 +34,9 @@ Callback = Callable[[], None]
 # With how many differentiations of this thread ran when it was left: whose it is.
 Waiting = tuple[Callback, int]
 
-# PyTorch's forward-AD levels are process-wide: two threads in forward mode get errors or wrong numbers.
-forward_mode_lock = threading.RLock()
-# The thread that has opened them by this package, and so is inside; nobody tells of the others.
-_forward_mode_thread: int | None = None
+# How many calls have opened forward mode by this package, one inside the other; nobody tells of the others.
+_opened = 0
+_counting = threading.Lock()
 
 
 class Session(list[Waiting]):
@@ -82,20 +81,26 @@ def differentiated() -> bool:
 @contextlib.contextmanager
 def forward_mode_opened() -> Iterator[None]:
     """Around forward mode of this package, where its lock is held."""
-    global _forward_mode_thread
-    before, _forward_mode_thread = _forward_mode_thread, threading.get_ident()
+    global _opened
+    hold = behalf().hold
+    before, hold.opened = hold.opened, True
+    with _counting:
+        _opened += 1
     try:
         yield
     finally:
-        _forward_mode_thread = before
+        with _counting:
+            _opened -= 1
+        hold.opened = before
 
 
 def in_outer_forward_mode() -> bool:
     """Whether dual numbers may be about: forward mode runs, and not by a call in another thread.
 
-    Plain ``torch.autograd.forward_ad`` counts, which is what ``torch.func.linearize`` runs.
+    Plain ``torch.autograd.forward_ad`` counts, which is what ``torch.func.linearize`` runs; so does what the
+    thread has opened that waits for the backward pass running here.
     """
-    return in_forward_ad() and _forward_mode_thread in (None, threading.get_ident())
+    return in_forward_ad() and (_opened == 0 or behalf().hold.opened)
 
 
 def is_only_pushed() -> bool:

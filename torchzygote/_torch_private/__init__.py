@@ -76,6 +76,7 @@ from .operators import (
     unchecked_select,
     uncompiled,
 )
+from .passing import pass_along, passed_along
 from .scripts import enable_optimized_scripts, scripts_as_written, scripts_kept_from
 from .structures import names_of_fields
 from .tensors import (
@@ -178,6 +179,8 @@ __all__ = [
     "node_shape",
     "only_pushed",
     "outside_functorch",
+    "pass_along",
+    "passed_along",
     "plain_layer",
     "plain_value",
     "primal",

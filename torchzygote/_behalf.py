@@ -1,0 +1,107 @@
+"""On whose behalf a thread runs: backward passes on a device run in threads of their own, and are waited for.
+
+What the waiting call holds, it holds for its backward pass, too: who waits for the other would wait for ever.
+Knows nothing of what is computed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ._torch_private import backward_pass, pass_along, passed_along
+
+__all__ = ["Behalf", "Hold", "behalf", "behalf_from", "forward_mode_lock", "releasing", "take", "try_to_take"]
+
+# PyTorch's forward-AD levels are process-wide: two threads in forward mode get errors or wrong numbers.
+forward_mode_lock = threading.RLock()
+
+
+class Hold:
+    """Forward mode, held by a call. What runs on its behalf takes ``lock`` in turn: one thread at a time.
+
+    ``opened``: the call, or one around it, is in forward mode by this package.
+    """
+
+    __slots__ = ("ended", "lock", "opened", "outer")
+
+    def __init__(self, outer: Hold | None, opened: bool) -> None:
+        self.outer = outer
+        self.opened = opened
+        self.lock = forward_mode_lock if outer is None else threading.RLock()
+        self.ended = False
+
+
+_NOBODYS = Hold(None, False)
+
+
+class Behalf(NamedTuple):
+    """``threads``: this one last, before it those that wait for it. ``hold``: the innermost hold of them."""
+
+    threads: tuple[int, ...]
+    hold: Hold
+
+
+def behalf() -> Behalf:
+    """On whose behalf this thread runs."""
+    return behalf_from(passed_along())
+
+
+def behalf_from(found: object) -> Behalf:
+    """The same from what :func:`passed_along` has given, and that itself where it is of this thread."""
+    me = threading.get_ident()
+    if not isinstance(found, Behalf):
+        return Behalf((me,), _NOBODYS)
+    if found.threads[-1] == me:
+        return found
+    if backward_pass() < 0:  # PyTorch passes it along to threads that nobody waits for, too
+        return Behalf((me,), _NOBODYS)
+    return Behalf((*found.threads, me), found.hold)
+
+
+def _innermost() -> Hold:
+    """Of those that last: where a backward pass fails, its other threads go on, and nobody waits for them."""
+    hold = behalf().hold
+    while hold.ended and hold.outer is not None:
+        hold = hold.outer
+    return hold
+
+
+def try_to_take() -> Hold | None:
+    """A hold of forward mode for the running call, if it is to be had at once."""
+    outer = _innermost()
+    if not outer.lock.acquire(blocking=False):
+        return None
+    if outer.ended:
+        outer.lock.release()
+        return None
+    return Hold(outer, outer.opened)
+
+
+def take() -> Hold:
+    """A hold of forward mode for the running call."""
+    while True:
+        outer = _innermost()
+        outer.lock.acquire()
+        if not outer.ended:
+            return Hold(outer, outer.opened)
+        outer.lock.release()
+
+
+@contextlib.contextmanager
+def releasing(hold: Hold) -> Iterator[None]:
+    """Around what a call does that has taken a hold; it ends when nobody who acts on its behalf has one."""
+    assert hold.outer is not None
+    before = passed_along()
+    try:
+        pass_along(Behalf(behalf_from(before).threads, hold))
+        yield
+    finally:
+        pass_along(before)
+        try:
+            with hold.lock:
+                hold.ended = True
+        finally:
+            hold.outer.lock.release()

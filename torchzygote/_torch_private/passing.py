@@ -1,0 +1,33 @@
+"""What a backward pass takes along into threads of PyTorch's own, as those of a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+__all__ = ["pass_along", "passed_along"]
+
+# Context variables don't do: PyTorch takes them along from where a pass begins, and from a thread of its own
+# in which another pass begins, those of that thread.
+_KEY = "torchzygote"
+_has: Callable[[str], bool] = torch._C._is_key_in_tls
+_get: Callable[[str], object] = torch._C._get_obj_in_tls
+_keep: Callable[[str, object], None] = torch._C._stash_obj_in_tls
+_remove: Callable[[str], None] | None = getattr(torch._C, "_remove_obj_from_tls", None)  # some have none
+
+
+def passed_along() -> object:
+    """What :func:`pass_along` was given last in this thread, or before the backward pass that it runs."""
+    return _get(_KEY) if _has(_KEY) else None
+
+
+def pass_along(value: object) -> None:
+    """Have backward passes that begin in this thread from now on find ``value``; ``None``: nothing.
+
+    Whoever does that puts back what :func:`passed_along` said before.
+    """
+    if value is None and _remove is not None:
+        _remove(_KEY)  # a thread that ends with it has to wait for Python
+    else:
+        _keep(_KEY, value)
