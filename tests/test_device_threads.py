@@ -21,9 +21,11 @@ from torchzygote import (
     hessian_reverse,
     hook,
     jacobian_sparsity,
+    plan_hessian,
     plan_jacobian,
 )
 from torchzygote._plan import RowCost
+from torchzygote._plan_base import Plan
 from torchzygote._random import RandomState
 from torchzygote._separable import find_layout
 
@@ -76,6 +78,21 @@ def test_seeds_of_a_plan_come_to_where_they_are_needed() -> None:
     seeds, total = constants.seeds(torch.float64, torch.device("meta"))
     part = seeds(0, total)
     assert (part.device.type, part.dtype) == ("meta", torch.float64)
+
+
+def test_constants_of_a_plan_are_made_where_its_arguments_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(Plan, "_constants_for", lambda self, recovery, dtype, device: made.append(device))
+    plans: list[Plan] = [
+        plan_jacobian(lambda x: x[1:] * x[:-1], torch.rand(6), mode="reverse"),
+        plan_hessian(lambda x: (x**3).sum(), torch.rand(6)),
+    ]
+    second = torch.device("cuda", 1)
+    for plan in plans:
+        inputs = [plan._inputs[0]._replace(device="cuda")]
+        type(plan)(plan._f, inputs, plan._recovery, device=second)
+    assert made == [torch.device("cpu"), torch.device("cpu"), second, second]
 
 
 def test_coarse_products_are_known_by_the_newer_interface_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,7 @@ class Plan:
         chunk_size: int | None = None,
         verify: bool = True,
         detected: bool = False,
+        device: torch.device | None = None,
     ) -> None:
         self._f = f
         self._inputs = tuple(inputs)
@@ -83,9 +84,9 @@ class Plan:
             raise ValueError(f"plan: expected all arguments on one device, got {sorted(devices)}")
         dtypes = [getattr(torch, spec.dtype) for spec in inputs]
         if devices == {"cpu"} or torch.cuda.is_available():  # made now: a compiler can't make them
-            self._constants_for(
-                self._recovery, common_dtype(dtypes), torch.empty(0, device=devices.pop()).device
-            )
+            # A file tells only what kind of device it was: then the current one of these.
+            place = torch.empty(0, device=devices.pop()).device if device is None else device
+            self._constants_for(self._recovery, common_dtype(dtypes), place)
 
     @property
     def colors(self) -> Tensor:

@@ -210,6 +210,7 @@ def plan_jacobian(
         chunk_size=chunk_size,
         verify=verify,
         detected=sparsity is None,
+        device=prepared.inputs[0].device,
     )
     asked = verify and sparsity is None and plan.mode == "forward"
     if asked and not plan._agrees_with_reverse(example_args):
@@ -296,6 +297,7 @@ def plan_hessian(
         chunk_size=chunk_size,
         verify=verify,
         detected=sparsity is None,
+        device=prepared.inputs[0].device,
     )
 
 
