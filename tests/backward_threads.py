@@ -13,6 +13,7 @@ from torch._functorch import pyfunctorch
 from torch.autograd import forward_ad
 from torch.utils import _python_dispatch
 
+from torchzygote import _exchange
 from torchzygote._torch_private import graph
 
 __all__ = ["in_threads_of_pytorchs", "move_backward_passes"]
@@ -94,6 +95,7 @@ def move_backward_passes(monkeypatch: pytest.MonkeyPatch) -> None:
             raise found[0]
         return found[0]
 
+    monkeypatch.setattr(_exchange, "passes_leave_their_thread", lambda: True)
     monkeypatch.setattr(graph, "_run_backward", threaded)
     monkeypatch.setattr(torch.autograd, "_engine_run_backward", threaded)
 

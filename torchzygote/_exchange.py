@@ -17,7 +17,13 @@ from torch import Tensor
 
 from . import _behalf
 from ._flags import remembered
-from ._torch_private import pass_along, passed_along, scripts_kept_from, swap_tensors
+from ._torch_private import (
+    pass_along,
+    passed_along,
+    passes_leave_their_thread,
+    scripts_kept_from,
+    swap_tensors,
+)
 
 __all__ = ["exchanged", "exchanging", "finding", "finds_by_identity", "forward_mode_held", "swapped"]
 
@@ -53,18 +59,20 @@ def _alone(us: Collection[int]) -> bool:
 @contextlib.contextmanager
 def finding() -> Iterator[None]:
     """Around a call that finds tensors by identity; any number at a time."""
-    before = passed_along()
-    mine = _behalf.behalf_from(before)
-    us = mine.threads
-    me = us[-1]
+    me = threading.get_ident()
+    before = mine = None
+    if passes_leave_their_thread():  # else nobody acts on our behalf, and small calls wait for this
+        before = passed_along()
+        mine = _behalf.behalf_from(before)
     with _changed:
-        if me not in _finding:
-            if _waiting and not _exchanging and not any(thread in _finding for thread in us):
+        if (_waiting or _exchanging) and me not in _finding:
+            us = _behalf.behalf().threads
+            if not (_exchanging or any(thread in _finding for thread in us)):
                 _changed.wait_for(lambda: not _waiting, _COURTESY)
             _changed.wait_for(lambda: _free_for(us))
         _finding[me] = _finding.get(me, 0) + 1
     try:
-        if mine is not before:  # small calls wait for this
+        if mine is not before:
             pass_along(mine)
         yield
     finally:

@@ -76,7 +76,7 @@ from .operators import (
     unchecked_select,
     uncompiled,
 )
-from .passing import pass_along, passed_along
+from .passing import pass_along, passed_along, passes_leave_their_thread
 from .scripts import enable_optimized_scripts, scripts_as_written, scripts_kept_from
 from .structures import names_of_fields
 from .tensors import (
@@ -181,6 +181,7 @@ __all__ = [
     "outside_functorch",
     "pass_along",
     "passed_along",
+    "passes_leave_their_thread",
     "plain_layer",
     "plain_value",
     "primal",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-__all__ = ["pass_along", "passed_along"]
+__all__ = ["pass_along", "passed_along", "passes_leave_their_thread"]
 
 # Context variables don't do: PyTorch takes them along from where a pass begins, and from a thread of its own
 # in which another pass begins, those of that thread.
@@ -15,6 +15,15 @@ _has: Callable[[str], bool] = torch._C._is_key_in_tls
 _get: Callable[[str], object] = torch._C._get_obj_in_tls
 _keep: Callable[[str, object], None] = torch._C._stash_obj_in_tls
 _remove: Callable[[str], None] | None = getattr(torch._C, "_remove_obj_from_tls", None)  # some have none
+
+
+# Other devices than CUDA that this PyTorch knows of, whether they are there or not.
+_OTHERS = torch.backends.mps.is_built() or torch.xpu._is_compiled()
+
+
+def passes_leave_their_thread() -> bool:
+    """Whether backward passes may run in threads of devices; on the CPU only deep nests do."""
+    return _OTHERS or torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
 
 
 def passed_along() -> object:
