@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import threading
 import weakref
 from collections import OrderedDict, namedtuple
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,6 +21,7 @@ from torchzygote import (
     checkpointed,
     eager_update,
     gradient,
+    jacobian,
     pullback,
 )
 
@@ -255,6 +259,86 @@ def test_flags_that_were_switched_in_between_are_refused(product: Any, x: Tensor
     w.requires_grad_(False)
     with pytest.raises(RuntimeError, match="to do the same"):
         y.backward()
+
+
+# What is saved for `w` may pass for what was saved for `a`: as many, of the same shapes.
+ALIKE = {
+    "the first operation": lambda a, w: w.sin() + a.sin(),
+    "a result": lambda a, w: w.exp() + a.exp(),
+    "before the only one": lambda a, w: torch.tanh(a + w.sin()),
+    "a function": lambda a, w: nn.functional.softplus(w) + nn.functional.softplus(a),
+}
+
+
+@pytest.mark.parametrize("held", ["switched", "by a call", "a parameter", "by another thread"])
+@pytest.mark.parametrize("body", ALIKE.values(), ids=ALIKE)
+def test_what_is_saved_for_others_does_not_pass_for_what_was_saved(
+    body: Any, held: str, x: Tensor, w: Tensor
+) -> None:
+    """PyTorch tells saved tensors apart by their order alone, and ends the rerun when it has enough."""
+    module = nn.ParameterList([nn.Parameter(w, requires_grad=False)])
+    p = module[0] if held == "a parameter" else w
+    call = (lambda a: body(a, module[0])) if held == "a parameter" else (lambda a: body(a, w))
+    y, back = pullback(lambda x: checkpointed(call, x).sum(), x)
+    expected = gradient(lambda x: body(x, w).sum(), x)[0]
+    assert torch.equal(back(torch.ones_like(y))[0], expected)
+    if held == "by a call":
+        with pytest.raises(RuntimeError, match="other tensors require grad now"):
+            gradient(lambda: (back(torch.ones_like(y)), p.sum())[1], Params([p]))
+    elif held == "by another thread":
+        with flags_held_elsewhere(p), pytest.raises(RuntimeError, match="other tensors require grad now"):
+            back(torch.ones_like(y))
+    else:
+        p.requires_grad_(True)
+        with pytest.raises(RuntimeError, match="other tensors require grad now"):
+            back(torch.ones_like(y))
+        p.requires_grad_(False)
+    assert torch.equal(back(torch.ones_like(y))[0], expected)
+
+
+@contextlib.contextmanager
+def flags_held_elsewhere(p: Tensor) -> Iterator[None]:
+    """Another thread is in the middle of a derivative by ``p``."""
+    inside, over = threading.Event(), threading.Event()
+
+    def loss() -> Tensor:
+        inside.set()
+        over.wait(30)
+        return p.sum()
+
+    thread = threading.Thread(target=lambda: gradient(loss, Params([p])))
+    thread.start()
+    try:
+        assert inside.wait(30)
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_casts_that_were_cached_in_the_first_run(x: Tensor) -> None:
+    """The rerun records them itself, which counts as nothing: it saves the same tensors."""
+    layer = nn.Linear(4, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        layer(x.float())
+        y = checkpointed(lambda a: layer(a).tanh() * 2, x.float().requires_grad_()).sum()
+        expected = (layer(x.float()).tanh() * 2).sum()
+    found = torch.autograd.grad(y, list(layer.parameters()))
+    for a, b in zip(found, torch.autograd.grad(expected, list(layer.parameters())), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+@pytest.mark.parametrize("way", ["gradient", "jacobian", "hessian"])
+def test_a_jacobian_inside_in_chunks(mode: Any, way: str, x: Tensor) -> None:
+    """Identity rows move through the same memory from chunk to chunk."""
+
+    def f(checkpoint: Checkpoint, x: Tensor) -> Tensor:
+        inner = lambda x: (jacobian(torch.sin, x, chunk_size=2, mode=mode)[0] ** 2).sum()
+        return checkpoint(inner, x)  # type: ignore[no-any-return]
+
+    found = DERIVATIVES[way](lambda x: f(checkpointed, x), x)
+    torch.testing.assert_close(found, DERIVATIVES[way](lambda x: x.cos().square().sum(), x))
 
 
 def test_a_pullback_by_parameters_of_a_run_without_them_is_refused(x: Tensor, w: Tensor) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ._checkpoint_buffers import Reads, is_buffer
-from ._checkpoint_modules import ModuleBuffers, modules_among
+from ._checkpoint_modules import ModuleBuffers, insides_of, modules_among, parameters_in
 from ._torch_private import is_wrapped, pytree
 
 __all__ = ["Holdings", "Uses", "written_since"]
@@ -162,7 +162,7 @@ class Holdings:
     ``given``: its arguments; Buffers among them are looked after too. ``adopt`` is told what is read of them.
     """
 
-    __slots__ = ("_before", "_cells", "_f", "_modules", "_names", "_reads")
+    __slots__ = ("_before", "_cells", "_f", "_flags", "_modules", "_names", "_reads")
 
     def __init__(
         self, f: Callable[..., Any], given: Sequence[Any], adopt: Callable[[Tensor], None] | None = None
@@ -175,8 +175,11 @@ class Holdings:
         buffers = [x for x in given if is_buffer(x)]
         buffers += [place[2] for places in self._before for place in places if is_buffer(place[2])]
         self._reads = Reads(buffers, adopt) if buffers else None
-        held = (place[2] for places in self._before for place in places)
-        self._modules = ModuleBuffers(modules_among([*bound_to, *given, *held]))
+        held = [place[2] for places in self._before for place in places]
+        insides = insides_of(modules_among([*bound_to, *given, *held]))
+        self._modules = ModuleBuffers(insides)
+        tensors = [*(x for x in held if type(x) in _TENSORS), *parameters_in(insides)]
+        self._flags = [(weakref.ref(x), x.requires_grad) for x in tensors]
 
     def __enter__(self) -> None:
         if self._reads is not None:
@@ -201,6 +204,10 @@ class Holdings:
             namespace, name, value, state = place
             if _lasts(place, namespace.get(name, _NOTHING)):
                 self._names.append((namespace, name, _weakly(value), state))
+
+    def have_other_flags(self) -> bool:
+        """Whether a tensor requires grad that didn't, or the other way round, as far as they are found."""
+        return any((x := kept()) is not None and x.requires_grad is not then for kept, then in self._flags)
 
     def changes(self) -> tuple[str, str] | None:
         """What can't be put back, and what to do about it."""

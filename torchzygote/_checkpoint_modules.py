@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ._torch_private import is_wrapped, outside_functorch, set_versions
 
-__all__ = ["ModuleBuffers", "modules_among"]
+__all__ = ["ModuleBuffers", "insides_of", "modules_among", "parameters_in"]
 
 _Buffers = dict[str, Tensor | None]
 # The buffers of a module and a name among them, what was there, its version and a copy of it.
@@ -30,8 +30,9 @@ def modules_among(values: Iterable[Any]) -> Iterator[nn.Module]:
             yield from (x for x in value if isinstance(x, nn.Module))
 
 
-def _updated_by_running(modules: Iterable[nn.Module]) -> Iterator[_Buffers]:
-    """The buffers of ``modules`` and what is in them, in training mode, each once."""
+def insides_of(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
+    """The attributes of ``modules`` and of what is in them, each once."""
+    found: list[dict[str, Any]] = []
     seen: set[int] = set()
     waiting = list(modules)
     while waiting:
@@ -40,12 +41,27 @@ def _updated_by_running(modules: Iterable[nn.Module]) -> Iterator[_Buffers]:
             continue
         seen.add(id(module))
         inside = module.__dict__
-        buffers = inside.get("_buffers")
-        if buffers and module.training and type(buffers) is dict:  # scripted ones have none of their own
-            yield buffers
+        found.append(inside)
         children = inside.get("_modules")
         if children and type(children) is dict:
             waiting.extend(child for child in children.values() if child is not None)
+    return found
+
+
+def parameters_in(insides: Iterable[dict[str, Any]]) -> Iterator[Tensor]:
+    """The parameters that modules hold themselves, by their attributes."""
+    for inside in insides:
+        parameters = inside.get("_parameters")
+        if parameters and type(parameters) is dict:  # scripted ones have none of their own
+            yield from (p for p in parameters.values() if p is not None)
+
+
+def _updated_by_running(insides: Iterable[dict[str, Any]]) -> Iterator[_Buffers]:
+    """The buffers of modules in training mode."""
+    for inside in insides:
+        buffers = inside.get("_buffers")
+        if buffers and inside.get("training") and type(buffers) is dict:
+            yield buffers
 
 
 def _is_plain(x: Any) -> bool:
@@ -61,14 +77,14 @@ def _copy(x: Tensor, version: int) -> Tensor:
 
 
 class ModuleBuffers:
-    """The buffers of ``modules`` before the first run; :meth:`settle` keeps what is needed again."""
+    """Buffers of modules, by their attributes, before the first run; :meth:`settle` keeps what changed."""
 
     __slots__ = ("_entries",)
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
+    def __init__(self, insides: Iterable[dict[str, Any]]) -> None:
         self._entries: list[_Entry] = [
             (buffers, name, x, x._version, _copy(x, x._version))
-            for buffers in _updated_by_running(modules)
+            for buffers in _updated_by_running(insides)
             for name, x in buffers.items()
             if x is not None and _is_plain(x)
         ]

@@ -20,7 +20,7 @@ from ._arguments import name_of
 from ._checkpoint_holdings import Holdings, Uses, written_since
 from ._checkpoint_surroundings import Surroundings, outside_inference
 from ._checkpoint_transforms import checkpoint_in_transforms, refusal
-from ._flags import Hold, held_again, holds
+from ._flags import Hold, held_again, held_by_others, holds
 from ._torch_private import backward_pass, outside_functorch, pytree, sequence_number
 from ._torch_private import saved_tensors_hooks as hooks_in_force
 
@@ -28,6 +28,7 @@ __all__ = ["checkpoint_on_tape"]
 
 # Of a tensor that is saved: version, whether it requires grad, shape, dtype.
 _State = tuple[int, bool, torch.Size, torch.dtype]
+_SAME_FLAGS = "set requires_grad before the call, and differentiate by what f uses around the call"
 _BE_PURE = "make it depend on nothing but its arguments and tensors that stay as they are"
 
 
@@ -94,28 +95,41 @@ class _Runs:
     """``f`` for its first run and its recomputations: the same arguments in the same surroundings.
 
     ``first``, ``seen``: the state of each tensor that was saved in the first run, and in the latest
-    recomputation. ``copied``: arguments came out of somebody's hooks with other versions than they went in.
+    recomputation; ``numbers``: how many operations the first run had recorded by then. ``begun``: the number
+    of the node that a run records first. ``shifted``: the latest recomputation may record more or less, and
+    goes on to its end; ``enough``: what the backward pass needs is there. ``copied``: arguments came out of
+    somebody's hooks with other versions than they went in.
     """
 
     __slots__ = (
+        "_disturbed",
         "_f",
+        "_finished",
         "_given",
         "_holdings",
         "_holds",
         "_leaves",
         "_names",
+        "_others",
         "_places",
         "_specs",
         "_surroundings",
         "_versions",
+        "begun",
         "copied",
+        "enough",
         "first",
+        "numbers",
         "seen",
+        "shifted",
     )
 
     def __init__(self, f: Callable[..., Any], xs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._f = f
         self._given: Any = (xs, kwargs)
+        self._finished = False
+        self._disturbed = False  # other threads switched flags of tensors meanwhile
+        self._others = (0, False)
         self._holdings: Holdings | None = None
         self._holds: tuple[Hold, ...] = ()
         self._leaves: list[Any] = []
@@ -124,9 +138,13 @@ class _Runs:
         self._specs: list[Any] | None = None
         self._surroundings: Surroundings | None = None
         self._versions: list[int] = []
+        self.begun = 0
         self.copied = False
+        self.enough: Exception | None = None
         self.first: list[_State] = []
+        self.numbers: list[int] = []
         self.seen: list[_State] = []
+        self.shifted = False
 
     def split(self) -> Sequence[Tensor]:
         """The tensors among the arguments, for the tape to keep; what else there is, is kept here."""
@@ -194,9 +212,16 @@ class _Runs:
         position = _state.mark()
         release = held_again(self._holds)
         undo = self._holdings.put_back()
+        # Whoever requires grad now is recorded, and what is saved for it may pass for what was saved before.
+        self.shifted = self._disturbed or self._holdings.have_other_flags()
+        self.enough, self._others = None, held_by_others()
         try:
             with self._surroundings.restored():
-                return self._f(*xs, **kwargs)
+                self.begun = sequence_number()
+                y = self._f(*xs, **kwargs)
+            if self.enough is None:
+                return y
+            error, self.enough = self._verdict(self.enough), None
         except _Enough as enough:
             if enough.runs is not self:
                 raise
@@ -217,8 +242,27 @@ class _Runs:
         self._holds = holds()
         self._holdings = Holdings(self._f, self._leaves)
         self._surroundings = Surroundings()
+        before = held_by_others()
         with self._holdings:
-            return self._f(*xs, **kwargs)
+            self.begun = sequence_number()
+            y = self._f(*xs, **kwargs)
+        self._disturbed = before != held_by_others() or before[1]
+        self._finished = True
+        return y
+
+    def is_surely_the_same(self) -> bool:
+        """Whether nothing hints at other tensors being recorded than in the first run, if that is over."""
+        return not (self._finished and (self.shifted or self._others[1] or self._others != held_by_others()))
+
+    def _verdict(self, enough: Exception) -> Exception:
+        """``enough``, if a whole recomputation saved what the first run did: only casts were cached, say."""
+        if [state[1:] for state in self.seen] == [state[1:] for state in self.first]:
+            return enough
+        return self.refusal(
+            f"it saves {len(self.seen)} tensors now, and saved {len(self.first)} before; perhaps other "
+            "tensors require grad now",
+            _SAME_FLAGS,
+        )
 
     def rewind(self) -> None:
         """Set the random state back to where it was before the first run."""
@@ -243,7 +287,7 @@ class _Runs:
         if then[1] != again[1]:
             raise self.refusal(
                 "other tensors require grad now",
-                "set requires_grad before the call, and differentiate by what f uses around the call",
+                _SAME_FLAGS,
             )
         if not self.copied:
             raise self.refusal(
@@ -277,6 +321,7 @@ class _Watched(saved_tensors_hooks):
         recomputed_in = -1
 
         def numbered(x: Tensor) -> tuple[int, Any]:
+            runs.numbers.append(sequence_number() - runs.begun)
             first.append((x._version, x.requires_grad, x.shape, x.dtype))
             return len(first) - 1, pack(x)
 
@@ -316,11 +361,19 @@ class _Noted(saved_tensors_hooks):
         runs.seen = seen
 
         def noted(x: Tensor) -> Any:
+            number = len(seen)
             seen.append((x._version, x.requires_grad, x.shape, x.dtype))
+            if runs.enough is not None:
+                return x.detach()  # it is only counted
+            if runs.numbers[number : number + 1] != [sequence_number() - runs.begun]:
+                runs.shifted = True
             try:
                 return pack(x)
             except Exception as error:
-                raise _Enough(runs, error) from None
+                if runs.is_surely_the_same():
+                    raise _Enough(runs, error) from None
+                runs.enough = error
+                return x.detach()
 
         super().__init__(noted, unpack)
         super().__enter__()

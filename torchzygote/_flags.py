@@ -15,7 +15,17 @@ from torch import Tensor
 
 from ._torch_private import in_functorch, outside_functorch
 
-__all__ = ["Hold", "flags_on", "held", "held_again", "held_flags", "holds", "remembered", "requires_grad"]
+__all__ = [
+    "Hold",
+    "flags_on",
+    "held",
+    "held_again",
+    "held_by_others",
+    "held_flags",
+    "holds",
+    "remembered",
+    "requires_grad",
+]
 
 
 class Hold:
@@ -29,9 +39,10 @@ class Hold:
 
 
 class _Mine(threading.local):
-    """What calls of this thread hold."""
+    """What calls of this thread hold, and how often one began to."""
 
     def __init__(self) -> None:
+        self.begun = 0
         self.holds: list[Hold] = []
 
 
@@ -56,10 +67,12 @@ class _Flags:
         self._lock = threading.RLock()
         self._held: dict[int, list[Any]] = {}
         self._begun = 0  # how often anything was switched on; counted before it is
+        self._lasting = 0  # how many of these last
 
     def hold(self, tensors: Sequence[Tensor]) -> Callable[[], None]:
         """Switch the flags on; the function returned gives them back (once)."""
         mine: list[Tensor] = []
+        self.mine.begun += 1
         try:
             self._switch_on(tensors, mine)
         except BaseException:
@@ -68,11 +81,15 @@ class _Flags:
         held = Hold(mine)
         holds = self.mine.holds
         holds.append(held)
+        with self._lock:
+            self._lasting += 1
 
         def release() -> None:
             if not held.lapsed:
                 held.lapsed = True
                 holds.remove(held)
+                with self._lock:
+                    self._lasting -= 1
             self._switch_off(mine)
 
         return release
@@ -103,6 +120,10 @@ class _Flags:
                     del self._held[id(tensor)]  # last: while it is there, nobody trusts the flag
             if switched:
                 torch.clear_autocast_cache()  # which has casts of leaves that require grad, and would go on
+
+    def by_others(self) -> tuple[int, bool]:
+        """How often other threads have switched flags on, and whether any of that lasts."""
+        return self._begun - self.mine.begun, self._lasting > len(self.mine.holds)
 
     def are_needless(self, tensors: Sequence[Tensor]) -> bool:
         """Whether all flags are on, and not because somebody else holds them for a while; takes no lock."""
@@ -166,6 +187,11 @@ def flags_on(tensors: Sequence[Tensor]) -> Iterator[None]:
 def holds() -> tuple[Hold, ...]:
     """What calls of this thread hold now; for :func:`held_again`."""
     return tuple(_flags.mine.holds)
+
+
+def held_by_others() -> tuple[int, bool]:
+    """How often other threads have switched flags on, and whether any of that lasts."""
+    return _flags.by_others()
 
 
 def held_again(then: Sequence[Hold]) -> Callable[[], None]:

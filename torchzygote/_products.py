@@ -16,7 +16,7 @@ from . import _engine, _state, native
 from ._carried import carried
 from ._engine import Linearization
 from ._random import RandomState
-from ._torch_private import memory_holders, vmap_flat
+from ._torch_private import memory_holders, under_hooks, vmap_flat
 from ._warning import warn
 
 __all__ = ["Chunk", "Seeds", "identity_seeds", "jvps", "pulls", "vjps"]
@@ -52,7 +52,8 @@ class identity_seeds:
         else:
             block.diagonal(self._lo).zero_()
             block.diagonal(lo).fill_(1)
-        plain = not (_engine.compiling() or _engine.in_transform() or block.is_inference())
+        # A checkpoint around it keeps no seeds, and compares how often they were written when it runs again.
+        plain = not (_engine.compiling() or _engine.in_transform() or block.is_inference() or under_hooks())
         if hi < self._numel and plain:
             self._block, self._lo, self._version = block, lo, block._version
         return block[: hi - lo]

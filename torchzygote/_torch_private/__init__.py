@@ -91,7 +91,7 @@ from .tensors import (
     weak_storage,
 )
 from .tracer import known_to_be_one, trace_name, tracer_follows_lower_hooks, tracer_follows_pullbacks
-from .wants import want, wanted_here, wanted_here_as
+from .wants import under_hooks, want, wanted_here, wanted_here_as
 from .weight_norm import WEIGHT_NORM, forget_exchanged, fused_weight_norm_enabled
 from .wrappers import (
     batched_everywhere,
@@ -212,6 +212,7 @@ __all__ = [
     "transform_stack",
     "unchecked_select",
     "uncompiled",
+    "under_hooks",
     "unfuse_attention",
     "unwrapped_if_ended",
     "value_of_node",
