@@ -98,3 +98,14 @@ def true_hessian(f: Callable[..., Tensor], x: Tensor) -> Tensor:
 def covers(found: Tensor, expected: Tensor) -> bool:
     """Whether a pattern lists all that it must."""
     return not bool((expected & ~found).any())
+
+
+def recorded_names(root: Tensor) -> list[str]:
+    """The names of all nodes of the recorded graph below, one for each node."""
+    stack, seen = [root.grad_fn], set()
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            stack.extend(following for following, _ in node.next_functions)
+    return [node.name() for node in seen]

@@ -11,6 +11,7 @@ import torch
 from buffer_programs import (
     POINT,
 )
+from oracles import recorded_names
 from torch import Tensor
 
 from torchzygote import Buffer, gradient, jacobian
@@ -146,7 +147,11 @@ def test_rows_written_over_and_over_in_any_order() -> None:
     close(found, torch.autograd.grad((torch.stack(rows) * weights).sum(), x)[0])
 
 
-def test_a_large_value_read_in_small_parts() -> None:
+@pytest.mark.parametrize("worth", [0, 1000, 1 << 17])
+def test_a_large_value_read_in_small_parts(worth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Split into chunks at once, after a while, and never."""
+    monkeypatch.setattr("torchzygote._buffer_elements._WORTH_A_CHUNK", worth)
+
     def f(x: Tensor) -> Tensor:
         buf = Buffer(x, 61, 53)
         buf[...] = x.reshape(61, 53) ** 2
@@ -250,6 +255,16 @@ def test_an_interpreter_that_hides_who_holds_a_value(monkeypatch: pytest.MonkeyP
     assert torch.autograd.grad(out.sum(), x)[0].tolist() == [600, 179700, 179700]
 
 
+@pytest.mark.parametrize("key", [slice(None, None, 8), (slice(None), 3), torch.arange(0, 64, 9), (2, 5)])
+def test_what_is_read_once_is_not_split(key: Any) -> None:
+    x = torch.randn(64, 64, requires_grad=True)
+    buf = Buffer(x)
+    buf[...] = x * 2
+    found = buf[key]
+    assert torch.equal(found, (x * 2)[key])
+    assert len(recorded_names(found)) < 10
+
+
 @pytest.mark.parametrize("key", [lambda i: i, lambda i: (slice(None), i), lambda i: (slice(i, i + 1), ...)])
 def test_only_what_somebody_holds_is_copied(key: Any) -> None:
     """Neither rows nor other parts: the graph has a ``clone`` for each held value, and no other."""
@@ -263,13 +278,7 @@ def test_only_what_somebody_holds_is_copied(key: Any) -> None:
                 buf[key(i)] = row
             else:
                 buf[key(i)] = x * i
-        nodes, seen = [buf.copy().grad_fn], set()
-        while nodes:
-            node = nodes.pop()
-            if node is not None and node not in seen:
-                seen.add(node)
-                nodes.extend(following for following, _ in node.next_functions)
-        return sum(node.name() == "CloneBackward0" for node in seen)
+        return recorded_names(buf.copy()).count("CloneBackward0")
 
     assert clones(hold=True) == 4
     assert clones(hold=False) == (0 if TEMPORARY > 0 else 4)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from oracles import recorded_names
 from test_norms_differentiated import NORMS, D, Norm, X, loss
 from torch import Tensor
 from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
@@ -36,17 +37,6 @@ SECOND: dict[str, Callable[[Norm], Tensor]] = {
     "vmap": lambda n: torch.func.vmap(lambda x: hessian(loss(n), x))(torch.stack([X, X.sin()])),
 }
 FUSED = {"hessian", "hessian_reverse", "diaghessian", "withhessian", "plan"}
-
-
-def recorded_names(root: Tensor) -> set[str]:
-    names, stack, seen = set(), [root.grad_fn], set()
-    while stack:
-        node = stack.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            names.add(node.name())
-            stack.extend(following for following, _ in node.next_functions)
-    return names
 
 
 @pytest.mark.parametrize("way", SECOND)

@@ -2,8 +2,8 @@
 
 The log is the concatenation of all values written, in the order of writing, and never made as such. ``owner``
 holds a position in it for each element: a write changes the positions of what it writes, and a read is one
-gather from the few values it touches. A value that is read in small parts is split, once, into a tree of
-chunks: otherwise each part's backward pass would cost the whole value. Knows nothing of ``vmap`` or modes:
+gather from the few values it touches. A value that is often read in small parts is split, once, into a tree
+of chunks: otherwise each part's backward pass would cost the whole value. Knows nothing of ``vmap`` or modes:
 values are concatenated, split and gathered from, and that works in all of them.
 """
 
@@ -26,20 +26,36 @@ __all__ = ["ElementLog"]
 _BRANCHES = 64  # chunks that a value is split into
 _WHOLE = 16  # values of up to this many elements are never split
 _WASTE = 4  # a value is taken whole if at least one in so many of its elements is wanted
+# Elements that pass by, there and back, in the time that a chunk takes to be made and read by itself. (Each
+# takes a nanosecond or two; splitting takes 200 microseconds, and as much again in each chunk.)
+_WORTH_A_CHUNK = 1 << 17
 
 Positions = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class _Chunks:
-    """A value, flat, and its chunks of ``size`` elements: tensors or chunks again."""
+    """A value that is read in parts: as a whole, until chunks of ``size`` elements are worth making.
 
-    __slots__ = ("parts", "size", "whole")
+    ``parts``: the chunks, tensors or chunks again. ``wasted``: elements that were read with others.
+    """
+
+    __slots__ = ("parts", "size", "wasted", "whole")
 
     def __init__(self, whole: Tensor) -> None:
         self.whole = whole
         self.size = max(-(-whole.numel() // _BRANCHES), 1)
-        with torch.enable_grad():
-            self.parts: list[Any] = list(torch.split(whole, self.size))
+        self.wasted = 0
+        self.parts: list[Any] | None = None
+
+    def split_for(self, chunks: int) -> list[Any] | None:
+        """The chunks, for a read in so many of them; ``None`` where the whole is cheaper still."""
+        if self.parts is None:
+            self.wasted += self.whole.numel()
+            if self.wasted <= _WORTH_A_CHUNK * chunks:
+                return None
+            with torch.enable_grad():
+                self.parts = list(torch.split(self.whole, self.size))
+        return self.parts
 
 
 class _Pieces:
@@ -270,15 +286,24 @@ def _cover(node: Any, size: int, lo: int, hi: int, base: int, pieces: _Pieces) -
         pieces.add(base + lo, _flat(node)[lo:hi])
     else:
         if not isinstance(node, _Chunks):
-            with torch.enable_grad():
-                node = _Chunks(_flat(node))
+            node = _chunks_of(node)
         step = node.size
-        for c in range(lo // step, (hi - 1) // step + 1):
+        first, last = lo // step, (hi - 1) // step
+        parts = node.split_for(last + 1 - first)
+        if parts is None:
+            pieces.add(base + lo, node.whole[lo:hi])
+            return node
+        for c in range(first, last + 1):
             start, end = c * step, min((c + 1) * step, size)
-            node.parts[c] = _cover(
-                node.parts[c], end - start, max(lo - start, 0), min(hi, end) - start, base + start, pieces
+            parts[c] = _cover(
+                parts[c], end - start, max(lo - start, 0), min(hi, end) - start, base + start, pieces
             )
     return node
+
+
+def _chunks_of(node: Tensor) -> _Chunks:
+    with torch.enable_grad():
+        return _Chunks(_flat(node))
 
 
 def _gather(node: Any, size: int, wanted: Positions, base: int, pieces: _Pieces) -> Any:
@@ -287,10 +312,14 @@ def _gather(node: Any, size: int, wanted: Positions, base: int, pieces: _Pieces)
         pieces.add(base, _flat(node))
         return node
     if not isinstance(node, _Chunks):
-        with torch.enable_grad():
-            node = _Chunks(_flat(node))
+        node = _chunks_of(node)
     step = node.size
-    for c, part in _groups(wanted // step, wanted):
+    groups = list(_groups(wanted // step, wanted))
+    parts = node.split_for(len(groups))
+    if parts is None:
+        pieces.add(base, node.whole)
+        return node
+    for c, part in groups:
         start, end = c * step, min((c + 1) * step, size)
-        node.parts[c] = _gather(node.parts[c], end - start, part - start, base + start, pieces)
+        parts[c] = _gather(parts[c], end - start, part - start, base + start, pieces)
     return node
