@@ -106,3 +106,18 @@ def test_one_call_uses_the_zeros_of_its_arguments() -> None:
     assert J.values().numel() == 2
     held = torch.eye(N)
     assert plan_jacobian(lambda x: held @ x, X).patterns[0].nnz == N
+
+
+@pytest.mark.parametrize("argnums", [0, -2, [0, 1], None])
+def test_the_structure_by_some_arguments(argnums: Any) -> None:
+    x, y = torch.rand(4), torch.rand(4)
+    found = jacobian_sparsity(lambda a, b, n: a[1:] * a[:-1] + b[1:] * n, x, y, 2, argnums=argnums)
+    all_of_them = jacobian_sparsity(lambda a, b, n: a[1:] * a[:-1] + b[1:] * n, x, y, 2)
+    chosen = (
+        range(3) if argnums is None else [i % 3 for i in ([argnums] if isinstance(argnums, int) else argnums)]
+    )
+    assert [one is not None for one in found] == [i in chosen for i in range(3)]
+    for i in chosen:
+        assert torch.equal(found[i].to_dense(), all_of_them[i].to_dense())
+    with pytest.raises(ValueError, match="argnums"):
+        jacobian_sparsity(lambda a: a, x, argnums=1)

@@ -31,12 +31,18 @@ __all__ = ["HessianPlan", "JacobianPlan", "jacobian_sparsity", "plan_hessian", "
 
 # The first is for what a lambda without annotations has as its argument, which fits every type.
 @overload
-def jacobian_sparsity(f: Callable[..., Any], x: NoReturn, /) -> Any: ...
+def jacobian_sparsity(
+    f: Callable[..., Any], x: NoReturn, /, *, argnums: int | Sequence[int] | None = None
+) -> Any: ...
 @overload
-def jacobian_sparsity(f: Callable[..., Any], params: Params, /) -> Grads: ...
+def jacobian_sparsity(
+    f: Callable[..., Any], params: Params, /, *, argnums: int | Sequence[int] | None = None
+) -> Grads: ...
 @overload
-def jacobian_sparsity(f: Callable[..., Any], *args: Any) -> tuple[Tensor | None, ...]: ...
-def jacobian_sparsity(f: Callable[..., Any], *args: Any) -> Any:
+def jacobian_sparsity(
+    f: Callable[..., Any], *args: Any, argnums: int | Sequence[int] | None = None
+) -> tuple[Tensor | None, ...]: ...
+def jacobian_sparsity(f: Callable[..., Any], *args: Any, argnums: int | Sequence[int] | None = None) -> Any:
     """Structure of the Jacobian: which entries can be nonzero.
 
     Parameters
@@ -46,6 +52,8 @@ def jacobian_sparsity(f: Callable[..., Any], *args: Any) -> Any:
     *args
         As for :func:`jacobian`: numbers and arrays, anything else reaches ``f`` untouched. Or one
         :class:`Params`; then ``f`` takes no arguments.
+    argnums : int or sequence of int, optional
+        The structure by these arguments only, ``None`` for the others; negative numbers count from the end.
 
     Returns
     -------
@@ -86,7 +94,10 @@ def jacobian_sparsity(f: Callable[..., Any], *args: Any) -> Any:
     caller = "jacobian_sparsity"
     refuse_transforms(caller)
     params = implicit(args)
-    prepared = prepare(args, arrays_only=True) if params is None else prepare_implicit(caller, params, None)
+    if params is None:
+        prepared = prepare(args, argnums, arrays_only=True)
+    else:
+        prepared = prepare_implicit(caller, params, argnums)
     y, patterns, _ = _detected(f, params, prepared)
     if kind_of(y) not in ("array", "number"):
         raise ValueError(f"{caller}: expected f to return an array or a number, got {type_name(y)}")
