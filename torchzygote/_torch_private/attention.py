@@ -15,41 +15,31 @@ __all__ = ["fuse_attention_again", "unfuse_attention"]
 
 _C: Any = torch._C
 _mha: Any = mha
-Flags = tuple[bool, bool, bool, bool, bool]
+# Whether a kernel is allowed, its switch, and what is wanted of it: the last is the formula.
+_KERNELS = (
+    (_C._get_flash_sdp_enabled, _C._set_sdp_use_flash, False),
+    (_C._get_mem_efficient_sdp_enabled, _C._set_sdp_use_mem_efficient, False),
+    (_C._get_cudnn_sdp_enabled, _C._set_sdp_use_cudnn, False),
+    (_C._get_math_sdp_enabled, _C._set_sdp_use_math, True),
+)
 
 
-def unfuse_attention() -> Flags:
+def unfuse_attention() -> list[bool]:
     """Leave the formula alone to compute attention; returns what was allowed before."""
-    before = (
-        _C._get_flash_sdp_enabled(),
-        _C._get_mem_efficient_sdp_enabled(),
-        _C._get_cudnn_sdp_enabled(),
-        _C._get_math_sdp_enabled(),
-        _mha._is_fastpath_enabled,
-    )
-    flash, efficient, cudnn, formula, _ = before
-    if flash:
-        _C._set_sdp_use_flash(False)
-    if efficient:
-        _C._set_sdp_use_mem_efficient(False)
-    if cudnn:
-        _C._set_sdp_use_cudnn(False)
-    if not formula:
-        _C._set_sdp_use_math(True)
+    before = [_mha._is_fastpath_enabled]
     _mha._is_fastpath_enabled = False
+    for is_allowed, switch, wanted in _KERNELS:
+        allowed = is_allowed()
+        before.append(allowed)
+        if allowed is not wanted:
+            switch(wanted)
     return before
 
 
-def fuse_attention_again(before: Flags) -> None:
+def fuse_attention_again(before: list[bool]) -> None:
     """Allow again what was allowed before."""
-    flash, efficient, cudnn, formula, fast = before
-    if flash:
-        _C._set_sdp_use_flash(True)
-    if efficient:
-        _C._set_sdp_use_mem_efficient(True)
-    if cudnn:
-        _C._set_sdp_use_cudnn(True)
-    if not formula:
-        _C._set_sdp_use_math(False)
-    if fast:
+    if before[0]:
         _mha._is_fastpath_enabled = True
+    for allowed, (_, switch, wanted) in zip(before[1:], _KERNELS, strict=True):
+        if allowed is not wanted:
+            switch(allowed)

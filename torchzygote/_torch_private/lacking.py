@@ -184,14 +184,14 @@ def _written_pdist(input: Tensor, p: float = 2.0) -> Tensor:
     return _sizes(input.index_select(0, first) - input.index_select(0, second), p)
 
 
+_PDIST = tuple(Exchange(holder, "pdist", _pdist, _written_pdist) for holder in (torch, F))
 WRITTEN = (
     Exchange(_nn, "mse_loss", _mse_loss, _written_mse_loss),
     Exchange(_nn, "huber_loss", _huber_loss, _written_huber_loss),
     Exchange(_nn, "soft_margin_loss", _soft_margin_loss, _written_soft_margin_loss),
     Exchange(_nn, "hardsigmoid", _hardsigmoid, _written_hardsigmoid),
     Exchange(_nn, "hardsigmoid_", _hardsigmoid_, _written_hardsigmoid_),
-    Exchange(torch, "pdist", _pdist, _written_pdist),
-    Exchange(F, "pdist", _pdist, _written_pdist),
+    *_PDIST,
 )
 # In whose place any second derivative needs a mask.
 DISTANCES = (Exchange(_VF, "cdist", _cdist, _written_cdist),)
@@ -267,6 +267,5 @@ TRACED_LACKING = (
     Exchange(F, "soft_margin_loss", _F_soft_margin_loss, _traced_soft_margin_loss),
     Exchange(F, "hardsigmoid", _F_hardsigmoid, _traced_hardsigmoid),
     Exchange(torch, "cdist", _torch_cdist, _traced_cdist),
-    Exchange(torch, "pdist", _pdist, _written_pdist),
-    Exchange(F, "pdist", _pdist, _written_pdist),
+    *_PDIST,
 )
