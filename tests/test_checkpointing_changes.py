@@ -296,6 +296,18 @@ def test_what_is_saved_for_others_does_not_pass_for_what_was_saved(
     assert torch.equal(back(torch.ones_like(y))[0], expected)
 
 
+def test_another_shape_in_the_rerun_is_named(x: Tensor) -> None:
+    """Also where the rerun records more operations, and so goes on to its end."""
+    runs = []
+
+    def impure(a: Tensor) -> Tensor:
+        runs.append(1)
+        return torch.tanh(a[:3] if len(runs) > 1 else a)
+
+    with pytest.raises(RuntimeError, match=r"of shape \(4,\) .* came as one of shape \(3,\)"):
+        gradient(lambda x: checkpointed(impure, x).sum(), x)
+
+
 @contextlib.contextmanager
 def flags_held_elsewhere(p: Tensor) -> Iterator[None]:
     """Another thread is in the middle of a derivative by ``p``."""

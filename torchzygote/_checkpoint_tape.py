@@ -256,13 +256,24 @@ class _Runs:
 
     def _verdict(self, enough: Exception) -> Exception:
         """``enough``, if a whole recomputation saved what the first run did: only casts were cached, say."""
-        if [state[1:] for state in self.seen] == [state[1:] for state in self.first]:
-            return enough
-        return self.refusal(
-            f"it saves {len(self.seen)} tensors now, and saved {len(self.first)} before; perhaps other "
-            "tensors require grad now",
-            _SAME_FLAGS,
-        )
+        if len(self.seen) != len(self.first):
+            return self.refusal(
+                f"it saves {len(self.seen)} tensors now, and saved {len(self.first)} before; perhaps other "
+                "tensors require grad now",
+                _SAME_FLAGS,
+            )
+        pairs = zip(self.first, self.seen, strict=True)
+        return next((found for pair in pairs if (found := self._difference(*pair)) is not None), enough)
+
+    def _difference(self, then: _State, again: _State) -> RuntimeError | None:
+        """The error that says that another tensor was saved than before, if that shows."""
+        if then[2:] != again[2:]:
+            return self.refusal(
+                f"a tensor that it needs there, of {_text(then)}, came as one of {_text(again)}", _BE_PURE
+            )
+        if then[1] != again[1]:
+            return self.refusal("other tensors require grad now", _SAME_FLAGS)
+        return None
 
     def rewind(self) -> None:
         """Set the random state back to where it was before the first run."""
@@ -280,15 +291,8 @@ class _Runs:
                 f"checkpointed: {name_of(self._f)} writes in place into a tensor of shape {tuple(x.shape)} "
                 "that its own backward pass needs; write into a clone() of it"
             )
-        if then[2:] != again[2:]:
-            raise self.refusal(
-                f"a tensor that it needs there, of {_text(then)}, came as one of {_text(again)}", _BE_PURE
-            )
-        if then[1] != again[1]:
-            raise self.refusal(
-                "other tensors require grad now",
-                _SAME_FLAGS,
-            )
+        if (other := self._difference(then, again)) is not None:
+            raise other
         if not self.copied:
             raise self.refusal(
                 f"a tensor that it uses, of {_text(again)}, has been written in place since (by "
