@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ._alignment_rules import ELEMENTWISE, FREE, RULES, Alignment, Rule, Shape, all_free, meeting
-from ._pieces import kind_of_node
+from ._pieces import Value, kind_of_node
 from ._torch_private import is_leaf, node_attribute, node_names, node_shape, source_of
 
 __all__ = [
     "Alignment",
+    "Separation",
     "aligned_axes",
+    "is_linear",
     "jointly_aligned",
     "keeps_elements_apart",
+    "separation",
     "shared_axes",
     "summed_axes",
 ]
@@ -83,7 +86,8 @@ _LOSSES = frozenset(
 )
 
 
-def _is_linear(kind: str, varying: Sequence[bool]) -> bool:
+def is_linear(kind: str, varying: Sequence[bool]) -> bool:
+    """Whether an operation is linear in those of its inputs that vary, all together."""
     if kind not in _LINEAR_IN_FEW:
         return kind in _LINEAR
     places, most = _LINEAR_IN_FEW[kind]
@@ -112,6 +116,11 @@ class _Walk:
         self._is_unsure = False
         if not chained:
             self._known.update(given)
+
+    @property
+    def values(self) -> Mapping[Value, tuple[Alignment, Shape] | None]:
+        """All that was looked at, each value after what it comes of."""
+        return self._known
 
     def of(self, root: Tensor) -> Alignment | None:
         """``None`` where ``root`` depends on none of the inputs, or nothing can be said."""
@@ -156,7 +165,7 @@ class _Walk:
                 found.append(known[0])
                 continue
             varying = [self._known.get(one) for one in before]
-            if _is_linear(kind, [one is not None for one in varying]):
+            if is_linear(kind, [one is not None for one in varying]):
                 stack.extend(before)
             elif kind in _LOSSES and not known[1]:
                 elements = [one for one in varying if one is not None]
@@ -237,7 +246,18 @@ def shared_axes(roots: Sequence[Tensor], inputs: Sequence[Tensor], common: int) 
     ]
 
 
-def summed_axes(y: Tensor, inputs: Sequence[Tensor], common: int) -> list[int]:
+class Separation(NamedTuple):
+    """How a scalar is a sum over samples.
+
+    ``axes``: of the inputs, along which there is one term for each index. ``values``: alignment and shape of
+    all values recorded, each after what it comes of; ``None`` for constants.
+    """
+
+    axes: list[int]
+    values: Mapping[Value, tuple[Alignment, Shape] | None]
+
+
+def separation(y: Tensor, inputs: Sequence[Tensor], common: int) -> Separation:
     """Along which of the first ``common`` axes, alike in all shapes, the scalar ``y`` is a plain sum.
 
     One term for each index: its Hessian is block diagonal along them. The gradient's graph tells that, too,
@@ -245,9 +265,15 @@ def summed_axes(y: Tensor, inputs: Sequence[Tensor], common: int) -> list[int]:
     """
     walk = _Walk(inputs, [(*range(common), *[FREE] * (x.dim() - common)) for x in inputs])
     if walk.of(y) is None:
-        return []
+        return Separation([], walk.values)
     found = [_axes_of(alignment) for alignment in walk.summands(y)]
-    return [p for p in range(common) if inputs[0].shape[p] > 1 and found and all(p in axes for axes in found)]
+    axes = [p for p in range(common) if inputs[0].shape[p] > 1 and found and all(p in axes for axes in found)]
+    return Separation(axes, walk.values)
+
+
+def summed_axes(y: Tensor, inputs: Sequence[Tensor], common: int) -> list[int]:
+    """The axes of :func:`separation`."""
+    return separation(y, inputs, common).axes
 
 
 def _axes_of(alignment: Alignment) -> set[int]:

@@ -5,6 +5,7 @@ Multiplies with ``_products``, puts together with ``_assembly``; it must not kno
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from torch import Tensor
 from . import _engine, _plan, _products, _separable, _state, native
 from ._arguments import Prepared
 from ._assembly import Columns, Rows, add_rows
+from ._certificate import precision
+from ._curvature import curvature
 from ._engine import Linearization
 from ._plan import FREE, RowCost
 from ._pulling import Options, chunk_for, pulled_rows
@@ -22,7 +25,7 @@ from ._second_order import SecondOrder, Seen, gradient_by
 from ._separable import Layout
 from ._symmetric_blocks import can_check_themselves, symmetric_blocks
 
-__all__ = ["Whole", "diagonal", "diagonals_along_batch", "matrix", "pushed"]
+__all__ = ["Whole", "diagonal", "diagonals_along_batch", "diagonals_by_curvature", "matrix", "pushed"]
 
 # So many columns are pushed before anybody knows what f takes.
 _UNMEASURED = 16
@@ -198,6 +201,26 @@ def _by_columns(
         ):
             block.add(lo, hi, products if options.keep else products.detach())
     return block.matrix()
+
+
+def diagonals_by_curvature(second: SecondOrder, options: Options) -> list[Tensor] | None:
+    """All diagonals where ``f`` is a sum over samples of all inputs; before the gradient is taken."""
+    recorded = None if _engine.compiling() or _engine.in_transform() else second.recorded()
+    if recorded is None or not recorded[1]:
+        return None
+    y, inputs = recorded
+    found = _separable.find_sum(y, inputs, second.row_guess())
+    if found is None:
+        return None
+    way = curvature(y, inputs, found[1], found[0], options.keep)
+    if way is None:
+        return None
+    columns = sum(layout.block_columns for layout in found[1])
+    chunk = chunk_for(options, columns, second.row_guess(), y.device)
+    eps = precision(inputs, y, second.coarsest())
+    with contextlib.suppress(RuntimeError):  # what an operation saved was changed: the usual way tells
+        return way.diagonals(chunk, eps, options.progress)
+    return None
 
 
 def diagonals_along_batch(second: SecondOrder, options: Options) -> list[Tensor | None]:

@@ -19,7 +19,7 @@ from ._random import RandomState
 from ._torch_private import memory_holders, under_hooks, vmap_flat
 from ._warning import warn
 
-__all__ = ["Chunk", "Seeds", "identity_seeds", "jvps", "pulls", "vjps"]
+__all__ = ["Chunk", "Seeds", "chunks", "identity_seeds", "jvps", "pulls", "vjps"]
 
 # seeds(lo, hi): the flat seeds of rows lo to hi, shape (hi - lo, numel)
 Seeds = Callable[[int, int], Tensor]
@@ -70,7 +70,8 @@ def progress_bar(enabled: bool, total: int, what: str) -> Any:
     return tqdm(total=total, unit=what, disable=not enabled)
 
 
-def _chunks(total: int, chunk: int, progress: bool, what: str) -> Iterator[tuple[int, int]]:
+def chunks(total: int, chunk: int, progress: bool, what: str) -> Iterator[tuple[int, int]]:
+    """``lo``, ``hi`` of ``chunk`` rows at a time, with a bar over all of them where ``progress`` is wanted."""
     if not progress:
         for lo in range(0, total, chunk):
             yield lo, min(lo + chunk, total)
@@ -113,7 +114,7 @@ def vjps(
     # Hooks and custom functions see the seeds, and may write into them unnoticed.
     shown = chunk < total and not _engine.compiling() and (lin.may_be_bent() or bool(lin.survey().custom))
     rows = None
-    for lo, hi in _chunks(total, chunk, progress, what):
+    for lo, hi in chunks(total, chunk, progress, what):
         if not (shown or by_row or chunk == 1):
             rows = None  # whoever makes the seeds may take the last ones' memory
         rows = seeds(lo, hi).view(hi - lo, *shape)  # under vmap a view takes ten times as long
@@ -144,7 +145,7 @@ def pulls(
 ) -> Iterator[list[Tensor | None]]:
     """Pull back a few cotangents of all roots, one at a time: batched, large products take no less."""
     pull = carried(lin.pull_dense)
-    for lo, _ in _chunks(len(cotangents), 1, progress, "row"):
+    for lo, _ in chunks(len(cotangents), 1, progress, "row"):
         yield pull(cotangents[lo], create_graph=create_graph)
 
 
@@ -266,7 +267,7 @@ def jvps(
 
     by_row = False
 
-    for lo, hi in _chunks(total, chunk, progress, what):
+    for lo, hi in chunks(total, chunk, progress, what):
         rows = None  # whoever makes the seeds may take the last ones' memory
         rows = seeds(lo, hi).view(hi - lo, *x.shape)
         position = _state.mark()

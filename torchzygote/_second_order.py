@@ -147,6 +147,17 @@ class SecondOrder:
         """What the gradients are taken of, where its recorded graph shows how they are pulled back."""
         return self._root if self._first is not None and self.is_plain() else None
 
+    def recorded(self) -> tuple[Tensor, list[Tensor]] | None:
+        """What has been recorded and by what, before the gradient is taken, where the graph shows all of it.
+
+        ``None`` also where inputs are what ``f`` finds by itself: they may come of each other.
+        """
+        if self._first is None or self._root is None or self._lin is not None:
+            return None
+        if not (all(self.prepared.owned) and is_plain(self._first)):
+            return None
+        return self._root, self._first.inputs
+
     def by_inputs(self, which: Sequence[int]) -> Linearization:
         """The gradients by inputs that they depend on, by all of these."""
         assert self._lin is not None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import _engine
-from ._alignment import aligned_axes, shared_axes, summed_axes
+from ._alignment import Separation, aligned_axes, separation, shared_axes, summed_axes
 from ._certificate import Comparison, all_finite, is_plain, precision, random_vector, wide
 from ._engine import Linearization
 from ._plan import RowCost
@@ -32,6 +32,7 @@ __all__ = [
     "by_block",
     "find_hessian_layouts",
     "find_layout",
+    "find_sum",
     "in_shape_of_x",
     "of_itself",
     "rows_in_shape_of_x",
@@ -117,24 +118,62 @@ def find_hessian_layouts(lin: Linearization, cost: RowCost, y: Tensor | None) ->
     ``lin.roots[i]`` is the gradient by ``lin.inputs[i]``. Together they need one product to check, apart one
     each. ``y``: what they are the gradient of, if it is pulled back as its recorded graph says.
     """
-    rows = sum(root.numel() for root in lin.roots)
-    if rows < LEAST_ROWS or rows * cost.nbytes < LEAST_BYTES or _engine.compiling() or _engine.in_transform():
+    if not _may_pay(sum(root.numel() for root in lin.roots), cost):
         return None
-    shapes = [tuple(x.shape) for x in lin.inputs]
-    common = 0
-    while all(len(s) > common and s[common] == shapes[0][common] for s in shapes):
-        common += 1
+    common = _common_axes(lin.inputs)
     if common == 0:
         return None
     batch = set() if y is None else set(summed_axes(y, lin.inputs, common))
-    if rows > _FEW_ROWS * math.prod(shapes[0][p] for p in batch):  # worth the longer walk
+    rows, shape = sum(root.numel() for root in lin.roots), lin.inputs[0].shape
+    if rows > _FEW_ROWS * math.prod(shape[p] for p in batch):  # worth the longer walk
         batch.update(shared_axes(lin.roots, lin.inputs, common))
-    if not batch:
+    layouts = _layouts_along(sorted(batch), lin.inputs)
+    return layouts if layouts and _saves(layouts, rows) else None
+
+
+def find_sum(
+    y: Tensor, inputs: Sequence[Tensor], cost: RowCost
+) -> tuple[Separation, list[Layout]] | None:
+    """Along which axes the scalar ``y`` is a sum, and the layout of its Hessian by each of the inputs.
+
+    The gradient need not have been recorded.
+    """
+    rows = sum(x.numel() for x in inputs)
+    common = _common_axes(inputs) if _may_pay(rows, cost) else 0
+    if common == 0:
         return None
-    pairs = tuple((p, p) for p in sorted(batch))
-    layouts = [[Layout(mine, other, pairs) for other in shapes] for mine in shapes]
-    products = sum(row[0].block_rows for row in layouts) + 1
-    return layouts if products * LEAST_SAVING <= rows else None
+    found = separation(y, inputs, common)
+    layouts = _layouts_along(found.axes, inputs)
+    if not layouts or not _saves(layouts, rows):
+        return None
+    return found, [row[i] for i, row in enumerate(layouts)]
+
+
+def _may_pay(rows: int, cost: RowCost) -> bool:
+    """Whether a Hessian of so many rows takes longer than finding out."""
+    large = rows >= LEAST_ROWS and rows * cost.nbytes >= LEAST_BYTES
+    return large and not (_engine.compiling() or _engine.in_transform())
+
+
+def _common_axes(inputs: Sequence[Tensor]) -> int:
+    """How many of the first axes are alike in all shapes."""
+    shapes = [x.shape for x in inputs]
+    common = 0
+    while all(len(s) > common and s[common] == shapes[0][common] for s in shapes):
+        common += 1
+    return common
+
+
+def _layouts_along(batch: Sequence[int], inputs: Sequence[Tensor]) -> list[list[Layout]]:
+    """Of the gradient by each input, by each of them; empty without axes."""
+    shapes = [tuple(x.shape) for x in inputs]
+    pairs = tuple((p, p) for p in batch)
+    return [[Layout(mine, other, pairs) for other in shapes] for mine in shapes] if batch else []
+
+
+def _saves(layouts: Sequence[Sequence[Layout]], rows: int) -> bool:
+    """Whether there are many fewer products than rows."""
+    return (sum(row[0].block_rows for row in layouts) + 1) * LEAST_SAVING <= rows
 
 
 class Blocks(NamedTuple):

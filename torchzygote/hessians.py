@@ -366,11 +366,13 @@ def _diagonals(
     with held(params), _state.differentiation(), unfused() if keep else unfused_but_norms():
         random = None if _engine.compiling() else RandomState()
         second = run(caller, f, prepared, options.keep, random=random)
-        second.differentiate()
-        found = _dense_hessians.diagonals_along_batch(second, options)
-        _factored.add_diagonals(second, options, found)
-        _compressed.add_diagonals(caller, f, second, options, random, found)
-        diagonals = [
-            _dense_hessians.diagonal(second, i, options) if h is None else h for i, h in enumerate(found)
-        ]
+        diagonals = _dense_hessians.diagonals_by_curvature(second, options)
+        if diagonals is None:
+            second.differentiate()
+            found = _dense_hessians.diagonals_along_batch(second, options)
+            _factored.add_diagonals(second, options, found)
+            _compressed.add_diagonals(caller, f, second, options, random, found)
+            diagonals = [
+                _dense_hessians.diagonal(second, i, options) if h is None else h for i, h in enumerate(found)
+            ]
     return prepared.results(diagonals) if params is None else Grads(params, diagonals)

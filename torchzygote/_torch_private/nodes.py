@@ -12,12 +12,16 @@ from torch.autograd import graph as _graph
 __all__ = [
     "ValueOfNode",
     "axis_of",
+    "cotangents_at",
     "is_leaf",
     "node_attribute",
     "node_of",
     "node_shape",
+    "node_type",
     "pulled_through",
+    "pushed_through",
     "signed",
+    "slopes",
     "source_of",
     "value_of_node",
 ]
@@ -57,6 +61,17 @@ def node_of(x: Tensor) -> Any:
     return x.edge.node if type(x) is ValueOfNode else x.grad_fn
 
 
+def cotangents_at(
+    y: Tensor, values: Sequence[tuple[Any, int]], inputs: Sequence[Tensor], keep: bool
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """What one pullback of the scalar ``y`` brings to values of its graph, and to its inputs."""
+    edges = [_graph.GradientEdge(*value) for value in values]
+    found = torch.autograd.grad(
+        y, [*edges, *inputs], retain_graph=True, create_graph=keep, allow_unused=True
+    )
+    return list(found[: len(edges)]), list(found[len(edges) :])
+
+
 def pulled_through(node: Any, position: int, cotangent: Tensor, shape: Sequence[int]) -> Tensor | None:
     """A cotangent pulled back through one node of one output, to what it has in one place, of this shape.
 
@@ -68,10 +83,61 @@ def pulled_through(node: Any, position: int, cotangent: Tensor, shape: Sequence[
     return None if given is None else given.sum_to_size(tuple(shape))
 
 
+def pushed_through(
+    node: Any, tangents: Sequence[Tensor | None], shape: Sequence[int], keep: bool
+) -> Tensor:
+    """Tangents (directions, *input's) of what goes into a node that is linear in all of it, pushed on.
+
+    The node's backward is its transpose, and that has a transpose again, which is the node. One output.
+    """
+    given = [(i, t) for i, t in enumerate(tangents) if t is not None]
+    with torch.enable_grad():
+        cotangent = torch.zeros(tuple(shape), dtype=given[0][1].dtype, device=given[0][1].device)
+        cotangent.requires_grad_()
+        found = node(cotangent)
+        pulled = [(found if isinstance(found, Tensor) else found[i], t) for i, t in given]
+        if any(g is None or not g.requires_grad or g.shape != t.shape[1:] for g, t in pulled):
+            raise RuntimeError(f"the transpose of {node.name()} isn't recorded")
+        rows = [
+            torch.autograd.grad(
+                [g for g, _ in pulled], cotangent, [t[k] for _, t in pulled], True, keep
+            )[0]
+            for k in range(len(given[0][1]))
+        ]
+    return torch.stack(rows)
+
+
+def slopes(
+    node: Any, position: int, value: tuple[Any, int], shape: Sequence[int], like: Tensor, keep: bool
+) -> tuple[Tensor, Tensor | None]:
+    """First and second derivative, element by element, of a node that makes each element of one of ``value``.
+
+    ``position``: where the value goes in. ``None``: the first doesn't depend on it.
+    """
+    with torch.enable_grad():
+        ones = torch.ones(tuple(shape), dtype=like.dtype, device=like.device)
+        found = node(ones)
+        first = found if isinstance(found, Tensor) else found[position]
+        if first.shape != ones.shape:
+            raise RuntimeError(f"{node.name()} doesn't work element by element")
+        second = None
+        if first.requires_grad:
+            edge = _graph.GradientEdge(*value)
+            # What a node saved of its result leads back through the node itself.
+            (second,) = torch.autograd.grad(first, [edge], ones, True, keep, allow_unused=True)
+    return (first, second) if keep else (first.detach(), second)
+
+
 def node_shape(node: Any, output: int) -> tuple[int, ...] | None:
     """Shape of an output of a node of the recorded graph, ``None`` if nested; nothing public tells it."""
     meta = node._input_metadata[output]
     return None if meta.is_nested_tensor else tuple(meta.shape)
+
+
+def node_type(node: Any, output: int) -> tuple[torch.dtype, torch.device]:
+    """Dtype and device of an output of a node."""
+    meta = node._input_metadata[output]
+    return meta.dtype, meta.device
 
 
 def node_attribute(node: Any, name: str) -> Any:
