@@ -114,7 +114,7 @@ class Curvature(NamedTuple):
                 given = [None if before is None else tangents[before] for before in place.before]
                 tangent, bend = rule.rule(place, given, cotangents.get(value) if rule.bends else None)
                 if bend is not None:
-                    bends = bends + _summed(bend, by_sample, samples)
+                    bends = torch.add(bends, _summed(bend, by_sample, samples), alpha=rule.scale)
                 for before in place.before:
                     if before is not None:
                         left[before] -= 1

@@ -64,10 +64,11 @@ class Place(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """``rule`` makes tangents and bends; ``bends``: it needs the cotangent."""
+    """``rule`` makes tangents and bends, those but for a factor ``scale``; ``bends``: it needs the cotangent."""
 
     rule: Rule
     bends: bool
+    scale: float = 1.0
 
 
 def operation(place: Place) -> Operation | None:
@@ -77,17 +78,17 @@ def operation(place: Place) -> Operation | None:
     if kind in _MOVES and (kind != "Cat" or all(varying)):
         return Operation(_MOVES[kind], False)
     if kind in _PRODUCTS:
-        left, right, rule = _PRODUCTS[kind]
-        return Operation(rule, varying[right] and (varying[left] or kind == "Div"))
+        left, right, rule, scale = _PRODUCTS[kind]
+        return Operation(rule, varying[right] and (varying[left] or kind == "Div"), scale)
     if len(node._input_metadata) > 1:
         return None
     if is_linear(kind, varying):
         return Operation(_transposed, False)
     if kind not in ELEMENTWISE or sum(varying) != 1 or place.varying()[2] != place.out:
         return None
-    if kind == "Pow" and node_attribute(node, "_saved_exponent") == 2:
-        return Operation(_squared, True)
-    return Operation(_FUNCTIONS.get(kind, _of_one), True)
+    if kind == "Pow":
+        kind = "Square" if node_attribute(node, "_saved_exponent") == 2 else ""
+    return _FUNCTIONS.get(kind) or Operation(_of_one, True)
 
 
 def _lifted(tangent: Tensor, rank: int) -> Tensor:
@@ -211,7 +212,7 @@ def _multiplied(place: Place, tangents: Tangents, cotangent: Tensor | None) -> t
     )
     if a is None or b is None or cotangent is None:
         return pushed, None
-    return pushed, a * b * (2 * cotangent)
+    return pushed, a * b * cotangent
 
 
 def _divided(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -225,7 +226,7 @@ def _divided(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tupl
         return a / below, None
     scaled = b / below
     pushed = _sum([None if a is None else a / below, scaled * (place.saved("_saved_self") / -below)])
-    return pushed, None if cotangent is None else pushed * scaled * (-2 * cotangent)
+    return pushed, None if cotangent is None else pushed * scaled * cotangent
 
 
 def _matrix_product(left: int, right: int, first: str, second: str) -> Rule:
@@ -237,7 +238,7 @@ def _matrix_product(left: int, right: int, first: str, second: str) -> Rule:
         if b is not None:
             other = place.saved(first) @ b  # type: ignore[operator]
             pushed = other if pushed is None else pushed + other
-        bend = None if a is None or b is None or cotangent is None else (a @ b) * (2 * cotangent)
+        bend = None if a is None or b is None or cotangent is None else (a @ b) * cotangent
         if left == 0:
             assert pushed is not None
             return pushed, bend
@@ -274,64 +275,68 @@ def _by_slopes(formula: Callable[[Place], tuple[Tensor, Tensor]]) -> Rule:
         tangent = _present(tangents)
         first, ratio = formula(place)
         pushed = tangent * first
-        if cotangent is None:
-            return pushed, None
-        return pushed, (tangent * pushed).mul_(ratio.mul_(cotangent))
+        return pushed, None if cotangent is None else (tangent * pushed).mul_(ratio * cotangent)
 
     return rule
 
 
-def _tensor(place: Place, name: str) -> Tensor:
+def _saved(place: Place, name: str) -> Tensor:
     found = place.saved(name)
     assert isinstance(found, Tensor)
     return found
 
 
 def _tanh(place: Place) -> tuple[Tensor, Tensor]:
-    z = _tensor(place, "_saved_result")
-    return 1 - z * z, z * -2
+    z = _saved(place, "_saved_result")
+    return torch.addcmul(z.new_ones(()), z, z, value=-1), z
 
 
 def _sigmoid(place: Place) -> tuple[Tensor, Tensor]:
-    z = _tensor(place, "_saved_result")
-    return z * (1 - z), 1 - 2 * z
+    z = _saved(place, "_saved_result")
+    return torch.addcmul(z, z, z, value=-1), 1 - 2 * z
 
 
-def _exp(place: Place) -> tuple[Tensor, Tensor]:
-    z = _tensor(place, "_saved_result")
-    return z, torch.ones_like(z)
+def _exp(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    tangent = _present(tangents)
+    pushed = tangent * _saved(place, "_saved_result")
+    return pushed, None if cotangent is None else (tangent * pushed).mul_(cotangent)
 
 
-def _with(first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor]) -> Rule:
-    """By both derivatives as functions of the input."""
-
-    def rule(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        x, tangent = _tensor(place, "_saved_self"), _present(tangents)
-        pushed = tangent * first(x)
-        if cotangent is None:
-            return pushed, None
-        return pushed, (tangent * tangent).mul_(second(x).mul_(cotangent))
-
-    return rule
+def _squared(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    tangent = _present(tangents)
+    pushed = tangent * (2 * _saved(place, "_saved_self"))
+    return pushed, None if cotangent is None else (tangent * tangent).mul_(cotangent)
 
 
-_squared = _with(lambda x: 2 * x, lambda x: torch.full_like(x, 2.0))
+def _sin(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    x, tangent = _saved(place, "_saved_self"), _present(tangents)
+    pushed = tangent * x.cos()
+    return pushed, None if cotangent is None else (tangent * tangent).mul_(x.sin() * cotangent)
 
-_FUNCTIONS: dict[str, Rule] = {
-    "Tanh": _by_slopes(_tanh),
-    "Sigmoid": _by_slopes(_sigmoid),
-    "Exp": _by_slopes(_exp),
-    "Sin": _with(torch.cos, lambda x: -torch.sin(x)),
-    "Cos": _with(lambda x: -torch.sin(x), lambda x: -torch.cos(x)),
+
+def _cos(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    x, tangent = _saved(place, "_saved_self"), _present(tangents)
+    pushed = tangent * x.sin().neg()
+    return pushed, None if cotangent is None else (tangent * tangent).mul_(x.cos() * cotangent)
+
+
+_FUNCTIONS: dict[str, Operation] = {
+    "Tanh": Operation(_by_slopes(_tanh), True, -2.0),
+    "Sigmoid": Operation(_by_slopes(_sigmoid), True),
+    "Exp": Operation(_exp, True),
+    "Square": Operation(_squared, True, 2.0),
+    "Sin": Operation(_sin, True, -1.0),
+    "Cos": Operation(_cos, True, -1.0),
 }
 
-_PRODUCTS: dict[str, tuple[int, int, Rule]] = {
-    "Mul": (0, 1, _multiplied),
-    "Div": (0, 1, _divided),
-    "Mm": (0, 1, _matrix_product(0, 1, "_saved_self", "_saved_mat2")),
-    "Bmm": (0, 1, _matrix_product(0, 1, "_saved_self", "_saved_mat2")),
-    "Addmm": (1, 2, _matrix_product(1, 2, "_saved_mat1", "_saved_mat2")),
-    "Baddbmm": (1, 2, _matrix_product(1, 2, "_saved_batch1", "_saved_batch2")),
+# The places of their operands, and the scale of what they bend.
+_PRODUCTS: dict[str, tuple[int, int, Rule, float]] = {
+    "Mul": (0, 1, _multiplied, 2.0),
+    "Div": (0, 1, _divided, -2.0),
+    "Mm": (0, 1, _matrix_product(0, 1, "_saved_self", "_saved_mat2"), 2.0),
+    "Bmm": (0, 1, _matrix_product(0, 1, "_saved_self", "_saved_mat2"), 2.0),
+    "Addmm": (1, 2, _matrix_product(1, 2, "_saved_mat1", "_saved_mat2"), 2.0),
+    "Baddbmm": (1, 2, _matrix_product(1, 2, "_saved_batch1", "_saved_batch2"), 2.0),
 }
 
 _MOVES: dict[str, Rule] = {
