@@ -20,6 +20,7 @@ from ._pieces import Value, kind_of_node
 from ._torch_private import is_leaf, node_attribute, node_names, node_shape, source_of
 
 __all__ = [
+    "LOSSES",
     "Alignment",
     "Separation",
     "aligned_axes",
@@ -79,7 +80,7 @@ _LINEAR_IN_FEW = {
 }
 
 # Sums or means of what they make of each element, where that is one number.
-_LOSSES = frozenset(
+LOSSES = frozenset(
     """
     BinaryCrossEntropy BinaryCrossEntropyWithLogits HuberLoss MseLoss SmoothL1Loss SoftMarginLoss
     """.split()  # noqa: SIM905
@@ -167,7 +168,7 @@ class _Walk:
             varying = [self._known.get(one) for one in before]
             if is_linear(kind, [one is not None for one in varying]):
                 stack.extend(before)
-            elif kind in _LOSSES and not known[1]:
+            elif kind in LOSSES and not known[1]:
                 elements = [one for one in varying if one is not None]
                 shapes = {tuple(shape) for _, shape in elements}
                 found.append(meeting([one for one, _ in elements]) if len(shapes) == 1 else ())

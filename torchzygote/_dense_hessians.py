@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _engine, _plan, _products, _separable, _state, native
+from . import _curvature, _engine, _plan, _products, _separable, _state, native
 from ._arguments import Prepared
 from ._assembly import Columns, Rows, add_rows
 from ._certificate import precision
-from ._curvature import curvature
+from ._curvature_steps import steps_to
+from ._directions import directions
 from ._engine import Linearization
 from ._plan import FREE, RowCost
 from ._pulling import Options, chunk_for, pulled_rows
@@ -212,14 +213,22 @@ def diagonals_by_curvature(second: SecondOrder, options: Options) -> list[Tensor
     found = _separable.find_sum(y, inputs, second.row_guess())
     if found is None:
         return None
-    way = curvature(y, inputs, found[1], found[0], options.keep)
-    if way is None:
+    separation, layouts = found
+    steps = steps_to(y, inputs, separation, options.keep)
+    if steps is None:
         return None
-    columns = sum(layout.block_columns for layout in found[1])
-    chunk = chunk_for(options, columns, second.row_guess(), y.device)
-    eps = precision(inputs, y, second.coarsest())
+    along = directions(layouts, y.dtype, y.device)
     with contextlib.suppress(RuntimeError):  # what an operation saved was changed: the usual way tells
-        return way.diagonals(chunk, eps, options.progress)
+        return _curvature.diagonals(
+            y,
+            inputs,
+            steps,
+            along,
+            chunk=chunk_for(options, along.total, second.row_guess(), y.device),
+            eps=precision(inputs, y, second.coarsest()),
+            keep=options.keep,
+            progress=options.progress,
+        )
     return None
 
 

@@ -71,7 +71,7 @@ def progress_bar(enabled: bool, total: int, what: str) -> Any:
 
 
 def chunks(total: int, chunk: int, progress: bool, what: str) -> Iterator[tuple[int, int]]:
-    """``lo``, ``hi`` of ``chunk`` rows at a time, with a bar over all of them where ``progress`` is wanted."""
+    """``lo``, ``hi`` of so many rows at a time, with a bar over all where ``progress`` is wanted."""
     if not progress:
         for lo in range(0, total, chunk):
             yield lo, min(lo + chunk, total)

@@ -19,6 +19,7 @@ from ._outputs import real_scalar
 from ._plan import FREE, RowCost
 from ._random import RandomState
 from ._row_cost import is_plain
+from ._torch_private import is_leaf
 from ._twice import are_norms_refused
 from ._unfused import unfused
 
@@ -154,9 +155,9 @@ class SecondOrder:
         """
         if self._first is None or self._root is None or self._lin is not None:
             return None
-        if not (all(self.prepared.owned) and is_plain(self._first)):
-            return None
-        return self._root, self._first.inputs
+        inputs = self._first.inputs
+        apart = all(owned or is_leaf(x) for x, owned in zip(inputs, self.prepared.owned, strict=True))
+        return (self._root, inputs) if apart and is_plain(self._first) else None
 
     def by_inputs(self, which: Sequence[int]) -> Linearization:
         """The gradients by inputs that they depend on, by all of these."""

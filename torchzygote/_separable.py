@@ -131,9 +131,7 @@ def find_hessian_layouts(lin: Linearization, cost: RowCost, y: Tensor | None) ->
     return layouts if layouts and _saves(layouts, rows) else None
 
 
-def find_sum(
-    y: Tensor, inputs: Sequence[Tensor], cost: RowCost
-) -> tuple[Separation, list[Layout]] | None:
+def find_sum(y: Tensor, inputs: Sequence[Tensor], cost: RowCost) -> tuple[Separation, list[Layout]] | None:
     """Along which axes the scalar ``y`` is a sum, and the layout of its Hessian by each of the inputs.
 
     The gradient need not have been recorded.

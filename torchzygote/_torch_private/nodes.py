@@ -13,6 +13,7 @@ __all__ = [
     "ValueOfNode",
     "axis_of",
     "cotangents_at",
+    "curvature_by",
     "is_leaf",
     "node_attribute",
     "node_of",
@@ -65,11 +66,9 @@ def cotangents_at(
     y: Tensor, values: Sequence[tuple[Any, int]], inputs: Sequence[Tensor], keep: bool
 ) -> tuple[list[Tensor | None], list[Tensor | None]]:
     """What one pullback of the scalar ``y`` brings to values of its graph, and to its inputs."""
-    edges = [_graph.GradientEdge(*value) for value in values]
-    found = torch.autograd.grad(
-        y, [*edges, *inputs], retain_graph=True, create_graph=keep, allow_unused=True
-    )
-    return list(found[: len(edges)]), list(found[len(edges) :])
+    by: list[Any] = [_graph.GradientEdge(*value) for value in values]
+    found = torch.autograd.grad(y, [*by, *inputs], retain_graph=True, create_graph=keep, allow_unused=True)
+    return list(found[: len(by)]), list(found[len(by) :])
 
 
 def pulled_through(node: Any, position: int, cotangent: Tensor, shape: Sequence[int]) -> Tensor | None:
@@ -83,9 +82,7 @@ def pulled_through(node: Any, position: int, cotangent: Tensor, shape: Sequence[
     return None if given is None else given.sum_to_size(tuple(shape))
 
 
-def pushed_through(
-    node: Any, tangents: Sequence[Tensor | None], shape: Sequence[int], keep: bool
-) -> Tensor:
+def pushed_through(node: Any, tangents: Sequence[Tensor | None], shape: Sequence[int], keep: bool) -> Tensor:
     """Tangents (directions, *input's) of what goes into a node that is linear in all of it, pushed on.
 
     The node's backward is its transpose, and that has a transpose again, which is the node. One output.
@@ -99,9 +96,7 @@ def pushed_through(
         if any(g is None or not g.requires_grad or g.shape != t.shape[1:] for g, t in pulled):
             raise RuntimeError(f"the transpose of {node.name()} isn't recorded")
         rows = [
-            torch.autograd.grad(
-                [g for g, _ in pulled], cotangent, [t[k] for _, t in pulled], True, keep
-            )[0]
+            torch.autograd.grad([g for g, _ in pulled], cotangent, [t[k] for _, t in pulled], True, keep)[0]
             for k in range(len(given[0][1]))
         ]
     return torch.stack(rows)
@@ -126,6 +121,26 @@ def slopes(
             # What a node saved of its result leads back through the node itself.
             (second,) = torch.autograd.grad(first, [edge], ones, True, keep, allow_unused=True)
     return (first, second) if keep else (first.detach(), second)
+
+
+def curvature_by(
+    node: Any, position: int, value: tuple[Any, int], cotangent: Tensor, tangents: Tensor, keep: bool
+) -> Tensor | None:
+    """Curvature of a node of one output: second derivatives along tangents (directions, *value's).
+
+    For each direction in the shape of ``value``, which goes in at ``position``; summed up, it is the second
+    derivative of the output times its cotangent. ``None`` where that is zero.
+    """
+    with torch.enable_grad():
+        found = node(cotangent)
+        first = found if isinstance(found, Tensor) else found[position]
+        if not first.requires_grad:
+            return None
+        edge = [_graph.GradientEdge(*value)]
+        rows = [torch.autograd.grad(first, edge, t, True, keep, allow_unused=True)[0] for t in tangents]
+    if any(row is None for row in rows):
+        return None
+    return torch.stack(rows) * tangents
 
 
 def node_shape(node: Any, output: int) -> tuple[int, ...] | None:

@@ -1,0 +1,179 @@
+"""The steps that tangents take from inputs to the terms of a sum over samples, read off the recorded graph.
+
+Knows graph nodes and shapes; it must not know what the tangents are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ._alignment import LOSSES, Separation, is_linear
+from ._alignment_rules import Alignment, Shape
+from ._curvature_linear import Place
+from ._curvature_rules import Operation, operation
+from ._pieces import Value, kind_of_node
+from ._torch_private import is_leaf, node_attribute, node_type, source_of
+
+__all__ = ["BySample", "Step", "Steps", "steps_to"]
+
+
+class BySample(NamedTuple):
+    """Of tangents of a value: the axes within a sample, and how the others are ordered."""
+
+    within: list[int]
+    order: list[int]
+
+    def summed(self, given: Tensor, samples: int) -> Tensor:
+        """For each direction and sample the sum; shape (directions, samples)."""
+        if self.within:
+            given = given.sum(self.within)
+        if self.order != sorted(self.order):
+            given = given.permute(self.order)
+        return given.reshape(len(given), samples)
+
+
+class Step(NamedTuple):
+    """One value on the way; ``inputs``: which of these it is, without any operation.
+
+    ``by_sample``: axes of the curvature there; ``None`` where there is none.
+    """
+
+    place: Place
+    operation: Operation | None
+    by_sample: BySample | None
+    inputs: list[int]
+
+
+class Steps(NamedTuple):
+    """``steps``: values in the order in which they were computed; ``uses``: how many steps take each.
+
+    ``ends``: the values that the sum is linear in, none of which comes of another.
+    """
+
+    steps: list[Step]
+    ends: dict[Value, BySample]
+    uses: dict[Value, int]
+
+    def curved(self) -> list[Value]:
+        """Values whose cotangents are asked for, besides those of the ends."""
+        return [one.place.value for one in self.steps if one.operation and one.operation.is_curved]
+
+
+def steps_to(y: Tensor, inputs: Sequence[Tensor], found: Separation, keep: bool) -> Steps | None:
+    """The steps to the terms of ``y``; ``None`` where an operation has no rule, or dtypes differ.
+
+    ``found``: along which axes ``y`` is a sum. ``keep``: what is computed by them is to be differentiated.
+    """
+    top = _top(y, found)
+    if top is None:
+        return None
+    sources: dict[Any, list[int]] = {}
+    for i, x in enumerate(inputs):
+        sources.setdefault(id(x) if is_leaf(x) else source_of(x), []).append(i)
+    needed = _below(top, sources, found)
+    if needed is None:
+        return None
+    needed.update({value: [] for value in top.losses})
+    steps: list[Step] = []
+    uses: dict[Value, int] = {}
+    kind = y.dtype, y.device
+    for value, known in found.values.items():
+        if known is None or value not in needed:
+            continue
+        step = _step(value, known, needed[value], found, keep)
+        if step is None or node_type(*value) != kind:
+            return None
+        steps.append(step)
+        for before in step.place.before if step.operation else ():
+            if before is not None:
+                uses[before] = uses.get(before, 0) + 1
+    return Steps(steps, top.ends, uses)
+
+
+def _by_sample(alignment: Alignment, axes: Sequence[int]) -> BySample | None:
+    """``None`` where a value doesn't have one axis for each of those that tell samples apart."""
+    where = [axis for axis in alignment if axis in axes]
+    if len(where) != len(axes) or set(where) != set(axes):
+        return None
+    within = [1 + i for i, axis in enumerate(alignment) if axis not in axes]
+    return BySample(within, [0, *(1 + where.index(axis) for axis in axes)])
+
+
+class _Top(NamedTuple):
+    """The linear part of a sum: the ``ends`` that it begins with, and ``losses`` of them, sums themselves."""
+
+    ends: dict[Value, BySample]
+    losses: list[Value]
+
+
+def _top(y: Tensor, found: Separation) -> _Top | None:
+    """Ends are the last values with axes of samples; ``None`` where ``y`` isn't that simple."""
+    top = _Top({}, [])
+    stack: list[Value] = [(y.grad_fn, y.output_nr)]
+    seen: set[Value] = set()
+    while stack:
+        value = stack.pop()
+        known = found.values.get(value)
+        if known is None or value in seen:
+            continue
+        seen.add(value)
+        by_sample = _by_sample(known[0], found.axes)
+        if by_sample is not None:
+            top.ends[value] = by_sample
+            continue
+        before, kind = value[0].next_functions, kind_of_node(value[0].name())
+        varying = [found.values.get(one) for one in before]
+        if kind in LOSSES and not known[1]:
+            if any(one is not None and _by_sample(one[0], found.axes) is None for one in varying):
+                return None
+            top.losses.append(value)
+        elif not before or not is_linear(kind, [one is not None for one in varying]):
+            return None
+        stack.extend(before)
+    return top
+
+
+def _below(top: _Top, sources: Mapping[Any, list[int]], found: Separation) -> dict[Value, list[int]] | None:
+    """The values that the ends come of, and which inputs they are; ``None`` if an end comes of another."""
+    below: dict[Value, list[int]] = {}
+    stack = list(top.ends)
+    while stack:
+        value = stack.pop()
+        if value in below:
+            continue
+        node = value[0]
+        before = node.next_functions
+        leaf = None if before else sources.get(id(node_attribute(node, "variable")))
+        below[value] = sources.get(value) or leaf or []
+        if below[value]:
+            continue
+        for one in before:
+            if found.values.get(one) is not None:
+                if one in top.ends:
+                    return None
+                stack.append(one)
+    return below
+
+
+def _step(
+    value: Value, known: tuple[Alignment, Shape], inputs: list[int], found: Separation, keep: bool
+) -> Step | None:
+    before, shapes = [], []
+    for one in value[0].next_functions:
+        varying = found.values.get(one)
+        before.append(None if varying is None else one)
+        shapes.append(None if varying is None else tuple(varying[1]))
+    place = Place(value, tuple(known[1]), tuple(before), tuple(shapes), keep)
+    if inputs:
+        return Step(place, None, None, inputs)
+    rule = operation(place)
+    if rule is None:
+        return None
+    if not rule.is_curved:
+        return Step(place, rule, None, inputs)
+    where = found.values[place.varying()[1]] if rule.whole else known
+    by_sample = None if where is None else _by_sample(where[0], found.axes)
+    return None if by_sample is None else Step(place, rule, by_sample, inputs)
