@@ -43,21 +43,22 @@ class _Pass(NamedTuple):
 
     steps: Steps
     cotangents: Mapping[Value, Tensor | None]
+    of_ends: Mapping[Value, Tensor | None]
     directions: Directions
     chunk: int
 
-    def all(self, factor: float = 1.0, progress: bool = False) -> _Pushed:
-        """Along all directions, ``factor`` times as long."""
+    def all(self, factor: float = 1.0, progress: bool = False, sizes: bool = False) -> _Pushed:
+        """Along all directions, ``factor`` times as long; ``sizes``: of the terms of slopes, not these."""
         found = []
         for lo, hi in chunks(self.directions.total, self.chunk, progress, "column"):
             seeds = self.directions.seeds(lo, hi)
-            found.append(self._push(seeds if factor == 1 else [one * factor for one in seeds]))
+            found.append(self._push(seeds if factor == 1 else [one * factor for one in seeds], sizes))
         if len(found) == 1:
             return found[0]
         return _Pushed(torch.cat([one.curvature for one in found]), torch.cat([one.slope for one in found]))
 
-    def _push(self, seeds: list[Tensor]) -> _Pushed:
-        steps, ends, uses = self.steps
+    def _push(self, seeds: list[Tensor], sizes: bool) -> _Pushed:
+        steps, ends, uses, _ = self.steps
         tangents: dict[Value, Tensor] = {}
         left = dict(uses)
         blocks = len(self.directions.weights)
@@ -81,9 +82,10 @@ class _Pass(NamedTuple):
                         left[before] -= 1
                         if left[before] == 0:
                             del tangents[before]
-            end, cotangent = ends.get(value), self.cotangents.get(value)
+            end, cotangent = ends.get(value), self.of_ends.get(value)
             if end is not None and cotangent is not None:
-                slope = slope + end.summed(tangent * cotangent, blocks)
+                terms = tangent * cotangent
+                slope = slope + end.summed(terms.abs() if sizes else terms, blocks)
             if left.get(value):
                 tangents[value] = tangent
         return _Pushed(curvature, slope)
@@ -106,9 +108,10 @@ def diagonals(
     ``eps``: relative spacing of the numbers that were computed with.
     """
     with torch.set_grad_enabled(keep):
-        values = list(dict.fromkeys([*steps.curved(), *steps.ends]))
+        values = steps.values()
         inside, gradients = cotangents_at(y, values, inputs, keep)
-        way = _Pass(steps, dict(zip(values, inside, strict=True)), directions, chunk)
+        cotangents = dict(zip(values, inside, strict=True))
+        way = _Pass(steps, cotangents, steps.of_ends(cotangents), directions, chunk)
         found = way.all(progress=progress)
         wanted = directions.along(gradients)
         if all_finite(found.curvature.detach()) and _agree(way, found.slope.detach(), wanted.detach(), eps):
@@ -125,9 +128,8 @@ def _agree(way: _Pass, got: Tensor, wanted: Tensor, eps: float) -> bool:
         return True
     if not (all_finite(got) and all_finite(wanted)):
         return False
-    compared = Comparison(got, sizes, wanted, eps)
     with torch.no_grad():
-        Repetition(got.new_ones(1), lambda: (), [got], lambda factor: [way.all(float(factor)).slope]).refute(
-            [compared]
-        )
+        compared = Comparison(got, way.all(sizes=True).slope, wanted, eps)
+        again = lambda factor: [way.all(float(factor)).slope]
+        Repetition(got.new_ones(1), lambda: (), [got], again).refute([compared])
     return bool(compared.fine.all())

@@ -2,7 +2,8 @@
 
 Of tangents ``t`` of the inputs a rule makes those of the output. Where the output ``z`` has the cotangent
 ``c``, its curvature is the second derivative of ``c . z`` along ``t``: zero for linear operations,
-``c f''(x) t^2`` for functions of one element. Knows single operations; it must not know what the curvatures are summed up to.
+``c f''(x) t^2`` for functions of one element. Knows single operations; it must not know what the curvatures
+are summed up to.
 """
 
 from __future__ import annotations
@@ -63,12 +64,14 @@ def operation(place: Place) -> Operation | None:
     if kind in _MANY:
         known = kind != "LinalgVectorNorm" or node_attribute(node, "_saved_ord") == 2
         return _MANY[kind] if known else None
-    if kind in _WHOLE or (kind in LOSSES and not place.out):
+    if kind in ("Amax", "Amin"):  # linear, but where elements are equal
+        return Operation(transposed, False)
+    if kind in LOSSES and not place.out:
         return Operation(_of_many, True, whole=True)
     if kind not in ELEMENTWISE or place.varying()[2] != place.out:
         return None
-    if kind == "Pow":
-        kind = "Square" if node_attribute(node, "_saved_exponent") == 2 else ""
+    if kind == "Pow" and node.name() == "PowBackward0" and node_attribute(node, "_saved_exponent") == 2:
+        return _SQUARE
     return _FUNCTIONS.get(kind) or Operation(_of_one, True)
 
 
@@ -150,7 +153,10 @@ def _of_one(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple
 
 
 def _of_many(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Of functions of several elements, likewise: their pullback is linear in the cotangent."""
+    """Of a sum of such functions, likewise: its pullback is linear in the cotangent.
+
+    That must not depend on the input; it doesn't above everything that is curved.
+    """
     position, value, _ = place.varying()
     pushed = pushed_through(place.node, tangents, place.out, place.keep)
     if cotangent is None:
@@ -262,17 +268,16 @@ _MANY: dict[str, Operation] = {
     "Softmax": Operation(_softmax, True),
     "LinalgVectorNorm": Operation(_vector_norm, True),
 }
-# Piecewise linear, where PyTorch's own formulas cost little.
-_WHOLE = frozenset({"Amax", "Amin"})
 
 _FUNCTIONS: dict[str, Operation] = {
     "Tanh": Operation(_by_slopes(_tanh), True, -2.0),
     "Sigmoid": Operation(_by_slopes(_sigmoid), True),
     "Exp": Operation(_exp, True),
-    "Square": Operation(_squared, True, 2.0),
     "Sin": Operation(_sin, True, -1.0),
     "Cos": Operation(_cos, True, -1.0),
 }
+
+_SQUARE = Operation(_squared, True, 2.0)
 
 # The places of their operands, and the scale of their curvature.
 _PRODUCTS: dict[str, tuple[int, int, Rule, float]] = {

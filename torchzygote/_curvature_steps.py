@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ._alignment import LOSSES, Separation, is_linear
 from ._alignment_rules import Alignment, Shape
-from ._curvature_linear import Place
+from ._curvature_linear import Place, sum_of
 from ._curvature_rules import Operation, operation
 from ._pieces import Value, kind_of_node
-from ._torch_private import is_leaf, node_attribute, node_type, source_of
+from ._torch_private import is_leaf, node_attribute, node_type, pulled_through, source_of
 
 __all__ = ["BySample", "Step", "Steps", "steps_to"]
 
@@ -47,19 +47,43 @@ class Step(NamedTuple):
     inputs: list[int]
 
 
+class Taken(NamedTuple):
+    """Where a sum takes an end of this shape: in this place of what gives the value."""
+
+    node: Value
+    position: int
+    shape: tuple[int, ...]
+
+
 class Steps(NamedTuple):
     """``steps``: values in the order in which they were computed; ``uses``: how many steps take each.
 
-    ``ends``: the values that the sum is linear in, none of which comes of another.
+    ``ends``: the values that the sum is linear in. ``shared``: those that others come of, too, with the
+    places where the sum takes them; their cotangents have more than these bring.
     """
 
     steps: list[Step]
     ends: dict[Value, BySample]
     uses: dict[Value, int]
+    shared: dict[Value, list[Taken]]
 
-    def curved(self) -> list[Value]:
-        """Values whose cotangents are asked for, besides those of the ends."""
-        return [one.place.value for one in self.steps if one.operation and one.operation.is_curved]
+    def values(self) -> list[Value]:
+        """Values whose cotangents are asked for."""
+        curved = [one.place.value for one in self.steps if one.operation and one.operation.is_curved]
+        taking = [one.node for places in self.shared.values() for one in places]
+        return list(dict.fromkeys([*curved, *self.ends, *taking]))
+
+    def of_ends(self, cotangents: Mapping[Value, Tensor | None]) -> dict[Value, Tensor | None]:
+        """What the sum alone brings to each end."""
+        found = {end: cotangents[end] for end in self.ends}
+        for end, places in self.shared.items():
+            parts = [
+                pulled_through(value[0], place, given, shape)
+                for value, place, shape in places
+                if (given := cotangents[value]) is not None
+            ]
+            found[end] = sum_of(parts) if any(part is not None for part in parts) else None
+        return found
 
 
 def steps_to(y: Tensor, inputs: Sequence[Tensor], found: Separation, keep: bool) -> Steps | None:
@@ -74,8 +98,6 @@ def steps_to(y: Tensor, inputs: Sequence[Tensor], found: Separation, keep: bool)
     for i, x in enumerate(inputs):
         sources.setdefault(id(x) if is_leaf(x) else source_of(x), []).append(i)
     needed = _below(top, sources, found)
-    if needed is None:
-        return None
     needed.update({value: [] for value in top.losses})
     steps: list[Step] = []
     uses: dict[Value, int] = {}
@@ -90,7 +112,10 @@ def steps_to(y: Tensor, inputs: Sequence[Tensor], found: Separation, keep: bool)
         for before in step.place.before if step.operation else ():
             if before is not None:
                 uses[before] = uses.get(before, 0) + 1
-    return Steps(steps, top.ends, uses)
+    shared = {end: top.taken[end] for end in top.ends if uses.get(end)}
+    if any(len(one.node[0]._input_metadata) > 1 for places in shared.values() for one in places):
+        return None
+    return Steps(steps, top.ends, uses, shared)
 
 
 def _by_sample(alignment: Alignment, axes: Sequence[int]) -> BySample | None:
@@ -103,15 +128,19 @@ def _by_sample(alignment: Alignment, axes: Sequence[int]) -> BySample | None:
 
 
 class _Top(NamedTuple):
-    """The linear part of a sum: the ``ends`` that it begins with, and ``losses`` of them, sums themselves."""
+    """The linear part of a sum: the ``ends`` that it begins with, and ``losses`` of them, sums themselves.
+
+    ``taken``: where it takes them.
+    """
 
     ends: dict[Value, BySample]
     losses: list[Value]
+    taken: dict[Value, list[Taken]]
 
 
 def _top(y: Tensor, found: Separation) -> _Top | None:
     """Ends are the last values with axes of samples; ``None`` where ``y`` isn't that simple."""
-    top = _Top({}, [])
+    top = _Top({}, [], {})
     stack: list[Value] = [(y.grad_fn, y.output_nr)]
     seen: set[Value] = set()
     while stack:
@@ -132,12 +161,15 @@ def _top(y: Tensor, found: Separation) -> _Top | None:
             top.losses.append(value)
         elif not before or not is_linear(kind, [one is not None for one in varying]):
             return None
+        for place, (one, size) in enumerate(zip(before, varying, strict=True)):
+            if size is not None:
+                top.taken.setdefault(one, []).append(Taken(value, place, tuple(size[1])))
         stack.extend(before)
     return top
 
 
-def _below(top: _Top, sources: Mapping[Any, list[int]], found: Separation) -> dict[Value, list[int]] | None:
-    """The values that the ends come of, and which inputs they are; ``None`` if an end comes of another."""
+def _below(top: _Top, sources: Mapping[Any, list[int]], found: Separation) -> dict[Value, list[int]]:
+    """The values that the ends come of, and which inputs they are."""
     below: dict[Value, list[int]] = {}
     stack = list(top.ends)
     while stack:
@@ -150,11 +182,7 @@ def _below(top: _Top, sources: Mapping[Any, list[int]], found: Separation) -> di
         below[value] = sources.get(value) or leaf or []
         if below[value]:
             continue
-        for one in before:
-            if found.values.get(one) is not None:
-                if one in top.ends:
-                    return None
-                stack.append(one)
+        stack.extend(one for one in before if found.values.get(one) is not None)
     return below
 
 

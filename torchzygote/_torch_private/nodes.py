@@ -129,7 +129,7 @@ def curvature_by(
     """Curvature of a node of one output: second derivatives along tangents (directions, *value's).
 
     For each direction in the shape of ``value``, which goes in at ``position``; summed up, it is the second
-    derivative of the output times its cotangent. ``None`` where that is zero.
+    derivative of the output times its cotangent, which must not come of ``value``. ``None`` where it is zero.
     """
     with torch.enable_grad():
         found = node(cotangent)

@@ -1,0 +1,441 @@
+"""Diagonals as sums of each operation's curvature: right numbers, no more work, no wrong structure."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from alignment_cases import RULES, SEVERAL_RESULTS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from torchzygote import (
+    _curvature,
+    _curvature_linear,
+    checkpointed,
+    diaghessian,
+    gradient,
+    hook,
+)
+from torchzygote.params import Params
+
+BATCH = 60
+D = torch.float64
+W = torch.linspace(-1, 1, 12, dtype=D).cos().view(3, 4)
+C = torch.linspace(0.2, 1.7, BATCH, dtype=D)
+CLASSES = torch.arange(BATCH) % 4
+
+
+@pytest.fixture(autouse=True)
+def search_small_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchzygote._separable.LEAST_BYTES", 0)
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """For each time that steps were found, whether their result was."""
+    seen: list[bool] = []
+    worker = _curvature.diagonals
+
+    def counting(*args: object, **options: object) -> list[Tensor] | None:
+        found = worker(*args, **options)  # type: ignore[arg-type]
+        seen.append(found is not None)
+        return found
+
+    monkeypatch.setattr(_curvature, "diagonals", counting)
+    return seen
+
+
+def points(*shape: int) -> Tensor:
+    return (torch.linspace(-1, 2, torch.Size(shape).numel(), dtype=D) * 40).sin().reshape(shape) + 1.3
+
+
+def by_rows(f: Callable[..., Tensor], *args: Tensor) -> list[Tensor]:
+    """The diagonal by each argument, from one nested pullback for each element."""
+    inputs = [x.detach().requires_grad_() for x in args]
+    grads = torch.autograd.grad(f(*inputs), inputs, create_graph=True, allow_unused=True)
+    found = []
+    for x, g in zip(inputs, grads, strict=True):
+        h = torch.zeros(x.numel(), dtype=x.dtype)
+        for i in range(x.numel() if g is not None and g.requires_grad else 0):
+            assert g is not None
+            (row,) = torch.autograd.grad(g.reshape(-1)[i], x, retain_graph=True, allow_unused=True)
+            h[i] = 0.0 if row is None else row.reshape(-1)[i]
+        found.append(h.view(x.shape))
+    return found
+
+
+def layers(inputs: int, act: Callable[[], nn.Module] = nn.Tanh) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(inputs, 8), act(), nn.Linear(8, 8), act(), nn.Linear(8, 1)).double()
+
+
+NET = layers(3)
+ONE = """
+    tanh sigmoid exp sin cos sqrt log log1p expm1 reciprocal rsqrt square abs neg sinh cosh tan atan erf erfc
+    lgamma exp2 log2 log10 sinc relu positive
+""".split()  # noqa: SIM905 (a list of names would take thirty lines)
+ACTIVATIONS = """
+    silu gelu softplus elu celu selu mish leaky_relu hardswish softsign logsigmoid hardtanh
+""".split()  # noqa: SIM905
+# x has shape (BATCH, 3), between 0.3 and 2.3
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    **{name: (lambda x, name=name: getattr(torch, name)(x * 0.4).sum()) for name in ONE},
+    **{f"F.{name}": (lambda x, name=name: getattr(F, name)((x - 1) * 2).sum()) for name in ACTIVATIONS},
+    "a network": lambda x: NET(x).sum(),
+    "squares of a network": lambda x: NET(x).square().mean(),
+    "powers": lambda x: (x**3 + x**2 + x**0.5 - x**-1 + x**1 + x**0 + 2**x).sum(),
+    "powers by a tensor": lambda x: (x ** C[:, None]).sum(),
+    "columns": lambda x: (x[:, 0] * x[:, 1].sin() / x[:, 2]).sum(),
+    "columns as slices": lambda x: (x[:, :2] * x[:, 1:]).exp().sum(),
+    "columns as parts": lambda x: (lambda a, b, c: a * b.exp() * c)(*x.unbind(1)).sum(),
+    "columns as splits": lambda x: (lambda a, b: a * b.sin()).__call__(*x.split([1, 2], 1)).sum(),
+    "stacked": lambda x: torch.stack([x[:, 0], C, x[:, 2].exp()], 1).prod(1).log().sum(),
+    "joined": lambda x: torch.cat([x.sin(), x[:, :1].cos()], 1).square().sum(),
+    "joined with a constant": lambda x: torch.cat([x.sin(), C[:, None]], 1).square().sum(1).exp().sum(),
+    "times itself": lambda x: (x * x * x).sum(),
+    "over itself": lambda x: (x / (1 + x * x)).sum(),
+    "over a sum of itself": lambda x: (x / x.sum(1, keepdim=True)).square().sum(),
+    "a constant over it": lambda x: (2 / x - C[:, None] / x).sum(),
+    "times a constant": lambda x: (C[:, None] * x.exp() * 3).sum(),
+    "added and subtracted": lambda x: torch.add(torch.sub(x.sin(), x[:, :1], alpha=3), x**2, alpha=-2).sum(),
+    "from a number": lambda x: (1 - x).square().sum(),
+    "a matrix product": lambda x: (x @ W).sin().sum(),
+    "a matrix product, scaled": lambda x: torch.addmm(x[:, :1], x.exp(), W, beta=2, alpha=3).square().sum(),
+    "a matrix from the left": lambda x: (W.t() @ x.t()).exp().sum(),
+    "a product of matrices": lambda x: (x.view(-1, 3, 1) @ x.view(-1, 1, 3)).sin().sum(),
+    "baddbmm": lambda x: torch.baddbmm(x[:, :, None], x[:, :, None], x[:, None, :1], alpha=2).exp().sum(),
+    "einsum": lambda x: torch.einsum("bi,ij,bk,kj->b", x, W, x, W).sin().sum(),
+    "logsumexp": lambda x: (x @ W).logsumexp(1).square().sum(),
+    "logsumexp, kept": lambda x: ((x @ W) - (x @ W).logsumexp(1, keepdim=True)).exp().square().sum(),
+    "logsumexp of several": lambda x: (x[:, :, None] * W).logsumexp((1, 2)).sum(),
+    "softmax": lambda x: ((x @ W).softmax(1) * (x @ W)).sum(),
+    "log_softmax": lambda x: ((x @ W).log_softmax(-1) ** 2).sum(),
+    "softmax in front": lambda x: ((x @ W).t().softmax(0) ** 2).sum(),
+    "a norm": lambda x: torch.linalg.vector_norm(x @ W, dim=1).sum(),
+    "a norm, kept": lambda x: (x / x.norm(dim=1, keepdim=True)).exp().sum(),
+    "a norm of several": lambda x: (x[:, :, None] * W).norm(dim=(1, 2)).exp().sum(),
+    "amax": lambda x: (x @ W).amax(1).square().sum(),
+    "means": lambda x: (x.exp().mean(1) + x.mean(1, keepdim=True).square()[:, 0]).mean(),
+    "cross entropy": lambda x: F.cross_entropy(x @ W, CLASSES),
+    "mse": lambda x: F.mse_loss(x.sin(), C[:, None].expand(-1, 3)),
+    "mse of each": lambda x: F.mse_loss(x.sin(), C[:, None].expand(-1, 3), reduction="none").exp().sum(),
+    "bce": lambda x: F.binary_cross_entropy_with_logits(x[:, 0] * x[:, 1], (C > 1).double()),
+    "huber": lambda x: F.huber_loss(x.sin() * 3, C[:, None].expand(-1, 3), reduction="sum"),
+    "a choice": lambda x: torch.where(x > 1, x.sin(), x**3).sum(),
+    "clamped": lambda x: (x.clamp(0.5, 1.8) ** 3).sum(),
+    "masked": lambda x: (x.masked_fill(x > 2, 0.0).exp()).sum(),
+    "flipped within": lambda x: (x.flip(1) * x).sin().sum(),
+    "cumulated within": lambda x: x.cumsum(1).square().exp().log().sum(),
+    "padded within": lambda x: F.pad(x, (1, 2), value=0.5).square().sum(),
+    "repeated": lambda x: (x[:, :1].expand(-1, 4) * (x @ W)).sin().sum(),
+    "views": lambda x: x.reshape(-1, 3, 1).squeeze(2).unsqueeze(0).exp()[0].t().contiguous().sum(),
+    "permuted": lambda x: (x[:, :, None] * W).permute(2, 0, 1).sin().transpose(0, 2).square().sum(),
+    "in place": lambda x: (x * 1.0).sin_().mul_(x).square_().sum(),
+    "relu in place": lambda x: F.relu((x - 1) @ W, inplace=True).square().sum(),
+    "linear in a column": lambda x: (x[:, 0] ** 2 + x[:, 1]).sum(),
+    "a weighted sum": lambda x: C @ x.exp() @ torch.ones(3, dtype=D),
+    "several sums": lambda x: x.exp().sum() - 2 * (x @ W).sin().mean() + (C[:, None] * x**3).sum() / 7,
+    "twice the same sum": lambda x: (lambda s: s + s)(x.exp().sum()),
+    "terms of terms": lambda x: (lambda s: s.sum() + s.square().sum() * 0.5 + (s * 2).sin().sum())(x.exp()),
+    "linear, too": lambda x: x.exp().sum() + x[:, 1].sum() - 3 * x.sin().mean(),
+    "a loss of a term": lambda x: (lambda s: s.sum() + F.mse_loss(s, C[:, None].expand(-1, 3)))(x.exp()),
+    "dropout": lambda x: F.dropout(x.exp(), 0.5).square().sum(),
+}
+# Not along samples, or without a rule: the other ways take over.
+OTHERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "prod": lambda x: x.prod(1).sin().sum(),
+    "another norm": lambda x: torch.linalg.vector_norm(x, 3, dim=1).sum(),
+    "complex inside": lambda x: torch.fft.fft(x, dim=1).abs().square().sum(),
+    "samples meet": lambda x: (x.sum(0) ** 2).sum(),
+    "a sum bent": lambda x: x.exp().sum().sin(),
+    "a checkpoint": lambda x: checkpointed(lambda x: x.exp().sin(), x).sum(),
+    "two dtypes": lambda x: (x.float() ** 2).double().sum(),
+    "a rounded quotient": lambda x: (torch.div(x, 0.3, rounding_mode="floor") * x).sum(),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_values_equal_nested_pullbacks(name: str, taken: list[bool]) -> None:
+    f, x = FUNCTIONS[name], points(BATCH, 3)
+    before = x.clone()
+    torch.manual_seed(1)
+    (h,) = diaghessian(f, x)
+    if name != "stacked":  # its prod has no rule
+        assert taken == [True]
+    torch.manual_seed(1)
+    torch.testing.assert_close(h, by_rows(f, x)[0])
+    assert torch.equal(x, before)
+    assert h.is_contiguous()
+    assert h.untyped_storage().nbytes() == h.nbytes
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_has_no_rule_goes_other_ways(name: str, taken: list[bool]) -> None:
+    f, x = OTHERS[name], points(BATCH, 3)
+    tolerance = 1e-5 if name == "two dtypes" else 1e-10
+    (h,) = diaghessian(f, x)
+    torch.testing.assert_close(h, by_rows(f, x)[0], rtol=tolerance, atol=tolerance)
+    assert True not in taken
+
+
+LINEAR = ("neg", "positive")
+
+
+# Not what is random, and what has no rule.
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in ("dropout", "stacked")])
+def test_results_are_differentiable_themselves(name: str, taken: list[bool]) -> None:
+    """By the argument, by what f closes over, and once more."""
+    f = FUNCTIONS[name]
+    x, v = points(BATCH, 3), torch.linspace(0.5, 1.5, BATCH * 3, dtype=D).view(BATCH, 3)
+
+    def ours(x: Tensor, scale: Tensor) -> Tensor:
+        return (diaghessian(lambda x: f(x * scale), x)[0] * v).sum()
+
+    def theirs(x: Tensor, scale: Tensor) -> Tensor:
+        (g,) = torch.autograd.grad(f(x * scale), x, create_graph=True)
+        rows = range(x.numel() if g.requires_grad else 0)
+        if name in LINEAR:
+            return 0 * (x.sum() + scale.sum())
+        h = [torch.autograd.grad(g.reshape(-1)[i], x, create_graph=True)[0].reshape(-1)[i] for i in rows]
+        return (torch.stack(h).view_as(x) * v).sum() if h else 0 * (x.sum() + scale.sum())
+
+    scale = torch.tensor([1.1, 0.9, 0.8], dtype=D)
+    leaves = x.clone().requires_grad_(), scale.clone().requires_grad_()
+    expected = torch.autograd.grad(theirs(*leaves), leaves, allow_unused=True, materialize_grads=True)
+    for mine, other in zip(gradient(ours, x, scale), expected, strict=True):
+        torch.testing.assert_close(torch.zeros_like(other) if mine is None else mine, other)
+    assert taken[-1]
+
+
+ALIGNED: dict[str, Callable[[Tensor], Tensor]] = {
+    **SEVERAL_RESULTS,
+    **{name: f for name, (f, *_) in RULES.items()},
+}
+
+
+@pytest.mark.parametrize("name", ALIGNED)
+def test_whatever_way_is_taken(name: str) -> None:
+    """All operations that axes are followed through."""
+    f = lambda x: ALIGNED[name](x).square().sum()
+    x = torch.linspace(1, 99, 36, dtype=D).sin().view(6, 6)
+    with warnings.catch_warnings():  # some go row by row
+        warnings.simplefilter("ignore")
+        (h,) = diaghessian(f, x)
+    torch.testing.assert_close(h, by_rows(f, x)[0])
+
+
+def test_one_pullback_and_one_run(taken: list[bool], pulls: list[int]) -> None:
+    runs = []
+
+    def f(x: Tensor, t: Tensor) -> Tensor:
+        runs.append(1)
+        return layers(2)(torch.stack([x, t], 1)).sum()
+
+    x, t = points(BATCH), points(BATCH) + 0.4
+    for mine, other in zip(diaghessian(f, x, t), by_rows(f, x, t), strict=True):
+        torch.testing.assert_close(mine, other)
+    assert (taken, pulls, len(runs)) == ([True], [], 1 + 1)
+
+
+def test_arguments_of_different_widths(taken: list[bool]) -> None:
+    def f(x: Tensor, t: Tensor, z: Tensor, u: Tensor) -> Tensor:
+        y = x.sin() * t[:, 0] ** 3 * z.exp().sum(1)
+        return (y + (u * t[:, :, None]).exp().sum((1, 2))).sum()
+
+    args = points(BATCH), points(BATCH, 1), points(BATCH, 3), points(BATCH, 2, 2) / 2
+    for mine, other in zip(diaghessian(f, *args), by_rows(f, *args), strict=True):
+        torch.testing.assert_close(mine, other)
+        assert mine.untyped_storage().nbytes() == mine.nbytes
+    assert taken == [True]
+
+
+LAYOUTS: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = {
+    "in front": ((BATCH, 2), lambda x: (x[:, 0] ** 3 * x[:, 1].exp()).sum()),
+    "last": ((3, BATCH), lambda x: (x[0] * x[1] ** 2 * x[2].cos()).sum()),
+    "in between": ((2, BATCH, 2), lambda x: (x.sum((0, 2)) ** 3 + x[0, :, 1].exp()).sum()),
+    "two axes": ((20, 2, 15), lambda x: (x[:, 0].sin() * x[:, 1] ** 2).sum()),
+    "two axes, swapped inside": ((10, 12, 2), lambda x: x.transpose(0, 1).exp().square().sum(2).sin().sum()),
+    "two axes, folded": ((10, 12, 2), lambda x: (x.view(120, 2) @ W[:2]).sin().sum()),
+    "all axes": ((20, 6), lambda x: (x**4).sum()),
+    "one axis": ((BATCH,), lambda x: (x**4).sum()),
+    "one of one": ((BATCH, 1), lambda x: (x**4).sum()),
+}
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_wherever_the_axis_of_samples_is(name: str, chunk_size: int | None) -> None:
+    shape, f = LAYOUTS[name]
+    x = points(*shape)
+    (h,) = diaghessian(f, x, chunk_size=chunk_size)
+    torch.testing.assert_close(h, by_rows(f, x)[0])
+    assert h.is_contiguous()
+
+
+def test_a_bar_over_the_columns(capsys: pytest.CaptureFixture[str], taken: list[bool]) -> None:
+    x = points(BATCH, 3)
+    (h,) = diaghessian(lambda x: NET(x).sum(), x, chunk_size=2, progress=True)
+    torch.testing.assert_close(h, by_rows(lambda x: NET(x).sum(), x)[0])
+    assert "3/3" in capsys.readouterr().err
+    assert taken == [True]
+
+
+def test_params(taken: list[bool]) -> None:
+    w = points(BATCH, 3).requires_grad_()
+    found = diaghessian(lambda: NET(w).square().sum(), Params([w]))[w]
+    torch.testing.assert_close(found, by_rows(lambda w: NET(w).square().sum(), w)[0])
+    assert taken == [True]
+    v = w * 2  # not where its graph begins
+    torch.testing.assert_close(
+        diaghessian(lambda: (v**3).sum(), Params([v]))[v], 6 * v.detach(), rtol=1e-12, atol=0
+    )
+    assert taken == [True]
+
+
+def test_an_argument_that_is_unused_or_linear(taken: list[bool]) -> None:
+    x, y, z = points(BATCH), points(BATCH), points(BATCH)
+    a, b, c = diaghessian(lambda x, y, z: (x**3 + z).sum(), x, y, z)
+    torch.testing.assert_close(a, 6 * x)
+    assert not b.any()
+    assert not c.any()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
+def test_non_finite_derivatives_stay_where_they_are(value: float, taken: list[bool]) -> None:
+    x = points(BATCH, 2)
+    x[7, 1] = value
+    f = lambda x: (x[:, 0] ** 2 * x[:, 1].sqrt()).sum()
+    (h,) = diaghessian(f, x)
+    expected = by_rows(f, x)[0]
+    assert torch.equal(h.isfinite(), expected.isfinite())
+    torch.testing.assert_close(h, expected, equal_nan=True)
+    assert True not in taken
+
+
+WRONG: dict[str, Callable[[Tensor], Tensor]] = {
+    "flipped": lambda t: t.flip(1),
+    "scaled": lambda t: t * 1.01,
+    "a column lost": lambda t: torch.cat([torch.zeros_like(t[:, :, :1]), t[:, :, 1:]], 2),
+    "a sample lost": lambda t: torch.cat([torch.zeros_like(t[:, :1]), t[:, 1:]], 1),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_tangents_are_noticed(name: str, monkeypatch: pytest.MonkeyPatch, taken: list[bool]) -> None:
+    right = _curvature_linear.MOVES["Neg"]
+    monkeypatch.setitem(_curvature_linear.MOVES, "Neg", lambda *args: (WRONG[name](right(*args)[0]), None))
+    f, x = (lambda x: ((-x).exp() * x.sum(1, keepdim=True)).sum()), points(BATCH, 3)
+    (h,) = diaghessian(f, x)
+    torch.testing.assert_close(h, by_rows(f, x)[0])
+    assert taken == [False]
+
+
+def test_zero_crossings_are_no_mismatch(taken: list[bool]) -> None:
+    """Derivatives that cancel up to rounding, in one column and in all."""
+    x = torch.linspace(-3, 3, 4001).unsqueeze(1)
+    net = layers(1).float()
+    diaghessian(lambda x: net(x).sum(), x)
+    diaghessian(lambda x: (x.cosh() - x).sum() + x.sum(), x)
+    diaghessian(lambda x: x.cos().sum(), x.squeeze())
+    assert taken == [True, True, True]
+
+
+def test_hooks_see_what_they_saw(taken: list[bool]) -> None:
+    seen: list[Tensor] = []
+    x = points(BATCH, 3)
+
+    def f(x: Tensor) -> Tensor:
+        return (hook(seen.append, x.sin()) ** 2).sum()
+
+    torch.testing.assert_close(diaghessian(f, x)[0], 2 * (2 * x).cos())
+    assert taken == []
+    assert seen
+
+
+def test_a_function_with_a_backward_of_its_own(taken: list[bool]) -> None:
+    class Cube(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)  # type: ignore[attr-defined]
+            return x**3
+
+        @staticmethod
+        def backward(ctx: object, g: Tensor) -> Tensor:  # type: ignore[override]
+            return 2 * g * ctx.saved_tensors[0] ** 2  # type: ignore[attr-defined]
+
+    x = points(BATCH, 3)
+    torch.testing.assert_close(diaghessian(lambda x: Cube.apply(x).sum(), x)[0], 4 * x)
+    assert taken == []
+
+
+def test_the_graph_is_given_back() -> None:
+    x, kept = points(BATCH, 3), []
+
+    def f(x: Tensor) -> Tensor:
+        y = x.sin()
+        kept.append(weakref.ref(y))
+        return (y**2).sum()
+
+    diaghessian(f, x)
+    assert kept[0]() is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_lower_precision(dtype: torch.dtype) -> None:
+    f, x = (lambda x: (x.sin() * x[:, :1]).exp().sum()), points(BATCH, 3)
+    (h,) = diaghessian(f, x.to(dtype))
+    assert h.dtype == dtype
+    size = float(by_rows(f, x)[0].abs().max())
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(h.double(), by_rows(f, x.to(dtype).double())[0], rtol=0, atol=60 * eps * size)
+
+
+UNARY = ["sin", "exp", "tanh", "sigmoid", "square", "atan", "cos", "neg"]
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_random_programs(data: st.DataObject) -> None:
+    """Values combined at random, some of them several times, in random shapes."""
+    columns = data.draw(st.integers(1, 3))
+    lead = data.draw(st.sampled_from([(40,), (8, 6)]))
+    x = points(*lead, columns)
+    program = data.draw(
+        st.lists(
+            st.tuples(
+                st.sampled_from([*UNARY, "mul", "div", "add", "sub", "matmul", "softmax", "sum", "norm"]),
+                st.integers(0, 9),
+                st.integers(0, 9),
+            ),
+            min_size=1,
+            max_size=8,
+        )
+    )
+
+    def f(x: Tensor) -> Tensor:
+        values = [x]
+        for name, i, j in program:
+            a, b = values[i % len(values)], values[j % len(values)]
+            if name in UNARY:
+                values.append(getattr(torch, name)(a))
+            elif name in ("mul", "add", "sub"):
+                values.append(getattr(torch, name)(a, b).tanh())
+            elif name == "div":
+                values.append(a / (1.5 + b.tanh()))
+            elif name == "matmul":
+                values.append((a @ W[:1].expand(a.shape[-1], 4)[:, :columns]).sin())
+            elif name == "softmax":
+                values.append(a.softmax(-1))
+            elif name == "sum":
+                values.append(a.sum(-1, keepdim=True).expand_as(a))
+            else:
+                values.append(a / (a.tanh() + 1.5).norm(dim=-1, keepdim=True))
+        return sum((k + 1) * value.sum() for k, value in enumerate(values[-2:]))  # type: ignore[return-value]
+
+    torch.testing.assert_close(diaghessian(f, x)[0], by_rows(f, x)[0], rtol=1e-7, atol=1e-8)
