@@ -1,10 +1,11 @@
-"""Diagonals of block diagonal Hessians, summed up from the curvature of each recorded operation.
+"""Hessians and their diagonals, summed up from the curvature of each recorded operation.
 
-Where ``y`` is a sum over samples, its second derivative along tangents of the inputs is the sum of what each
-operation has along the tangents that reach it, times its cotangent. One pullback brings all cotangents, and
-tangents are pushed along the recorded graph once for each column of a block, with no graph of the gradient:
-of ``k`` columns, ``2 + k`` times the products of ``f``, where nested pullbacks take ``2 + 2 k``. The tangents
-are checked: they must give the gradient, each sample by itself (``_directions``).
+The second derivative of ``y`` along tangents of the inputs is the sum of what each operation has along the
+tangents that reach it, times its cotangent. One pullback brings all cotangents, and tangents are pushed along
+the recorded graph once: no graph of the gradient is recorded, and nothing is batched by ``vmap``. Where ``y``
+is a sum over samples, the columns of all blocks share their tangents: of ``k`` columns, ``2 + k`` times the
+products of ``f``, where nested pullbacks take ``2 + 2 k``. The tangents are checked: they must give the
+gradient, each sample by itself (``_directions``).
 
 Knows steps and directions; it must not know where the inputs come from.
 """
@@ -25,13 +26,28 @@ from ._products import chunks
 from ._repetition import Repetition
 from ._torch_private import cotangents_at
 
-__all__ = ["diagonals"]
+__all__ = ["Curvature", "diagonals", "matrix"]
+
+
+class Curvature(NamedTuple):
+    """What is summed up: how, by which inputs, along which directions.
+
+    ``eps``: relative spacing of the numbers that were computed with. ``keep``: results are going to be
+    differentiated.
+    """
+
+    y: Tensor
+    inputs: list[Tensor]
+    steps: Steps
+    directions: Directions
+    eps: float
+    keep: bool
 
 
 class _Pushed(NamedTuple):
-    """For each direction and block, shape (directions, blocks): second derivatives of ``y``, and first ones.
+    """Second derivatives of ``y``: for each direction and block; or for each direction with each.
 
-    These are what the ends grow by.
+    ``slope``: first derivatives for each direction and block, which the ends grow by.
     """
 
     curvature: Tensor
@@ -47,22 +63,29 @@ class _Pass(NamedTuple):
     directions: Directions
     chunk: int
 
-    def all(self, factor: float = 1.0, progress: bool = False, sizes: bool = False) -> _Pushed:
-        """Along all directions, ``factor`` times as long; ``sizes``: of the terms of slopes, not these."""
+    def all(
+        self, factor: float = 1.0, *, progress: bool = False, sizes: bool = False, whole: bool = False
+    ) -> _Pushed:
+        """Along all directions, ``factor`` times as long.
+
+        ``sizes``: of the terms of slopes, not these. ``whole``: each direction with each, in one chunk.
+        """
         found = []
         for lo, hi in chunks(self.directions.total, self.chunk, progress, "column"):
             seeds = self.directions.seeds(lo, hi)
-            found.append(self._push(seeds if factor == 1 else [one * factor for one in seeds], sizes))
+            seeds = seeds if factor == 1 else [one * factor for one in seeds]
+            found.append(self._push(seeds, sizes, whole))
         if len(found) == 1:
             return found[0]
         return _Pushed(torch.cat([one.curvature for one in found]), torch.cat([one.slope for one in found]))
 
-    def _push(self, seeds: list[Tensor], sizes: bool) -> _Pushed:
+    def _push(self, seeds: list[Tensor], sizes: bool, whole: bool) -> _Pushed:
         steps, ends, uses, _ = self.steps
         tangents: dict[Value, Tensor] = {}
         left = dict(uses)
-        blocks = len(self.directions.weights)
-        curvature, slope = seeds[0].new_zeros(2, len(seeds[0]), blocks)
+        blocks, rows = len(self.directions.weights), len(seeds[0])
+        curvature = seeds[0].new_zeros(rows, rows if whole else blocks)
+        slope = seeds[0].new_zeros(rows, blocks)
         for place, operation, by_sample, inputs in steps:
             value = place.value
             if operation is None:
@@ -71,57 +94,61 @@ class _Pass(NamedTuple):
                     tangent = tangent + seeds[i]
             else:
                 given = [None if before is None else tangents[before] for before in place.before]
-                tangent, curved = operation.rule(
-                    place, given, self.cotangents[value] if operation.is_curved else None
-                )
-                if curved is not None:
+                cotangent = self.cotangents[value] if operation.is_curved else None
+                tangent, form = operation.rule(place, given, cotangent)
+                if form is not None:
                     assert by_sample is not None
-                    curvature = torch.add(curvature, by_sample.summed(curved, blocks), alpha=operation.scale)
+                    term = form.matrix() if whole else by_sample.summed(form.along(), blocks)
+                    curvature = torch.add(curvature, term, alpha=operation.scale)
                 for before in place.before:
                     if before is not None:
                         left[before] -= 1
                         if left[before] == 0:
                             del tangents[before]
-            end, cotangent = ends.get(value), self.of_ends.get(value)
-            if end is not None and cotangent is not None:
-                terms = tangent * cotangent
+            end, of_end = ends.get(value), self.of_ends.get(value)
+            if end is not None and of_end is not None:
+                terms = tangent * of_end
                 slope = slope + end.summed(terms.abs() if sizes else terms, blocks)
             if left.get(value):
                 tangents[value] = tangent
-        return _Pushed(curvature, slope)
+        return _Pushed((curvature + curvature.mT) / 2 if whole else curvature, slope)
 
 
-def diagonals(
-    y: Tensor,
-    inputs: list[Tensor],
-    steps: Steps,
-    directions: Directions,
-    *,
-    chunk: int,
-    eps: float,
-    keep: bool,
-    progress: bool,
-) -> list[Tensor] | None:
-    """The diagonal of the Hessian of ``y`` by each input, in its shape, ``chunk`` directions at a time.
+def diagonals(of: Curvature, *, chunk: int, progress: bool) -> list[Tensor] | None:
+    """The diagonal of the Hessian by each input, in its shape, ``chunk`` directions at a time.
 
     ``None`` where something isn't finite, as zeros elsewhere might be wrong then, or where the check fails.
-    ``eps``: relative spacing of the numbers that were computed with.
     """
-    with torch.set_grad_enabled(keep):
-        values = steps.values()
-        inside, gradients = cotangents_at(y, values, inputs, keep)
-        cotangents = dict(zip(values, inside, strict=True))
-        way = _Pass(steps, cotangents, steps.of_ends(cotangents), directions, chunk)
+    with torch.set_grad_enabled(of.keep):
+        way, gradients = _begun(of, chunk)
         found = way.all(progress=progress)
-        wanted = directions.along(gradients)
-        if all_finite(found.curvature.detach()) and _agree(way, found.slope.detach(), wanted.detach(), eps):
-            return directions.diagonals(found.curvature)
-    return None
+        return of.directions.diagonals(found.curvature) if _is_right(of, way, found, gradients) else None
 
 
-def _agree(way: _Pass, got: Tensor, wanted: Tensor, eps: float) -> bool:
-    """Whether the tangents give the gradient, each block by itself."""
-    of_terms, of_largest = slack(eps)
+def matrix(of: Curvature) -> tuple[Tensor | None, Tensor] | None:
+    """Gradient and Hessian by the only input, where there is one block; ``None`` as for :func:`diagonals`."""
+    with torch.set_grad_enabled(of.keep):
+        way, gradients = _begun(of, of.directions.total)
+        found = way.all(whole=True)
+        if not _is_right(of, way, found, gradients):
+            return None
+        return gradients[0], of.directions.matrix(found.curvature)
+
+
+def _begun(of: Curvature, chunk: int) -> tuple[_Pass, list[Tensor | None]]:
+    values = of.steps.values()
+    inside, gradients = cotangents_at(of.y, values, of.inputs, of.keep)
+    cotangents = dict(zip(values, inside, strict=True))
+    return _Pass(of.steps, cotangents, of.steps.of_ends(cotangents), of.directions, chunk), gradients
+
+
+def _is_right(of: Curvature, way: _Pass, found: _Pushed, gradients: list[Tensor | None]) -> bool:
+    """Whether all is finite, and the tangents give the gradient, each block by itself."""
+    if not all_finite(found.curvature.detach()):
+        return False
+    got = found.slope.detach()
+    wanted = of.directions.along([None if g is None else g.detach() for g in gradients])
+    of_terms, of_largest = slack(of.eps)
     sizes = got.abs()
     allowed = torch.add(sizes * of_terms, sizes.amax(0), alpha=of_largest)
     if ((got - wanted).abs_() <= allowed).all().item():
@@ -129,7 +156,7 @@ def _agree(way: _Pass, got: Tensor, wanted: Tensor, eps: float) -> bool:
     if not (all_finite(got) and all_finite(wanted)):
         return False
     with torch.no_grad():
-        compared = Comparison(got, way.all(sizes=True).slope, wanted, eps)
+        compared = Comparison(got, way.all(sizes=True).slope, wanted, of.eps)
         again = lambda factor: [way.all(float(factor)).slope]
         Repetition(got.new_ones(1), lambda: (), [got], again).refute([compared])
     return bool(compared.fine.all())

@@ -14,13 +14,50 @@ import torch
 from torch import Tensor
 
 from ._pieces import RESHAPES, Value, moved, whole
-from ._torch_private import axis_of, node_attribute, pushed_through
+from ._torch_private import axis_of, node_attribute, pushed_through, signed
 
-__all__ = ["MOVES", "Place", "Rule", "Tangents", "dims_of", "lifted", "present", "sum_of", "transposed"]
+__all__ = [
+    "MOVES",
+    "Form",
+    "Place",
+    "Rule",
+    "Tangents",
+    "dims_of",
+    "lifted",
+    "present",
+    "sum_of",
+    "transposed",
+]
 
 Tangents = Sequence["Tensor | None"]
 # Tangents of the inputs (None for constants), cotangent of the output if it is curved -> tangent, curvature
-Rule = Callable[["Place", Tangents, "Tensor | None"], "tuple[Tensor, Tensor | None]"]
+Rule = Callable[["Place", Tangents, "Tensor | None"], "tuple[Tensor, Form | None]"]
+
+
+class Form(NamedTuple):
+    """A curvature, as a quadratic form of tangents: of two, the sum of ``left[k] weight right[l]``.
+
+    What is on the left and on the right has an axis of directions, ``weight`` none; they broadcast. Forms may
+    be unsymmetric: their symmetric part is meant.
+    """
+
+    left: Tensor
+    weight: Tensor | None
+    right: Tensor
+
+    def along(self) -> Tensor:
+        """The terms for each direction with itself."""
+        terms = self.left * self.right
+        return terms if self.weight is None else terms.mul_(self.weight)
+
+    def matrix(self) -> Tensor:
+        """For each direction with each; shape (directions, directions)."""
+        left = self.left if self.weight is None else self.left * self.weight
+        right = self.right
+        if left.shape != right.shape:
+            shape = torch.broadcast_shapes(left.shape, right.shape)
+            left, right = left.expand(shape), right.expand(shape)
+        return left.reshape(len(left), -1) @ right.reshape(len(right), -1).mT
 
 
 class Place(NamedTuple):
@@ -45,6 +82,12 @@ class Place(NamedTuple):
         if isinstance(found, Tensor):
             return found if self.keep else found.detach()
         return float(found)
+
+    def tensor(self, name: str) -> Tensor:
+        """One that must be a tensor."""
+        found = self.saved(name)
+        assert isinstance(found, Tensor)
+        return found
 
     def number(self, name: str) -> float:
         return float(getattr(self.node, name))
@@ -114,8 +157,23 @@ def _permuted(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tup
     return present(tangents).permute(0, *dims), None
 
 
+def _sliced(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
+    tangent, node = present(tangents), place.node
+    dim = axis_of(node_attribute(node, "_saved_dim"), tangent.dim() - 1)
+    lo, hi = (node_attribute(node, name) for name in ("_saved_start", "_saved_end"))
+    lo, hi = (None if end is None else signed(end) for end in (lo, hi))
+    part = slice(lo, hi, node_attribute(node, "_saved_step"))
+    return tangent[(slice(None),) * (1 + dim) + (part,)], None
+
+
+def _selected(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
+    tangent, node = present(tangents), place.node
+    dim = axis_of(node_attribute(node, "_saved_dim"), tangent.dim() - 1)
+    return tangent.select(1 + dim, signed(node_attribute(node, "_saved_index"))), None
+
+
 def _taken(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
-    """A part along one axis; which one counts from the first axis, so that the directions go last."""
+    """One of several parts along an axis; that counts from the first, so that the directions go last."""
     _, value, shape = place.varying()
     ways = moved(place.node, whole(value, shape))
     if ways is None:
@@ -161,6 +219,13 @@ def _negated(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tupl
     return -present(tangents), None
 
 
+def _subtracted_from(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
+    """``other - alpha x``; a number has no tangent."""
+    first, *others = (None if t is None else lifted(t, len(place.out)) for t in tangents)
+    total = sum_of([None if first is None else first * -place.number("_saved_alpha"), *others])
+    return total.expand(len(total), *place.out), None
+
+
 def transposed(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
     """Any other: the pullback of a linear operation is linear, too, and its pullback is the operation."""
     return pushed_through(place.node, tangents, place.out, place.keep), None
@@ -172,7 +237,9 @@ MOVES: dict[str, Rule] = {
     "T": _reversed,
     "Transpose": _swapped,
     "Permute": _permuted,
-    **dict.fromkeys(["Select", "Slice", "Split", "SplitWithSizes", "Unbind"], _taken),
+    "Slice": _sliced,
+    "Select": _selected,
+    **dict.fromkeys(["Split", "SplitWithSizes", "Unbind"], _taken),
     "Stack": _stacked,
     "Cat": _joined,
     "Sum": _summed,
@@ -180,4 +247,5 @@ MOVES: dict[str, Rule] = {
     "Add": _added(1),
     "Sub": _added(-1),
     "Neg": _negated,
+    "Rsub": _subtracted_from,
 }

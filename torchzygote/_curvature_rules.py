@@ -8,7 +8,7 @@ are summed up to.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from ._alignment import LOSSES, is_linear
 from ._alignment_rules import ELEMENTWISE
 from ._curvature_linear import (
     MOVES,
+    Form,
     Place,
     Rule,
     Tangents,
@@ -28,7 +29,7 @@ from ._curvature_linear import (
     transposed,
 )
 from ._pieces import kind_of_node
-from ._torch_private import curvature_by, node_attribute, pushed_through, slopes
+from ._torch_private import curvature_by, node_attribute, slopes
 
 __all__ = ["Operation", "operation"]
 
@@ -36,14 +37,14 @@ __all__ = ["Operation", "operation"]
 class Operation(NamedTuple):
     """``rule`` makes tangents and curvatures, these but for a factor ``scale``.
 
-    ``is_curved``: it isn't linear, and needs the cotangent. ``whole``: its curvature has the shape of what
-    goes in; else that of the output.
+    ``is_curved``: it isn't linear, and needs the cotangent. ``shaped_by``: the place of the input that its
+    curvature has the shape of; ``None``: that of the output.
     """
 
     rule: Rule
     is_curved: bool
     scale: float = 1.0
-    whole: bool = False
+    shaped_by: int | None = None
 
 
 def operation(place: Place) -> Operation | None:
@@ -53,39 +54,34 @@ def operation(place: Place) -> Operation | None:
     if kind in MOVES and (kind != "Cat" or all(varying)):
         return Operation(MOVES[kind], False)
     if kind in _PRODUCTS:
-        left, right, rule, scale = _PRODUCTS[kind]
-        return Operation(rule, varying[right] and (varying[left] or kind == "Div"), scale)
+        left, right, found = _PRODUCTS[kind]
+        return found._replace(is_curved=varying[right] and (varying[left] or kind == "Div"))
     if len(node._input_metadata) > 1:
         return None
     if is_linear(kind, varying):
         return Operation(transposed, False)
     if sum(varying) != 1:
         return None
+    position, _, shape = place.varying()
     if kind in _MANY:
         known = kind != "LinalgVectorNorm" or node_attribute(node, "_saved_ord") == 2
         return _MANY[kind] if known else None
     if kind in ("Amax", "Amin"):  # linear, but where elements are equal
         return Operation(transposed, False)
     if kind in LOSSES and not place.out:
-        return Operation(_of_many, True, whole=True)
-    if kind not in ELEMENTWISE or place.varying()[2] != place.out:
+        return Operation(_of_many, True, shaped_by=position)
+    if kind not in ELEMENTWISE or shape != place.out:
         return None
     if kind == "Pow" and node.name() == "PowBackward0" and node_attribute(node, "_saved_exponent") == 2:
         return _SQUARE
     return _FUNCTIONS.get(kind) or Operation(_of_one, True)
 
 
-def _saved(place: Place, name: str) -> Tensor:
-    found = place.saved(name)
-    assert isinstance(found, Tensor)
-    return found
-
-
 # ---------------------------------------------------------------------------------------------------------
 # products
 
 
-def _multiplied(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _multiplied(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
     rank = len(place.out)
     a, b = (None if t is None else lifted(t, rank) for t in tangents)
     pushed = sum_of(
@@ -96,10 +92,10 @@ def _multiplied(place: Place, tangents: Tangents, cotangent: Tensor | None) -> t
     )
     if a is None or b is None or cotangent is None:
         return pushed, None
-    return pushed, a * b * cotangent
+    return pushed, Form(a, cotangent, b)
 
 
-def _divided(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _divided(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
     """Of ``q = a / b``: ``q' = (a' - q b') / b``, and ``-2 q' b' / b``."""
     if node_attribute(place.node, "_saved_rounding_mode") is not None:
         raise RuntimeError("a division that rounds")
@@ -110,38 +106,62 @@ def _divided(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tupl
         return a / below, None
     scaled = b / below
     pushed = sum_of([None if a is None else a / below, scaled * (place.saved("_saved_self") / -below)])
-    return pushed, None if cotangent is None else pushed * scaled * cotangent
+    return pushed, None if cotangent is None else Form(pushed, cotangent, scaled)
 
 
-def _matrix_product(left: int, right: int, first: str, second: str) -> Rule:
+def _matrix_product(left: int, first: str, second: str) -> Rule:
     """Of what ``first`` and ``second`` were saved as; something may be added to it."""
 
-    def rule(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        a, b = tangents[left], tangents[right]
-        pushed = None if a is None else a @ _saved(place, second)
+    def rule(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
+        a, b = tangents[left], tangents[left + 1]
+        pushed = None if a is None else a @ place.tensor(second)
         if b is not None:
-            other = _saved(place, first) @ b
+            other = place.tensor(first) @ b
             pushed = other if pushed is None else pushed + other
-        curvature = None if a is None or b is None or cotangent is None else (a @ b) * cotangent
-        if left == 0:
-            assert pushed is not None
-            return pushed, curvature
-        alpha, beta = place.number("_saved_alpha"), place.number("_saved_beta")
-        if alpha != 1:
+        if left > 0 and (alpha := place.number("_saved_alpha")) != 1:
             pushed = None if pushed is None else pushed * alpha
-            curvature = None if curvature is None else curvature * alpha
-        added = tangents[0]
-        total = sum_of([pushed, None if added is None else lifted(added, len(place.out)) * beta])
-        return total.expand(len(total), *place.out), curvature
+            cotangent = None if cotangent is None else cotangent * alpha
+        form = None
+        if a is not None and b is not None and cotangent is not None:
+            form = Form(a, None, cotangent @ b.mT)
+        if left > 0 and (added := tangents[0]) is not None:
+            total = sum_of([pushed, lifted(added, len(place.out)) * place.number("_saved_beta")])
+            return total.expand(len(total), *place.out), form
+        assert pushed is not None
+        return pushed, form
 
     return rule
+
+
+def _times_vector(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
+    a, b = tangents
+    pushed = sum_of(
+        [
+            None if a is None else a @ place.tensor("_saved_vec"),
+            None if b is None else b @ place.tensor("_saved_self").mT,
+        ]
+    )
+    if a is None or b is None or cotangent is None:
+        return pushed, None
+    return pushed, Form(a, cotangent.unsqueeze(1), b.unsqueeze(1))
+
+
+def _dot(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
+    a, b = tangents
+    pushed = sum_of(
+        [
+            None if a is None else a @ place.tensor("_saved_tensor"),
+            None if b is None else b @ place.tensor("_saved_self"),
+        ]
+    )
+    return pushed, None if a is None or b is None or cotangent is None else Form(a, cotangent, b)
 
 
 # ---------------------------------------------------------------------------------------------------------
 # functions
 
 
-def _of_one(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _of_one(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
     """Both derivatives by PyTorch's formulas."""
     position, value, _ = place.varying()
     tangent = present(tangents)
@@ -149,129 +169,115 @@ def _of_one(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple
     pushed = tangent * first
     if second is None or cotangent is None:
         return pushed, None
-    return pushed, (tangent * tangent).mul_(second * cotangent)
+    return pushed, Form(tangent, second * cotangent, tangent)
 
 
-def _of_many(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _of_many(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
     """Of a sum of such functions, likewise: its pullback is linear in the cotangent.
 
     That must not depend on the input; it doesn't above everything that is curved.
     """
     position, value, _ = place.varying()
-    pushed = pushed_through(place.node, tangents, place.out, place.keep)
+    pushed, _ = transposed(place, tangents, None)
     if cotangent is None:
         return pushed, None
-    return pushed, curvature_by(place.node, position, value, cotangent, present(tangents), place.keep)
+    tangent = present(tangents)
+    rows = curvature_by(place.node, position, value, cotangent, tangent, place.keep)
+    return pushed, None if rows is None else Form(rows, None, tangent)
 
 
-def _kept(result: Tensor, x: Tensor, dims: Sequence[int]) -> Tensor:
-    """A reduction's result with the axes of ``x``, whether they were kept or not."""
-    return result.reshape([1 if 1 + i in dims else n for i, n in enumerate(x.shape)])
+def _kept(result: Tensor, shape: Sequence[int], dims: Sequence[int]) -> Tensor:
+    """A reduction's result with as many axes as what it is of, whether they were kept or not."""
+    return result.reshape([1 if 1 + i in dims else n for i, n in enumerate(shape)])
 
 
-def _spread(p: Tensor, tangent: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
-    """The mean of tangents with weights ``p``, and how far they are from it."""
+def _logsumexp(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
+    x, tangent = place.tensor("_saved_self"), present(tangents)
+    dims = dims_of(place, x.dim())
+    p = (x - _kept(place.tensor("_saved_result"), x.shape, dims)).exp()
     mean = (p * tangent).sum(dims, keepdim=True)
-    return mean, tangent - mean
-
-
-def _logsumexp(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    x, tangent = _saved(place, "_saved_self"), present(tangents)
-    dims, shape = dims_of(place, x.dim()), (len(tangent), *place.out)
-    p = (x - _kept(_saved(place, "_saved_result"), x, dims)).exp()
-    mean, off = _spread(p, tangent, dims)
-    return mean.reshape(shape), None if cotangent is None else (p * off * off).sum(dims).reshape(
-        shape
-    ) * cotangent
-
-
-def _log_softmax(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    p, tangent = _saved(place, "_saved_result").exp(), present(tangents)
-    (dim,) = dims_of(place, p.dim())
-    _, off = _spread(p, tangent, [dim])
-    return off, None if cotangent is None else p * off * off * cotangent.sum(dim - 1, keepdim=True)
-
-
-def _softmax(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    p, tangent = _saved(place, "_saved_result"), present(tangents)
-    dims = dims_of(place, p.dim())
-    _, off = _spread(p, tangent, dims)
-    pushed = p * off
+    pushed = mean.reshape(len(tangent), *place.out)
     if cotangent is None:
         return pushed, None
-    squares = pushed * off
-    return pushed, squares * cotangent - p * squares.sum(dims, keepdim=True) * cotangent
+    off = tangent - mean
+    return pushed, Form(off, p * _kept(cotangent, x.shape, dims), off)
 
 
-def _vector_norm(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _log_softmax(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
+    p, tangent = place.tensor("_saved_result").exp(), present(tangents)
+    dims = dims_of(place, p.dim())
+    off = tangent - (p * tangent).sum(dims, keepdim=True)
+    return off, None if cotangent is None else Form(off, p * cotangent.sum(dims[0] - 1, keepdim=True), off)
+
+
+def _softmax(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
+    p, tangent = place.tensor("_saved_result"), present(tangents)
+    dims = dims_of(place, p.dim())
+    off = tangent - (p * tangent).sum(dims, keepdim=True)
+    if cotangent is None:
+        return p * off, None
+    weight = p * (cotangent - (p * cotangent).sum(dims[0] - 1, keepdim=True))
+    return p * off, Form(off, weight, off)
+
+
+def _vector_norm(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
     """The Euclidean one: how fast a tangent grows, and what is across."""
-    x, tangent = _saved(place, "_saved_self"), present(tangents)
-    dims, shape = dims_of(place, x.dim()), (len(tangent), *place.out)
-    norm = _kept(_saved(place, "_saved_result"), x, dims)
+    x, tangent = place.tensor("_saved_self"), present(tangents)
+    dims = dims_of(place, x.dim())
+    norm = _kept(place.tensor("_saved_result"), x.shape, dims)
     unit = x / norm
     along = (unit * tangent).sum(dims, keepdim=True)
+    pushed = along.reshape(len(tangent), *place.out)
     if cotangent is None:
-        return along.reshape(shape), None
+        return pushed, None
     across = tangent - unit * along
-    return along.reshape(shape), ((across * across).sum(dims, keepdim=True) / norm).reshape(shape) * cotangent
+    return pushed, Form(across, _kept(cotangent, x.shape, dims) / norm, across)
 
 
-def _by_slopes(formula: Callable[[Place], tuple[Tensor, Tensor]]) -> Rule:
-    """By ``f'`` and ``f'' / f'``: the second is multiplied by what has been pushed already."""
-
-    def rule(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        tangent = present(tangents)
-        first, ratio = formula(place)
-        pushed = tangent * first
-        return pushed, None if cotangent is None else (tangent * pushed).mul_(ratio * cotangent)
-
-    return rule
+def _tanh(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
+    z, tangent = place.tensor("_saved_result"), present(tangents)
+    pushed = tangent * torch.addcmul(z.new_ones(()), z, z, value=-1)
+    return pushed, None if cotangent is None else Form(tangent, z * cotangent, pushed)
 
 
-def _tanh(place: Place) -> tuple[Tensor, Tensor]:
-    z = _saved(place, "_saved_result")
-    return torch.addcmul(z.new_ones(()), z, z, value=-1), z
+def _sigmoid(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
+    z, tangent = place.tensor("_saved_result"), present(tangents)
+    pushed = tangent * torch.addcmul(z, z, z, value=-1)
+    return pushed, None if cotangent is None else Form(tangent, (1 - 2 * z) * cotangent, pushed)
 
 
-def _sigmoid(place: Place) -> tuple[Tensor, Tensor]:
-    z = _saved(place, "_saved_result")
-    return torch.addcmul(z, z, z, value=-1), 1 - 2 * z
-
-
-def _exp(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _exp(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
     tangent = present(tangents)
-    pushed = tangent * _saved(place, "_saved_result")
-    return pushed, None if cotangent is None else (tangent * pushed).mul_(cotangent)
+    pushed = tangent * place.tensor("_saved_result")
+    return pushed, None if cotangent is None else Form(tangent, cotangent, pushed)
 
 
-def _squared(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _squared(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
     tangent = present(tangents)
-    pushed = tangent * (2 * _saved(place, "_saved_self"))
-    return pushed, None if cotangent is None else (tangent * tangent).mul_(cotangent)
+    pushed = tangent * (2 * place.tensor("_saved_self"))
+    return pushed, None if cotangent is None else Form(tangent, cotangent, tangent)
 
 
-def _sin(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    x, tangent = _saved(place, "_saved_self"), present(tangents)
-    pushed = tangent * x.cos()
-    return pushed, None if cotangent is None else (tangent * tangent).mul_(x.sin() * cotangent)
+def _sin(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
+    x, tangent = place.tensor("_saved_self"), present(tangents)
+    return tangent * x.cos(), None if cotangent is None else Form(tangent, x.sin() * cotangent, tangent)
 
 
-def _cos(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    x, tangent = _saved(place, "_saved_self"), present(tangents)
-    pushed = tangent * x.sin().neg()
-    return pushed, None if cotangent is None else (tangent * tangent).mul_(x.cos() * cotangent)
+def _cos(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
+    x, tangent = place.tensor("_saved_self"), present(tangents)
+    return tangent * x.sin().neg(), None if cotangent is None else Form(tangent, x.cos() * cotangent, tangent)
 
 
 _MANY: dict[str, Operation] = {
-    "Logsumexp": Operation(_logsumexp, True),
+    "Logsumexp": Operation(_logsumexp, True, shaped_by=0),
     "LogSoftmax": Operation(_log_softmax, True, -1.0),
     "Softmax": Operation(_softmax, True),
-    "LinalgVectorNorm": Operation(_vector_norm, True),
+    "LinalgVectorNorm": Operation(_vector_norm, True, shaped_by=0),
 }
 
 _FUNCTIONS: dict[str, Operation] = {
-    "Tanh": Operation(_by_slopes(_tanh), True, -2.0),
-    "Sigmoid": Operation(_by_slopes(_sigmoid), True),
+    "Tanh": Operation(_tanh, True, -2.0),
+    "Sigmoid": Operation(_sigmoid, True),
     "Exp": Operation(_exp, True),
     "Sin": Operation(_sin, True, -1.0),
     "Cos": Operation(_cos, True, -1.0),
@@ -279,12 +285,14 @@ _FUNCTIONS: dict[str, Operation] = {
 
 _SQUARE = Operation(_squared, True, 2.0)
 
-# The places of their operands, and the scale of their curvature.
-_PRODUCTS: dict[str, tuple[int, int, Rule, float]] = {
-    "Mul": (0, 1, _multiplied, 2.0),
-    "Div": (0, 1, _divided, -2.0),
-    "Mm": (0, 1, _matrix_product(0, 1, "_saved_self", "_saved_mat2"), 2.0),
-    "Bmm": (0, 1, _matrix_product(0, 1, "_saved_self", "_saved_mat2"), 2.0),
-    "Addmm": (1, 2, _matrix_product(1, 2, "_saved_mat1", "_saved_mat2"), 2.0),
-    "Baddbmm": (1, 2, _matrix_product(1, 2, "_saved_batch1", "_saved_batch2"), 2.0),
+# The places of their operands; curved where both vary.
+_PRODUCTS: dict[str, tuple[int, int, Operation]] = {
+    "Mul": (0, 1, Operation(_multiplied, True, 2.0)),
+    "Div": (0, 1, Operation(_divided, True, -2.0)),
+    "Mm": (0, 1, Operation(_matrix_product(0, "_saved_self", "_saved_mat2"), True, 2.0, 0)),
+    "Bmm": (0, 1, Operation(_matrix_product(0, "_saved_self", "_saved_mat2"), True, 2.0, 0)),
+    "Addmm": (1, 2, Operation(_matrix_product(1, "_saved_mat1", "_saved_mat2"), True, 2.0, 1)),
+    "Baddbmm": (1, 2, Operation(_matrix_product(1, "_saved_batch1", "_saved_batch2"), True, 2.0, 1)),
+    "Mv": (0, 1, Operation(_times_vector, True, 2.0, 0)),
+    "Dot": (0, 1, Operation(_dot, True, 2.0, 0)),
 }

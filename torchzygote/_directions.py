@@ -50,8 +50,7 @@ class Directions(NamedTuple):
         found, first = [], 0
         for layout in self.layouts:
             rows = self.weights.new_zeros(hi - lo, len(self.weights), layout.block_columns)
-            for k in range(max(lo, first), min(hi, first + layout.block_columns)):
-                rows[k - lo, :, k - first] = self.weights
+            rows.diagonal(lo - first, 0, 2).copy_(self.weights.unsqueeze(1))
             found.append(rows_in_shape_of_x(layout, rows))
             first += layout.block_columns
         return found
@@ -65,6 +64,10 @@ class Directions(NamedTuple):
             for layout, g in zip(self.layouts, gradients, strict=True)
         ]
         return (parts[0] if len(parts) == 1 else torch.cat(parts)) * self.weights
+
+    def matrix(self, curvature: Tensor) -> Tensor:
+        """From each direction with each to the whole Hessian; where there is one block."""
+        return curvature * self.undone
 
     def diagonals(self, curvature: Tensor) -> list[Tensor]:
         """From (directions, blocks) to the diagonal by each input, each with memory of its own."""

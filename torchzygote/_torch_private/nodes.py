@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import graph as _graph
 
+from .levels import vmap_flat
+
 __all__ = [
     "ValueOfNode",
     "axis_of",
@@ -26,6 +28,10 @@ __all__ = [
     "source_of",
     "value_of_node",
 ]
+
+
+# Fewer rows take less than vmap does to begin.
+_FEW = 8
 
 
 class ValueOfNode(Tensor):
@@ -95,11 +101,13 @@ def pushed_through(node: Any, tangents: Sequence[Tensor | None], shape: Sequence
         pulled = [(found if isinstance(found, Tensor) else found[i], t) for i, t in given]
         if any(g is None or not g.requires_grad or g.shape != t.shape[1:] for g, t in pulled):
             raise RuntimeError(f"the transpose of {node.name()} isn't recorded")
-        rows = [
-            torch.autograd.grad([g for g, _ in pulled], cotangent, [t[k] for _, t in pulled], True, keep)[0]
-            for k in range(len(given[0][1]))
-        ]
-    return torch.stack(rows)
+        by = [g for g, _ in pulled]
+        rows: list[Tensor] = [t for _, t in pulled]
+        if len(rows) == 1 and len(rows[0]) > _FEW:
+            push = lambda row: torch.autograd.grad(by, cotangent, row, True, keep)
+            return vmap_flat(push, rows[0])[0]
+        each = zip(*(t.unbind() for t in rows), strict=True)
+        return torch.stack([torch.autograd.grad(by, cotangent, row, True, keep)[0] for row in each])
 
 
 def slopes(
@@ -126,10 +134,10 @@ def slopes(
 def curvature_by(
     node: Any, position: int, value: tuple[Any, int], cotangent: Tensor, tangents: Tensor, keep: bool
 ) -> Tensor | None:
-    """Curvature of a node of one output: second derivatives along tangents (directions, *value's).
+    """Curvature of a node of one output: products of its second derivative by ``value`` with tangents.
 
-    For each direction in the shape of ``value``, which goes in at ``position``; summed up, it is the second
-    derivative of the output times its cotangent, which must not come of ``value``. ``None`` where it is zero.
+    ``value`` goes in at ``position``; the derivative is that of the output times its cotangent, which must not
+    come of ``value``. Tangents and products have shape (directions, *value's); ``None`` where they are zero.
     """
     with torch.enable_grad():
         found = node(cotangent)
@@ -140,7 +148,7 @@ def curvature_by(
         rows = [torch.autograd.grad(first, edge, t, True, keep, allow_unused=True)[0] for t in tangents]
     if any(row is None for row in rows):
         return None
-    return torch.stack(rows) * tangents
+    return torch.stack(rows)
 
 
 def node_shape(node: Any, output: int) -> tuple[int, ...] | None:
