@@ -1,11 +1,10 @@
-"""Hessians and their diagonals, summed up from the curvature of each recorded operation.
+"""Diagonals of block diagonal Hessians, summed up from the curvature of each recorded operation.
 
-The second derivative of ``y`` along tangents of the inputs is the sum of what each operation has along the
-tangents that reach it, times its cotangent. One pullback brings all cotangents, and tangents are pushed along
-the recorded graph once: no graph of the gradient is recorded, and nothing is batched by ``vmap``. Where ``y``
-is a sum over samples, the columns of all blocks share their tangents: of ``k`` columns, ``2 + k`` times the
-products of ``f``, where nested pullbacks take ``2 + 2 k``. The tangents are checked: they must give the
-gradient, each sample by itself (``_directions``).
+Where ``y`` is a sum over samples, its second derivative along tangents of the inputs is the sum of what each
+operation has along the tangents that reach it, times its cotangent. One pullback brings all cotangents, and
+tangents are pushed along the recorded graph, once for each column of a block; no graph of the gradient is
+recorded. Of ``k`` columns that takes ``2 + k`` times the matrix products of ``f``; nested pullbacks take
+``2 + 2 k``. The tangents are checked: they must give the gradient, each sample by itself (``_directions``).
 
 Knows steps and directions; it must not know where the inputs come from.
 """
@@ -13,7 +12,7 @@ Knows steps and directions; it must not know where the inputs come from.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,9 +23,9 @@ from ._directions import Directions
 from ._pieces import Value
 from ._products import chunks
 from ._repetition import Repetition
-from ._torch_private import cotangents_at
+from ._torch_private import pull_back, value_at
 
-__all__ = ["Curvature", "diagonals", "matrix"]
+__all__ = ["Curvature", "diagonals"]
 
 
 class Curvature(NamedTuple):
@@ -45,10 +44,7 @@ class Curvature(NamedTuple):
 
 
 class _Pushed(NamedTuple):
-    """Second derivatives of ``y``: for each direction and block; or for each direction with each.
-
-    ``slope``: first derivatives for each direction and block, which the ends grow by.
-    """
+    """Second and first derivatives of ``y`` for each direction and block, shape (directions, blocks)."""
 
     curvature: Tensor
     slope: Tensor
@@ -63,29 +59,23 @@ class _Pass(NamedTuple):
     directions: Directions
     chunk: int
 
-    def all(
-        self, factor: float = 1.0, *, progress: bool = False, sizes: bool = False, whole: bool = False
-    ) -> _Pushed:
-        """Along all directions, ``factor`` times as long.
-
-        ``sizes``: of the terms of slopes, not these. ``whole``: each direction with each, in one chunk.
-        """
+    def all(self, factor: float = 1.0, *, progress: bool = False, sizes: bool = False) -> _Pushed:
+        """Along all directions, ``factor`` times as long; ``sizes``: of the terms of slopes, not these."""
         found = []
         for lo, hi in chunks(self.directions.total, self.chunk, progress, "column"):
             seeds = self.directions.seeds(lo, hi)
             seeds = seeds if factor == 1 else [one * factor for one in seeds]
-            found.append(self._push(seeds, sizes, whole))
+            found.append(self._push(seeds, sizes))
         if len(found) == 1:
             return found[0]
         return _Pushed(torch.cat([one.curvature for one in found]), torch.cat([one.slope for one in found]))
 
-    def _push(self, seeds: list[Tensor], sizes: bool, whole: bool) -> _Pushed:
+    def _push(self, seeds: list[Tensor], sizes: bool) -> _Pushed:
         steps, ends, uses, _ = self.steps
         tangents: dict[Value, Tensor] = {}
         left = dict(uses)
         blocks, rows = len(self.directions.weights), len(seeds[0])
-        curvature = seeds[0].new_zeros(rows, rows if whole else blocks)
-        slope = seeds[0].new_zeros(rows, blocks)
+        curvature = slope = seeds[0].new_zeros(rows, blocks)
         for place, operation, by_sample, inputs in steps:
             value = place.value
             if operation is None:
@@ -98,8 +88,8 @@ class _Pass(NamedTuple):
                 tangent, form = operation.rule(place, given, cotangent)
                 if form is not None:
                     assert by_sample is not None
-                    term = form.matrix() if whole else by_sample.summed(form.along(), blocks)
-                    curvature = torch.add(curvature, term, alpha=operation.scale)
+                    terms = by_sample.summed(form.along(), blocks)
+                    curvature = torch.add(curvature, terms, alpha=operation.scale)
                 for before in place.before:
                     if before is not None:
                         left[before] -= 1
@@ -111,7 +101,7 @@ class _Pass(NamedTuple):
                 slope = slope + end.summed(terms.abs() if sizes else terms, blocks)
             if left.get(value):
                 tangents[value] = tangent
-        return _Pushed((curvature + curvature.mT) / 2 if whole else curvature, slope)
+        return _Pushed(curvature, slope)
 
 
 def diagonals(of: Curvature, *, chunk: int, progress: bool) -> list[Tensor] | None:
@@ -125,21 +115,13 @@ def diagonals(of: Curvature, *, chunk: int, progress: bool) -> list[Tensor] | No
         return of.directions.diagonals(found.curvature) if _is_right(of, way, found, gradients) else None
 
 
-def matrix(of: Curvature) -> tuple[Tensor | None, Tensor] | None:
-    """Gradient and Hessian by the only input, where there is one block; ``None`` as for :func:`diagonals`."""
-    with torch.set_grad_enabled(of.keep):
-        way, gradients = _begun(of, of.directions.total)
-        found = way.all(whole=True)
-        if not _is_right(of, way, found, gradients):
-            return None
-        return gradients[0], of.directions.matrix(found.curvature)
-
-
 def _begun(of: Curvature, chunk: int) -> tuple[_Pass, list[Tensor | None]]:
     values = of.steps.values()
-    inside, gradients = cotangents_at(of.y, values, of.inputs, of.keep)
-    cotangents = dict(zip(values, inside, strict=True))
-    return _Pass(of.steps, cotangents, of.steps.of_ends(cotangents), of.directions, chunk), gradients
+    by: list[Any] = [*map(value_at, values), *of.inputs]
+    found = pull_back([of.y], [torch.ones_like(of.y)], by, True, of.keep)
+    cotangents = dict(zip(values, found, strict=False))
+    way = _Pass(of.steps, cotangents, of.steps.of_ends(cotangents), of.directions, chunk)
+    return way, found[len(values) :]
 
 
 def _is_right(of: Curvature, way: _Pass, found: _Pushed, gradients: list[Tensor | None]) -> bool:

@@ -35,10 +35,9 @@ Rule = Callable[["Place", Tangents, "Tensor | None"], "tuple[Tensor, Form | None
 
 
 class Form(NamedTuple):
-    """A curvature, as a quadratic form of tangents: of two, the sum of ``left[k] weight right[l]``.
+    """A curvature, as a quadratic form of tangents: ``left weight right``, element by element.
 
-    What is on the left and on the right has an axis of directions, ``weight`` none; they broadcast. Forms may
-    be unsymmetric: their symmetric part is meant.
+    What is on the left and on the right has an axis of directions, ``weight`` none; they broadcast.
     """
 
     left: Tensor
@@ -46,18 +45,9 @@ class Form(NamedTuple):
     right: Tensor
 
     def along(self) -> Tensor:
-        """The terms for each direction with itself."""
+        """The terms for each direction."""
         terms = self.left * self.right
         return terms if self.weight is None else terms.mul_(self.weight)
-
-    def matrix(self) -> Tensor:
-        """For each direction with each; shape (directions, directions)."""
-        left = self.left if self.weight is None else self.left * self.weight
-        right = self.right
-        if left.shape != right.shape:
-            shape = torch.broadcast_shapes(left.shape, right.shape)
-            left, right = left.expand(shape), right.expand(shape)
-        return left.reshape(len(left), -1) @ right.reshape(len(right), -1).mT
 
 
 class Place(NamedTuple):

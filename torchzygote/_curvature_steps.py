@@ -11,15 +11,13 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ._alignment import LOSSES, Separation, is_linear
-from ._alignment_rules import FREE, Alignment, Shape
+from ._alignment_rules import Alignment, Shape
 from ._curvature_linear import Place, sum_of
 from ._curvature_rules import Operation, operation
 from ._pieces import Value, kind_of_node
-from ._torch_private import is_leaf, node_attribute, node_shape, node_type, pulled_through, source_of
+from ._torch_private import is_leaf, node_attribute, node_type, pulled_through, source_of
 
-__all__ = ["BySample", "Step", "Steps", "one_sum", "steps_to"]
-
-_MOST_NODES = 2000
+__all__ = ["BySample", "Step", "Steps", "steps_to"]
 
 
 class BySample(NamedTuple):
@@ -118,33 +116,6 @@ def steps_to(y: Tensor, inputs: Sequence[Tensor], found: Separation, keep: bool)
     if any(len(one.node[0]._input_metadata) > 1 for places in shared.values() for one in places):
         return None
     return Steps(steps, top.ends, uses, shared)
-
-
-def one_sum(y: Tensor, inputs: Sequence[Tensor]) -> Separation | None:
-    """``y`` as a sum of one term; ``None`` where the graph is long, or has values without a shape."""
-    sources = {id(x) if is_leaf(x) else source_of(x) for x in inputs}
-    values: dict[Value, tuple[Alignment, Shape] | None] = {}
-    stack: list[tuple[Value, Any]] = [((y.grad_fn, y.output_nr), None)]
-    while stack:
-        value, before = stack.pop()
-        if value in values:
-            continue
-        if before is None:
-            before = () if value in sources else value[0].next_functions
-            missing = [(one, None) for one in before if one[0] is not None and one not in values]
-            if missing:
-                stack.append((value, before))
-                stack.extend(missing)
-                continue
-        varies = any(values.get(one) is not None for one in before)
-        if varies or value in sources or (not before and id(node_attribute(value[0], "variable")) in sources):
-            shape = node_shape(*value)
-            if shape is None or len(values) > _MOST_NODES:
-                return None
-            values[value] = (FREE,) * len(shape), shape
-        else:
-            values[value] = None
-    return Separation([], values)
 
 
 def _by_sample(alignment: Alignment, axes: Sequence[int]) -> BySample | None:

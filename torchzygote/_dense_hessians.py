@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import _curvature, _engine, _plan, _products, _separable, _state, native
-from ._alignment import Separation
 from ._arguments import Prepared
 from ._assembly import Columns, Rows, add_rows
 from ._certificate import precision
 from ._curvature import Curvature
-from ._curvature_steps import one_sum, steps_to
+from ._curvature_steps import steps_to
 from ._directions import directions
 from ._engine import Linearization
 from ._plan import FREE, RowCost
@@ -34,16 +33,11 @@ __all__ = [
     "diagonals_along_batch",
     "diagonals_by_curvature",
     "matrix",
-    "matrix_by_curvature",
     "pushed",
 ]
 
 _log = logging.getLogger("torchzygote")
 
-T = TypeVar("T")
-
-# Each direction is multiplied with each, at each curved element: with more directions, pullbacks take less.
-_SMALL = 128
 # So many columns are pushed before anybody knows what f takes.
 _UNMEASURED = 16
 # Recorded, batched and pushed anew in each chunk, an operation takes so many times what it takes in a
@@ -222,61 +216,26 @@ def _by_columns(
 
 def diagonals_by_curvature(second: SecondOrder, options: Options) -> list[Tensor] | None:
     """All diagonals where ``f`` is a sum over samples of all inputs; before the gradient is taken."""
-    recorded = _recorded(second)
+    recorded = None if _engine.compiling() or _engine.in_transform() else second.recorded()
     if recorded is None:
         return None
-    found = _separable.find_sum(*recorded, second.row_guess())
-    way = None if found is None else _curvature_of(second, *found, options.keep)
-    if way is None:
-        return None
-    chunk = chunk_for(options, way.directions.total, second.row_guess(), way.y.device)
-    return _attempted(lambda: _curvature.diagonals(way, chunk=chunk, progress=options.progress))
-
-
-def matrix_by_curvature(second: SecondOrder, options: Options) -> Tensor | None:
-    """The Hessian by the only input if it is small; gradient and all, before the gradient is taken."""
-    recorded = _recorded(second)
-    if recorded is None or options.chunk_size is not None or options.progress:
-        return None
-    y, (x,) = recorded
-    n = x.numel()
-    if not 1 < n <= _SMALL or chunk_for(options, n, second.row_guess(), x.device) < n:
-        return None
-    found = one_sum(y, [x])
-    shape = tuple(x.shape)
-    way = found and _curvature_of(second, found, [Layout(shape, shape, ())], options.keep)
-    both = way and _attempted(lambda: _curvature.matrix(way))
-    if not both:
-        return None
-    second.grads = [both[0]]
-    return both[1]
-
-
-def _recorded(second: SecondOrder) -> tuple[Tensor, list[Tensor]] | None:
-    """A scalar and what it was recorded by, at top level."""
-    recorded = None if _engine.compiling() or _engine.in_transform() else second.recorded()
-    return recorded if recorded is not None and recorded[1] else None
-
-
-def _curvature_of(
-    second: SecondOrder, found: Separation, layouts: list[Layout], keep: bool
-) -> Curvature | None:
-    """What can be summed up; ``None`` where an operation has no rule."""
-    recorded = second.recorded()
-    assert recorded is not None
     y, inputs = recorded
-    steps = steps_to(y, inputs, found, keep)
+    cost = second.row_guess()
+    found = _separable.find_sum(y, inputs, cost)
+    if found is None:
+        return None
+    separation, layouts = found
+    steps = steps_to(y, inputs, separation, options.keep)
     if steps is None:
         return None
     along = directions(layouts, y.dtype, y.device)
-    return Curvature(y, inputs, steps, along, precision(inputs, y, second.coarsest()), keep)
-
-
-def _attempted(run: Callable[[], T | None]) -> T | None:
-    """``None`` where a rule doesn't know this form of its operation, or something was written over."""
+    way = Curvature(y, inputs, steps, along, precision(inputs, y, second.coarsest()), options.keep)
+    chunk = chunk_for(options, along.total, cost, y.device)
     try:
-        return run()
-    except Exception as error:
+        return _curvature.diagonals(way, chunk=chunk, progress=options.progress)
+    except (
+        Exception
+    ) as error:  # a rule doesn't know this form of its operation; or something was written over
         _log.debug("curvature: %s: %s", type(error).__name__, error)
         return None
 

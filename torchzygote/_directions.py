@@ -65,10 +65,6 @@ class Directions(NamedTuple):
         ]
         return (parts[0] if len(parts) == 1 else torch.cat(parts)) * self.weights
 
-    def matrix(self, curvature: Tensor) -> Tensor:
-        """From each direction with each to the whole Hessian; where there is one block."""
-        return curvature * self.undone
-
     def diagonals(self, curvature: Tensor) -> list[Tensor]:
         """From (directions, blocks) to the diagonal by each input, each with memory of its own."""
         parts = torch.split(curvature, [layout.block_columns for layout in self.layouts])

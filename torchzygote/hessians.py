@@ -92,11 +92,7 @@ def _measured(
 ) -> Whole:
     """What ``f`` as recorded by one run gives, and tells of how to go on."""
     second = run(caller, f, prepared, options.keep, recorded=mode != "forward_over_reverse", random=random)
-    matrix = None
-    if mode == "auto" and not sparse:
-        matrix = _dense_hessians.matrix_by_curvature(second, options)
-    if matrix is None and not sparse:
-        matrix = _factored.hessian(second, mode, options)
+    matrix = None if sparse else _factored.hessian(second, mode, options)
     if matrix is None:
         matrix = _compressed.hessian(caller, f, second, mode, options, random, sparse=sparse, verify=verify)
     if matrix is None:

@@ -54,7 +54,6 @@ from .levels import (
 from .library import library_operators_watched, nested_batches_watched, nested_tangents_watched
 from .nodes import (
     axis_of,
-    cotangents_at,
     curvature_by,
     is_leaf,
     node_attribute,
@@ -65,6 +64,7 @@ from .nodes import (
     signed,
     slopes,
     source_of,
+    value_at,
     value_of_node,
 )
 from .norms import NORMS, TRACED_NORMS
@@ -135,7 +135,6 @@ __all__ = [
     "below_autograd",
     "concrete",
     "consumers_below",
-    "cotangents_at",
     "create_grad_input",
     "curvature_by",
     "depends_on_others",
@@ -225,6 +224,7 @@ __all__ = [
     "under_hooks",
     "unfuse_attention",
     "unwrapped_if_ended",
+    "value_at",
     "value_of_node",
     "vmap_flat",
     "want",

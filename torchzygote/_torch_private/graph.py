@@ -86,13 +86,13 @@ def saved_tensors_hooks() -> tuple[Callable[[Tensor], Any], Callable[[Any], Tens
 
 
 _run_backward: Any = getattr(_graph, "_engine_run_backward", None)
-_PLAIN_TENSORS = frozenset({Tensor, torch.nn.Parameter})
+_PLAIN_TENSORS = frozenset({Tensor, torch.nn.Parameter, _graph.GradientEdge})
 
 
 def pull_back(
     roots: Sequence[Tensor],
     seeds: Sequence[Tensor],
-    inputs: Sequence[Tensor],
+    inputs: Sequence[Tensor | _graph.GradientEdge],
     retain: bool,
     create_graph: bool,
 ) -> list[Tensor | None]:

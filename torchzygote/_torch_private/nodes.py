@@ -14,7 +14,6 @@ from .levels import vmap_flat
 __all__ = [
     "ValueOfNode",
     "axis_of",
-    "cotangents_at",
     "curvature_by",
     "is_leaf",
     "node_attribute",
@@ -26,6 +25,7 @@ __all__ = [
     "signed",
     "slopes",
     "source_of",
+    "value_at",
     "value_of_node",
 ]
 
@@ -68,13 +68,9 @@ def node_of(x: Tensor) -> Any:
     return x.edge.node if type(x) is ValueOfNode else x.grad_fn
 
 
-def cotangents_at(
-    y: Tensor, values: Sequence[tuple[Any, int]], inputs: Sequence[Tensor], keep: bool
-) -> tuple[list[Tensor | None], list[Tensor | None]]:
-    """What one pullback of the scalar ``y`` brings to values of its graph, and to its inputs."""
-    by: list[Any] = [_graph.GradientEdge(*value) for value in values]
-    found = torch.autograd.grad(y, [*by, *inputs], retain_graph=True, create_graph=keep, allow_unused=True)
-    return list(found[: len(by)]), list(found[len(by) :])
+def value_at(value: tuple[Any, int]) -> _graph.GradientEdge:
+    """What a backward pass takes for a value of the graph, to bring its cotangent."""
+    return _graph.GradientEdge(*value)
 
 
 def pulled_through(node: Any, position: int, cotangent: Tensor, shape: Sequence[int]) -> Tensor | None:
@@ -136,8 +132,8 @@ def curvature_by(
 ) -> Tensor | None:
     """Curvature of a node of one output: products of its second derivative by ``value`` with tangents.
 
-    ``value`` goes in at ``position``; the derivative is that of the output times its cotangent, which must not
-    come of ``value``. Tangents and products have shape (directions, *value's); ``None`` where they are zero.
+    ``value`` goes in at ``position``; the derivative is that of the output times its cotangent, which must
+    not come of ``value``. Tangents and products have shape (directions, *value's); ``None`` for zeros.
     """
     with torch.enable_grad():
         found = node(cotangent)
