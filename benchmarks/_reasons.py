@@ -61,7 +61,7 @@ CAUSES = (
     Cause(
         "Structure by hand",
         "By hand one knows that no point meets another, or which columns share a product. Here that is "
-        "found in the function, and the result is checked, by symmetry or against a product with a "
+        "found in the function, and the result is checked, by the gradient or against a product with a "
         "random vector",
         work="PINN|plan reused",
         peer="by hand",

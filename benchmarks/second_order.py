@@ -150,6 +150,36 @@ def pinns() -> Iterator[Row]:
         target=1.1,
         rounds=5,
     )
+    yield from pinn_training()
+
+
+def pinn_training(points: int = 4096) -> Iterator[Row]:
+    """The gradient of a residual by the network's weights: one derivative more."""
+    net, x, t = pinn(points)
+    net.requires_grad_()
+    params = Params(net)
+
+    def residual() -> Tensor:
+        u_xx, u_tt = diaghessian(lambda x, t: net(torch.stack([x, t], 1)).sum(), x, t)
+        return (u_xx + u_tt + 1).square().mean()
+
+    def by_hand() -> tuple[Tensor, ...]:
+        a, b = x.detach().requires_grad_(), t.detach().requires_grad_()
+        u = net(torch.stack([a, b], 1)).sum()
+        u_a, u_b = torch.autograd.grad(u, (a, b), create_graph=True)
+        (u_aa,) = torch.autograd.grad(u_a.sum(), a, create_graph=True)
+        (u_bb,) = torch.autograd.grad(u_b.sum(), b, create_graph=True)
+        loss = (u_aa + u_bb + 1).square().mean()
+        return torch.autograd.grad(loss, list(net.parameters()), allow_unused=True)
+
+    for mine, other in zip(gradient(residual, params).values(), by_hand(), strict=True):
+        torch.testing.assert_close(mine, other)
+    yield compare(
+        "gradient of a PINN's residual by its weights, 4096 points × 2",
+        lambda: gradient(residual, params),
+        {"nested autograd.grad by hand": by_hand},
+        rounds=7,
+    )
 
 
 def classifier(sizes: Sequence[int], samples: int) -> tuple[nn.Sequential, Tensor, Tensor]:
