@@ -197,6 +197,8 @@ def _averaged(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tup
 
 def _added(sign: int) -> Rule:
     def rule(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
+        if len(tangents) == 1:  # to a number
+            return present(tangents), None
         scale, rank = sign * place.number("_saved_alpha"), len(place.out)
         first, second = (None if t is None else lifted(t, rank) for t in tangents)
         total = sum_of([first, second if second is None or scale == 1 else second * scale])
@@ -214,6 +216,11 @@ def _subtracted_from(place: Place, tangents: Tangents, cotangent: Tensor | None)
     first, *others = (None if t is None else lifted(t, len(place.out)) for t in tangents)
     total = sum_of([None if first is None else first * -place.number("_saved_alpha"), *others])
     return total.expand(len(total), *place.out), None
+
+
+def _padded(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
+    """The numbers that are saved begin with the last axis."""
+    return torch.nn.functional.pad(present(tangents), node_attribute(place.node, "_saved_pad")), None
 
 
 def transposed(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
@@ -238,4 +245,5 @@ MOVES: dict[str, Rule] = {
     "Sub": _added(-1),
     "Neg": _negated,
     "Rsub": _subtracted_from,
+    "ConstantPadNd": _padded,
 }

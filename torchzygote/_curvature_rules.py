@@ -53,7 +53,7 @@ def operation(place: Place) -> Operation | None:
     varying = [value is not None for value in place.before]
     if kind in MOVES and (kind != "Cat" or all(varying)):
         return Operation(MOVES[kind], False)
-    if kind in _PRODUCTS:
+    if kind in _PRODUCTS and len(varying) > 1:
         left, right, found = _PRODUCTS[kind]
         return found._replace(is_curved=varying[right] and (varying[left] or kind == "Div"))
     if len(node._input_metadata) > 1:

@@ -38,6 +38,8 @@ __all__ = [
 
 _log = logging.getLogger("torchzygote")
 
+# In half precision, squares of tangents get too small.
+_ROUGH = 1e-4
 # So many columns are pushed before anybody knows what f takes.
 _UNMEASURED = 16
 # Recorded, batched and pushed anew in each chunk, an operation takes so many times what it takes in a
@@ -224,18 +226,19 @@ def diagonals_by_curvature(second: SecondOrder, options: Options) -> list[Tensor
     found = _separable.find_sum(y, inputs, cost)
     if found is None:
         return None
-    separation, layouts = found
-    steps = steps_to(y, inputs, separation, options.keep)
-    if steps is None:
+    eps = precision(inputs, y, second.coarsest())
+    if eps > _ROUGH:
         return None
-    along = directions(layouts, y.dtype, y.device)
-    way = Curvature(y, inputs, steps, along, precision(inputs, y, second.coarsest()), options.keep)
-    chunk = chunk_for(options, along.total, cost, y.device)
+    separation, layouts = found
     try:
+        steps = steps_to(y, inputs, separation, options.keep)
+        if steps is None:
+            return None
+        along = directions(layouts, y.dtype, y.device)
+        chunk = chunk_for(options, along.total, cost, y.device)
+        way = Curvature(y, inputs, steps, along, eps, options.keep)
         return _curvature.diagonals(way, chunk=chunk, progress=options.progress)
-    except (
-        Exception
-    ) as error:  # a rule doesn't know this form of its operation; or something was written over
+    except Exception as error:  # a form of an operation that its rule doesn't know; something written over
         _log.debug("curvature: %s: %s", type(error).__name__, error)
         return None
 

@@ -19,7 +19,8 @@ from ._torch_private import in_plain_eager
 
 __all__ = ["Directions", "directions"]
 
-_WEIGHTS = 4  # 1, 1/2, 1/4, 1/8: they change no digit
+# They change no digit, and their squares are near 1.
+_WEIGHTS = (1.0, -1.0, 0.5, -0.5)
 _MOST_KEPT = 1 << 16  # elements
 
 
@@ -86,8 +87,8 @@ def _drawn(layouts: tuple[Layout, ...], dtype: torch.dtype, device: torch.device
     blocks = math.prod(layouts[0].x_shape[q] for _, q in layouts[0].pairs)
     # On the CPU, so that a device draws the same; a generator of its own leaves the global one alone.
     generator = torch.Generator("cpu").manual_seed(20_240_229 + blocks)
-    drawn = torch.randint(_WEIGHTS, (blocks,), generator=generator, device="cpu")
-    weights = torch.exp2(-drawn.to(device, dtype))
+    drawn = torch.randint(len(_WEIGHTS), (blocks,), generator=generator, device="cpu")
+    weights = torch.tensor(_WEIGHTS, dtype=dtype, device=device)[drawn.to(device)]
     found = Directions(layouts, weights, 1 / (weights * weights), None)
     return found._replace(kept=found.made(0, found.total)) if keep else found
 

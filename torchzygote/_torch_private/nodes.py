@@ -22,6 +22,7 @@ __all__ = [
     "node_type",
     "pulled_through",
     "pushed_through",
+    "saves_by_hooks",
     "signed",
     "slopes",
     "source_of",
@@ -124,7 +125,28 @@ def slopes(
             edge = _graph.GradientEdge(*value)
             # What a node saved of its result leads back through the node itself.
             (second,) = torch.autograd.grad(first, [edge], ones, True, keep, allow_unused=True)
+    if second is not None and second._is_zerotensor():
+        second = None
+        if sum(before is not None for before, _ in node.next_functions) == 1:
+            first = first.detach()  # a graph of zeros, into which some backwards can't write
     return (first, second) if keep else (first.detach(), second)
+
+
+_SAVED = ("_saved_result", "_saved_self", "_saved_other", "_saved_mat1", "_saved_mat2")
+
+
+def saves_by_hooks(node: Any) -> bool:
+    """Whether what a node saved is made anew each time that it is asked for, as in a checkpoint.
+
+    Asked for outside of a backward pass, it makes ``torch.utils.checkpoint`` run all again each time. Whether
+    a saved tensor has hooks can't be asked.
+    """
+    for name in _SAVED:
+        saved = getattr(node, name, None)
+        if isinstance(saved, Tensor):
+            again: Tensor = getattr(node, name)
+            return saved.data_ptr() != again.data_ptr()
+    return False
 
 
 def curvature_by(
