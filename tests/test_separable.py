@@ -280,3 +280,11 @@ def test_small_problems_are_left_alone() -> None:
     y = torch.randn(100, requires_grad=True)
     assert find_layout(y.sin(), y, RowCost(100, 1)) is None
     assert find_layout(y.sin(), y, RowCost(1 << 20, 1)) is not None
+
+
+def test_no_diagonal_keeps_the_memory_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_separable, "LEAST_BYTES", 0)
+    f = lambda w, x, t: w.sum() + (x.prod(1) * t**2).sum()
+    args = [torch.rand(*shape, dtype=torch.float64) for shape in ((40, 1), (40, 3), (40,))]
+    for h in diaghessian(f, *args):
+        assert h.untyped_storage().nbytes() == h.nbytes

@@ -193,7 +193,8 @@ class Blocks(NamedTuple):
 
     def diagonal(self) -> Tensor:
         """The diagonal, in the shape of ``x``; only for pairs of equal axes."""
-        values = self.values.diagonal(dim1=1, dim2=2).contiguous()  # a view would keep the blocks
+        diagonal = self.values.diagonal(dim1=1, dim2=2)
+        values = diagonal.clone(memory_format=torch.contiguous_format)  # a view would keep the blocks
         return in_shape_of_x(self.layout, values)
 
 
