@@ -74,7 +74,7 @@ FACTORED: dict[str, tuple[Loss, list[tuple[int, ...]], int]] = {
     "cross entropy": (lambda w, b: F.cross_entropy(F.linear(X, w, b), LABELS), [(5, 6), (5,)], 5),
     "layer norm": (lambda w, b: head(F.layer_norm(F.linear(X, w, b), (5,))), [(5, 6), (5,)], 5),
     "mean squares": (lambda w: F.mse_loss((X @ w).sin() @ R, X[:, 0]), [(6, 5)], 5),
-    "linear but for a penalty": (lambda w: (X @ w).sum() + w.pow(3).sum(), [(6, 5)], 1),
+    "linear but for a penalty": (lambda w: (X @ w).sum() + w.pow(3).sum(), [(6, 5)], 0),
     "penalty": (lambda w: head(X @ w) + 0.1 * w.square().sum(), [(6, 5)], 6),
     "penalty, a product": (lambda w: F.softplus(X @ w).sum() + (w * w).sum(), [(6,)], 2),
     "penalty, absolute": (lambda w: head(X @ w) + w.abs().sum(), [(6, 5)], 6),
