@@ -29,7 +29,7 @@ from torchzygote import (
     pullback,
     pushforward,
 )
-from torchzygote._torch_private import pass_along
+from torchzygote._torch_private import pass_along, passed_along
 
 X = torch.tensor([1.0, 2.0], dtype=torch.float64)
 # Of sum(x * cos(x)), the functions below.
@@ -245,3 +245,22 @@ def test_who_is_left_behind_by_a_failing_pass_is_waited_for() -> None:
     assert done == ["slow", "another one"]
     assert _behalf.forward_mode_lock.acquire(blocking=False)
     _behalf.forward_mode_lock.release()
+
+
+def test_what_is_passed_along_is_kept_and_let_go() -> None:
+    """PyTorch 2.10 and 2.11 keep it without counting that."""
+    before, value = passed_along(), object()
+    count = sys.getrefcount(value)
+    try:
+        for _ in range(3):
+            pass_along(value)
+            assert passed_along() is value
+            assert sys.getrefcount(value) == count + 1
+        pass_along(None)
+        assert sys.getrefcount(value) == count
+        nothing = sys.getrefcount(None)
+        for _ in range(1000):
+            pass_along(None)
+        assert abs(sys.getrefcount(None) - nothing) < 500
+    finally:
+        pass_along(before)

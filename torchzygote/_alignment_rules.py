@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from ._torch_private import axis_of, node_attribute
 
 __all__ = ["ELEMENTWISE", "FREE", "RULES", "Alignment", "Rule", "Shape", "all_free", "meeting"]
@@ -103,6 +105,30 @@ def _mixes_dims(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: Sh
     mixed = _axes(node, name, len(out))
     given = [_broadcast(*one, out) for one in inputs if one is not None]
     return tuple(FREE if i in mixed else a for i, a in enumerate(meeting(given)))
+
+
+def _indexes(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: Shape) -> Alignment:
+    """One index array (or mask) has its axes in place of one axis; several aren't followed."""
+    axis, rank = _index_of(node)
+    kept = _only(inputs)[0]
+    return kept[:axis] + (FREE,) * rank + kept[axis + 1 :] if rank else (FREE,) * len(out)
+
+
+def _puts(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: Shape) -> Alignment:
+    """The pullback of the same: values go to places along one axis of what is there."""
+    (axis, rank), (there, values) = _index_of(node), inputs
+    parts = [] if there is None else [there[0][:axis] + (FREE,) + there[0][axis + 1 :]]
+    if values is not None:
+        parts.append(values[0][:axis] + (FREE,) + values[0][axis + rank :])
+    return meeting(parts) if rank else (FREE,) * len(out)
+
+
+def _index_of(node: Any) -> tuple[int, int]:
+    """The axis that the only index array is for, and how many axes that has; 0 where there are several."""
+    arrays = [(i, a) for i, a in enumerate(node_attribute(node, "_saved_indices")) if a is not None]
+    ((axis, array), *others) = arrays
+    is_mask = array.dtype in (torch.bool, torch.uint8)
+    return axis, 0 if others or (is_mask and array.dim() > 1) else array.dim()
 
 
 def _drops_axis(node: Any, inputs: list[tuple[Alignment, Shape] | None], out: Shape) -> Alignment:
@@ -327,7 +353,9 @@ _OF_VOLUMES = """
 RULES: dict[str, Rule] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     **dict.fromkeys(_REDUCTIONS, _reduce),
-    **dict.fromkeys(["Flip", "Gather", "Scatter", "ScatterAdd"], _mixes_dims),
+    **dict.fromkeys(["Flip", "Gather", "IndexAdd", "Roll", "Scatter", "ScatterAdd"], _mixes_dims),
+    "Index": _indexes,
+    "IndexPutImpl": _puts,
     **dict.fromkeys(
         [
             "Softmax",
@@ -338,6 +366,7 @@ RULES: dict[str, Rule] = {
             "Cumsum",
             "Cat",
             "Glu",
+            "IndexSelect",
         ],
         _mixes_dim,
     ),

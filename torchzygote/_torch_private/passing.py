@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable
 
 import torch
@@ -38,5 +40,32 @@ def pass_along(value: object) -> None:
     """
     if value is None and _remove is not None:
         _remove(_KEY)  # a thread that ends with it has to wait for Python
+        return
+    if _STEALS:
+        _count_one_more(value)
+    _keep(_KEY, value)
+
+
+def _count_one_more(value: object) -> None:
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
+
+
+def _steals_references() -> bool:
+    """Whether PyTorch keeps what it is given without counting that, and frees it once (2.10 and 2.11 do)."""
+    probe = object()
+    _count_one_more(probe)
+    before = sys.getrefcount(probe)
+    _keep(_KEY, probe)
+    steals = sys.getrefcount(probe) == before
+    if not steals:
+        ctypes.pythonapi.Py_DecRef(ctypes.py_object(probe))
+    if _remove is not None:
+        _remove(_KEY)
     else:
-        _keep(_KEY, value)
+        if steals:
+            _count_one_more(None)
+        _keep(_KEY, None)
+    return steals
+
+
+_STEALS = _steals_references()
