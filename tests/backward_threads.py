@@ -15,6 +15,7 @@ from torch.utils import _python_dispatch
 
 from torchzygote import _exchange
 from torchzygote._torch_private import graph
+from torchzygote._torch_private.passing import stash
 
 __all__ = ["in_threads_of_pytorchs", "move_backward_passes"]
 
@@ -44,7 +45,7 @@ class _Surroundings:
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
         for key, value in self._kept.items():
-            torch._C._stash_obj_in_tls(key, value)
+            stash(key, value)
         with (
             contextlib.nullcontext()
             if self._refused is None

@@ -40,10 +40,15 @@ def pass_along(value: object) -> None:
     """
     if value is None and _remove is not None:
         _remove(_KEY)  # a thread that ends with it has to wait for Python
-        return
+    else:
+        stash(_KEY, value)
+
+
+def stash(key: str, value: object) -> None:
+    """Keep it where backward passes that begin in this thread find it."""
     if _STEALS:
         _count_one_more(value)
-    _keep(_KEY, value)
+    _keep(key, value)
 
 
 def _count_one_more(value: object) -> None:
