@@ -143,13 +143,15 @@ def test_one_pullback_and_one_run(taken: list[bool], pulls: list[int]) -> None:
     assert (taken, pulls, len(runs)) == ([True], [], 1 + 1)
 
 
-def test_arguments_of_different_widths(taken: list[bool]) -> None:
+@pytest.mark.parametrize("chunk_size", [None, 1, 2, 5])
+def test_arguments_of_different_widths(chunk_size: int | None, taken: list[bool]) -> None:
     def f(x: Tensor, t: Tensor, z: Tensor, u: Tensor) -> Tensor:
         y = x.sin() * t[:, 0] ** 3 * z.exp().sum(1)
         return (y + (u * t[:, :, None]).exp().sum((1, 2))).sum()
 
     args = points(BATCH), points(BATCH, 1), points(BATCH, 3), points(BATCH, 2, 2) / 2
-    for mine, other in zip(diaghessian(f, *args), by_rows(f, *args), strict=True):
+    found = diaghessian(f, *args, chunk_size=chunk_size)
+    for mine, other in zip(found, by_rows(f, *args), strict=True):
         torch.testing.assert_close(mine, other)
         assert mine.untyped_storage().nbytes() == mine.nbytes
     assert taken == [True]
