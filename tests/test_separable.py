@@ -74,7 +74,7 @@ OPERATIONS: dict[str, tuple[Function, list[tuple[int, int]]]] = {
     "squeeze of all": (lambda x: x.unsqueeze(1).unsqueeze(0).exp().squeeze().sin(), [(0, 0), (1, 1)]),
     "where": (lambda x: torch.where(x > 0, x**2, x[:, :1]), [(0, 0)]),
     "flip": (lambda x: x.flip(0) * 2, [(1, 1)]),
-    "index": (lambda x: x[torch.tensor([1, 0, 2, 3, 4])].exp(), []),
+    "index": (lambda x: x[torch.tensor([1, 0, 2, 3, 4])].exp(), [(1, 1)]),
     "cumprod": (lambda x: x.cumprod(0), []),
     "conv": (lambda x: conv(x.unsqueeze(2).expand(5, 3, 4)), [(0, 0)]),
     "layer norm": (lambda x: norm(x), [(0, 0)]),
