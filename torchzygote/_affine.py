@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from ._pieces import RESHAPES, Move, Value, Way, count, kind_of_node, moved, reshaped, whole
-from ._torch_private import consumers_below, node_attribute, node_shape, source_of, value_of_node
+from ._torch_private import (
+    consumers_below,
+    count_outputs,
+    node_attribute,
+    node_shape,
+    node_type,
+    source_of,
+    value_of_node,
+)
 
 __all__ = ["AffineMap", "Entrance", "Other", "Term", "entrances"]
 
@@ -98,7 +106,7 @@ class Other(NamedTuple):
     @property
     def is_simple(self) -> bool:
         """Whether the node is one of PyTorch's own, and has one output."""
-        return kind_of_node(self.node.name()) != "" and len(self.node._input_metadata) == 1
+        return kind_of_node(self.node.name()) != "" and count_outputs(self.node) == 1
 
     def covers(self, like: Tensor) -> Tensor:
         """Which elements of the input are in the piece."""
@@ -190,7 +198,7 @@ def _followed(
 def _enter(node: Any, position: int, way: Way, x: Tensor, which: int) -> _Entry | None:
     """The affine map that a piece of ``x`` goes into here, if it is one."""
     shape, out = way.shape, node_shape(node, 0)
-    if out is None or x.is_complex() or node._input_metadata[0].dtype != x.dtype:
+    if out is None or x.is_complex() or node_type(node, 0)[0] != x.dtype:
         return None
     if 0 in (count(shape), count(out)):
         return None
@@ -300,7 +308,7 @@ def _advance(consumers: _Consumers, value: Value, channel: int | None) -> tuple[
         node, position = found[0]
         out = node_shape(node, 0)
         kind = kind_of_node(node.name())
-        if out is None or node._input_metadata[0].dtype != value[0]._input_metadata[value[1]].dtype:
+        if out is None or node_type(node, 0)[0] != node_type(*value)[0]:
             return best
         if kind == "Add" and out == shape and (position == 0 or node_attribute(node, "_saved_alpha") == 1):
             rank = 0

@@ -29,7 +29,7 @@ from ._curvature_linear import (
     transposed,
 )
 from ._pieces import kind_of_node
-from ._torch_private import curvature_by, node_attribute, slopes
+from ._torch_private import count_outputs, curvature_by, node_attribute, slopes
 
 __all__ = ["Operation", "operation"]
 
@@ -56,7 +56,7 @@ def operation(place: Place) -> Operation | None:
     if kind in _PRODUCTS and len(varying) > 1:
         left, right, found = _PRODUCTS[kind]
         return found._replace(is_curved=varying[right] and (varying[left] or kind == "Div"))
-    if len(node._input_metadata) > 1:
+    if count_outputs(node) > 1:
         return None
     if is_linear(kind, varying):
         return Operation(transposed, False)

@@ -15,7 +15,15 @@ from ._alignment_rules import Alignment, Shape
 from ._curvature_linear import Place, sum_of
 from ._curvature_rules import Operation, operation
 from ._pieces import Value, kind_of_node
-from ._torch_private import is_leaf, node_attribute, node_type, pulled_through, saves_by_hooks, source_of
+from ._torch_private import (
+    count_outputs,
+    is_leaf,
+    node_attribute,
+    node_type,
+    pulled_through,
+    saves_by_hooks,
+    source_of,
+)
 
 __all__ = ["BySample", "Step", "Steps", "steps_to"]
 
@@ -116,7 +124,7 @@ def steps_to(y: Tensor, inputs: Sequence[Tensor], found: Separation, keep: bool)
     if any(one.operation and one.operation.is_curved and saves_by_hooks(one.place.node) for one in steps):
         return None
     shared = {end: top.taken[end] for end in top.ends if uses.get(end)}
-    if any(len(one.node[0]._input_metadata) > 1 for places in shared.values() for one in places):
+    if any(count_outputs(one.node[0]) > 1 for places in shared.values() for one in places):
         return None
     return Steps(steps, top.ends, uses, shared)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ._pieces import Value, Way, kind_of_node
-from ._torch_private import axis_of, node_attribute, node_shape, signed
+from ._torch_private import axis_of, node_attribute, node_shape, node_type, signed
 from ._windows import rows_by_windows
 
 __all__ = ["Layer", "Lookup", "layer", "lost_digits"]
@@ -72,7 +72,7 @@ def layer(node: Any, position: int, way: Way, dtype: torch.dtype) -> Layer | Loo
     rule = _RULES.get(kind)
     if rule is None or out is None or 0 in (math.prod(out), math.prod(way.shape)):
         return None
-    if dtype.is_complex or not _takes(kind, dtype, node._input_metadata[0].dtype):
+    if dtype.is_complex or not _takes(kind, dtype, node_type(node, 0)[0]):
         return None
     try:
         found = rule(_Place(node, position, way.shape, out, dtype))

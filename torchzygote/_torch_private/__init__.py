@@ -54,6 +54,7 @@ from .levels import (
 from .library import library_operators_watched, nested_batches_watched, nested_tangents_watched
 from .nodes import (
     axis_of,
+    count_outputs,
     curvature_by,
     is_leaf,
     node_attribute,
@@ -136,6 +137,7 @@ __all__ = [
     "below_autograd",
     "concrete",
     "consumers_below",
+    "count_outputs",
     "create_grad_input",
     "curvature_by",
     "depends_on_others",

@@ -14,6 +14,7 @@ from .levels import vmap_flat
 __all__ = [
     "ValueOfNode",
     "axis_of",
+    "count_outputs",
     "curvature_by",
     "is_leaf",
     "node_attribute",
@@ -173,6 +174,11 @@ def node_shape(node: Any, output: int) -> tuple[int, ...] | None:
     """Shape of an output of a node of the recorded graph, ``None`` if nested; nothing public tells it."""
     meta = node._input_metadata[output]
     return None if meta.is_nested_tensor else tuple(meta.shape)
+
+
+def count_outputs(node: Any) -> int:
+    """How many values a node gives."""
+    return len(node._input_metadata)
 
 
 def node_type(node: Any, output: int) -> tuple[torch.dtype, torch.device]:
