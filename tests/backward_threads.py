@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from torch.utils import _python_dispatch
 
 from torchzygote import _exchange
-from torchzygote._torch_private import graph
+from torchzygote._torch_private import backward
 from torchzygote._torch_private.passing import stash
 
 __all__ = ["in_threads_of_pytorchs", "move_backward_passes"]
@@ -74,7 +74,7 @@ def _modes(modes: list[Any], push: Callable[[Any], None], pop: Callable[[], Any]
 
 def move_backward_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have each backward pass run in a thread of its own, and fail where that waits for us."""
-    run = graph._run_backward
+    run = backward._run_backward
 
     def threaded(*args: Any, **kwargs: Any) -> Any:
         found: list[Any] = []
@@ -97,7 +97,7 @@ def move_backward_passes(monkeypatch: pytest.MonkeyPatch) -> None:
         return found[0]
 
     monkeypatch.setattr(_exchange, "passes_leave_their_thread", lambda: True)
-    monkeypatch.setattr(graph, "_run_backward", threaded)
+    monkeypatch.setattr(backward, "_run_backward", threaded)
     monkeypatch.setattr(torch.autograd, "_engine_run_backward", threaded)
 
 
@@ -106,7 +106,7 @@ def in_threads_of_pytorchs() -> set[int]:
 
     PyTorch has some for passes that are inside of too many others.
     """
-    run = graph._run_backward
+    run = backward._run_backward
     leaves = [torch.zeros((), requires_grad=True) for _ in range(_DEPTH + 2)]
     roots = [leaf * 1 for leaf in leaves]
     one = torch.ones(())
@@ -138,5 +138,5 @@ def in_threads_of_pytorchs() -> set[int]:
             passes.pop()
         return found[0]
 
-    graph._run_backward = torch.autograd._engine_run_backward = deep
+    backward._run_backward = torch.autograd._engine_run_backward = deep
     return threads

@@ -7,6 +7,7 @@ Nothing in here knows of gradients, arguments or results.
 from torch.utils import _pytree as pytree  # the registry that torch.func itself flattens with
 
 from .attention import fuse_attention_again, unfuse_attention
+from .backward import backward_pass, pull_back
 from .exchanges import exchange
 from .formulas import are_formulas_pushed, pushed_by_formulas
 from .forward import (
@@ -18,7 +19,6 @@ from .forward import (
 )
 from .graph import (
     Survey,
-    backward_pass,
     consumers_below,
     depends_on_others,
     has_hooks,
@@ -27,7 +27,6 @@ from .graph import (
     leads_to,
     mark_as_own,
     node_names,
-    pull_back,
     reaches,
     saved_tensors_hooks,
     sequence_number,

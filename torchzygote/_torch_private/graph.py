@@ -9,15 +9,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import graph as _graph
 
 from .lacking import LACKING
 from .levels import in_functorch, transform_stack
-from .nodes import ValueOfNode, node_of, node_shape, source_of
+from .nodes import node_of, node_shape, source_of
 
 __all__ = [
     "Survey",
-    "backward_pass",
     "consumers_below",
     "depends_on_others",
     "has_hooks",
@@ -26,7 +24,6 @@ __all__ = [
     "leads_to",
     "mark_as_own",
     "node_names",
-    "pull_back",
     "reaches",
     "rounding_of_cudnn",
     "saved_tensors_hooks",
@@ -71,11 +68,6 @@ def has_hooks(x: Tensor) -> bool:
     return bool(x._backward_hooks)
 
 
-def backward_pass() -> int:
-    """A number for the backward pass that this thread is in; -1 outside of one."""
-    return int(torch._C._current_graph_task_id())
-
-
 def saved_tensors_hooks() -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]:
     """The pack and unpack hooks in force; a pair that calls them can then be put on top of them.
 
@@ -83,52 +75,6 @@ def saved_tensors_hooks() -> tuple[Callable[[Tensor], Any], Callable[[Any], Tens
     """
     hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(False)
     return hooks  # type: ignore[no-any-return]
-
-
-_run_backward: Any = getattr(_graph, "_engine_run_backward", None)
-_PLAIN_TENSORS = frozenset({Tensor, torch.nn.Parameter, _graph.GradientEdge})
-
-
-def pull_back(
-    roots: Sequence[Tensor],
-    seeds: Sequence[Tensor],
-    inputs: Sequence[Tensor | _graph.GradientEdge],
-    retain: bool,
-    create_graph: bool,
-) -> list[Tensor | None]:
-    """``torch.autograd.grad``, unused inputs allowed; each seed has the shape of its root.
-
-    The public function looks at its arguments for longer than the backward pass of a small function takes (60
-    and 45 microseconds). Subclasses and modes that override it get to see it.
-    """
-    if (
-        _run_backward is not None
-        and torch._C._len_torch_function_stack() == 0
-        and _PLAIN_TENSORS.issuperset(map(type, (*roots, *inputs)))
-    ):
-        return list(
-            _run_backward(
-                tuple(roots),
-                tuple(seeds),
-                retain or create_graph,
-                create_graph,
-                tuple(inputs),
-                True,
-                accumulate_grad=False,
-            )
-        )
-    of: list[Any] = [y.edge if isinstance(y, ValueOfNode) else y for y in roots]
-    by: list[Any] = [x.edge if isinstance(x, ValueOfNode) else x for x in inputs]
-    return list(
-        torch.autograd.grad(
-            of,
-            by,
-            seeds,
-            retain_graph=retain or create_graph,
-            create_graph=create_graph,
-            allow_unused=True,
-        )
-    )
 
 
 class Survey(NamedTuple):
