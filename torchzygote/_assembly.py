@@ -46,7 +46,7 @@ class Rows:
         """Take rows ``lo`` to ``hi``, shape ``(hi - lo, ...)``."""
         if products is None:
             return
-        flat = products.reshape(hi - lo, self.columns)
+        flat = products if products.dim() == 2 else products.reshape(hi - lo, self.columns)
         if flat.dtype != self.dtype or flat.device != self.device:
             flat = flat.to(dtype=self.dtype, device=self.device)
         if self._keep or hi - lo == self.rows:

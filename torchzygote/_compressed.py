@@ -228,7 +228,7 @@ def hessian(
         if not _is_worth_looking(n, cost, [] if lin is None else lin.roots):
             return None
         if mode != "forward_over_reverse" and (
-            lin is None or find_hessian_layouts(lin, cost, second.scalar()) is not None
+            lin is None or find_hessian_layouts(lin, cost, second.scalar) is not None
         ):
             return None  # linear, or a sum over samples, which the dense way makes use of
     limit = None if sparse else n * cost.nbytes

@@ -148,7 +148,7 @@ def _by_rows(second: SecondOrder, lin: Linearization, options: Options, cost: Ro
     """Reverse over reverse: the recorded gradient is pulled back."""
     x = second.prepared.inputs[0]
     n = x.numel()
-    layouts = _separable.find_hessian_layouts(lin, cost, second.scalar())
+    layouts = _separable.find_hessian_layouts(lin, cost, second.scalar)
     if layouts is not None:
         found = _matrix_of_blocks(second, lin, layouts[0][0], options, cost)
         if found is not None:
@@ -249,11 +249,11 @@ def diagonals_along_batch(second: SecondOrder, options: Options) -> list[Tensor 
     found: list[Tensor | None] = [None] * len(inputs)
     if _engine.compiling() or _engine.in_transform():
         return found
-    guess, y = second.row_guess(), second.scalar()
+    guess = second.row_guess()
 
     def add(which: list[int]) -> bool:
         lin = second.by_inputs(which)
-        layouts = _separable.find_hessian_layouts(lin, guess, y)
+        layouts = _separable.find_hessian_layouts(lin, guess, second.scalar)
         if layouts is not None:
             diagonals = _diagonals_of_blocks(second, lin, layouts, options)
             for i, h in zip(which, diagonals or [], strict=False):

@@ -49,11 +49,9 @@ from ._torch_private import (
     tracer_follows_pullbacks,
 )
 from ._twice import (
-    checked_custom_functions,
-    checked_sparse_tensors,
+    pulled_for_another,
     refuse_reentrant,
     refuse_twice,
-    summed_biases,
 )
 from ._unfused import unfused
 
@@ -77,12 +75,8 @@ __all__ = [
 ]
 
 
-_NOTHING = contextlib.nullcontext()
-
-
-def compiling() -> bool:
-    """Whether ``torch.compile`` is tracing us."""
-    return torch.compiler.is_compiling()
+# Whether ``torch.compile`` is tracing us.
+compiling = torch.compiler.is_compiling
 
 
 def keeps_graph(create_graph: bool | None) -> bool:
@@ -202,13 +196,10 @@ class Linearization:
         if not create_graph and self._nested:
             # As torch.func.vjp does it: under vmap PyTorch's backward of torch.linalg.solve is wrong else.
             return [None if g is None else g.detach() for g in pulled(roots, seeds, self.inputs, True, True)]
-        with summed_biases(biased) if biased else _NOTHING:
-            if sparse or not custom:
-                with checked_sparse_tensors(sparse) if sparse else _NOTHING:
-                    results = pulled(roots, seeds, self.inputs, retain or bool(custom), create_graph)
-            if custom:  # by cotangents that depend on themselves, which sparse tensors must not see
-                with checked_custom_functions(custom, seeds) as checked:
-                    results = pulled(roots, checked, self.inputs, True, True)
+        if biased or sparse or custom:
+            results = pulled_for_another(roots, seeds, self.inputs, retain, custom, sparse, biased)
+        else:
+            results = pulled(roots, seeds, self.inputs, retain, create_graph)
         for result in results:
             if result is None:
                 refuse_reentrant(roots)

@@ -160,7 +160,7 @@ def _finished(second: SecondOrder, i: int, one: _Sum, options: Options) -> Tenso
 def _blocks(second: SecondOrder, lin: Linearization, options: Options) -> Blocks | None:
     """The Hessian of what is only added, where it is block diagonal."""
     cost = second.row_cost()
-    layouts = find_hessian_layouts(lin, cost, None)
+    layouts = find_hessian_layouts(lin, cost)
     if layouts is None:
         return None
     found = block_products(lin, layouts, cost, options)

@@ -46,6 +46,8 @@ class identity_seeds:
         self._version = 0
 
     def __call__(self, lo: int, hi: int) -> Tensor:
+        if lo == 0 and hi == self._numel:
+            return native.seed_rows(lo, hi, hi, dtype=self._dtype, device=self._device)
         block, self._block = self._block, None
         if block is None or block.shape[0] < hi - lo or not self._is_untouched(block):
             block = native.seed_rows(lo, hi, self._numel, dtype=self._dtype, device=self._device)
@@ -101,7 +103,7 @@ def vjps(
     """
     shape = lin.roots[root].shape
     count = len(lin.roots)
-    by_row = total > 1 and chunk > 1 and _must_not_be_batched(lin, misbatched)
+    by_row = misbatched is not None and total > 1 and chunk > 1 and _must_not_be_batched(lin, misbatched)
 
     @carried
     def one(seed: Tensor) -> list[Tensor | None]:
@@ -117,7 +119,9 @@ def vjps(
     for lo, hi in chunks(total, chunk, progress, what):
         if not (shown or by_row or chunk == 1):
             rows = None  # whoever makes the seeds may take the last ones' memory
-        rows = seeds(lo, hi).view(hi - lo, *shape)  # under vmap a view takes ten times as long
+        rows = seeds(lo, hi)
+        if len(shape) != 1:
+            rows = rows.view(hi - lo, *shape)  # under vmap a view takes ten times as long
         if hi - lo == 1 and (chunk == 1 or total == 1):  # hooks see a last row as they saw those before
             yield lo, hi, [None if g is None else g.unsqueeze(0) for g in one(rows[0])]
             continue

@@ -43,6 +43,7 @@ class SecondOrder:
         "_first",
         "_is_taken",
         "_lin",
+        "_parts",
         "_positions",
         "_root",
         "_row_cost",
@@ -65,6 +66,7 @@ class SecondOrder:
         self._is_taken = False
         self._lin: Linearization | None = None
         self._positions: list[int | None] = [None] * len(self.grads)
+        self._parts: dict[int, Linearization] = {}
         self._row_cost: RowCost | None = None
         self._written: Callable[[], _Recorded] | None = None
 
@@ -75,7 +77,7 @@ class SecondOrder:
 
     def record(self, lin: Linearization, positions: list[int | None]) -> None:
         """``lin.roots[positions[i]]`` is the gradient by input ``i``."""
-        self._lin, self._positions = lin, positions
+        self._lin, self._positions, self._parts = lin, positions, {}
         self._row_cost = None
 
     def take_gradient(self, *, pushed: bool = False) -> None:
@@ -136,7 +138,9 @@ class SecondOrder:
         position = self._positions[i]
         if self._lin is None or position is None:
             return None
-        return self._lin.restricted(position, i)
+        if i not in self._parts:
+            self._parts[i] = self._lin.restricted(position, i)
+        return self._parts[i]
 
     def gradients(self) -> dict[int, Tensor]:
         """The recorded gradients, by inputs that they depend on."""

@@ -8,7 +8,7 @@ with a random cotangent. Knows products and shapes; it must not know what is bei
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -112,17 +112,20 @@ def find_layout(root: Tensor, x: Tensor, cost: RowCost) -> Layout | None:
     return layout if (layout.block_rows + 1) * LEAST_SAVING <= rows else None
 
 
-def find_hessian_layouts(lin: Linearization, cost: RowCost, y: Tensor | None) -> list[list[Layout]] | None:
+def find_hessian_layouts(
+    lin: Linearization, cost: RowCost, scalar: Callable[[], Tensor | None] | None = None
+) -> list[list[Layout]] | None:
     """Layouts of gradients by their inputs, where all are block diagonal along the same leading axes.
 
     ``lin.roots[i]`` is the gradient by ``lin.inputs[i]``. Together they need one product to check, apart one
-    each. ``y``: what they are the gradient of, if it is pulled back as its recorded graph says.
+    each. ``scalar()``: what they are the gradient of, if it is pulled back as its recorded graph says.
     """
     if not _may_pay(sum(root.numel() for root in lin.roots), cost):
         return None
     common = _common_axes(lin.inputs)
     if common == 0:
         return None
+    y = None if scalar is None else scalar()
     batch = set() if y is None else set(summed_axes(y, lin.inputs, common))
     rows, shape = sum(root.numel() for root in lin.roots), lin.inputs[0].shape
     if rows > _FEW_ROWS * math.prod(shape[p] for p in batch):  # worth the longer walk

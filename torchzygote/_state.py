@@ -12,7 +12,14 @@ from collections.abc import Callable, Iterator
 import torch
 
 from ._behalf import behalf
-from ._torch_private import functorch_depth, in_forward_ad, in_functorch, only_pushed, transform_stack
+from ._torch_private import (
+    functorch_depth,
+    in_forward_ad,
+    in_functorch,
+    innermost_level,
+    only_pushed,
+    transform_stack,
+)
 
 __all__ = [
     "at_depth",
@@ -110,7 +117,8 @@ def is_only_pushed() -> bool:
 
 def in_transform() -> bool:
     """Whether what runs here may be seen through other tensors: by ``torch.func``, or as dual numbers."""
-    return in_functorch() or in_outer_forward_mode()
+    # in_functorch(), written out: small calls ask this time and again
+    return innermost_level() is not None or (in_forward_ad() and in_outer_forward_mode())
 
 
 def session() -> Session | None:

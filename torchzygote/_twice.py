@@ -12,20 +12,39 @@ from typing import Any
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointFunction
 
+from ._notes import pulled
 from ._torch_private import leads_to, survey
 
 __all__ = [
     "are_norms_refused",
-    "checked_custom_functions",
-    "checked_sparse_tensors",
+    "pulled_for_another",
     "refuse_reentrant",
     "refuse_twice",
-    "summed_biases",
 ]
 
 
+def pulled_for_another(
+    roots: Sequence[Tensor],
+    seeds: list[Tensor],
+    inputs: Sequence[Tensor],
+    retain: bool,
+    custom: list[Any],
+    sparse: list[Any],
+    biased: list[Any],
+) -> list[Tensor | None]:
+    """A recorded pullback through nodes, some at least, that have to be watched or put right for another."""
+    with _summed_biases(biased) if biased else contextlib.nullcontext():
+        if sparse or not custom:
+            with _checked_sparse_tensors(sparse) if sparse else contextlib.nullcontext():
+                results = pulled(roots, seeds, inputs, retain or bool(custom), True)
+        if custom:  # by cotangents that depend on themselves, which sparse tensors must not see
+            with _checked_custom_functions(custom, seeds) as checked:
+                results = pulled(roots, checked, inputs, True, True)
+    return results
+
+
 @contextlib.contextmanager
-def checked_custom_functions(nodes: list[Any], seeds: list[Tensor]) -> Iterator[list[Tensor]]:
+def _checked_custom_functions(nodes: list[Any], seeds: list[Tensor]) -> Iterator[list[Tensor]]:
     """Around a pullback that must be differentiable: refuse custom functions whose backward isn't.
 
     PyTorch gives zeros, silently, for a backward that leaves autograd (NumPy, ``detach``), and even for
@@ -69,7 +88,7 @@ def checked_custom_functions(nodes: list[Any], seeds: list[Tensor]) -> Iterator[
 
 
 @contextlib.contextmanager
-def checked_sparse_tensors(nodes: list[Any]) -> Iterator[None]:
+def _checked_sparse_tensors(nodes: list[Any]) -> Iterator[None]:
     """Around a pullback that must be differentiable: refuse what sparse tensors would cut off, silently.
 
     A cotangent that depends on nothing may pass: the derivative is linear there. ``nodes``: those of the
@@ -93,7 +112,7 @@ def checked_sparse_tensors(nodes: list[Any]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def summed_biases(nodes: list[Any]) -> Iterator[None]:
+def _summed_biases(nodes: list[Any]) -> Iterator[None]:
     """Around a pullback that must be differentiable: gradients by biases are sums of cotangents.
 
     PyTorch's are too, but autograd takes them for constants. ``nodes``: normalizations without a weight.

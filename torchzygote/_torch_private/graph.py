@@ -1,4 +1,4 @@
-"""The graph that autograd has recorded, and the pass that goes back through it."""
+"""The graph that autograd has recorded."""
 
 from __future__ import annotations
 
@@ -159,6 +159,8 @@ _TOLD_BY_NAME = frozenset(
     }
 )
 _PythonNode = torch.autograd.function.BackwardCFunction
+# Types of nodes of which nothing has to be told but their gradients; a name takes as long as two of these.
+_ordinary: set[type] = set()
 
 
 def survey(roots: Sequence[Tensor], ends: Collection[Any] = ()) -> Survey:
@@ -185,8 +187,11 @@ def survey(roots: Sequence[Tensor], ends: Collection[Any] = ()) -> Survey:
         if node in seen:
             continue
         seen.add(node)
-        name = node.name()
-        if isinstance(node, _PythonNode):
+        kind = type(node)
+        name = "" if kind in _ordinary else node.name()
+        if not name:
+            pass
+        elif isinstance(node, _PythonNode):
             if not getattr(node._forward_cls, "torchzygote_composes", False):  # type: ignore[attr-defined]
                 custom.append(node)
                 if node._forward_cls.__module__ == "torch._library.autograd":  # type: ignore[attr-defined]
@@ -194,6 +199,8 @@ def survey(roots: Sequence[Tensor], ends: Collection[Any] = ()) -> Survey:
         elif name not in _TOLD_BY_NAME:
             if "CppNode" in name:
                 custom.append(node)
+            elif name.endswith(kind.__name__):  # not of a type for all that has none of its own
+                _ordinary.add(kind)
         elif name in _NOT_LINEAR_AT_ZERO:
             nonlinear.append(node)
         elif name in _SPARSE:
