@@ -75,8 +75,12 @@ __all__ = [
 ]
 
 
-# Whether ``torch.compile`` is tracing us.
-compiling = torch.compiler.is_compiling
+def compiling() -> bool:
+    """Whether ``torch.compile`` is tracing us.
+
+    PyTorch's own function would not do: in what the tracer leaves to Python it sees calls of ours, not that.
+    """
+    return torch.compiler.is_compiling()
 
 
 def keeps_graph(create_graph: bool | None) -> bool:
