@@ -170,10 +170,9 @@ def everything_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (_factored, _affine_products):
         monkeypatch.setattr(module, "LEAST_SAVING", 0)
     monkeypatch.setattr(_factored, "LEAST_ROWS", 1)
-    monkeypatch.setattr(_factored, "LEAST_BYTES", 0)
     monkeypatch.setattr(
         _dense_hessians, "diagonals_along_batch", lambda second, _: [None] * len(second.grads)
     )
     monkeypatch.setattr(_separable, "LEAST_ROWS", 1)
-    monkeypatch.setattr(_separable, "LEAST_BYTES", 0)
+    monkeypatch.setattr("torchzygote._plan.LEAST_BYTES", 0)
     monkeypatch.setattr(_separable, "LEAST_SAVING", 0)

@@ -93,10 +93,12 @@ _FUSED_ARGUMENTS = 4
 
 def add_rows(blocks: Sequence[Rows], lo: int, hi: int, products: Sequence[Tensor | None]) -> None:
     """Rows ``lo`` to ``hi`` of all matrices at once."""
-    present = [(block, x) for block, x in zip(blocks, products, strict=True) if x is not None]
-    if not present:
+    if not blocks or not blocks[0].is_written(hi - lo):
+        for block, x in zip(blocks, products, strict=True):
+            block.add(lo, hi, x)
         return
-    if present[0][0].is_written(hi - lo) and (
+    present = [(block, x) for block, x in zip(blocks, products, strict=True) if x is not None]
+    if present and (
         len(present) >= _FUSED_ARGUMENTS
         or sum(x.numel() for _, x in present) >= _FUSED_ELEMENTS
         or not present[0][1].is_cpu

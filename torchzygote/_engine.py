@@ -225,6 +225,8 @@ class Linearization:
 
     def restricted(self, root: int, by: int) -> Linearization:
         """``roots[root]`` alone, by ``inputs[by]`` alone: what isn't asked for isn't computed."""
+        if len(self.roots) == len(self.inputs) == 1:
+            return self
         part = self.onward([self.roots[root]], [self.inputs[by]])
         if len(self.roots) == 1:
             part._survey = self._survey

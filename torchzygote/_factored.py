@@ -11,13 +11,14 @@ import contextlib
 import torch
 from torch import Tensor
 
+from . import _plan
 from ._affine import Entrance
 from ._affine_check import numel_of
 from ._affine_products import diagonals, matrix
 from ._engine import Linearization, compiling, in_transform
 from ._pulling import Options, pulled_rows
 from ._second_order import SecondOrder
-from ._separable import LEAST_BYTES, LEAST_ROWS, LEAST_SAVING, Blocks, block_products, find_hessian_layouts
+from ._separable import LEAST_ROWS, LEAST_SAVING, Blocks, block_products, find_hessian_layouts
 from ._torch_private import leads_to, pulled_through, value_of_node
 
 __all__ = ["add_diagonals", "hessian"]
@@ -30,7 +31,7 @@ def add_diagonals(second: SecondOrder, options: Options, found: list[Tensor | No
     inputs = second.prepared.inputs
     missing = [i for i, h in enumerate(found) if h is None and second.by_input(i) is not None]
     rows = sum(inputs[i].numel() for i in missing)
-    if rows < LEAST_ROWS or rows * second.row_guess().nbytes < LEAST_BYTES:
+    if rows < LEAST_ROWS or rows * second.row_guess().nbytes < _plan.LEAST_BYTES:
         return
     maps, entering = second.entrances(missing)
     sums = {i: one for i, entrance in entering.items() if (one := _begun(second, i, entrance)) is not None}
@@ -52,12 +53,12 @@ def add_diagonals(second: SecondOrder, options: Options, found: list[Tensor | No
 
 
 def hessian(second: SecondOrder, mode: str, options: Options) -> Tensor | None:
-    """The Hessian by the only input where an affine map gives all of it; ``None`` elsewhere."""
+    """The Hessian by the only input, if it isn't small, where an affine map gives it; ``None`` elsewhere."""
     x = second.prepared.inputs[0]
     n = x.numel()
     if compiling() or in_transform() or mode == "forward_over_reverse" or second.is_constant:
         return None
-    if x.dim() == 0 or n < LEAST_ROWS or n * second.row_guess().nbytes < LEAST_BYTES:
+    if x.dim() == 0 or n < LEAST_ROWS:
         return None
     with contextlib.suppress(Exception):  # an operation may lack a second backward; forward mode is next
         second.differentiate()

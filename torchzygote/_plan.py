@@ -14,6 +14,7 @@ import torch
 __all__ = [
     "FORWARD_COST",
     "FREE",
+    "LEAST_BYTES",
     "RowCost",
     "check_chunk_size",
     "check_mode",
@@ -42,6 +43,10 @@ _NODE_BYTES = 3 << 18
 _LEAST_ROWS = 64
 # A matrix product with 524 rows takes 1.4 times as long as one with 512 (667 and 672 likewise, on AVX2).
 _ALIGNED = 32
+
+# Below so many bytes that the dense way moves, it takes no longer than to find out whether fewer products do:
+# a walk along the graph costs 4 microseconds a node, as much as moving some 50 KB.
+LEAST_BYTES = 4 << 20
 
 # In a graph of so many operations, those that hold no more than so many bytes for all rows take as long as
 # for one: one batched pullback is cheapest then. (RK4, 100 steps, 4 to 200: 380 ms instead of 890.)

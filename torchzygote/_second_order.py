@@ -43,7 +43,6 @@ class SecondOrder:
         "_first",
         "_is_taken",
         "_lin",
-        "_parts",
         "_positions",
         "_root",
         "_row_cost",
@@ -66,7 +65,6 @@ class SecondOrder:
         self._is_taken = False
         self._lin: Linearization | None = None
         self._positions: list[int | None] = [None] * len(self.grads)
-        self._parts: dict[int, Linearization] = {}
         self._row_cost: RowCost | None = None
         self._written: Callable[[], _Recorded] | None = None
 
@@ -77,7 +75,7 @@ class SecondOrder:
 
     def record(self, lin: Linearization, positions: list[int | None]) -> None:
         """``lin.roots[positions[i]]`` is the gradient by input ``i``."""
-        self._lin, self._positions, self._parts = lin, positions, {}
+        self._lin, self._positions = lin, positions
         self._row_cost = None
 
     def take_gradient(self, *, pushed: bool = False) -> None:
@@ -138,9 +136,7 @@ class SecondOrder:
         position = self._positions[i]
         if self._lin is None or position is None:
             return None
-        if i not in self._parts:
-            self._parts[i] = self._lin.restricted(position, i)
-        return self._parts[i]
+        return self._lin.restricted(position, i)
 
     def gradients(self) -> dict[int, Tensor]:
         """The recorded gradients, by inputs that they depend on."""
@@ -194,6 +190,12 @@ class SecondOrder:
         assert self._first is not None
         return self._first.onward([root], list(by))
 
+    def is_small(self) -> bool:
+        """Whether all rows by the only input take less than to find out whether fewer products would do."""
+        if self._first is None or _engine.compiling() or _engine.in_transform():
+            return False
+        return self.prepared.inputs[0].numel() * self.row_guess().nbytes < _plan.LEAST_BYTES
+
     def row_guess(self) -> RowCost:
         """About what a row of a Hessian takes, from ``f`` alone: its gradient repeats most operations."""
         if self._row_cost is not None or self._first is None:
@@ -209,7 +211,7 @@ class SecondOrder:
         """
         if self._row_cost is None:
             guess = FREE
-            rows = max((x.numel() for x in self.prepared.inputs), default=0)
+            rows = max(map(Tensor.numel, self.prepared.inputs), default=0)
             if self._first is not None and (self._lin is None or _plan.is_small(rows * rows)):
                 found = self._first.survey()
                 guess = RowCost(8 * found.nbytes, 4 * found.nodes, found.misbatched)

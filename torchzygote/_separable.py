@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _engine
+from . import _engine, _plan
 from ._alignment import Separation, aligned_axes, separation, shared_axes, summed_axes
 from ._certificate import Comparison, all_finite, is_plain, precision, random_vector, wide
 from ._engine import Linearization
@@ -39,10 +39,8 @@ __all__ = [
     "warn_mismatch",
 ]
 
-# Below this many rows, or bytes that the dense way moves, it takes no longer than finding out: the walk costs
-# 4 microseconds a node, as much as moving some 50 KB.
+# Below this many rows the dense way takes no longer than finding out.
 LEAST_ROWS = 32
-LEAST_BYTES = 4 << 20
 LEAST_SAVING = 4
 _FEW_ROWS = 4  # of a block
 
@@ -101,7 +99,7 @@ def find_layout(root: Tensor, x: Tensor, cost: RowCost) -> Layout | None:
     ``cost``: what one row of the Jacobian takes while it is pulled back.
     """
     rows = root.numel()
-    if min(rows, x.numel()) < LEAST_ROWS or rows * cost.nbytes < LEAST_BYTES or root.device != x.device:
+    if min(rows, x.numel()) < LEAST_ROWS or rows * cost.nbytes < _plan.LEAST_BYTES or root.device != x.device:
         return None
     if _engine.compiling() or _engine.in_transform():
         return None
@@ -152,7 +150,7 @@ def find_sum(y: Tensor, inputs: Sequence[Tensor], cost: RowCost) -> tuple[Separa
 
 def _may_pay(rows: int, cost: RowCost) -> bool:
     """Whether a Hessian of so many rows takes longer than finding out."""
-    large = rows >= LEAST_ROWS and rows * cost.nbytes >= LEAST_BYTES
+    large = rows >= LEAST_ROWS and rows * cost.nbytes >= _plan.LEAST_BYTES
     return large and not (_engine.compiling() or _engine.in_transform())
 
 

@@ -72,7 +72,8 @@ def seed_rows(
     if whole and torch.compiler.is_compiling():
         # Inductor compares indices anew wherever a product reads an `eye`; this one it keeps in memory.
         return torch.ones(numel, dtype=dtype, device=device).diag_embed()
-    small = colors is None and (hi - lo) * numel < _SMALL and torch.device(device).type == "cpu"
+    kind = device if isinstance(device, str) else device.type
+    small = colors is None and (hi - lo) * numel < _SMALL and kind == "cpu"
     if small and whole:
         return torch.eye(numel, dtype=dtype, device=device)  # 7 microseconds for 10 x 10, two operators 20
     if 0 <= lo <= hi and numel >= 0 and not small and compiled(colors):
