@@ -1,6 +1,6 @@
 // Entries of a matrix from a chunk of its colored products: into CSR values, or into a dense matrix.
 
-#include "../checks.h"
+#include "blocks.h"
 
 #include <torch/csrc/stable/library.h>
 
@@ -38,13 +38,23 @@ struct Indices {
 // Everything by value: what lay in memory would be read again after each write.
 template <typename T, typename Rows, typename Columns, typename To>
 void read_slots(Products<T> products, Rows slot_row, Columns slot_column, int64_t count, To to) {
+  const bool side_by_side = slot_row.stride == 1 && slot_column.stride == 1 && products.column_stride == 1;
   torch::stable::parallel_for(0, count, kGrain, [=](int64_t begin, int64_t end) {
-    for (int64_t e = begin; e < end; ++e) {
-      const int64_t r = slot_row[e] - products.lo;
-      if (r >= 0 && r < products.rows) {
-        to(e, products.data[r * products.row_stride + slot_column[e] * products.column_stride]);
+    for_blocks(begin, end, [=](int64_t first, int64_t last) {
+      if (side_by_side && all_among(slot_row.data, first, last, products.lo, products.rows)) {
+        for (int64_t e = first; e < last; ++e) {
+          const int64_t r = static_cast<int64_t>(slot_row.data[e]) - products.lo;
+          to(e, products.data[r * products.row_stride + static_cast<int64_t>(slot_column.data[e])]);
+        }
+        return;
       }
-    }
+      for (int64_t e = first; e < last; ++e) {
+        const int64_t r = slot_row[e] - products.lo;
+        if (r >= 0 && r < products.rows) {
+          to(e, products.data[r * products.row_stride + slot_column[e] * products.column_stride]);
+        }
+      }
+    });
   });
 }
 

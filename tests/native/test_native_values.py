@@ -197,6 +197,43 @@ def test_decompress_reads_the_slots_of_this_chunk(
     assert same(matrix, wanted_matrix)
 
 
+@given(
+    index_dtypes,
+    st.integers(0, 3),
+    st.integers(1, 4),
+    st.sets(st.integers(0, 9999), max_size=3),
+    st.booleans(),
+)
+def test_long_rows_are_read_where_some_blocks_of_indices_are_in_range_throughout(
+    index: torch.dtype, lo: int, rows: int, elsewhere: set[int], strided: bool
+) -> None:
+    products = numbers((rows, 10_000), torch.float32)
+    colors = integers(lo, lo + rows - 1, 10_000, index, "sliced" if strided else "contiguous")
+    for i in elsewhere:
+        colors[i] = (lo + rows, 99, max(lo - 1, 0))[i % 3]
+    out, values = torch.zeros(10_000), torch.zeros(10_000)
+    columns = torch.arange(10_000).flip(0).to(index)
+    for found, at in ((out, torch.arange(10_000)), (values, columns.long())):
+        inside = (colors >= lo) & (colors < lo + rows)
+        wanted = torch.zeros(10_000)
+        wanted[inside] = products[colors[inside].long() - lo, at[inside]]
+        if found is out:
+            native.gather_diagonal(products, lo, out=found, colors=colors)
+        else:
+            native.decompress(products, lo, colors, columns, found)
+        assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("lo", [2**31 - 1, 2**32, 2**32 + 1, 2**63 - 3])
+@pytest.mark.parametrize("index", [torch.int32, torch.int64])
+def test_no_color_is_among_rows_beyond_all_colors(lo: int, index: torch.dtype) -> None:
+    products, colors = torch.ones(3, 5), torch.tensor([0, 1, 2, 0, 1], dtype=index)
+    out = torch.zeros(5)
+    native.gather_diagonal(products, lo, out=out, colors=colors)
+    native.decompress(products, lo, colors, torch.arange(5), out)
+    assert not out.any()
+
+
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
 @given(st.sampled_from(DTYPES), index_dtypes, st.integers(0, 12), st.integers(0, 12), st.integers(0, 5))
 def test_compress_sums_the_columns_of_each_color(
