@@ -24,7 +24,7 @@ from torchzygote import (
     plan_hessian,
     plan_jacobian,
 )
-from torchzygote._torch_private import graph
+from torchzygote._torch_private import surveys
 from torchzygote.sparsity.rules import RULES
 from torchzygote.sparsity.rules._table import LINEAR, Call, Context, Rule, zero_ids
 
@@ -400,12 +400,14 @@ def test_convolutions_on_cuda_are_compared_as_coarsely_as_they_are_computed(
 ) -> None:
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    assert graph.rounding_of_cudnn(cuda, torch.float32) == 2.0**-10
-    assert graph.rounding_of_cudnn(cuda, torch.float64) == graph.rounding_of_cudnn(cpu, torch.float32) == 0
+    assert surveys.rounding_of_cudnn(cuda, torch.float32) == 2.0**-10
+    assert (
+        surveys.rounding_of_cudnn(cuda, torch.float64) == surveys.rounding_of_cudnn(cpu, torch.float32) == 0
+    )
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    assert graph.rounding_of_cudnn(cuda, torch.float32) == 0
+    assert surveys.rounding_of_cudnn(cuda, torch.float32) == 0
     seen: list[tuple[torch.device, torch.dtype]] = []
-    monkeypatch.setattr(graph, "rounding_of_cudnn", lambda *args: seen.append(args) or 0.25)
+    monkeypatch.setattr(surveys, "rounding_of_cudnn", lambda *args: seen.append(args) or 0.25)
     images, w = torch.randn(2, 3, 5, 5), torch.randn(4, 3, 2, 2, requires_grad=True)
-    assert graph.survey([torch.nn.functional.conv2d(images, w).sin()]).coarsest == 0.25
+    assert surveys.survey([torch.nn.functional.conv2d(images, w).sin()]).coarsest == 0.25
     assert seen == [(cpu, torch.float32)]

@@ -18,7 +18,6 @@ from .forward import (
     primal,
 )
 from .graph import (
-    Survey,
     consumers_below,
     depends_on_others,
     has_hooks,
@@ -30,7 +29,6 @@ from .graph import (
     reaches,
     saved_tensors_hooks,
     sequence_number,
-    survey,
 )
 from .lacking import DISTANCES, TRACED_LACKING, WRITTEN
 from .levels import (
@@ -85,6 +83,7 @@ from .operators import (
 from .passing import pass_along, passed_along, passes_leave_their_thread
 from .scripts import enable_optimized_scripts, scripts_as_written, scripts_kept_from
 from .structures import names_of_fields
+from .surveys import Survey, survey
 from .tensors import (
     alike,
     group_by_device_and_dtype,
