@@ -28,6 +28,7 @@ from torchzygote._plan import RowCost
 from torchzygote._plan_base import Plan
 from torchzygote._random import RandomState
 from torchzygote._separable import find_layout
+from torchzygote._torch_private import backward, passing
 
 X = torch.tensor([1.0, 2.0], dtype=torch.float64)
 
@@ -133,3 +134,38 @@ def test_detection_by_params_keeps_other_threads_from_exchanging_them(call: Call
     call(f, Params([w]))
     assert seen
     assert all(seen)
+
+
+def _kept_in_backward(key: str) -> bool:
+    """Whether what PyTorch keeps by this name is to be had in a backward pass."""
+    seen: list[bool] = []
+
+    def look(g: Tensor) -> Tensor:
+        seen.append(torch._C._is_key_in_tls(key))
+        return g
+
+    gradient(lambda x: hook(look, x).sum(), X)
+    assert len(seen) == 1
+    return seen[0]
+
+
+def test_the_context_is_kept_for_other_threads_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    x = X.clone().requires_grad_()
+    x.register_hook(lambda g: seen.append(torch._C._is_key_in_tls("context")))
+    torch.autograd.grad(x.sum(), x)
+    assert not _kept_in_backward("context")
+    monkeypatch.setattr(backward, "passes_leave_their_thread", lambda: True)
+    assert _kept_in_backward("context") is seen[0]  # as PyTorch itself does
+
+
+def test_operations_of_a_backward_pass_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("DEBUG", logger="torch.autograd.graph"):
+        gradient(lambda x: x.sin().sum(), X)
+    assert any("SinBackward0" in record.message for record in caplog.records)
+
+
+def test_an_extensions_device_counts_as_having_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not passing.passes_leave_their_thread()
+    monkeypatch.setattr(torch._C, "_get_privateuse1_backend_name", lambda: "accelerator")
+    assert passing.passes_leave_their_thread()
