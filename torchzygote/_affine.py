@@ -18,6 +18,7 @@ from ._torch_private import (
     consumers_below,
     count_outputs,
     node_attribute,
+    node_name,
     node_shape,
     node_type,
     source_of,
@@ -106,7 +107,7 @@ class Other(NamedTuple):
     @property
     def is_simple(self) -> bool:
         """Whether the node is one of PyTorch's own, and has one output."""
-        return kind_of_node(self.node.name()) != "" and count_outputs(self.node) == 1
+        return kind_of_node(node_name(self.node)) != "" and count_outputs(self.node) == 1
 
     def covers(self, like: Tensor) -> Tensor:
         """Which elements of the input are in the piece."""
@@ -241,7 +242,7 @@ def _operand(
 
     ``None`` for that where it is only added.
     """
-    kind = kind_of_node(node.name())
+    kind = kind_of_node(node_name(node))
     if kind == "Add":
         scale = 1 if position == 0 else node_attribute(node, "_saved_alpha")
         return _added(node, shape, out, scale)
@@ -307,7 +308,7 @@ def _advance(consumers: _Consumers, value: Value, channel: int | None) -> tuple[
             return best
         node, position = found[0]
         out = node_shape(node, 0)
-        kind = kind_of_node(node.name())
+        kind = kind_of_node(node_name(node))
         if out is None or node_type(node, 0)[0] != node_type(*value)[0]:
             return best
         if kind == "Add" and out == shape and (position == 0 or node_attribute(node, "_saved_alpha") == 1):

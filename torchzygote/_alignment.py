@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ._alignment_rules import ELEMENTWISE, FREE, RULES, Alignment, Rule, Shape, all_free, meeting
 from ._pieces import Value, kind_of_node
-from ._torch_private import is_leaf, node_attribute, node_names, node_shape, source_of
+from ._torch_private import is_leaf, node_attribute, node_name, node_names, node_shape, source_of
 
 __all__ = [
     "LOSSES",
@@ -161,7 +161,7 @@ class _Walk:
             if known is None or value in seen:
                 continue
             seen.add(value)
-            kind, before = kind_of_node(value[0].name()), value[0].next_functions
+            kind, before = kind_of_node(node_name(value[0])), value[0].next_functions
             if value in self._given or not before:
                 found.append(known[0])
                 continue
@@ -188,7 +188,7 @@ class _Walk:
         inputs = [self._known.get(value) for value in before]  # a constant input has no node
         if not any(inputs):
             return given
-        name, out = node.name(), node_shape(node, number)
+        name, out = node_name(node), node_shape(node, number)
         if out is None:  # a nested tensor: what comes of it would count as constant
             self._is_unsure = True
             return None

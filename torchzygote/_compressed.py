@@ -6,7 +6,6 @@ means that the dense way is to be taken.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ from ._colored import (
     jacobian_products,
 )
 from ._crosscheck import explains_pullback
+from ._cut_off import is_cut_off, suppressed
 from ._engine import Linearization
 from ._first_order import FirstOrder
 from ._plan import RowCost
@@ -220,7 +220,7 @@ def hessian(
     if second.is_constant:
         return no_entries(x.new_zeros(()).expand(n, n)) if sparse else None
     if mode != "forward_over_reverse":
-        with contextlib.suppress(Exception):  # an operation may lack a second backward; forward mode is next
+        with suppressed():  # an operation may lack a second backward; forward mode is next
             second.differentiate()
     cost = second.row_cost()
     if not sparse:
@@ -280,6 +280,8 @@ def _hessian_values(
             failed = None
             break
         except Exception as error:  # an operation lacks a derivative that this way needs
+            if is_cut_off(error):
+                raise
             failed = failed or error
     else:
         assert failed is not None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ._pieces import RESHAPES, Value, moved, whole
-from ._torch_private import axis_of, node_attribute, pushed_through, signed
+from ._torch_private import axis_of, node_attribute, node_name, pushed_through, signed
 
 __all__ = [
     "MOVES",
@@ -167,7 +167,7 @@ def _taken(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[
     _, value, shape = place.varying()
     ways = moved(place.node, whole(value, shape))
     if ways is None:
-        raise RuntimeError(f"{place.node.name()} takes no part of {shape}")
+        raise RuntimeError(f"{node_name(place.node)} takes no part of {shape}")
     return ways[place.value[1]].forth(present(tangents).movedim(0, -1)).movedim(-1, 0), None
 
 

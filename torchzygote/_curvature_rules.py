@@ -29,7 +29,7 @@ from ._curvature_linear import (
     transposed,
 )
 from ._pieces import kind_of_node
-from ._torch_private import count_outputs, curvature_by, node_attribute, slopes
+from ._torch_private import count_outputs, curvature_by, node_attribute, node_name, slopes
 
 __all__ = ["Operation", "operation"]
 
@@ -49,7 +49,7 @@ class Operation(NamedTuple):
 
 def operation(place: Place) -> Operation | None:
     """The rule for what was recorded; ``None`` if there is none."""
-    kind, node = kind_of_node(place.node.name()), place.node
+    kind, node = kind_of_node(node_name(place.node)), place.node
     varying = [value is not None for value in place.before]
     if kind in MOVES and (kind != "Cat" or all(varying)):
         return Operation(MOVES[kind], False)
@@ -72,7 +72,7 @@ def operation(place: Place) -> Operation | None:
         return Operation(_of_many, True, shaped_by=position)
     if kind not in ELEMENTWISE or shape != place.out:
         return None
-    if kind == "Pow" and node.name() == "PowBackward0" and node_attribute(node, "_saved_exponent") == 2:
+    if kind == "Pow" and node_name(node) == "PowBackward0" and node_attribute(node, "_saved_exponent") == 2:
         return _SQUARE
     return _FUNCTIONS.get(kind) or Operation(_of_one, True)
 

@@ -19,6 +19,7 @@ from ._torch_private import (
     count_outputs,
     is_leaf,
     node_attribute,
+    node_name,
     node_type,
     pulled_through,
     saves_by_hooks,
@@ -164,7 +165,7 @@ def _top(y: Tensor, found: Separation) -> _Top | None:
         if by_sample is not None:
             top.ends[value] = by_sample
             continue
-        before, kind = value[0].next_functions, kind_of_node(value[0].name())
+        before, kind = value[0].next_functions, kind_of_node(node_name(value[0]))
         varying = [found.values.get(one) for one in before]
         if kind in LOSSES and not known[1]:
             if any(one is not None and _by_sample(one[0], found.axes) is None for one in varying):

@@ -18,6 +18,7 @@ from ._assembly import Columns, Rows, add_rows
 from ._certificate import precision
 from ._curvature import Curvature
 from ._curvature_steps import steps_to
+from ._cut_off import is_cut_off
 from ._directions import directions
 from ._engine import Linearization
 from ._plan import FREE, RowCost
@@ -117,7 +118,7 @@ def matrix(
         if mode == "reverse_over_reverse" or not _plan.exceeds_budget(cost.nbytes, lin.inputs[0].device):
             return _by_rows(second, lin, options, cost)
     except Exception as error:  # an operation without a second backward may have a forward derivative
-        if mode == "reverse_over_reverse":
+        if mode == "reverse_over_reverse" or is_cut_off(error):
             raise
         failed = error
     try:

@@ -188,7 +188,7 @@ class Linearization:
             return [None] * len(self.inputs)
         if innermost_level() is not None:
             seeds = [batched_like(seed, root) for seed, root in zip(seeds, roots, strict=True)]
-        custom = sparse = biased = []
+        custom = sparse = biased = copies = []
         if create_graph:
             found = self.survey() if len(roots) == len(self.roots) else survey(roots, self._ends)
             if not (pushed or only_pushed()):
@@ -196,12 +196,12 @@ class Linearization:
                 if found.once:
                     refuse_twice(found.once, self.inputs)
             if not (self._nested or in_functorch()):  # there is no tape to ask
-                custom, sparse = found.custom, found.sparse
+                custom, sparse, copies = found.custom, found.sparse, found.copies
         if not create_graph and self._nested:
             # As torch.func.vjp does it: under vmap PyTorch's backward of torch.linalg.solve is wrong else.
             return [None if g is None else g.detach() for g in pulled(roots, seeds, self.inputs, True, True)]
-        if biased or sparse or custom:
-            results = pulled_for_another(roots, seeds, self.inputs, retain, custom, sparse, biased)
+        if biased or sparse or custom or copies:
+            results = pulled_for_another(roots, seeds, self.inputs, retain, custom, sparse, biased, copies)
         else:
             results = pulled(roots, seeds, self.inputs, retain, create_graph)
         for result in results:

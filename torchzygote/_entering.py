@@ -15,7 +15,7 @@ from ._affine import AffineMap, Other, entrances
 from ._layers import Layer, Lookup, layer
 from ._pieces import Value, Way, kind_of_node
 from ._samples import apart_from, may_have_samples
-from ._torch_private import node_shape, value_of_node
+from ._torch_private import node_name, node_shape, value_of_node
 
 __all__ = ["Entering"]
 
@@ -66,7 +66,7 @@ class Entering:
     def _derived(self, which: int, node: Any) -> list[Way] | None:
         """The outputs of a node as values of their own."""
         outputs = range(len(node._input_metadata))
-        known = kind_of_node(node.name()) != "" and all(node_shape(node, k) is not None for k in outputs)
+        known = kind_of_node(node_name(node)) != "" and all(node_shape(node, k) is not None for k in outputs)
         if not known or node is self.y.grad_fn or len(self._numbers) + len(outputs) > _MOST_BETWEEN:
             return None
         for k in outputs:

@@ -6,8 +6,6 @@ taken row by row where these are few, or apart where it is only added, as a pena
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 from torch import Tensor
 
@@ -15,6 +13,7 @@ from . import _plan
 from ._affine import Entrance
 from ._affine_check import numel_of
 from ._affine_products import diagonals, matrix
+from ._cut_off import suppressed
 from ._engine import Linearization, compiling, in_transform
 from ._pulling import Options, pulled_rows
 from ._second_order import SecondOrder
@@ -60,7 +59,7 @@ def hessian(second: SecondOrder, mode: str, options: Options) -> Tensor | None:
         return None
     if x.dim() == 0 or n < LEAST_ROWS:
         return None
-    with contextlib.suppress(Exception):  # an operation may lack a second backward; forward mode is next
+    with suppressed():  # an operation may lack a second backward; forward mode is next
         second.differentiate()
     if second.by_input(0) is None:
         return None

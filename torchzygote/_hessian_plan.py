@@ -11,6 +11,7 @@ from torch import Tensor
 from . import _compressed, _engine, _evaluation, _plan, _state
 from ._arguments import Prepared
 from ._certificate import Comparison
+from ._cut_off import is_cut_off
 from ._plan_base import Plan, is_nested, no_values, random_state
 from ._plan_results import listing_all
 from ._pulling import Options
@@ -247,6 +248,8 @@ class HessianPlan(Plan):
                     failed = None
                     return prepared, [values], comparisons
                 except Exception as error:  # an operation lacks a derivative that this way needs
+                    if is_cut_off(error):
+                        raise
                     failed = failed or error
                     _state.forget_since(position)
                     if random is not None:

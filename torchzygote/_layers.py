@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ._pieces import Value, Way, kind_of_node
-from ._torch_private import axis_of, node_attribute, node_shape, node_type, signed
+from ._torch_private import axis_of, node_attribute, node_name, node_shape, node_type, signed
 from ._windows import rows_by_windows
 
 __all__ = ["Layer", "Lookup", "layer", "lost_digits"]
@@ -68,7 +68,7 @@ class _Place(NamedTuple):
 
 def layer(node: Any, position: int, way: Way, dtype: torch.dtype) -> Layer | Lookup | None:
     """What a piece of this dtype does in this place; ``None`` where no rule knows it."""
-    kind, out = kind_of_node(node.name()), node_shape(node, 0)
+    kind, out = kind_of_node(node_name(node)), node_shape(node, 0)
     rule = _RULES.get(kind)
     if rule is None or out is None or 0 in (math.prod(out), math.prod(way.shape)):
         return None
@@ -243,7 +243,7 @@ def _by_given_statistics(place: _Place, keep: bool) -> Tensor:
 
 def lost_digits(one: Layer) -> float:
     """How many times larger than one the numbers are that a norm subtracts; 0 but for its weights."""
-    node, kind = one.z[0], kind_of_node(one.z[0].name())
+    node, kind = one.z[0], kind_of_node(node_name(one.z[0]))
     if kind not in ("NativeLayerNorm", "NativeGroupNorm") or node.next_functions[1] != one.way.value:
         return 0.0
     mean, scale = node._saved_result1.detach(), node._saved_result2.detach()
@@ -291,7 +291,7 @@ _LOOKUPS: dict[str, Callable[[Any], tuple[Tensor, int | None]]] = {
 
 
 def _lookup(place: _Place) -> tuple[Sequence[int], Pull] | None:
-    node, kind = place.node, kind_of_node(place.node.name())
+    node, kind = place.node, kind_of_node(node_name(place.node))
     if node_attribute(node, "_saved_sparse") or node_attribute(node, "_saved_scale_grad_by_freq"):
         return None
     if kind == "IndexSelect" and axis_of(node_attribute(node, "_saved_dim"), len(place.shape)) != 0:

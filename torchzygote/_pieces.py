@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._torch_private import axis_of, node_attribute, node_shape, signed
+from ._torch_private import axis_of, node_attribute, node_name, node_shape, signed
 
 __all__ = ["RESHAPES", "Move", "Value", "Way", "count", "kind_of_node", "moved", "reshaped", "whole"]
 
@@ -81,7 +81,7 @@ def _zeros(piece: Tensor, fewer: int, shape: tuple[int, ...]) -> Tensor:
 
 def moved(node: Any, way: Way) -> list[Way] | None:
     """On through a node that moves elements, or takes some; ``None`` if it does anything else."""
-    kind, shape = kind_of_node(node.name()), way.shape
+    kind, shape = kind_of_node(node_name(node)), way.shape
     rank = len(shape)
     out = node_shape(node, 0)
     value = (node, 0)

@@ -16,7 +16,7 @@ from . import _engine, _state, native
 from ._carried import carried
 from ._engine import Linearization
 from ._random import RandomState
-from ._torch_private import memory_holders, under_hooks, vmap_flat
+from ._torch_private import memory_holders, node_name, under_hooks, vmap_flat
 from ._warning import warn
 
 __all__ = ["Chunk", "Seeds", "chunks", "identity_seeds", "jvps", "pulls", "vjps"]
@@ -224,7 +224,7 @@ def _must_not_be_batched(lin: Linearization, operation: str | None) -> bool:
 
 
 def _warn_not_batched(nodes: list[Any], error: Exception) -> None:
-    custom = sorted({node.name().removesuffix("Backward") for node in nodes})
+    custom = sorted({node_name(node).removesuffix("Backward") for node in nodes})
     culprit = f" (custom autograd functions in f: {', '.join(custom)})" if custom else ""
     text = str(error).strip().split("\n")[0]
     warn(

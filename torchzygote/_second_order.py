@@ -14,6 +14,7 @@ from torch import Tensor
 from . import _engine, _plan, _state
 from ._affine import AffineMap, Entrance, entrances
 from ._arguments import Prepared
+from ._cut_off import suppressed
 from ._engine import Linearization
 from ._outputs import real_scalar
 from ._plan import FREE, RowCost
@@ -82,10 +83,16 @@ class SecondOrder:
         """The gradient alone, by a plain pullback; ``pushed``: forward mode is going to differentiate it."""
         if self._first is None or self._root is None or self._is_taken:
             return
-        # Compiled functions let themselves be pulled back once, unless more than that has been recorded.
         self._is_taken = True
+        seeds = [torch.ones_like(self._root)]
+        if not (pushed or self.keep or _engine.in_transform()) and self._first.survey().custom:
+            # Forward mode doesn't notice a backward that leaves autograd, and gives zeros.
+            with suppressed():  # it may do without what this lacks
+                self.grads = list(map(_engine.detached, self._first.pull(seeds, create_graph=True)))
+                return
+        # Compiled functions let themselves be pulled back once, unless more than that has been recorded.
         self.grads = self._first.pull(
-            [torch.ones_like(self._root)],
+            seeds,
             retain=self.keep or self._lin is not None,
             create_graph=self.keep,
             pushed=pushed,
@@ -291,8 +298,9 @@ def _run_nested(caller: str, f: Callable[..., Any], prepared: Prepared, keep: bo
 
 
 class Seen:
-    """What a pushed run of ``f`` shows besides its gradient: its value, and whether all columns fit memory.
+    """What a pushed run of ``f`` shows besides its gradient: its value, and whether to go on.
 
+    Not so where all columns don't fit memory, or where custom functions have to be checked before.
     ``columns``: so many are pushed at once before anybody has measured ``f``; 0 where that needn't be asked.
     """
 
@@ -306,9 +314,11 @@ class Seen:
     def look(self, inner: SecondOrder) -> None:
         """``f`` has run, and has yet to be pulled back."""
         self.value = inner.value
-        if self.columns > 0 and inner._first is not None:
-            nbytes = self.columns * _PUSHED_BYTES * inner._first.survey().nbytes
-            self.stopped = _plan.exceeds_budget(nbytes, inner.prepared.inputs[0].device)
+        if inner._first is not None and not _engine.compiling():
+            found = inner._first.survey()
+            nbytes = self.columns * _PUSHED_BYTES * found.nbytes
+            fits = not _plan.exceeds_budget(nbytes, inner.prepared.inputs[0].device)
+            self.stopped = bool(found.custom) or not fits
 
 
 def gradient_by(

@@ -13,6 +13,7 @@ from torch import Tensor
 from . import _engine, _state
 from ._engine import Linearization
 from ._first_order import FirstOrder
+from ._torch_private import node_name
 
 __all__ = ["Transposed", "transposed"]
 
@@ -51,7 +52,7 @@ def transposed(first: FirstOrder) -> Transposed | None:
 
 def _refuse_nonlinear(lin: Linearization) -> None:
     if custom := lin.survey().nonlinear:
-        names = ", ".join(node.name().removesuffix("Backward") for node in custom)
+        names = ", ".join(node_name(node).removesuffix("Backward") for node in custom)
         raise RuntimeError(
             "mode 'forward' with Params differentiates the pullback by its cotangent, which is not known to "
             f"be right for custom autograd functions and a few others, found {names}; use mode 'reverse'"

@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointFunction
 
+from ._cut_off import checked_copies, checked_custom_functions
 from ._notes import pulled
-from ._torch_private import leads_to, survey
+from ._torch_private import leads_to, node_name, survey
 
 __all__ = [
     "are_norms_refused",
@@ -31,60 +32,17 @@ def pulled_for_another(
     custom: list[Any],
     sparse: list[Any],
     biased: list[Any],
+    copies: list[Any],
 ) -> list[Tensor | None]:
     """A recorded pullback through nodes, some at least, that have to be watched or put right for another."""
-    with _summed_biases(biased) if biased else contextlib.nullcontext():
+    with _summed_biases(biased) if biased else contextlib.nullcontext(), checked_copies(copies):
         if sparse or not custom:
             with _checked_sparse_tensors(sparse) if sparse else contextlib.nullcontext():
                 results = pulled(roots, seeds, inputs, retain or bool(custom), True)
         if custom:  # by cotangents that depend on themselves, which sparse tensors must not see
-            with _checked_custom_functions(custom, seeds) as checked:
+            with checked_custom_functions(custom, seeds) as checked:
                 results = pulled(roots, checked, inputs, True, True)
     return results
-
-
-@contextlib.contextmanager
-def _checked_custom_functions(nodes: list[Any], seeds: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Around a pullback that must be differentiable: refuse custom functions whose backward isn't.
-
-    PyTorch gives zeros, silently, for a backward that leaves autograd (NumPy, ``detach``), and even for
-    ``once_differentiable`` as long as no cotangent requires grad. So the cotangents do, and each result of a
-    custom backward must be connected to them. ``nodes``: those of the custom functions.
-    """
-
-    def check(node: Any) -> Callable[..., None]:
-        def hook(results: Sequence[Any], cotangents: Sequence[Any]) -> None:
-            if any(isinstance(c, Tensor) and c.requires_grad for c in cotangents):
-                for result in results:
-                    if isinstance(result, Tensor) and _leaves_autograd(result):
-                        raise RuntimeError(
-                            f"f can't be differentiated twice: the backward of the custom autograd function "
-                            f"{node.name().removesuffix('Backward')} gives a gradient that autograd can't "
-                            "follow; write it with differentiable PyTorch operations"
-                        )
-
-        return hook
-
-    if not nodes:
-        yield seeds
-        return
-    if any(node.name() == "CompiledFunctionBackward" for node in nodes):
-        # Its backward is another compiled function, cut off from what the first one was given.
-        raise RuntimeError(
-            "f can't be differentiated twice: it calls a function made with torch.compile, whose backward "
-            "autograd can't follow; call the uncompiled function here, and compile what differentiates it"
-        )
-    if any("linear_cross_entropy_batch_chunked" in node.name() for node in nodes):
-        raise RuntimeError(
-            "f can't be differentiated twice: torch.nn.functional.linear_cross_entropy with chunked options "
-            "computes its gradients as it runs, where autograd can't follow; leave options out"
-        )
-    handles = [node.register_hook(check(node)) for node in nodes]
-    try:
-        yield [seed if seed.requires_grad else seed.detach().requires_grad_() for seed in seeds]
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextlib.contextmanager
@@ -130,20 +88,12 @@ def _summed_biases(nodes: list[Any]) -> Iterator[None]:
 
         return hook
 
-    handles = [node.register_hook(sums("LayerNorm" in node.name())) for node in nodes]
+    handles = [node.register_hook(sums("LayerNorm" in node_name(node))) for node in nodes]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _leaves_autograd(result: Tensor) -> bool:
-    """Whether a gradient that depends on its cotangent is cut off from it, or fails as one follows it."""
-    if result.requires_grad:
-        # What once_differentiable puts there raises only if a backward pass reaches it, and none does.
-        return result.grad_fn is not None and result.grad_fn.name() == "torch::autograd::Error"
-    return bool(result.any())
 
 
 def refuse_reentrant(roots: list[Tensor]) -> None:

@@ -55,6 +55,7 @@ from .nodes import (
     curvature_by,
     is_leaf,
     node_attribute,
+    node_name,
     node_shape,
     node_type,
     pulled_through,
@@ -83,7 +84,7 @@ from .operators import (
 from .passing import pass_along, passed_along, passes_leave_their_thread
 from .scripts import enable_optimized_scripts, scripts_as_written, scripts_kept_from
 from .structures import names_of_fields
-from .surveys import Survey, survey
+from .surveys import Survey, is_compiled_function, survey
 from .tensors import (
     alike,
     group_by_device_and_dtype,
@@ -163,6 +164,7 @@ __all__ = [
     "innermost_layer",
     "innermost_level",
     "innermost_transform",
+    "is_compiled_function",
     "is_leaf",
     "is_recorded",
     "is_tracing",
@@ -182,6 +184,7 @@ __all__ = [
     "nested_tangents_watched",
     "no_torch_function",
     "node_attribute",
+    "node_name",
     "node_names",
     "node_shape",
     "node_type",

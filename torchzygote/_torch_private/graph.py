@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .levels import in_functorch
-from .nodes import node_of, source_of
+from .nodes import node_name, node_of, source_of
 
 __all__ = [
     "consumers_below",
@@ -102,7 +102,7 @@ def consumers_below(root: Tensor) -> dict[tuple[Any, int], list[tuple[Any, int]]
 
 def node_names(root: Tensor) -> list[str]:
     """Names of the operations below ``root`` in the recorded graph, each once."""
-    return sorted({node.name() for node in _nodes_below([root.grad_fn])})
+    return sorted({node_name(node) for node in _nodes_below([root.grad_fn])})
 
 
 def leads_to(node: Any, inputs: Sequence[Tensor]) -> bool:

@@ -18,6 +18,7 @@ __all__ = [
     "curvature_by",
     "is_leaf",
     "node_attribute",
+    "node_name",
     "node_of",
     "node_shape",
     "node_type",
@@ -52,6 +53,11 @@ def value_of_node(node: Any, output: int) -> Tensor:
     if meta.dtype.is_floating_point or meta.dtype.is_complex:
         value.requires_grad_()
     return value  # type: ignore[no-any-return]
+
+
+def node_name(node: Any) -> str:
+    """What PyTorch calls the operation; a custom function may have an attribute ``name`` of its own."""
+    return str(type(node).name(node))
 
 
 def source_of(x: Tensor) -> tuple[Any, int]:
@@ -98,7 +104,7 @@ def pushed_through(node: Any, tangents: Sequence[Tensor | None], shape: Sequence
         found = node(cotangent)
         pulled = [(found if isinstance(found, Tensor) else found[i], t) for i, t in given]
         if any(g is None or not g.requires_grad or g.shape != t.shape[1:] for g, t in pulled):
-            raise RuntimeError(f"the transpose of {node.name()} isn't recorded")
+            raise RuntimeError(f"the transpose of {node_name(node)} isn't recorded")
         by = [g for g, _ in pulled]
         rows: list[Tensor] = [t for _, t in pulled]
         if len(rows) == 1 and len(rows[0]) > _FEW:
@@ -120,7 +126,7 @@ def slopes(
         found = node(ones)
         first = found if isinstance(found, Tensor) else found[position]
         if first.shape != ones.shape:
-            raise RuntimeError(f"{node.name()} doesn't work element by element")
+            raise RuntimeError(f"{node_name(node)} doesn't work element by element")
         second = None
         if first.requires_grad:
             edge = _graph.GradientEdge(*value)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from .lacking import LACKING
 from .levels import transform_stack
-from .nodes import node_of, node_shape
+from .nodes import node_name, node_of, node_shape
 
-__all__ = ["Survey", "rounding_of_cudnn", "survey"]
+__all__ = ["Survey", "is_compiled_function", "rounding_of_cudnn", "survey"]
 
 
 class Survey(NamedTuple):
@@ -39,6 +39,8 @@ class Survey(NamedTuple):
     """Operations whose second derivative PyTorch gets wrong, and the node below that it is wrong by."""
     lacking: bool
     """Whether there are operations whose backward can't be differentiated, but that have a formula."""
+    copies: list[Any]
+    """Nodes of what is written into views in place: they hide the node of the operation that does it."""
     sparse: list[Any]
     """Nodes of sparse tensors: what their backward gives can't be differentiated by what it got."""
     biased: list[Any]
@@ -85,6 +87,7 @@ _TF32 = 2.0**-10
 # That one's gradient by the bias fails where it is to be differentiated (2.13).
 _GROUPED = "NativeGroupNormBackward0"
 _GROUPED_BIAS_FAILS = torch.__version__ < "2.14"  # its derivatives by a bias without a weight
+_COPIES = "torch::autograd::CopySlices"
 _TOLD_BY_NAME = frozenset(
     {
         *LACKING,
@@ -96,8 +99,11 @@ _TOLD_BY_NAME = frozenset(
         *_BIASED,
         *_ONCE_BY,
         _GROUPED,
+        _COPIES,
     }
 )
+# The type of all nodes of C++ functions that nobody has told Python of.
+_UNTOLD = "CppFunction"
 _PythonNode = torch.autograd.function.BackwardCFunction
 # Types of nodes of which nothing has to be told but their gradients.
 _ordinary: set[type] = set()
@@ -109,6 +115,7 @@ class _Told:
     __slots__ = (
         "biased",
         "by_lu",
+        "copies",
         "custom",
         "lacking",
         "misbatched",
@@ -125,31 +132,34 @@ class _Told:
         self.nonlinear: list[Any] = []
         self.unpushable: list[str] = []
         self.once: list[tuple[str, Any]] = []
+        self.copies: list[Any] = []
         self.sparse: list[Any] = []
         self.biased: list[Any] = []
         self.by_lu = self.lacking = False
         self.rounded = 0.0
 
     def look_at(self, node: Any) -> None:
-        name = node.name()
+        name = node_name(node)
         if isinstance(node, _PythonNode):
             self._look_at_python(node, name)
         elif name in _TOLD_BY_NAME:
             self._look_up(node, name)
-        elif "CppNode" in name:
-            self.custom.append(node)
-        elif name.endswith(type(node).__name__):  # not of a type for all that have none of their own
+        elif type(node).__name__ != _UNTOLD:
             _ordinary.add(type(node))
+        elif not name.startswith("torch::autograd::") or "CppNode" in name:
+            self.custom.append(node)
 
     def _look_at_python(self, node: Any, name: str) -> None:
-        made_by = node._forward_cls
+        made_by = _written(node._forward_cls)
         if not getattr(made_by, "torchzygote_composes", False):
             self.custom.append(node)
             if made_by.__module__ == "torch._library.autograd":
                 self.unpushable.append(_operator_name(name))
 
     def _look_up(self, node: Any, name: str) -> None:
-        if name in _NOT_LINEAR_AT_ZERO:
+        if name == _COPIES:
+            self.copies.append(node)
+        elif name in _NOT_LINEAR_AT_ZERO:
             self.nonlinear.append(node)
         elif name in _SPARSE:
             self.sparse.append(node)
@@ -214,11 +224,28 @@ def survey(roots: Sequence[Tensor], ends: Collection[Any] = ()) -> Survey:
         unpushable=told.unpushable,
         once=told.once,
         lacking=told.lacking,
+        copies=told.copies,
         sparse=told.sparse,
         biased=told.biased,
         by_lu=told.by_lu,
         coarsest=max(max(map(_spacing, dtypes), default=0.0), told.rounded),
     )
+
+
+def _written(function: Any) -> Any:
+    """The custom function as it was written; ``torch.func`` generates another for each level of its own."""
+    if issubclass(function, torch.autograd.Function):
+        return function
+    backward = function.backward
+    inside = dict(zip(backward.__code__.co_freevars, backward.__closure__ or (), strict=True))
+    return inside["autograd_function"].cell_contents if "autograd_function" in inside else function
+
+
+def is_compiled_function(node: Any) -> bool:
+    """Whether a node is of a function made with ``torch.compile``, and no other that has the name."""
+    made_by: Any = getattr(node, "_forward_cls", None)
+    compiled: bool = node_name(node) == "CompiledFunctionBackward" and made_by.__module__.startswith("torch.")
+    return compiled
 
 
 def rounding_of_cudnn(device: torch.device, dtype: torch.dtype) -> float:

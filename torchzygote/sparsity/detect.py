@@ -19,7 +19,7 @@ from .._outputs import real_scalar
 from .._random import OneRun, RandomState
 from .._real_arguments import prepare_one
 from .._sight import watching
-from .._torch_private import dynamo_is_loaded, in_functorch, reaches, survey, uncompiled
+from .._torch_private import dynamo_is_loaded, in_functorch, node_name, reaches, survey, uncompiled
 from .._unfused import unfused
 from ..native.index_sets import expand_pairs, expand_sets
 from ._replay import Replay
@@ -110,7 +110,7 @@ def _unseen(value: Any, output: Ref | None, twins: Sequence[Tensor]) -> str | No
         forward = getattr(node, "_forward_cls", None)
         if forward is not CheckpointFunction and not getattr(forward, "derivative_of_forward", False):
             # Its backward may be that of another function (a straight-through estimator).
-            return f"the custom autograd function {node.name().removesuffix('Backward')}"
+            return f"the custom autograd function {node_name(node).removesuffix('Backward')}"
     return "an operation out of sight" if output is None and reaches([value], twins) else None
 
 
