@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _curvature, _engine, _plan, _products, _separable, _state, native
+from . import _curvature, _engine, _products, _separable, _state, native
 from ._arguments import Prepared
 from ._assembly import Columns, Rows, add_rows
 from ._certificate import precision
@@ -109,26 +109,23 @@ def matrix(
         second.take_gradient()
         return _by_columns(f, second, options, random)
     failed: Exception | None = None
+    # Whatever one row takes: pushed, it takes more, and counts what is computed under no_grad.
     try:
         second.differentiate()
         lin = second.by_input(0)
         if lin is None:  # linear: the gradient depends on nothing
             return _zeros(second, options)
         cost = FREE if _engine.compiling() else second.row_cost()
-        if mode == "reverse_over_reverse" or not _plan.exceeds_budget(cost.nbytes, lin.inputs[0].device):
-            return _by_rows(second, lin, options, cost)
+        return _by_rows(second, lin, options, cost)
     except Exception as error:  # an operation without a second backward may have a forward derivative
         if mode == "reverse_over_reverse" or is_cut_off(error):
             raise
         failed = error
     try:
-        if failed is not None:
-            second.take_gradient()
+        second.take_gradient()
         return _by_columns(f, second, options, random)
     except Exception:
-        if failed is not None:
-            raise failed from None
-        raise
+        raise failed from None
     finally:
         failed = None  # whose traceback holds this frame
 
