@@ -76,10 +76,7 @@ __all__ = [
 
 
 def compiling() -> bool:
-    """Whether ``torch.compile`` is tracing us.
-
-    PyTorch's own function would not do: in what the tracer leaves to Python it sees calls of ours, not that.
-    """
+    """Whether ``torch.compile`` is tracing us; where a graph breaks, it sees calls of this alone."""
     return torch.compiler.is_compiling()
 
 
@@ -101,10 +98,6 @@ def recording_if(keep: bool) -> contextlib.AbstractContextManager[None]:
     return torch.enable_grad() if keep and not compiling() else contextlib.nullcontext()
 
 
-# ---------------------------------------------------------------------------------------------------------
-# reverse mode
-
-
 class Linearization:
     """``f`` at one point, ready to be pulled back: ``roots`` are its tensor outputs, ``inputs`` what by.
 
@@ -120,11 +113,12 @@ class Linearization:
         "_pull",
         "_start",
         "_survey",
+        "_y",
+        "_y_is_recorded",
         "inputs",
         "prepared",
         "roots",
         "waiting",
-        "y",
         "y_leaves",
         "y_spec",
     )
@@ -141,7 +135,8 @@ class Linearization:
         self.prepared = prepared
         self.roots = roots
         self.inputs = inputs
-        self.y: Any = None
+        self._y: Any = None
+        self._y_is_recorded = False
         self.y_leaves: list[Any] = []
         self.y_spec: Any = None
         self.waiting: list[_state.Waiting] = []
@@ -150,6 +145,13 @@ class Linearization:
         self._start = start
         self._nested = nested
         self._ends = ends
+
+    @property
+    def y(self) -> Any:
+        """What ``f`` returned; small calls that don't ask for it don't wait until it is detached."""
+        if self._y_is_recorded:
+            self._y, self._y_is_recorded = detached(self._y), False
+        return self._y
 
     def onward(self, roots: list[Tensor], inputs: list[Tensor]) -> Linearization:
         """What has been computed from this one, by ``inputs``."""
@@ -311,7 +313,7 @@ def _linearize_on_tape(
     ends = [x.grad_fn for x, owned in zip(tracked, prepared.owned, strict=True) if owned] if keep else []
     lin = Linearization(prepared, [], tracked, start, ends=frozenset(filter(None, ends)))
     _take_outputs(lin, y, scalar_aux)
-    lin.y = y if keep else detached(y)
+    lin._y, lin._y_is_recorded = y, not keep
     return lin
 
 
@@ -350,9 +352,8 @@ def _linearize_functorch(
         y = call_exchanged(f, prepared, tracked)
         lin = Linearization(prepared, [], tracked, nested=True)
         _take_outputs(lin, y, scalar_aux)
-        lin.y = each_tensor(lambda leaf: leave_grad_level(leaf, level), y)
-    if not keep:  # under vmap alone
-        lin.y = detached(lin.y)
+        lin._y = each_tensor(lambda leaf: leave_grad_level(leaf, level), y)
+    lin._y_is_recorded = not keep  # under vmap alone
     return lin
 
 
@@ -388,7 +389,7 @@ def _linearize_compiled(f: Callable[..., Any], prepared: Prepared, scalar_aux: b
     lin = Linearization(prepared, [] if constant else list(roots), list(prepared.inputs))
     lin._pull = None if constant else pull
     given = iter(tensors)
-    lin.y = pytree.tree_unflatten(
+    lin._y = pytree.tree_unflatten(
         [next(given) if leaf is None else leaf[0] for leaf in kept["given"]], kept["y"]
     )
     remaining = iter(roots)

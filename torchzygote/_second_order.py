@@ -47,19 +47,19 @@ class SecondOrder:
         "_positions",
         "_root",
         "_row_cost",
+        "_value",
         "_written",
         "caller",
         "grads",
         "keep",
         "prepared",
-        "value",
     )
 
-    def __init__(self, caller: str, prepared: Prepared, keep: bool, value: Any) -> None:
+    def __init__(self, caller: str, prepared: Prepared, keep: bool, value: Any = None) -> None:
         self.caller = caller
         self.prepared = prepared
         self.keep = keep
-        self.value = value
+        self._value = value
         self.grads: list[Tensor | None] = [None] * len(prepared.inputs)
         self._first: Linearization | None = None
         self._root: Tensor | None = None
@@ -73,6 +73,11 @@ class SecondOrder:
         """``written`` runs ``f`` again, with norms by their formulas."""
         self._first, self._root = recorded
         self._written = written
+
+    @property
+    def value(self) -> Any:
+        """What ``f`` returned."""
+        return self._value if self._first is None else self._first.y
 
     def record(self, lin: Linearization, positions: list[int | None]) -> None:
         """``lin.roots[positions[i]]`` is the gradient by input ``i``."""
@@ -106,7 +111,6 @@ class SecondOrder:
         if self._written is not None and (found.lacking or are_norms_refused(found.once, self._first.inputs)):
             written, self._written = self._written, None
             self._first, self._root = written()
-            self.value = self._first.y
             if self._root is None:
                 return
         grads = self._first.pull_dense([torch.ones_like(self._root)], create_graph=True)
@@ -263,7 +267,7 @@ def run(
             return record()
 
     first = record()
-    second = SecondOrder(caller, prepared, keep, first[0].y)
+    second = SecondOrder(caller, prepared, keep)
     second.start_from(first, written if recorded and random is not None and not keep else None)
     return second
 

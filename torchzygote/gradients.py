@@ -101,7 +101,7 @@ def _value_and_results(
             flat = _updates.pull(lin, [torch.ones_like(root)], params is not None, retain=keep, keep=keep)
         if not _engine.in_transform() and not _engine.compiling():
             flat = own(flat) if params is None else laid_out(own(flat), prepared.inputs, keep)
-        value = lin.y
+        value = lin.y if aux else None
     return value, prepared.results(flat) if params is None else Grads(params, flat)
 
 

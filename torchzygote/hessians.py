@@ -54,8 +54,9 @@ def _value_gradient_hessian(
     progress: bool,
     sparse: bool,
     verify: bool,
-) -> tuple[Any, Tensor, Tensor]:
-    """The worker: value, gradient and Hessian by one argument."""
+    alone: bool,
+) -> Whole:
+    """The worker: the Hessian by one argument, and value and gradient unless it is wanted ``alone``."""
     _plan.check_mode(mode, _plan.HESSIAN_MODES)
     check_flags(progress=progress, sparse=sparse, verify=verify)
     if sparse:
@@ -70,14 +71,16 @@ def _value_gradient_hessian(
         if mode == "forward_over_reverse" and not sparse:
             whole = _dense_hessians.pushed(caller, f, prepared, options, random)
         if whole is None:
-            whole = _measured(caller, f, prepared, mode, options, random, sparse, verify)
+            whole = _measured(caller, f, prepared, mode, options, random, sparse, verify, alone)
     by = prepared.inputs[0]
     value, grad, matrix = whole
-    if grad is None:
+    if alone:
+        grad = None
+    elif grad is None:
         grad = torch.zeros_like(by)
     elif not (grad.is_contiguous() or _engine.compiling() or _engine.in_transform()):
         grad = grad.contiguous()  # not expanded: the caller may write into it
-    return value, grad, matrix.reshape(()) if by.dim() == 0 else matrix
+    return Whole(value, grad, matrix.reshape(()) if by.dim() == 0 else matrix)
 
 
 def _measured(
@@ -89,6 +92,7 @@ def _measured(
     random: RandomState | None,
     sparse: bool,
     verify: bool,
+    alone: bool,
 ) -> Whole:
     """What ``f`` as recorded by one run gives, and tells of how to go on."""
     second = run(caller, f, prepared, options.keep, recorded=mode != "forward_over_reverse", random=random)
@@ -103,6 +107,8 @@ def _measured(
         matrix = _dense_hessians.matrix(f, second, mode, options, random)
         if sparse and prepared.inputs[0].dim() > 0:
             matrix = _compressed.no_entries(matrix) if second.is_linear else _compressed.full_csr(matrix)
+    if alone:
+        return Whole(None, None, matrix)
     grad = second.grads[0]
     return Whole(second.value, grad if options.keep else _engine.detached(grad), matrix)
 
@@ -172,7 +178,7 @@ def hessian(
     ``hessian`` in Zygote.jl, https://fluxml.ai/Zygote.jl/stable/utils/
     """
     options = (mode, chunk_size, create_graph, progress, sparse, verify)
-    return _value_gradient_hessian("hessian", f, x, *options)[2]
+    return _value_gradient_hessian("hessian", f, x, *options, True).matrix
 
 
 def hessian_dual(
@@ -204,7 +210,7 @@ def hessian_dual(
     """
     mode = "forward_over_reverse"
     options = (mode, chunk_size, create_graph, progress, sparse, verify)
-    return _value_gradient_hessian("hessian_dual", f, x, *options)[2]
+    return _value_gradient_hessian("hessian_dual", f, x, *options, True).matrix
 
 
 def hessian_reverse(
@@ -236,7 +242,7 @@ def hessian_reverse(
     """
     mode = "reverse_over_reverse"
     options = (mode, chunk_size, create_graph, progress, sparse, verify)
-    return _value_gradient_hessian("hessian_reverse", f, x, *options)[2]
+    return _value_gradient_hessian("hessian_reverse", f, x, *options, True).matrix
 
 
 def withhessian(
@@ -269,7 +275,9 @@ def withhessian(
             [0., 2.]]))
     """
     options = (mode, chunk_size, create_graph, progress, sparse, verify)
-    return WithHessian(*_value_gradient_hessian("withhessian", f, x, *options))
+    found = _value_gradient_hessian("withhessian", f, x, *options, False)
+    assert found.gradient is not None
+    return WithHessian(found.value, found.gradient, found.matrix)
 
 
 # The first is for what a lambda without annotations has as its argument, which fits every type.
