@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from ._torch_private import is_compiled_function, node_name, sequence_number, source_of
+from ._torch_private import hides_another, is_compiled_function, node_name, sequence_number, source_of
 
-__all__ = ["checked_copies", "checked_custom_functions", "is_cut_off", "suppressed"]
+__all__ = ["checked_copies", "checked_custom_functions", "hooked", "is_cut_off", "suppressed"]
 
 _ERROR = "torch::autograd::Error"
-_COPIES = "torch::autograd::CopySlices"
 
 
 def _cut_off(message: str) -> RuntimeError:
@@ -44,6 +43,17 @@ def suppressed() -> Iterator[None]:
     except Exception as error:
         if is_cut_off(error):
             raise
+
+
+@contextlib.contextmanager
+def hooked(nodes: Sequence[Any], hook_for: Callable[[Any], Callable[..., Any]]) -> Iterator[None]:
+    """While each of the nodes has its hook, which gets what the node gives and what it was given."""
+    handles = [node.register_hook(hook_for(node)) for node in nodes]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class _Pass:
@@ -99,16 +109,12 @@ def checked_custom_functions(nodes: list[Any], seeds: list[Tensor]) -> Iterator[
 
         return hook
 
-    handles = [node.register_hook(check(node)) for node in nodes]
-    try:
+    with hooked(nodes, check):
         with torch.enable_grad():  # not leaves: a backward may write into its cotangent
             watched = [
                 seed if seed.requires_grad else seed.detach().requires_grad_().clone() for seed in seeds
             ]
         yield watched
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _is_cut_off(here: _Pass, node: Any, result: Tensor, ends: set[Any]) -> bool:
@@ -166,7 +172,7 @@ def checked_copies(nodes: list[Any]) -> Iterator[None]:
             if not (isinstance(result, Tensor) and isinstance(cotangent, Tensor) and cotangent.requires_grad):
                 return
             copied = source_of(result)[0] if result.requires_grad else None
-            if copied is None or node_name(copied) != _COPIES or len(copied.next_functions) < 2:
+            if copied is None or not hides_another(copied) or len(copied.next_functions) < 2:
                 return
             source = copied.next_functions[1][0]
             if source is not None and node_name(source) == _ERROR:
@@ -180,12 +186,8 @@ def checked_copies(nodes: list[Any]) -> Iterator[None]:
 
         return hook
 
-    handles = [node.register_hook(check(node)) for node in nodes]
-    try:
+    with hooked(nodes, check):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _refusal(node: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointFunction
 
-from ._cut_off import checked_copies, checked_custom_functions
+from ._cut_off import checked_copies, checked_custom_functions, hooked
 from ._notes import pulled
 from ._torch_private import leads_to, node_name, survey
 
@@ -88,12 +88,8 @@ def _summed_biases(nodes: list[Any]) -> Iterator[None]:
 
         return hook
 
-    handles = [node.register_hook(sums("LayerNorm" in node_name(node))) for node in nodes]
-    try:
+    with hooked(nodes, lambda node: sums("LayerNorm" in node_name(node))):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def refuse_reentrant(roots: list[Tensor]) -> None:

@@ -84,7 +84,7 @@ from .operators import (
 from .passing import pass_along, passed_along, passes_leave_their_thread
 from .scripts import enable_optimized_scripts, scripts_as_written, scripts_kept_from
 from .structures import names_of_fields
-from .surveys import Survey, is_compiled_function, survey
+from .surveys import Survey, hides_another, is_compiled_function, survey
 from .tensors import (
     alike,
     group_by_device_and_dtype,
@@ -153,6 +153,7 @@ __all__ = [
     "has_hooks",
     "has_nodes_before",
     "has_tangent",
+    "hides_another",
     "hooks_made",
     "in_forward_ad",
     "in_function_mode",

@@ -14,7 +14,7 @@ from .lacking import LACKING
 from .levels import transform_stack
 from .nodes import node_name, node_of, node_shape
 
-__all__ = ["Survey", "is_compiled_function", "rounding_of_cudnn", "survey"]
+__all__ = ["Survey", "hides_another", "is_compiled_function", "rounding_of_cudnn", "survey"]
 
 
 class Survey(NamedTuple):
@@ -239,6 +239,11 @@ def _written(function: Any) -> Any:
     backward = function.backward
     inside = dict(zip(backward.__code__.co_freevars, backward.__closure__ or (), strict=True))
     return inside["autograd_function"].cell_contents if "autograd_function" in inside else function
+
+
+def hides_another(node: Any) -> bool:
+    """Whether a node is of what was written into a view in place: the node of that operation is inside."""
+    return node_name(node) == _COPIES
 
 
 def is_compiled_function(node: Any) -> bool:
