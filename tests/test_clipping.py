@@ -153,6 +153,15 @@ def test_bounds_that_cross_are_refused(bounds: tuple[float, ...]) -> None:
     assert torch.equal(g[w], torch.ones(2))
 
 
+@pytest.mark.parametrize("max_norm", [-1.0, math.nan])
+def test_a_bound_that_would_turn_gradients_around_is_refused(max_norm: float) -> None:
+    w = torch.ones(2)
+    g = Grads(Params([w]), [torch.ones(2)])
+    with pytest.raises(ValueError, match="expected max_norm to be at least 0, got"):
+        g.clip_norm_(max_norm)
+    assert torch.equal(g[w], torch.ones(2))
+
+
 def test_arguments_of_other_kinds_are_refused() -> None:
     w, z = torch.ones(2), torch.ones(2, dtype=torch.complex64)
     g = Grads(Params([w]), [torch.ones(2)])

@@ -37,6 +37,9 @@ def error_of(call: Callable[[], Any], kind: type[Exception] | tuple[type[Excepti
 def test_the_function_comes_first(worker: Callable[..., Any]) -> None:
     text = error_of(lambda: worker(X, torch.sum), TypeError)
     assert "f: expected a function, which comes first, got Tensor of shape (3,)" in text
+    text = error_of(lambda: worker(None, 2), TypeError)
+    assert "f: expected a function, which comes first, got NoneType" in text
+    assert "promoted" not in text
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def pulled(
 def annotate(error: BaseException, f: Callable[..., Any], prepared: Prepared) -> None:
     """Add to an error that calling ``f`` raised what explains it; the caller raises it again."""
     text = str(error)
-    if prepared.promoted:
+    if prepared.promoted and callable(f):
         listed = "; ".join(prepared.promoted)
         _add_note(
             error,

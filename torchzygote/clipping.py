@@ -106,6 +106,8 @@ def clip_norm(
 ) -> tuple[list[Tensor], Tensor]:
     """The tensors scaled down to a total norm of at most ``max_norm``, and the norm they had."""
     max_norm = _bound("max_norm", max_norm)
+    if not max_norm >= 0:
+        raise ValueError(f"clip_norm: expected max_norm to be at least 0, got {max_norm}")
     total = total_norm(xs, norm_type, error_if_nonfinite)
     # clamped instead of compared: a comparison would wait for the device
     coefficient = torch.clamp(max_norm / (total + 1e-6), max=1.0)

@@ -187,7 +187,7 @@ class Grads(GradDict):
         Parameters
         ----------
         max_norm : float
-            The bound.
+            The bound, at least 0.
         norm_type : float
             As for :meth:`norm`.
         error_if_nonfinite : bool
@@ -200,6 +200,8 @@ class Grads(GradDict):
 
         Raises
         ------
+        ValueError
+            ``max_norm`` is below zero, which would turn the gradients around, or NaN.
         RuntimeError
             The norm isn't finite and ``error_if_nonfinite`` is set; nothing is changed.
 

@@ -50,6 +50,10 @@ def places(**changes: Any) -> dict[str, Any]:
     return changed(sample, **changes)
 
 
+def colored(**changes: Any) -> dict[str, Any]:
+    return changed({"matrix": torch.eye(3), "colors": INDEX, "ncolors": 3}, **changes)
+
+
 CASES: list[tuple[str, dict[str, Any], str]] = [
     ("seed_rows", seeds(lo=-1), "lo: expected at least 0, got -1"),
     ("seed_rows", seeds(lo=2, hi=1), "hi: expected at least lo = 2, got 1"),
@@ -112,6 +116,18 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
         {"matrix": torch.ones(2, 3), "colors": INDEX, "ncolors": 3, "by": "diagonals"},
         "by: expected 'columns' or 'rows', got 'diagonals'",
     ),
+    (
+        "scatter_rows_",
+        rows(products=[torch.ones(2, 3), torch.ones(2, 2, dtype=torch.int64)]),
+        r"products\[1\]: expected a dtype that converts to",
+    ),
+    (
+        "gather_diagonal",
+        gathered(out=torch.ones(3), colors=INDEX, lo=-1),
+        "lo: expected at least 0, got -1",
+    ),
+    ("compress", colored(ncolors=-1), "ncolors: expected at least 0, got -1"),
+    ("compress", colored(colors=torch.tensor([0, 1, 2, 0])), r"colors: expected shape \(3\), got \(4\)"),
 ]
 
 

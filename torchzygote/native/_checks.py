@@ -11,6 +11,7 @@ from .._torch_private import is_wrapped
 
 __all__ = [
     "check_colors",
+    "check_compress",
     "check_index",
     "check_matrix",
     "check_range",
@@ -21,6 +22,9 @@ __all__ = [
 ]
 
 _INDEX_DTYPES = (torch.int64, torch.int32)
+# What is converted where products and blocks differ; complex numbers not to real ones.
+_REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_COMPLEX = (torch.complex64, torch.complex128)
 
 
 def _shape(x: Tensor) -> str:
@@ -135,3 +139,23 @@ def check_scatter(blocks: Sequence[Tensor], products: Sequence[Tensor | None], l
             raise ValueError(
                 f"products[{i}]: expected a real dtype for a block of {block.dtype}, got {product.dtype}"
             )
+        if product.dtype != block.dtype and not _converts(product.dtype, block.dtype):
+            raise ValueError(
+                f"products[{i}]: expected a dtype that converts to {block.dtype}, got {product.dtype}"
+            )
+
+
+def _converts(source: torch.dtype, target: torch.dtype) -> bool:
+    return source in (*_REAL, *_COMPLEX) and target in (_COMPLEX if source in _COMPLEX else _REAL + _COMPLEX)
+
+
+def check_compress(matrix: Tensor, colors: Tensor, ncolors: int, by: str) -> tuple[int, int]:
+    """How many lines of the matrix are summed, and how many elements each has."""
+    if by not in ("columns", "rows"):
+        raise ValueError(f"by: expected 'columns' or 'rows', got {by!r}")
+    if ncolors < 0:
+        raise ValueError(f"ncolors: expected at least 0, got {ncolors}")
+    height, width = check_matrix("matrix", matrix, layouts=(torch.strided, torch.sparse_csr))
+    summed, kept = (width, height) if by == "columns" else (height, width)
+    _check_integers("colors", colors, summed)
+    return summed, kept

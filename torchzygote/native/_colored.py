@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .._torch_private import below_autograd
 from . import reference
+from ._checks import check_compress
 from ._choice import compiled, mark_written, on_cpu
 from ._loading import operator
 
@@ -136,10 +137,10 @@ def compress(matrix: Tensor, colors: Tensor, ncolors: int, *, by: str = "columns
     tensor([[1., 3.],
             [2., 0.]])
     """
+    check_compress(matrix, colors, ncolors, by)
     if (
         by == "columns"
         and matrix.layout == torch.sparse_csr
-        and matrix.dim() == 2
         and matrix.dtype in _SUMMED
         and compiled(matrix, colors)
     ):

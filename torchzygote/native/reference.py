@@ -15,6 +15,7 @@ from torch import Tensor
 from .._torch_private import is_tracing
 from ._checks import (
     check_colors,
+    check_compress,
     check_index,
     check_matrix,
     check_range,
@@ -86,6 +87,8 @@ def gather_diagonal(
         return out
     if out is None:
         raise ValueError("out: expected a tensor to write to where colors are given, got None")
+    if lo < 0:
+        raise ValueError(f"lo: expected at least 0, got {lo}")
     check_same("out", out, (columns,), products)
     check_colors(colors, columns)
     if rows > 0:
@@ -134,10 +137,8 @@ def decompress_dense(
 
 def compress(matrix: Tensor, colors: Tensor, ncolors: int, *, by: str = "columns") -> Tensor:
     """Colored products of a known matrix: sums of the columns (or rows) of each color, one color a row."""
-    if by not in ("columns", "rows"):
-        raise ValueError(f"by: expected 'columns' or 'rows', got {by!r}")
-    height, width = check_matrix("matrix", matrix, layouts=(torch.strided, torch.sparse_csr))
-    summed, kept = (width, height) if by == "columns" else (height, width)
+    summed, kept = check_compress(matrix, colors, ncolors, by)
+    height = matrix.shape[0]
     check_colors(colors, summed, below=ncolors)
     colors = colors.to(torch.int64)
     if ncolors == 0:
