@@ -80,8 +80,7 @@ class Surroundings:
         if torch.get_default_dtype() is not self._dtype:
             stack.callback(torch.set_default_dtype, torch.get_default_dtype())
             torch.set_default_dtype(self._dtype)
-        if _state.depth() != self._depth:
-            stack.enter_context(_state.at_depth(self._depth))
+        stack.enter_context(_state.at_depth(self._depth))
         if unfused_for() != self._unfused:
             stack.enter_context(unfused_as_before(self._unfused))
         if self._formulas and not are_formulas_pushed():

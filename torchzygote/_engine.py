@@ -11,7 +11,6 @@ Knows nothing of matrices, chunks or results.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,17 +18,17 @@ import torch
 from torch import Tensor
 
 from . import _state
-from ._arguments import Prepared, check_flags, is_inexact, kind_of
+from ._arguments import Prepared, is_inexact, kind_of
 from ._entry_point import entry_point
 from ._exchange import exchanged, finding, swapped
 from ._forward import forward_mode, jvp, non_overlapping, separate
 from ._holder import Holder, each_tensor
+from ._keeping import compiling, keeps_graph, recording_if
 from ._notes import call, pulled
 from ._outputs import differentiated_part
-from ._state import in_outer_forward_mode, in_transform
+from ._state import in_transform
 from ._torch_private import (
     Survey,
-    backward_pass,
     batched_like,
     create_grad_input,
     grad_level,
@@ -37,7 +36,6 @@ from ._torch_private import (
     has_nodes_before,
     hooks_made,
     in_functorch,
-    in_functorch_derivative,
     innermost_level,
     leave_grad_level,
     mark_as_own,
@@ -73,29 +71,6 @@ __all__ = [
     "separate",
     "swapped",
 ]
-
-
-def compiling() -> bool:
-    """Whether ``torch.compile`` is tracing us; where a graph breaks, it sees calls of this alone."""
-    return torch.compiler.is_compiling()
-
-
-def keeps_graph(create_graph: bool | None) -> bool:
-    """Whether results must be differentiable themselves."""
-    if create_graph is not None:
-        check_flags(create_graph=create_graph)
-    if compiling():
-        return True
-    if create_graph or (create_graph is not None and not in_transform()):
-        return bool(create_graph)  # NumPy's, too
-    if in_functorch_derivative() or in_outer_forward_mode():
-        return True
-    return torch.is_grad_enabled() and (_state.deriving() or backward_pass() >= 0)  # a device's own thread
-
-
-def recording_if(keep: bool) -> contextlib.AbstractContextManager[None]:
-    """Autograd switched on where results keep a graph; without one, nothing needs to be recorded."""
-    return torch.enable_grad() if keep and not compiling() else contextlib.nullcontext()
 
 
 class Linearization:

@@ -1,5 +1,7 @@
 """What every call goes through on its way in: modes of autograd, and other threads that might interfere.
 
+What a call records and nobody keeps isn't left to a checkpoint around it, which would run all again for it.
+
 Knows nothing of what the calls compute.
 """
 
@@ -15,6 +17,8 @@ import torch
 
 from ._carried import Carried
 from ._exchange import finding, finds_by_identity
+from ._keeping import keeps_graph
+from ._torch_private import aside_of_checkpoint, under_checkpoint
 
 __all__ = ["entry_point"]
 
@@ -35,7 +39,10 @@ def entry_point(worker: Callable[Given, Returned]) -> Callable[Given, Returned]:
     @functools.wraps(worker)
     def outside(*args: Given.args, **kwargs: Given.kwargs) -> Returned:
         if torch.compiler.is_compiling():
-            return worker(*args, **kwargs)  # Dynamo can't trace the question below
+            return worker(*args, **kwargs)  # Dynamo can't trace the questions below
+        if under_checkpoint() and not keeps_graph(None if asks is None else args[asks]):  # type: ignore[arg-type]
+            with aside_of_checkpoint():
+                return outside(*args, **kwargs)
         try:  # not `released`: small calls wait for this
             inference = torch.is_inference_mode_enabled()
             recording = torch.is_grad_enabled() and not inference

@@ -13,11 +13,13 @@ import torch
 
 from ._behalf import behalf
 from ._torch_private import (
+    backward_pass,
     functorch_depth,
     in_forward_ad,
     in_functorch,
     innermost_level,
     only_pushed,
+    runs_again,
     transform_stack,
 )
 
@@ -31,6 +33,7 @@ __all__ = [
     "forward_mode_opened",
     "ignoring",
     "in_outer_forward_mode",
+    "in_recorded_pass",
     "in_transform",
     "is_only_pushed",
     "pushing",
@@ -68,6 +71,8 @@ class _State(threading.local):
         self.callbacks: list[Waiting] | None = None
         # How many torch.func levels, counted from the outermost, are hidden by ignoring().
         self.hidden = 0
+        # What in_recorded_pass() says in which backward pass, as it said before.
+        self.told: tuple[int, bool] = (-1, False)
 
 
 _state = _State()
@@ -76,6 +81,19 @@ _state = _State()
 def deriving() -> bool:
     """Whether code running now is being differentiated by this package (``ignoring`` hides it)."""
     return _state.depth > 0
+
+
+def in_recorded_pass() -> bool:
+    """Whether a backward pass runs here, which is recorded where anything is.
+
+    One on a device doesn't know by whom: it has a thread of its own. What a checkpoint runs again in a pass
+    is to do what it did outside.
+    """
+    now = backward_pass()
+    if now < 0:
+        return False
+    in_pass, said = _state.told
+    return said if in_pass == now else not runs_again()
 
 
 def differentiated() -> bool:
@@ -209,19 +227,20 @@ class differentiation:
                     callback()
 
 
-def depth() -> int:
-    """How many differentiations by this package run in this thread; for :func:`at_depth`."""
-    return _state.depth
+def depth() -> tuple[int, bool]:
+    """How many differentiations by this package run here, and whether :func:`in_recorded_pass`."""
+    return _state.depth, in_recorded_pass()
 
 
 @contextlib.contextmanager
-def at_depth(depth: int) -> Iterator[None]:
+def at_depth(depth: tuple[int, bool]) -> Iterator[None]:
     """Around code that is to see as many differentiations as ran when :func:`depth` was asked."""
-    before, _state.depth = _state.depth, depth
+    before = _state.depth, _state.told
+    _state.depth, _state.told = depth[0], (backward_pass(), depth[1])
     try:
         yield
     finally:
-        _state.depth = before
+        _state.depth, _state.told = before
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from torch.utils import _pytree as pytree  # the registry that torch.func itself
 
 from .attention import fuse_attention_again, unfuse_attention
 from .backward import backward_pass, pull_back
+from .checkpoints import aside_of_checkpoint, runs_again, under_checkpoint
 from .exchanges import exchange
 from .formulas import are_formulas_pushed, pushed_by_formulas
 from .forward import (
@@ -129,6 +130,7 @@ __all__ = [
     "Survey",
     "alike",
     "are_formulas_pushed",
+    "aside_of_checkpoint",
     "axis_of",
     "backward_pass",
     "batched_everywhere",
@@ -206,6 +208,7 @@ __all__ = [
     "reaches",
     "refuse_writes",
     "register_autograd_kernel",
+    "runs_again",
     "saved_tensors_hooks",
     "saves_by_hooks",
     "scripts_as_written",
@@ -227,6 +230,7 @@ __all__ = [
     "transform_stack",
     "unchecked_select",
     "uncompiled",
+    "under_checkpoint",
     "under_hooks",
     "unfuse_attention",
     "unwrapped_if_ended",

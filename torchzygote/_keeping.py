@@ -1,0 +1,40 @@
+"""Whether results keep a graph, which makes them differentiable themselves.
+
+Knows nothing of how they are computed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+from . import _state
+from ._arguments import check_flags
+from ._state import in_outer_forward_mode, in_transform
+from ._torch_private import in_functorch_derivative
+
+__all__ = ["compiling", "keeps_graph", "recording_if"]
+
+
+def compiling() -> bool:
+    """Whether ``torch.compile`` is tracing us; where a graph breaks, it sees calls of this alone."""
+    return torch.compiler.is_compiling()
+
+
+def keeps_graph(create_graph: bool | None) -> bool:
+    """Whether results must be differentiable themselves."""
+    if create_graph is not None:
+        check_flags(create_graph=create_graph)
+    if compiling():
+        return True
+    if create_graph or (create_graph is not None and not in_transform()):
+        return bool(create_graph)  # NumPy's, too
+    if in_functorch_derivative() or in_outer_forward_mode():
+        return True
+    return torch.is_grad_enabled() and (_state.deriving() or _state.in_recorded_pass())
+
+
+def recording_if(keep: bool) -> contextlib.AbstractContextManager[None]:
+    """Autograd switched on where results keep a graph; without one, nothing needs to be recorded."""
+    return torch.enable_grad() if keep and not compiling() else contextlib.nullcontext()

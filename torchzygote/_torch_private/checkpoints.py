@@ -1,0 +1,62 @@
+"""Whether a checkpoint is around what runs here, PyTorch's or ours; there is no public question for that."""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import graph
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import CheckpointFunction
+
+from . import backward
+
+__all__ = ["aside_of_checkpoint", "runs_again", "under_checkpoint"]
+
+# The modules of the functions by which a checkpoint packs.
+_CHECKPOINTS = ("torch.utils.checkpoint", "torchzygote._checkpoint_tape")
+# A reentrant checkpoint has no hooks on saved tensors, but a custom function.
+_REENTRANT = CheckpointFunction.backward.__code__
+_BEGIN_PASSES = {
+    function.__code__
+    for function in (getattr(graph, "_engine_run_backward", None), backward._run)
+    if function is not None
+}
+
+
+def _packing() -> Any:
+    hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return None if hooks is None else hooks[0]
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+def under_checkpoint() -> bool:
+    """Whether what is recorded now is left to a checkpoint, which runs it again."""
+    pack = _packing()
+    return pack is not None and pack.__module__ in _CHECKPOINTS
+
+
+def aside_of_checkpoint() -> saved_tensors_hooks:
+    """Where :func:`under_checkpoint` says so: around what is recorded to be pulled back at once."""
+    return saved_tensors_hooks(_as_it_is, _as_it_is)
+
+
+def runs_again() -> bool:
+    """Whether what runs here in a backward pass is what a checkpoint runs again.
+
+    It is recorded, whether the pass is or not.
+    """
+    if _packing() is _as_it_is or under_checkpoint():
+        return True
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code not in _BEGIN_PASSES:
+        if frame.f_code is _REENTRANT:
+            return True
+        frame = frame.f_back
+    return False
