@@ -275,6 +275,8 @@ class _Run:
         values = [outputs[i] for i in places]
         x_packing, y_packing = _Packing(self.inputs), _Packing(values)
         x_flat, y_flat = x_packing.pack(self.inputs), y_packing.pack(values).detach()
+        if _engine.compiling():
+            x_flat = x_flat.clone()  # forward mode of a view of a view fails there, now and then (2.13)
 
         def flat(packed: Tensor) -> tuple[Tensor]:
             found = pytree.tree_leaves(self.call(x_packing.unpack(packed), again=True))

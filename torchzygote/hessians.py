@@ -20,6 +20,7 @@ from ._pulling import Options
 from ._random import RandomState
 from ._real_arguments import prepare_one, refuse_complex
 from ._second_order import run
+from ._torch_private import in_functorch_compiled
 from ._unfused import unfused, unfused_but_norms
 from .gradients import prepare_call
 from .grads import Grads
@@ -65,6 +66,8 @@ def _value_gradient_hessian(
     prepared = prepare_one(caller, x)
     if options.keep:
         prepared.copy_arrays()
+    if mode == "forward_over_reverse" and _engine.compiling() and in_functorch_compiled():
+        mode = "reverse_over_reverse"  # PyTorch's compiled derivatives of that one fail, or crash (2.13)
     with _state.differentiation(), unfused() if options.keep else unfused_but_norms():
         random = None if _engine.compiling() else RandomState()
         whole = None
