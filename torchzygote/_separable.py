@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -45,39 +47,40 @@ LEAST_SAVING = 4
 _FEW_ROWS = 4  # of a block
 
 
-class Layout(NamedTuple):
+@dataclass(frozen=True)
+class Layout:
     """Which axes of ``y`` and ``x`` are paired; the others make up one block."""
 
     y_shape: tuple[int, ...]
     x_shape: tuple[int, ...]
     pairs: tuple[tuple[int, int], ...]
 
-    @property
+    @cached_property
     def y_free(self) -> list[int]:
         """Axes of ``y`` within a block."""
         return [p for p in range(len(self.y_shape)) if p not in {p for p, _ in self.pairs}]
 
-    @property
+    @cached_property
     def x_free(self) -> list[int]:
         """Axes of ``x`` within a block."""
         return [q for q in range(len(self.x_shape)) if q not in {q for _, q in self.pairs}]
 
-    @property
+    @cached_property
     def y_order(self) -> list[int]:
         """Axes of ``y``, those of the blocks first."""
         return [p for p, _ in self.pairs] + self.y_free
 
-    @property
+    @cached_property
     def x_order(self) -> list[int]:
         """Axes of ``x``, those of the blocks first."""
         return [q for _, q in self.pairs] + self.x_free
 
-    @property
+    @cached_property
     def block_rows(self) -> int:
         """Rows of one block: products needed."""
         return math.prod(self.y_shape[p] for p in self.y_free)
 
-    @property
+    @cached_property
     def block_columns(self) -> int:
         """Columns of one block."""
         return math.prod(self.x_shape[q] for q in self.x_free)
