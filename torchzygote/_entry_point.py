@@ -11,14 +11,14 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
 from ._carried import Carried
 from ._exchange import finding, finds_by_identity
 from ._keeping import keeps_graph
-from ._torch_private import aside_of_checkpoint, under_checkpoint
+from ._torch_private import aside_of_checkpoint, hooks_in_force, is_of_checkpoint
 
 __all__ = ["entry_point"]
 
@@ -40,7 +40,9 @@ def entry_point(worker: Callable[Given, Returned]) -> Callable[Given, Returned]:
     def outside(*args: Given.args, **kwargs: Given.kwargs) -> Returned:
         if torch.compiler.is_compiling():
             return worker(*args, **kwargs)  # Dynamo can't trace the questions below
-        if under_checkpoint() and not keeps_graph(None if asks is None else args[asks]):  # type: ignore[arg-type]
+        hooks = hooks_in_force(False)
+        create_graph: Any = None if asks is None else args[asks]
+        if hooks is not None and is_of_checkpoint(hooks) and not keeps_graph(create_graph):
             with aside_of_checkpoint():
                 return outside(*args, **kwargs)
         try:  # not `released`: small calls wait for this
@@ -54,7 +56,7 @@ def entry_point(worker: Callable[Given, Returned]) -> Callable[Given, Returned]:
                     return worker(*args, **kwargs)
                 with (
                     torch.inference_mode(False) if inference else contextlib.nullcontext(),
-                    torch.set_grad_enabled(asks is not None and bool(args[asks])),
+                    torch.set_grad_enabled(bool(create_graph)),
                 ):
                     return worker(*args, **kwargs)
         except Carried as found:

@@ -8,7 +8,7 @@ from torch.utils import _pytree as pytree  # the registry that torch.func itself
 
 from .attention import fuse_attention_again, unfuse_attention
 from .backward import backward_pass, pull_back
-from .checkpoints import aside_of_checkpoint, runs_again, under_checkpoint
+from .checkpoints import aside_of_checkpoint, hooks_in_force, is_of_checkpoint, runs_again
 from .exchanges import exchange
 from .formulas import are_formulas_pushed, pushed_by_formulas
 from .forward import (
@@ -156,6 +156,7 @@ __all__ = [
     "has_nodes_before",
     "has_tangent",
     "hides_another",
+    "hooks_in_force",
     "hooks_made",
     "in_forward_ad",
     "in_function_mode",
@@ -169,6 +170,7 @@ __all__ = [
     "innermost_transform",
     "is_compiled_function",
     "is_leaf",
+    "is_of_checkpoint",
     "is_recorded",
     "is_tracing",
     "is_wrapped",
@@ -230,7 +232,6 @@ __all__ = [
     "transform_stack",
     "unchecked_select",
     "uncompiled",
-    "under_checkpoint",
     "under_hooks",
     "unfuse_attention",
     "unwrapped_if_ended",

@@ -14,7 +14,10 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from . import backward
 
-__all__ = ["aside_of_checkpoint", "runs_again", "under_checkpoint"]
+__all__ = ["aside_of_checkpoint", "hooks_in_force", "is_of_checkpoint", "runs_again"]
+
+# The pack and unpack hooks, if there are any. A function around it would be traced where a graph breaks.
+hooks_in_force: Any = torch._C._autograd._top_saved_tensors_default_hooks
 
 # The modules of the functions by which a checkpoint packs.
 _CHECKPOINTS = ("torch.utils.checkpoint", "torchzygote._checkpoint_tape")
@@ -27,23 +30,17 @@ _BEGIN_PASSES = {
 }
 
 
-def _packing() -> Any:
-    hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    return None if hooks is None else hooks[0]
-
-
 def _as_it_is(x: Tensor) -> Tensor:
     return x
 
 
-def under_checkpoint() -> bool:
-    """Whether what is recorded now is left to a checkpoint, which runs it again."""
-    pack = _packing()
-    return pack is not None and pack.__module__ in _CHECKPOINTS
+def is_of_checkpoint(hooks: tuple[Any, Any]) -> bool:
+    """Whether what is recorded under these hooks is left to a checkpoint, which runs it again."""
+    return hooks[0].__module__ in _CHECKPOINTS
 
 
 def aside_of_checkpoint() -> saved_tensors_hooks:
-    """Where :func:`under_checkpoint` says so: around what is recorded to be pulled back at once."""
+    """Around what is recorded to be pulled back at once, and need not be left to a checkpoint."""
     return saved_tensors_hooks(_as_it_is, _as_it_is)
 
 
@@ -52,7 +49,8 @@ def runs_again() -> bool:
 
     It is recorded, whether the pass is or not.
     """
-    if _packing() is _as_it_is or under_checkpoint():
+    hooks = hooks_in_force(False)
+    if hooks is not None and (hooks[0] is _as_it_is or is_of_checkpoint(hooks)):
         return True
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code not in _BEGIN_PASSES:
