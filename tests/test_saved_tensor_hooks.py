@@ -136,3 +136,10 @@ def test_on_the_tape_they_are_welcome(f: Program, x: Tensor) -> None:
     torch.testing.assert_close(gradient(f, x)[0], gradient(loss, x)[0])
     torch.testing.assert_close(hessian(f, x), hessian(loss, x))
     torch.testing.assert_close(diaghessian(f, x)[0], diaghessian(loss, x)[0])
+
+
+def test_hooks_may_be_any_callable(x: Tensor) -> None:
+    # A method of C++ doesn't say which module it is of.
+    with torch.autograd.graph.saved_tensors_hooks(Tensor.detach, Tensor.detach):
+        found = gradient(loss, x)[0], hessian(loss, x)
+    torch.testing.assert_close(found, (gradient(loss, x)[0], hessian(loss, x)))

@@ -36,7 +36,7 @@ def _as_it_is(x: Tensor) -> Tensor:
 
 def is_of_checkpoint(hooks: tuple[Any, Any]) -> bool:
     """Whether what is recorded under these hooks is left to a checkpoint, which runs it again."""
-    return hooks[0].__module__ in _CHECKPOINTS
+    return getattr(hooks[0], "__module__", None) in _CHECKPOINTS
 
 
 def aside_of_checkpoint() -> saved_tensors_hooks:
