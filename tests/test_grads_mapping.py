@@ -80,6 +80,8 @@ def test_what_is_no_mapping_is_refused_by_name() -> None:
     for g in (GradDict({w: 1}), Grads(Params([w]), [1])):
         with pytest.raises(TypeError, match="merge_: argument 1: expected a mapping.*got a int"):
             g.merge_({w: 2}, 3)
+        with pytest.raises(TypeError, match="expected a tensor as key, got a str"):
+            g.merge_({w: 2}, {w: 3, "w": 4})
         assert g[w] == 1
 
 

@@ -21,8 +21,7 @@ from ._checkpoint_holdings import Holdings, Uses, written_since
 from ._checkpoint_surroundings import Surroundings, outside_inference
 from ._checkpoint_transforms import checkpoint_in_transforms, refusal
 from ._flags import Hold, held_again, held_by_others, holds
-from ._torch_private import backward_pass, outside_functorch, pytree, sequence_number
-from ._torch_private import saved_tensors_hooks as hooks_in_force
+from ._torch_private import backward_pass, hooks_in_force, outside_functorch, pytree, sequence_number
 
 __all__ = ["checkpoint_on_tape"]
 
@@ -319,7 +318,7 @@ class _Watched(saved_tensors_hooks):
         self._runs = runs
 
     def __enter__(self) -> None:
-        pack, unpack = hooks_in_force()
+        pack, unpack = hooks_in_force(False)
         runs = self._runs
         first = runs.first
         recomputed_in = -1
@@ -335,7 +334,7 @@ class _Watched(saved_tensors_hooks):
             try:
                 now = backward_pass()
                 if now == recomputed_in >= 0:  # nothing runs any more, it is only looked up
-                    x = unpack(holder)
+                    x: Tensor = unpack(holder)
                 else:
                     with outside_functorch(), outside_inference():
                         x = unpack(holder)
@@ -359,7 +358,7 @@ class _Noted(saved_tensors_hooks):
         self._runs = runs
 
     def __enter__(self) -> None:
-        pack, unpack = hooks_in_force()
+        pack, unpack = hooks_in_force(False)
         runs = self._runs
         seen: list[_State] = []
         runs.seen = seen

@@ -180,7 +180,7 @@ class GradDict(Holder, MutableMapping[Tensor, Any]):
         Raises
         ------
         TypeError
-            One is neither a mapping nor (tensor, value) pairs, or a key is no tensor.
+            One is neither a mapping nor (tensor, value) pairs, or a key is no tensor; nothing is changed.
 
         Examples
         --------
@@ -190,9 +190,10 @@ class GradDict(Holder, MutableMapping[Tensor, Any]):
         >>> list(GradDict({v: 1}).merge_({w: 2}, {v: 3}).values())
         [3, 2]
         """
-        for other in [list(pairs(other, f"merge_: argument {i}")) for i, other in enumerate(others)]:
-            for key, value in other:
-                self[key] = value
+        given = [list(pairs(other, f"merge_: argument {i}")) for i, other in enumerate(others)]
+        merged = GradDict(entry for entries in given for entry in entries)  # refuses what is no key
+        for key, value in merged.items():
+            self[key] = value
         return self
 
     # -- elementwise functions ----------------------------------------------------------------------------

@@ -28,7 +28,6 @@ from .graph import (
     mark_as_own,
     node_names,
     reaches,
-    saved_tensors_hooks,
     sequence_number,
 )
 from .lacking import DISTANCES, TRACED_LACKING, WRITTEN
@@ -211,7 +210,6 @@ __all__ = [
     "refuse_writes",
     "register_autograd_kernel",
     "runs_again",
-    "saved_tensors_hooks",
     "saves_by_hooks",
     "scripts_as_written",
     "scripts_kept_from",

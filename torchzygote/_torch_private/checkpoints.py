@@ -16,7 +16,8 @@ from . import backward
 
 __all__ = ["aside_of_checkpoint", "hooks_in_force", "is_of_checkpoint", "runs_again"]
 
-# The pack and unpack hooks, if there are any. A function around it would be traced where a graph breaks.
+# The pack and unpack hooks, if there are any: others that call them can then be put on top. A function around
+# it would be traced where a graph breaks.
 hooks_in_force: Any = torch._C._autograd._top_saved_tensors_default_hooks
 
 # The modules of the functions by which a checkpoint packs.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,6 @@ __all__ = [
     "mark_as_own",
     "node_names",
     "reaches",
-    "saved_tensors_hooks",
     "sequence_number",
 ]
 
@@ -60,15 +59,6 @@ def has_nodes_before(roots: Sequence[Tensor], start: int) -> bool:
 def has_hooks(x: Tensor) -> bool:
     """Whether hooks have been registered on ``x``; those on what was computed from it don't show."""
     return bool(x._backward_hooks)
-
-
-def saved_tensors_hooks() -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]:
-    """The pack and unpack hooks in force; a pair that calls them can then be put on top of them.
-
-    ``torch.utils.checkpoint`` keeps its own to itself.
-    """
-    hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    return hooks  # type: ignore[no-any-return]
 
 
 def mark_as_own(leaf: Tensor) -> None:
