@@ -190,3 +190,34 @@ def test_a_backward_that_takes_derivatives_can_be_differentiated(way: str | None
     (second,) = torch.autograd.grad(first.sum(), x)
     torch.testing.assert_close(first, 3 * x**2)
     torch.testing.assert_close(second, 6 * x)
+
+
+class Checkpointing(torch.autograd.Function):
+    """The cube, whose backward takes a derivative in a checkpoint."""
+
+    way: Callable[[Body, Tensor], Tensor] = checkpointed
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return cotangent * Checkpointing.way(lambda x: gradient(lambda x: (x**3).sum(), x)[0], x)
+
+
+@pytest.mark.parametrize("around", [None, "checkpointed", "non-reentrant"])
+@pytest.mark.parametrize("inside", ["checkpointed", "non-reentrant"])
+def test_so_can_one_that_takes_them_in_a_checkpoint(
+    inside: str, around: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Checkpointing, "way", WAYS[inside])
+    cubed: Body = Checkpointing.apply
+    x = point().double().requires_grad_()
+    f = cubed if around is None else lambda x: WAYS[around](cubed, x)
+    (first,) = torch.autograd.grad(f(x).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    torch.testing.assert_close(first, 3 * x**2)
+    torch.testing.assert_close(second, 6 * x)
