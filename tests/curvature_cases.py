@@ -57,6 +57,14 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "added and subtracted": lambda x: torch.add(torch.sub(x.sin(), x[:, :1], alpha=3), x**2, alpha=-2).sum(),
     "from a number": lambda x: (1 - x).square().sum(),
     "a matrix product": lambda x: (x @ W).sin().sum(),
+    "a product read twice": lambda x: (lambda h: h.tanh().exp() + h.sin() * h)(x @ W).sum(),
+    "a product and views of it": lambda x: (lambda h: h.view(-1, 2, 2).tanh().sum((1, 2)) * h[:, 0])(
+        x @ W
+    ).sum(),
+    "a product that is summed up, too": lambda x: (lambda h: h.exp().sum() + h.sum())(x @ W),
+    "a function of a function, read twice": lambda x: (lambda h: h.exp() * h + h.view(-1, 4))(
+        (x @ W).tanh()
+    ).sum(),
     "a matrix product, scaled": lambda x: torch.addmm(x[:, :1], x.exp(), W, beta=2, alpha=3).square().sum(),
     "a matrix from the left": lambda x: (W.t() @ x.t()).exp().sum(),
     "a product of matrices": lambda x: (x.view(-1, 3, 1) @ x.view(-1, 1, 3)).sin().sum(),

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ._certificate import all_finite, slack
 from ._curvature_linear import sum_of
-from ._curvature_steps import Steps
+from ._curvature_rules import Operation
+from ._curvature_steps import Step, Steps
 from ._directions import Directions
 from ._pieces import Value
 from ._products import chunks
@@ -70,25 +71,20 @@ class _Pass(NamedTuple):
         return found[0] if len(found) == 1 else _Pushed(*map(torch.cat, zip(*found, strict=True)))
 
     def _push(self, seeds: list[Tensor]) -> _Pushed:
-        steps, ends, uses, _ = self.steps
+        steps, ends, uses = self.steps.steps, self.steps.ends, self.steps.uses
         tangents: dict[Value, Tensor] = {}
         left = dict(uses)
-        blocks = len(self.directions.weights)
-        curvature = seeds[0].new_zeros(len(seeds[0]), blocks)
+        curvature = seeds[0].new_zeros(len(seeds[0]), len(self.directions.weights))
         slopes, sizes = [curvature], [curvature]
-        for place, operation, by_sample, inputs in steps:
-            value = place.value
-            if operation is None:
-                tangent = sum_of([seeds[i] for i in inputs])
+        for step in steps:
+            value = step.place.value
+            if step.operation is None:
+                tangent = sum_of([seeds[i] for i in step.inputs])
             else:
-                given = [None if before is None else tangents[before] for before in place.before]
-                cotangent = self.cotangents[value] if operation.is_curved else None
-                tangent, form = operation.rule(place, given, cotangent)
-                if form is not None:
-                    assert by_sample is not None
-                    terms = by_sample.summed(form.along(), blocks)
-                    curvature = torch.add(curvature, terms, alpha=operation.scale)
-                for before in place.before:
+                tangent, terms = self._through(step, step.operation, tangents)
+                if terms is not None:
+                    curvature = torch.add(curvature, terms, alpha=step.operation.scale)
+                for before in step.place.before:
                     if before is not None:
                         left[before] -= 1
                         if left[before] == 0:
@@ -96,11 +92,20 @@ class _Pass(NamedTuple):
             end, of_end = ends.get(value), self.of_ends.get(value)
             if end is not None and of_end is not None:
                 terms = tangent * of_end
-                slopes.append(end.summed(terms, blocks))
-                sizes.append(end.summed(terms.detach().abs(), blocks))
+                slopes.append(end.summed(terms))
+                sizes.append(end.summed(terms.detach().abs()))
             if left.get(value):
                 tangents[value] = tangent
         return _Pushed(curvature, sum_of(slopes[-1:] + slopes[1:-1]), sum_of(sizes[-1:] + sizes[1:-1]))
+
+    def _through(
+        self, step: Step, operation: Operation, tangents: Mapping[Value, Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Tangents of the step's value, from those of what it comes of; its curvature."""
+        given = [None if before is None else tangents[before] for before in step.place.before]
+        cotangent = self.cotangents[step.place.value] if operation.is_curved else None
+        overwrite = all(before is None or before in self.steps.own for before in step.place.before)
+        return operation.push(step.place, given, cotangent, step.samples, overwrite)
 
 
 def diagonals(of: Curvature, *, chunk: int, progress: bool) -> list[Tensor] | None:

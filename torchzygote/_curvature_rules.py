@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ._alignment import LOSSES, is_linear
 from ._alignment_rules import ELEMENTWISE
+from ._curvature_elementwise import Derivatives, function, pushed
 from ._curvature_linear import (
     MOVES,
     Form,
@@ -29,22 +29,45 @@ from ._curvature_linear import (
     transposed,
 )
 from ._pieces import kind_of_node
-from ._torch_private import count_outputs, curvature_by, node_attribute, node_name, slopes
+from ._sample_axes import Samples
+from ._torch_private import count_outputs, curvature_by, node_attribute, node_name
 
 __all__ = ["Operation", "operation"]
 
 
 class Operation(NamedTuple):
-    """``rule`` makes tangents and curvatures, these but for a factor ``scale``.
+    """What makes tangents and curvatures: a rule, or the derivatives of a function of one element.
 
-    ``is_curved``: it isn't linear, and needs the cotangent. ``shaped_by``: the place of the input that its
-    curvature has the shape of; ``None``: that of the output.
+    ``is_curved``: it isn't linear, and needs the cotangent. ``scale``: what curvatures are to be multiplied
+    by. ``shaped_by``: the place of the input that they have the shape of; ``None``: that of the output.
+    ``is_fresh``: the tangents that it makes have memory of their own, and are no views of others.
     """
 
-    rule: Rule
+    rule: Rule | None
     is_curved: bool
     scale: float = 1.0
     shaped_by: int | None = None
+    is_fresh: bool = False
+    derivatives: Derivatives | None = None
+
+    def push(
+        self, at: Place, given: Tangents, cotangent: Tensor | None, samples: Samples | None, overwrite: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Tangents of the output and, for each direction and sample, the curvature, if there is any.
+
+        ``samples``: those of what the curvature has the shape of. ``overwrite``: nobody else reads the memory
+        of the tangents.
+        """
+        if self.derivatives is not None:
+            assert samples is not None
+            tangent = present(given)
+            return pushed(self.derivatives(at, cotangent, tangent), tangent, samples, overwrite)
+        assert self.rule is not None
+        tangent, form = self.rule(at, given, cotangent)
+        if form is None:
+            return tangent, None
+        assert samples is not None
+        return tangent, samples.summed(form.along())
 
 
 def operation(place: Place) -> Operation | None:
@@ -72,9 +95,8 @@ def operation(place: Place) -> Operation | None:
         return Operation(_of_many, True, shaped_by=position)
     if kind not in ELEMENTWISE or shape != place.out:
         return None
-    if kind == "Pow" and node_name(node) == "PowBackward0" and node_attribute(node, "_saved_exponent") == 2:
-        return _SQUARE
-    return _FUNCTIONS.get(kind) or Operation(_of_one, True)
+    derivatives, scale = function(kind, place)
+    return Operation(None, True, scale, is_fresh=True, derivatives=derivatives)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -158,18 +180,7 @@ def _dot(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Te
 
 
 # ---------------------------------------------------------------------------------------------------------
-# functions
-
-
-def _of_one(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
-    """Both derivatives by PyTorch's formulas."""
-    position, value, _ = place.varying()
-    tangent = present(tangents)
-    first, second = slopes(place.node, position, value, place.out, tangent, place.keep)
-    pushed = tangent * first
-    if second is None or cotangent is None:
-        return pushed, None
-    return pushed, Form(tangent, second * cotangent, tangent)
+# functions of many elements
 
 
 def _of_many(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
@@ -234,40 +245,6 @@ def _vector_norm(place: Place, tangents: Tangents, cotangent: Tensor | None) -> 
     return pushed, Form(across, _kept(cotangent, x.shape, dims) / norm, across)
 
 
-def _tanh(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
-    z, tangent = place.tensor("_saved_result"), present(tangents)
-    pushed = tangent * torch.addcmul(z.new_ones(()), z, z, value=-1)
-    return pushed, None if cotangent is None else Form(tangent, z * cotangent, pushed)
-
-
-def _sigmoid(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
-    z, tangent = place.tensor("_saved_result"), present(tangents)
-    pushed = tangent * torch.addcmul(z, z, z, value=-1)
-    return pushed, None if cotangent is None else Form(tangent, (1 - 2 * z) * cotangent, pushed)
-
-
-def _exp(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
-    tangent = present(tangents)
-    pushed = tangent * place.tensor("_saved_result")
-    return pushed, None if cotangent is None else Form(tangent, cotangent, pushed)
-
-
-def _squared(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
-    tangent = present(tangents)
-    pushed = tangent * (2 * place.tensor("_saved_self"))
-    return pushed, None if cotangent is None else Form(tangent, cotangent, tangent)
-
-
-def _sin(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
-    x, tangent = place.tensor("_saved_self"), present(tangents)
-    return tangent * x.cos(), None if cotangent is None else Form(tangent, x.sin() * cotangent, tangent)
-
-
-def _cos(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
-    x, tangent = place.tensor("_saved_self"), present(tangents)
-    return tangent * x.sin().neg(), None if cotangent is None else Form(tangent, x.cos() * cotangent, tangent)
-
-
 _MANY: dict[str, Operation] = {
     "Logsumexp": Operation(_logsumexp, True, shaped_by=0),
     "LogSoftmax": Operation(_log_softmax, True, -1.0),
@@ -275,24 +252,19 @@ _MANY: dict[str, Operation] = {
     "LinalgVectorNorm": Operation(_vector_norm, True, shaped_by=0),
 }
 
-_FUNCTIONS: dict[str, Operation] = {
-    "Tanh": Operation(_tanh, True, -2.0),
-    "Sigmoid": Operation(_sigmoid, True),
-    "Exp": Operation(_exp, True),
-    "Sin": Operation(_sin, True, -1.0),
-    "Cos": Operation(_cos, True, -1.0),
-}
 
-_SQUARE = Operation(_squared, True, 2.0)
+def _product(rule: Rule, shaped_by: int | None, scale: float = 2.0) -> Operation:
+    return Operation(rule, True, scale, shaped_by, is_fresh=True)
+
 
 # The places of their operands; curved where both vary.
 _PRODUCTS: dict[str, tuple[int, int, Operation]] = {
-    "Mul": (0, 1, Operation(_multiplied, True, 2.0)),
-    "Div": (0, 1, Operation(_divided, True, -2.0)),
-    "Mm": (0, 1, Operation(_matrix_product(0, "_saved_self", "_saved_mat2"), True, 2.0, 0)),
-    "Bmm": (0, 1, Operation(_matrix_product(0, "_saved_self", "_saved_mat2"), True, 2.0, 0)),
-    "Addmm": (1, 2, Operation(_matrix_product(1, "_saved_mat1", "_saved_mat2"), True, 2.0, 1)),
-    "Baddbmm": (1, 2, Operation(_matrix_product(1, "_saved_batch1", "_saved_batch2"), True, 2.0, 1)),
-    "Mv": (0, 1, Operation(_times_vector, True, 2.0, 0)),
-    "Dot": (0, 1, Operation(_dot, True, 2.0, 0)),
+    "Mul": (0, 1, _product(_multiplied, None)),
+    "Div": (0, 1, _product(_divided, None, -2.0)),
+    "Mm": (0, 1, _product(_matrix_product(0, "_saved_self", "_saved_mat2"), 0)),
+    "Bmm": (0, 1, _product(_matrix_product(0, "_saved_self", "_saved_mat2"), 0)),
+    "Addmm": (1, 2, _product(_matrix_product(1, "_saved_mat1", "_saved_mat2"), 1)),
+    "Baddbmm": (1, 2, _product(_matrix_product(1, "_saved_batch1", "_saved_batch2"), 1)),
+    "Mv": (0, 1, _product(_times_vector, 0)),
+    "Dot": (0, 1, _product(_dot, 0)),
 }

@@ -15,6 +15,7 @@ from ._alignment_rules import Alignment, Shape
 from ._curvature_linear import Place, sum_of
 from ._curvature_rules import Operation, operation
 from ._pieces import Value, kind_of_node
+from ._sample_axes import Samples, Sizes, samples_of
 from ._torch_private import (
     count_outputs,
     is_leaf,
@@ -26,33 +27,18 @@ from ._torch_private import (
     source_of,
 )
 
-__all__ = ["BySample", "Step", "Steps", "steps_to"]
-
-
-class BySample(NamedTuple):
-    """Of tangents of a value: the axes within a sample, and how the others are ordered."""
-
-    within: list[int]
-    order: list[int]
-
-    def summed(self, given: Tensor, samples: int) -> Tensor:
-        """For each direction and sample the sum; shape (directions, samples)."""
-        if self.within:
-            given = given.sum(self.within)
-        if self.order != sorted(self.order):
-            given = given.permute(self.order)
-        return given.reshape(len(given), samples)
+__all__ = ["Step", "Steps", "steps_to"]
 
 
 class Step(NamedTuple):
     """One value on the way; ``inputs``: which of these it is, without any operation.
 
-    ``by_sample``: axes of the curvature there; ``None`` where there is none.
+    ``samples``: those of the curvature there; ``None`` where there is none.
     """
 
     place: Place
     operation: Operation | None
-    by_sample: BySample | None
+    samples: Samples | None
     inputs: list[int]
 
 
@@ -68,13 +54,15 @@ class Steps(NamedTuple):
     """``steps``: values in the order in which they were computed; ``uses``: how many steps take each.
 
     ``ends``: the values that the sum is linear in. ``shared``: those that others come of, too, with the
-    places where the sum takes them; their cotangents have more than these bring.
+    places where the sum takes them; their cotangents have more than these bring. ``own``: values whose
+    tangents have memory of their own, which one step reads.
     """
 
     steps: list[Step]
-    ends: dict[Value, BySample]
+    ends: dict[Value, Samples]
     uses: dict[Value, int]
     shared: dict[Value, list[Taken]]
+    own: set[Value]
 
     def values(self) -> list[Value]:
         """Values whose cotangents are asked for."""
@@ -100,7 +88,8 @@ def steps_to(y: Tensor, inputs: Sequence[Tensor], found: Separation, keep: bool)
 
     ``found``: along which axes ``y`` is a sum. ``keep``: what is computed by them is to be differentiated.
     """
-    top = _top(y, found)
+    sizes = tuple((axis, inputs[0].shape[axis]) for axis in found.axes)
+    top = _top(y, found, sizes)
     if top is None:
         return None
     sources: dict[Any, list[int]] = {}
@@ -114,7 +103,7 @@ def steps_to(y: Tensor, inputs: Sequence[Tensor], found: Separation, keep: bool)
     for value, known in found.values.items():
         if known is None or value not in needed:
             continue
-        step = _step(value, known, needed[value], found, keep)
+        step = _step(value, known, needed[value], found, sizes, keep)
         if step is None or node_type(*value) != kind:
             return None
         steps.append(step)
@@ -127,16 +116,8 @@ def steps_to(y: Tensor, inputs: Sequence[Tensor], found: Separation, keep: bool)
     shared = {end: top.taken[end] for end in top.ends if uses.get(end)}
     if any(count_outputs(one.node[0]) > 1 for places in shared.values() for one in places):
         return None
-    return Steps(steps, top.ends, uses, shared)
-
-
-def _by_sample(alignment: Alignment, axes: Sequence[int]) -> BySample | None:
-    """``None`` where a value doesn't have one axis for each of those that tell samples apart."""
-    where = [axis for axis in alignment if axis in axes]
-    if len(where) != len(axes) or set(where) != set(axes):
-        return None
-    within = [1 + i for i, axis in enumerate(alignment) if axis not in axes]
-    return BySample(within, [0, *(1 + where.index(axis) for axis in axes)])
+    fresh = (one.place.value for one in steps if one.operation and one.operation.is_fresh)
+    return Steps(steps, top.ends, uses, shared, {value for value in fresh if uses.get(value) == 1})
 
 
 class _Top(NamedTuple):
@@ -145,12 +126,12 @@ class _Top(NamedTuple):
     ``taken``: where it takes them.
     """
 
-    ends: dict[Value, BySample]
+    ends: dict[Value, Samples]
     losses: list[Value]
     taken: dict[Value, list[Taken]]
 
 
-def _top(y: Tensor, found: Separation) -> _Top | None:
+def _top(y: Tensor, found: Separation, sizes: Sizes) -> _Top | None:
     """Ends are the last values with axes of samples; ``None`` where ``y`` isn't that simple."""
     top = _Top({}, [], {})
     stack: list[Value] = [(y.grad_fn, y.output_nr)]
@@ -161,14 +142,14 @@ def _top(y: Tensor, found: Separation) -> _Top | None:
         if known is None or value in seen:
             continue
         seen.add(value)
-        by_sample = _by_sample(known[0], found.axes)
-        if by_sample is not None:
-            top.ends[value] = by_sample
+        samples = samples_of(tuple(known[0]), sizes)
+        if samples is not None:
+            top.ends[value] = samples
             continue
         before, kind = value[0].next_functions, kind_of_node(node_name(value[0]))
         varying = [found.values.get(one) for one in before]
         if kind in LOSSES and not known[1]:
-            if any(one is not None and _by_sample(one[0], found.axes) is None for one in varying):
+            if any(one is not None and samples_of(tuple(one[0]), sizes) is None for one in varying):
                 return None
             top.losses.append(value)
         elif not before or not is_linear(kind, [one is not None for one in varying]):
@@ -199,7 +180,12 @@ def _below(top: _Top, sources: Mapping[Any, list[int]], found: Separation) -> di
 
 
 def _step(
-    value: Value, known: tuple[Alignment, Shape], inputs: list[int], found: Separation, keep: bool
+    value: Value,
+    known: tuple[Alignment, Shape],
+    inputs: list[int],
+    found: Separation,
+    sizes: Sizes,
+    keep: bool,
 ) -> Step | None:
     before, shapes = [], []
     for one in value[0].next_functions:
@@ -216,5 +202,5 @@ def _step(
         return Step(place, rule, None, inputs)
     shaped_by = value if rule.shaped_by is None else place.before[rule.shaped_by]
     where = None if shaped_by is None else found.values[shaped_by]
-    by_sample = None if where is None else _by_sample(where[0], found.axes)
-    return None if by_sample is None else Step(place, rule, by_sample, inputs)
+    samples = None if where is None else samples_of(tuple(where[0]), sizes)
+    return None if samples is None else Step(place, rule, samples, inputs)

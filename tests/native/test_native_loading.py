@@ -137,7 +137,8 @@ def test_every_operator_has_its_files_and_its_kernels() -> None:
             name: path.stem for path in files for name in re.findall(r'm\.impl\("(\w+)"', path.read_text())
         }
     assert set(registered["cpu"]) == schemas
-    only_cpu = {"unite_sets", "unite_pairs", "expand_pairs", "color_graph", "mirrored_blocks"}
+    only_cpu = {"unite_sets", "unite_pairs", "expand_pairs", "color_graph"}
+    only_cpu |= {"mirrored_blocks", "push_elementwise_"}
     assert registered["cuda"] == {k: v for k, v in registered["cpu"].items() if k not in only_cpu}
 
 

@@ -14,6 +14,7 @@ from native_samples import needs_library, raw
 from torch import Tensor
 
 from torchzygote import native
+from torchzygote.native.elementwise import push_elementwise
 from torchzygote.native.mirrored import mirrored_blocks
 
 pytestmark = needs_library
@@ -164,6 +165,27 @@ def mirrored_in_pytorch(x: Tensor) -> Tensor:
     return torch.cat([one, two, x.new_zeros(1)])  # 0: they aren't symmetric
 
 
+def pushed_of(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.stack([x, x.exp()]), x.cos(), x**2
+
+
+def pushed(x: Tensor) -> Tensor:
+    found, terms = push_elementwise(*pushed_of(x), squared=False, overwrite=True)
+    return torch.cat([found.reshape(-1), terms.reshape(-1)])
+
+
+def pushed_raw(x: Tensor) -> Tensor:
+    tangents, slope, weight = pushed_of(x)
+    terms = raw("push_elementwise_")(tangents, slope, weight, False)
+    return torch.cat([tangents.reshape(-1), terms.reshape(-1)])
+
+
+def pushed_in_pytorch(x: Tensor) -> Tensor:
+    tangents, slope, weight = pushed_of(x)
+    terms = torch.einsum("dij,ij,ij->di", tangents**2, slope, weight)
+    return torch.cat([(tangents * slope).reshape(-1), terms.reshape(-1)])
+
+
 # a function of torchzygote.native, the same in plain PyTorch; the registered operator, and that plainly
 TABLE: dict[str, tuple[Callable[[Tensor], Tensor], ...]] = {
     "seed_rows": (seeds_added, seeds_plainly, seeds_raw, seeds_alone),
@@ -184,6 +206,7 @@ TABLE: dict[str, tuple[Callable[[Tensor], Tensor], ...]] = {
     "decompress_dense": (dense, dense_plainly, dense_raw, dense_plainly),
     "compress": (summed, summed_plainly, summed_raw, summed_values_plainly),
     "mirrored_blocks": (mirrored, mirrored_in_pytorch, mirrored_raw, mirrored_in_pytorch),
+    "push_elementwise": (pushed, pushed_in_pytorch, pushed_raw, pushed_in_pytorch),
 }
 
 
@@ -272,6 +295,7 @@ def samples() -> dict[str, tuple]:
         "decompress_dense_": (torch.zeros(3, 4), products, 0, ROWS, COLUMNS, *PLACE),
         "compress_": (torch.zeros(3, 3), *CSR, torch.randn(4), COLORS),
         "mirrored_blocks": ([torch.randn(3) for _ in range(4)], MIRRORED[0], torch.ones(2, 3), *MIRRORED[2:]),
+        "push_elementwise_": (torch.randn(2, 3, 4), products, products.cos(), True),
         "unite_sets": (*sets, torch.tensor([0, 2]), torch.tensor([0, 1]), 100),
         "unite_pairs": (*sets, torch.tensor([0]), torch.tensor([1]), 100),
         "color_graph": (torch.tensor([0, 1, 2]), torch.tensor([1, 0]), 2, "star", "natural"),

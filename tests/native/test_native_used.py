@@ -71,6 +71,11 @@ def test_symmetric_blocks_are_read_and_compared_at_once() -> None:
     assert names == ["mirrored_blocks"]
 
 
+def test_tangents_pass_functions_of_elements_in_one_step_each() -> None:
+    names = used(lambda: diaghessian(lambda x: (x @ W[:3] + 1).tanh().exp().sum(), torch.randn(N, 3)))
+    assert names == ["push_elementwise_"] * 2
+
+
 def test_sparse_derivatives_use_colored_seeds_and_slots() -> None:
     names = used(lambda: jacobian(lambda x: x[1:] * x[:-1], torch.randn(N), sparse=True))
     assert "seed_rows_" in names

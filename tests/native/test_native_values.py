@@ -26,6 +26,7 @@ from native_samples import (
 
 from torchzygote import native
 from torchzygote.native import reference
+from torchzygote.native.elementwise import push_elementwise, push_elementwise_plainly
 from torchzygote.native.mirrored import mirrored_blocks, mirrored_blocks_plainly, read_blocks
 
 pytestmark = needs_library
@@ -317,6 +318,42 @@ def test_blocks_that_are_not_symmetric_are_told_in_every_place(widths: list[int]
                     changed = [x.clone() for x in products]
                     changed[c * len(widths) + i][block, row] += 0.0 if on_it else 1.0
                     assert bool(run(changed, shifts, scales, widths, 1e-6)[1]) == on_it
+
+
+@given(
+    st.sampled_from([torch.float32, torch.float64]),
+    layouts,
+    st.integers(0, 5),
+    st.integers(0, 40),
+    st.integers(0, 70),
+    st.booleans(),
+    st.booleans(),
+)
+def test_tangents_are_pushed_through_functions_of_elements(
+    dtype: torch.dtype, layout: str, rows: int, samples: int, within: int, squared: bool, overwrite: bool
+) -> None:
+    tangents = numbers((rows, samples, within), dtype, layout)
+    slope, weight = (numbers((samples, within), dtype, layout, seed) for seed in (1, 2))
+    given = [x.clone() for x in (tangents, slope, weight)]
+    expected, sums = push_elementwise_plainly(*given, squared=squared)
+    found, terms = push_elementwise(tangents, slope, weight, squared=squared, overwrite=overwrite)
+    assert torch.equal(found, expected)
+    torch.testing.assert_close(terms, sums, rtol=0, atol=1e3 * torch.finfo(dtype).eps)
+    written = overwrite and tangents.is_contiguous()
+    assert written == (found.data_ptr() == tangents.data_ptr()) or found.numel() == 0
+    assert torch.equal(tangents, found if written else given[0])
+    assert torch.equal(slope, given[1])
+    assert torch.equal(weight, given[2])
+
+
+@pytest.mark.parametrize("shape", [(2, 70_000, 3), (3, 5, 40_000), (40_000, 2, 3)])
+def test_many_tangents_are_divided_among_threads_without_gaps(shape: tuple[int, int, int]) -> None:
+    tangents = numbers(shape, torch.float64)
+    slope, weight = (numbers(shape[1:], torch.float64, seed=seed) for seed in (1, 2))
+    expected, sums = push_elementwise_plainly(tangents, slope, weight, squared=True)
+    found, terms = push_elementwise(tangents, slope, weight, squared=True)
+    assert torch.equal(found, expected)
+    torch.testing.assert_close(terms, sums)
 
 
 @pytest.mark.parametrize("index", INDEX_DTYPES)

@@ -24,7 +24,15 @@ _WRITING = (
     "decompress_dense_",
     "compress_",
 )
-OPERATORS = (*_WRITING, "mirrored_blocks", "unite_sets", "unite_pairs", "expand_pairs", "color_graph")
+OPERATORS = (
+    *_WRITING,
+    "mirrored_blocks",
+    "push_elementwise_",
+    "unite_sets",
+    "unite_pairs",
+    "expand_pairs",
+    "color_graph",
+)
 
 
 def _tensors(args: tuple[Any, ...]) -> Iterator[Tensor]:
@@ -83,6 +91,10 @@ def _mirrored(
     return diagonals, scales.new_empty((), dtype=torch.bool)
 
 
+def _pushed(tangents: Tensor, slope: Tensor, weight: Tensor, squared: bool) -> Tensor:
+    return tangents.new_empty(tangents.shape[:2])
+
+
 def finish_registration() -> None:
     """Give each loaded operator its fake kernel and its refusal."""
     for name in _WRITING:
@@ -93,4 +105,6 @@ def finish_registration() -> None:
     torch.library.register_fake("torchzygote::expand_pairs", _expanded)
     torch.library.register_fake("torchzygote::color_graph", _colors)
     torch.library.register_fake("torchzygote::mirrored_blocks", _mirrored)
-    register_autograd_kernel("torchzygote", "mirrored_blocks", _refuse_derivatives)
+    torch.library.register_fake("torchzygote::push_elementwise_", _pushed)
+    for name in ("mirrored_blocks", "push_elementwise_"):
+        register_autograd_kernel("torchzygote", name, _refuse_derivatives)
