@@ -183,7 +183,7 @@ def _jacobian_values(
     products = multiply(_make_seeds(recovery, recovery.coloring.colors, probes), options)
     dtypes = [result_dtype(x, y) for x in inputs]
     values, probed, _ = collect(recovery, products, dtypes, y.device, options.keep)
-    eps = precision(inputs, y, lin.survey().coarsest)
+    eps = precision(inputs, y, lin.coarsest())
     if by_pullback:
         right = explains_pullback(lin, y, recovery, values)
         if right is None:

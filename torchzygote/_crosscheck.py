@@ -44,7 +44,7 @@ def unpushable(caller: str, names: Sequence[str]) -> RuntimeError:
 
 
 def _precision(lin: Linearization, y: Tensor) -> float:
-    return precision(lin.inputs, y, lin.survey().coarsest)
+    return precision(lin.inputs, y, lin.coarsest())
 
 
 def _pulled_probe(

@@ -30,6 +30,7 @@ from ._state import in_transform
 from ._torch_private import (
     Survey,
     batched_like,
+    coarsest,
     create_grad_input,
     grad_level,
     has_hooks,
@@ -199,6 +200,14 @@ class Linearization:
         if self._survey is None:
             self._survey = survey(self.roots, self._ends)
         return self._survey
+
+    def nbytes(self) -> int:
+        """What a pullback of one row needs at most, if all gradients have the dtype of the first root."""
+        return self.survey().numel * self.roots[0].element_size() if self.roots else 0
+
+    def coarsest(self) -> float:
+        """Relative spacing of the coarsest numbers that have been recorded."""
+        return max(coarsest(self.roots, self._ends), self.survey().rounded)
 
     def restricted(self, root: int, by: int) -> Linearization:
         """``roots[root]`` alone, by ``inputs[by]`` alone: what isn't asked for isn't computed."""

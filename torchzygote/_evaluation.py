@@ -148,7 +148,7 @@ def jacobian_values(
     if crosscheck and constants.probes is not None:
         pushed = found.probed[0]
         return found.values, [] if first.hooked else pushes_what_is_pulled(lin, y, constants.probes, pushed)
-    coarsest = 0.0 if _engine.compiling() else lin.survey().coarsest
+    coarsest = 0.0 if _engine.compiling() else lin.coarsest()
     comparisons = constants.check(found, precision(inputs, y, coarsest))
     _settle(comparisons, constants, found, products, options)
     return found.values, comparisons

@@ -58,7 +58,7 @@ def _pays(first: FirstOrder, cost: RowCost, into: Entering, rows: int, saved: in
     added = (sum(sizes) - sum(dict(zip(which, sizes, strict=True)).values())) * 3
     between = [i for i in set(which) if i >= len(first.lin.inputs)]
     if between:
-        added += survey([into.values[i] for i in between]).nbytes // first.y.element_size()
+        added += survey([into.values[i] for i in between]).numel
     moved = first.y.numel() * first.y.element_size() * added
     around = 2 * cost.nodes * _LOOK + len(which) * _TERM
     return (rows + 1) * cost.nbytes + nodes + around + moved < saved
@@ -314,7 +314,7 @@ def _are_right(first: FirstOrder, sums: dict[int, _Sums], whole: Sequence[int], 
             for i, g in zip(whole, pulled, strict=True)
         ]
 
-    eps = precision([inputs[i] for i in whole], y, lin.survey().coarsest)
+    eps = precision([inputs[i] for i in whole], y, lin.coarsest())
     shaped = [
         (got.view(inputs[i].shape), scale.view(inputs[i].shape)) for i in whole for got, scale in [sums[i]]
     ]

@@ -130,7 +130,7 @@ class SecondOrder:
 
     def coarsest(self) -> float:
         """Relative spacing of the coarsest numbers that ``f`` has computed with, where it was recorded."""
-        return 0.0 if self._first is None or _engine.compiling() else self._first.survey().coarsest
+        return 0.0 if self._first is None or _engine.compiling() else self._first.coarsest()
 
     @property
     def is_constant(self) -> bool:
@@ -212,7 +212,7 @@ class SecondOrder:
         if self._row_cost is not None or self._first is None:
             return self.row_cost()
         found = self._first.survey()
-        return RowCost(3 * found.nbytes, 3 * found.nodes, found.misbatched)
+        return RowCost(3 * self._first.nbytes(), 3 * found.nodes, found.misbatched)
 
     def row_cost(self) -> RowCost:
         """What a row of a Hessian takes.
@@ -225,12 +225,12 @@ class SecondOrder:
             rows = max(map(Tensor.numel, self.prepared.inputs), default=0)
             if self._first is not None and (self._lin is None or _plan.is_small(rows * rows)):
                 found = self._first.survey()
-                guess = RowCost(8 * found.nbytes, 4 * found.nodes, found.misbatched)
+                guess = RowCost(8 * self._first.nbytes(), 4 * found.nodes, found.misbatched)
             if self._lin is None or (guess.nodes > 0 and _plan.is_small(rows * guess.nbytes)):
                 self._row_cost = guess
             else:
                 found = self._lin.survey()
-                self._row_cost = RowCost(found.nbytes, found.nodes, found.misbatched)
+                self._row_cost = RowCost(self._lin.nbytes(), found.nodes, found.misbatched)
         return self._row_cost
 
 
@@ -320,7 +320,7 @@ class Seen:
         self.value = inner.value
         if inner._first is not None and not _engine.compiling():
             found = inner._first.survey()
-            nbytes = self.columns * _PUSHED_BYTES * found.nbytes
+            nbytes = self.columns * _PUSHED_BYTES * inner._first.nbytes()
             fits = not _plan.exceeds_budget(nbytes, inner.prepared.inputs[0].device)
             self.stopped = bool(found.custom) or not fits
 

@@ -260,7 +260,8 @@ def _are_confirmed(
         by_block(of_itself(row[0]), v.unsqueeze(0))[0].t().unsqueeze(2)
         for v, row in zip(_cotangents(lin, vector), layouts, strict=True)
     ]
-    eps = [precision([x], lin.roots[0], lin.survey().coarsest) for x in lin.inputs]
+    coarsest = lin.coarsest()
+    eps = [precision([x], lin.roots[0], coarsest) for x in lin.inputs]
     doubtful: dict[int, Comparison] = {}
     for j, wanted in enumerate(plain):
         terms = torch.cat([wide(of_root[j].detach()) * w for of_root, w in zip(found, weights, strict=True)])

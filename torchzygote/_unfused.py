@@ -24,6 +24,7 @@ from ._torch_private import (
     TRACED_NORMS,
     WEIGHT_NORM,
     WRITTEN,
+    Exchanges,
     enable_optimized_scripts,
     exchange,
     forget_exchanged,
@@ -37,7 +38,8 @@ from ._torch_private import (
 
 __all__ = ["unfused", "unfused_as_before", "unfused_but_norms", "unfused_for"]
 
-_EXCHANGED = (*WEIGHT_NORM, *NORMS, *DISTANCES)
+_ALWAYS = Exchanges(*WEIGHT_NORM, *NORMS, *DISTANCES)
+_WITH_NORMS = Exchanges(*WRITTEN)
 _TRACED = (*WEIGHT_NORM, *TRACED_NORMS, *TRACED_LACKING)
 
 _lock = threading.Lock()
@@ -65,7 +67,7 @@ def _count(users: int, set_aside: int = 0) -> None:
         enable_optimized_scripts(not _are_off)
     if (_users + _set_aside > 0) is not _are_exchanged:
         _are_exchanged = not _are_exchanged
-        exchange(_EXCHANGED, back=not _are_exchanged)
+        _ALWAYS.exchange(back=not _are_exchanged)
         if not _are_exchanged:
             forget_exchanged()
 
@@ -75,7 +77,7 @@ def _count_norms(users: int) -> None:
     global _users_of_norms
     before, _users_of_norms = _users_of_norms, _users_of_norms + users
     if (before > 0) is not (_users_of_norms > 0):
-        exchange(WRITTEN, back=before > 0)
+        _WITH_NORMS.exchange(back=before > 0)
 
 
 def _enter(norms: int) -> None:

@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree  # the registry that torch.func itself
 from .attention import fuse_attention_again, unfuse_attention
 from .backward import backward_pass, pull_back
 from .checkpoints import aside_of_checkpoint, hooks_in_force, is_of_checkpoint, runs_again
-from .exchanges import exchange
+from .exchanges import Exchanges, exchange
 from .formulas import are_formulas_pushed, pushed_by_formulas
 from .forward import (
     forward_mode_enabled,
@@ -84,7 +84,7 @@ from .operators import (
 from .passing import pass_along, passed_along, passes_leave_their_thread
 from .scripts import enable_optimized_scripts, scripts_as_written, scripts_kept_from
 from .structures import names_of_fields
-from .surveys import Survey, hides_another, is_compiled_function, survey
+from .surveys import Survey, coarsest, hides_another, is_compiled_function, survey
 from .tensors import (
     alike,
     group_by_device_and_dtype,
@@ -125,6 +125,7 @@ __all__ = [
     "WEIGHT_NORM",
     "WRITTEN",
     "DispatchMode",
+    "Exchanges",
     "OpOverload",
     "Survey",
     "alike",
@@ -135,6 +136,7 @@ __all__ = [
     "batched_everywhere",
     "batched_like",
     "below_autograd",
+    "coarsest",
     "concrete",
     "consumers_below",
     "count_outputs",

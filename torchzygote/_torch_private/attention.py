@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -16,12 +17,16 @@ __all__ = ["fuse_attention_again", "unfuse_attention"]
 _C: Any = torch._C
 _mha: Any = mha
 # Whether a kernel is allowed, its switch, and what is wanted of it: the last is the formula.
-_KERNELS = (
+_ON_CPU = (
     (_C._get_flash_sdp_enabled, _C._set_sdp_use_flash, False),
-    (_C._get_mem_efficient_sdp_enabled, _C._set_sdp_use_mem_efficient, False),
-    (_C._get_cudnn_sdp_enabled, _C._set_sdp_use_cudnn, False),
     (_C._get_math_sdp_enabled, _C._set_sdp_use_math, True),
 )
+_ON_DEVICES = (
+    (_C._get_mem_efficient_sdp_enabled, _C._set_sdp_use_mem_efficient, False),
+    (_C._get_cudnn_sdp_enabled, _C._set_sdp_use_cudnn, False),
+)
+_built_for = (torch.version.cuda, torch.version.hip, getattr(torch.version, "xpu", None))
+_KERNELS = (*_ON_CPU, *_ON_DEVICES) if any(_built_for) or sys.platform == "darwin" else _ON_CPU
 
 
 def unfuse_attention() -> list[bool]:

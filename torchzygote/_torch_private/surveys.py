@@ -14,15 +14,15 @@ from .lacking import LACKING
 from .levels import transform_stack
 from .nodes import node_name, node_of, node_shape
 
-__all__ = ["Survey", "hides_another", "is_compiled_function", "rounding_of_cudnn", "survey"]
+__all__ = ["Survey", "coarsest", "hides_another", "is_compiled_function", "rounding_of_cudnn", "survey"]
 
 
 class Survey(NamedTuple):
     """What one walk along the recorded graph tells of a backward pass, without running it."""
 
-    nbytes: int
-    """Of all gradients that the pass makes, but of nested ones: what one row needs at most while rows are
-    batched."""
+    numel: int
+    """Elements of all gradients that the pass makes, but of nested ones: for what one row needs at most while
+    rows are batched. To ask each for its dtype, too, takes a third more."""
     nodes: int
     """Operations."""
     misbatched: str | None
@@ -47,8 +47,8 @@ class Survey(NamedTuple):
     """Normalizations with a bias and no weight: PyTorch's second derivative by the bias is zero."""
     by_lu: bool
     """Whether one solves by an LU decomposition, which forward mode gets wrong inside ``vmap``."""
-    coarsest: float
-    """Relative spacing of the coarsest numbers among the gradients, as after autocast in ``f``."""
+    rounded: float
+    """Relative spacing that operations round to before they compute, where they do; see :func:`coarsest`."""
 
 
 # PyTorch's batching rule of these backwards gives wrong numbers where the rows alone are batched (2.13).
@@ -105,8 +105,18 @@ _TOLD_BY_NAME = frozenset(
 # The type of all nodes of C++ functions that nobody has told Python of.
 _UNTOLD = "CppFunction"
 _PythonNode = torch.autograd.function.BackwardCFunction
-# Types of nodes of which nothing has to be told but their gradients.
+# Types of nodes of which nothing has to be told but their gradients,
 _ordinary: set[type] = set()
+# and those of them of one input, that has as many elements: one is asked for all that follow each other.
+_as_many: set[type] = set()
+_AS_MANY = frozenset(
+    f"{kind}Backward0"
+    for kind in """
+    Abs Alias Clone Cos Elu Erf Exp Expm1 Gelu LeakyRelu Log Log1P Neg Permute Pow Reciprocal Relu
+    ReshapeAlias Rsqrt Sigmoid Silu Sin Softplus Sqrt Squeeze T Tanh ToCopy Transpose UnsafeView Unsqueeze
+    View
+    """.split()  # noqa: SIM905
+) | {"RsubBackward1"}
 
 
 class _Told:
@@ -146,6 +156,8 @@ class _Told:
             self._look_up(node, name)
         elif type(node).__name__ != _UNTOLD:
             _ordinary.add(type(node))
+            if name in _AS_MANY:
+                _as_many.add(type(node))
         elif not name.startswith("torch::autograd::") or "CppNode" in name:
             self.custom.append(node)
 
@@ -192,32 +204,34 @@ def survey(roots: Sequence[Tensor], ends: Collection[Any] = ()) -> Survey:
     ``ends``: nodes that a backward pass doesn't come to, nor to what is below.
     """
     # Written out, and not by a generator, which takes a microsecond for each node: small calls wait for this.
-    seen: set[Any] = set(ends)
-    stack: list[Any] = [node for root in roots if (node := node_of(root)) is not None]
+    seen: set[Any] = {None, *ends}
+    passed = len(seen)
+    stack: list[Any] = list(map(node_of, roots))
     total = 0
-    dtypes: set[torch.dtype] = set()
     told = _Told()
     while stack:
         node = stack.pop()
         if node in seen:
             continue
+        alike = 1
+        while type(node) in _as_many and (below := node.next_functions[0][0]) not in seen:
+            seen.add(node)
+            node = below
+            alike += 1
         seen.add(node)
         if type(node) not in _ordinary:
             told.look_at(node)
         for meta in node._input_metadata:
-            dtype = meta.dtype
-            dtypes.add(dtype)
             try:
-                total += math.prod(meta.shape) * dtype.itemsize
+                total += alike * math.prod(meta.shape)
             except Exception:  # the size of a nested tensor can't be asked
                 if not meta.is_nested_tensor:
                     raise
         for following, _ in node.next_functions:
-            if following is not None:
-                stack.append(following)
+            stack.append(following)
     return Survey(
-        nbytes=total,
-        nodes=len(seen) - len(ends),
+        numel=total,
+        nodes=len(seen) - passed,
         misbatched=told.misbatched,
         custom=told.custom,
         nonlinear=told.custom + told.nonlinear,
@@ -228,8 +242,22 @@ def survey(roots: Sequence[Tensor], ends: Collection[Any] = ()) -> Survey:
         sparse=told.sparse,
         biased=told.biased,
         by_lu=told.by_lu,
-        coarsest=max(max(map(_spacing, dtypes), default=0.0), told.rounded),
+        rounded=told.rounded,
     )
+
+
+def coarsest(roots: Sequence[Tensor], ends: Collection[Any] = ()) -> float:
+    """Relative spacing of the coarsest numbers among the gradients, as after autocast in ``f``."""
+    seen: set[Any] = {None, *ends}
+    stack: list[Any] = list(map(node_of, roots))
+    dtypes: set[torch.dtype] = set()
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            dtypes.update(meta.dtype for meta in node._input_metadata)
+            stack.extend(following for following, _ in node.next_functions)
+    return max(map(_spacing, dtypes), default=0.0)
 
 
 def _written(function: Any) -> Any:
