@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
 from typing import Any
@@ -251,3 +252,94 @@ def test_parameters_behind_a_reentrant_checkpoint_are_refused_instead_of_missed(
             call(lambda: checkpoint(lambda x: (x * p).sum(), x, use_reentrant=True), Params([p]))
     got = gradient(lambda: checkpoint(lambda x: (x * p).sum(), x, use_reentrant=False), Params([p]))
     assert torch.equal(got[p], torch.ones(3))
+
+
+# ---- a pushforward stays where it was taken ----
+
+
+def test_a_pushforward_is_of_a_numpy_array_as_it_was() -> None:
+    a = np.array([1.0, 2.0])
+    push = pushforward(lambda a: (a**2).sum(), a)
+    a[:] = 0
+    assert push(np.ones(2)).item() == 6.0
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_pushforward_of_what_was_written_to_since_is_refused(inside: bool) -> None:
+    x = t([1.0, 2.0])
+    push = pushforward(lambda s: (s["a"] ** 2).sum(), {"a": x}) if inside else pushforward(torch.square, x)
+    x.mul_(2)
+    with pytest.raises(RuntimeError, match="written to in place since; call pushforward anew"):
+        push({"a": t([1.0, 1.0])} if inside else t([1.0, 1.0]))
+
+
+def test_all_pushes_are_of_the_same_draw() -> None:
+    x = t([1.0, 2.0, 3.0])
+    push = pushforward(lambda x: x * torch.rand(3), x)
+    torch.manual_seed(0)
+    first, ones = torch.rand(3), torch.ones(3)
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.equal(push(ones), first)
+    assert torch.equal(torch.rand(1), after)
+    assert torch.equal(push(2 * ones), 2 * first)  # and leaves the generator alone
+    state = torch.get_rng_state()
+    assert torch.equal(push(ones), first)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# ---- what would be taken for a constant ----
+
+
+class Settings(dict):  # type: ignore[type-arg]
+    """A dict that PyTorch's pytrees don't know."""
+
+
+@pytest.mark.parametrize("kind", [Settings, type("Rows", (list,), {}), type("Fixed", (tuple,), {})])
+def test_tensors_in_a_container_that_nobody_knows_are_noticed(kind: Any) -> None:
+    holds = kind(a=t(2.0)) if kind is Settings else kind([t(2.0)])
+    first = (lambda s: s["a"]) if kind is Settings else (lambda s: s[0])
+    with pytest.warns(UserWarning, match=f"argument 0 is a {kind.__name__}, which isn't registered"):
+        assert gradient(lambda s, x: first(s) * x, holds, 3.0) == (None, t(2.0))
+    assert gradient(lambda s, x: first(s) * x, holds, 3.0, argnums=1) == (None, t(2.0))
+    empty = kind(n=1) if kind is Settings else kind([1])
+    assert gradient(lambda s, x: x * 2, empty, 3.0) == (None, t(2.0))
+
+
+@pytest.mark.parametrize("call", [gradient, pullback, jacobian, diaghessian])
+def test_params_beside_other_arguments_are_refused(call: Callable[..., Any]) -> None:
+    x = t([1.0, 2.0])
+    params = Params([x])
+    with pytest.raises(TypeError, match="expected Params alone, .* as argument 1 of 2"):
+        call(lambda c, ps: (x**2).sum() * c, 2.0, params)
+    (found, nothing) = gradient(lambda c, ps: (ps[0] ** 2).sum() * c, 2.0, params, argnums=0)
+    assert (found.item(), nothing) == (5.0, None)
+
+
+# ---- errors of f ----
+
+
+@dataclasses.dataclass(frozen=True)
+class Refused(Exception):
+    """Takes no attributes, and no notes."""
+
+    why: str
+
+
+def test_an_error_that_takes_no_note_reaches_the_caller() -> None:
+    def f(n: Any) -> Any:
+        raise Refused("because")
+
+    for call in (gradient, jacobian, hessian):
+        with pytest.raises(Refused, match="because"):
+            call(f, 3)
+
+
+@pytest.mark.parametrize("call", [hessian, lambda f, x: pushforward(f, x)(x)])
+def test_no_argnums_are_advised_where_there_are_none(call: Callable[..., Any]) -> None:
+    x = t([1.0, 2.0])
+    with pytest.raises(IndexError) as caught:
+        call(lambda i: x[i].sum(), t([1]))
+    notes = "".join(getattr(caught.value, "__notes__", [])) + repr(caught.value.__cause__)
+    assert "let f close over it" in notes
+    assert "argnums" not in notes

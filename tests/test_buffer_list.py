@@ -175,3 +175,35 @@ def test_a_list_is_true_if_there_is_anything_in_it() -> None:
     assert not buf
     buf.append(torch.zeros(()))
     assert buf
+
+
+def test_what_is_appended_meanwhile_is_iterated_too() -> None:
+    buf = Buffer()
+    buf.append(3)
+    seen = []
+    for item in buf:
+        seen.append(item.item())
+        if item > 0:
+            buf.append(item - 1)
+    assert seen == [3, 2, 1, 0]
+    seen = []
+    for item in buf:
+        seen.append(item.item())
+        buf.pop()
+    assert seen == [3, 2]
+
+
+@pytest.mark.parametrize("write", ["row", "element", "append"])
+def test_values_of_a_transform_that_has_ended_are_refused(write: str) -> None:
+    buf = Buffer() if write == "append" else Buffer(torch.zeros(()), 3, 2)
+
+    def inner(x: Tensor) -> Tensor:
+        if write == "append":
+            buf.append(x)
+        else:
+            buf[(0,) if write == "row" else (0, 1)] = x
+        return x
+
+    torch.func.vmap(inner)(torch.arange(4.0))
+    with pytest.raises(RuntimeError, match="inside a torch.func.vmap or grad that has ended"):
+        buf.copy()

@@ -214,3 +214,11 @@ def test_it_is_neither_true_nor_false(shape: tuple[int, ...]) -> None:
     for use in (bool, lambda buf: 1 if buf else 2):
         with pytest.raises(TypeError, match="copy it first"):
             use(buf)
+
+
+@pytest.mark.parametrize("index", [1.5, {}, object(), 1j])
+def test_what_can_not_be_an_index_is_refused_as_by_a_tensor(index: Any) -> None:
+    buf = Buffer(torch.zeros(3))
+    for error in (IndexError, TypeError):
+        with pytest.raises(error, match="index: expected ints, slices"):
+            buf[index]

@@ -276,3 +276,12 @@ def test_gradients_lie_in_memory_as_backward_lays_them_out(take: str) -> None:
         assert found[p].stride() == p.grad.stride()
         assert torch.equal(found[p], p.grad)
     assert torch.equal(found.norm(), nn.utils.get_total_norm([p.grad for p in ps]))
+
+
+def test_flags_that_are_none_are_refused() -> None:
+    p = torch.ones(2, requires_grad=True)
+    g = gradient(lambda: (p**2).sum(), Params([p]))
+    with pytest.raises(TypeError, match="error_if_nonfinite: expected True or False, got 'no'"):
+        g.clip_norm_(1.0, error_if_nonfinite="no")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="share: expected True or False, got 'no'"):
+        g.assign_(share="no")  # type: ignore[arg-type]

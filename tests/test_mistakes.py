@@ -64,7 +64,7 @@ def test_params_and_arguments_are_told_apart() -> None:
     text = error_of(lambda: gradient(f, params), TypeError)
     assert "with Params, f is called without arguments" in text
     text = error_of(lambda: gradient(f, params, X), TypeError)
-    assert "Params take the place of all arguments" in text
+    assert "expected Params alone, in place of all arguments" in text
     text = error_of(lambda: gradient(lambda: X.sum(), X), TypeError)
     assert "given after it (1); for tensors that it closes over, pass Params([...])" in text
 

@@ -271,3 +271,8 @@ def test_changed_inside_f(way: str) -> None:
     assert torch.equal(g[b].reshape(-1), torch.full((b.numel(),), 20.0))
     assert g._names[id(layer.weight)] == "weight"
     assert ps == Params([b, layer.bias, c, a])
+
+
+def test_a_buffer_is_refused_as_a_bare_tensor_is() -> None:
+    with pytest.raises(TypeError, match=r"got a Buffer, .* write Params\(\[buf.copy\(\)\]\)"):
+        Params(torchzygote.Buffer(torch.ones(2, 3)))

@@ -40,10 +40,11 @@ def path(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("mode", ["forward", "reverse"])
 def test_a_jacobian_plan_comes_back(mode: str, tmp_path: Path) -> None:
     plan = plan_jacobian(f, A, B, mode=mode)
-    plan.save(tmp_path / "plan")
-    assert [file.name for file in tmp_path.iterdir()] == ["plan.npz"]
-    for name in ("plan", "plan.npz"):
+    for name in ("plan", "plan.npz", "plan.pt"):
+        plan.save(tmp_path / name)
+        assert [file.name for file in tmp_path.iterdir()] == [name]
         found = JacobianPlan.load(str(tmp_path / name), f)
+        (tmp_path / name).unlink()
         assert repr(found) == repr(plan)
         assert torch.equal(found.colors, plan.colors)
         assert found.patterns == plan.patterns
@@ -66,10 +67,22 @@ def test_a_hessian_plan_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_plan_comes_back_from_beside_a_folder_of_its_name(tmp_path: Path) -> None:
+    """As ``numpy.savez`` would have named the file."""
     (tmp_path / "plan").mkdir()
     plan = plan_jacobian(f, A, B)
-    plan.save(tmp_path / "plan")
+    with pytest.raises(IsADirectoryError):
+        plan.save(tmp_path / "plan")
+    plan.save(tmp_path / "plan.npz")
     assert repr(JacobianPlan.load(tmp_path / "plan", f)) == repr(plan)
+
+
+def test_a_plan_comes_back_from_a_file_that_was_there(tmp_path: Path) -> None:
+    """As ``tempfile.mkstemp`` makes one."""
+    path = tmp_path / "plan"
+    path.touch()
+    plan = plan_hessian(rosenbrock, A)
+    plan.save(path)
+    assert repr(HessianPlan.load(path, rosenbrock)) == repr(plan)
 
 
 @pytest.mark.parametrize("x", [torch.rand(0), torch.tensor(2.0), torch.rand(2, 3).half()])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchzygote import (
+    checkpointed,
     diaghessian,
     forwarddiff,
     gradient,
@@ -133,3 +134,9 @@ def test_an_error_about_it_from_within_f_stays_what_it_is() -> None:
     for way in (gradient, hessian_dual):
         with pytest.raises(RuntimeError, match="generator raised StopIteration"):
             way(f, x[:3])
+
+
+def test_checkpointed() -> None:
+    f = Ends(vector, 0)
+    raises(f, lambda: checkpointed(f, x))
+    raises(f, lambda: gradient(lambda x: checkpointed(f, x).sum(), x))

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ._call_options import check_argnums
 from ._flags import requires_grad
 from ._parts import parts_for
 from ._torch_private import pytree
+from ._warning import warn
 
 __all__ = ["ARRAY", "MODULE", "NUMBER", "OPAQUE", "STRUCTURE", "Prepared", "kind_of", "prepare"]
 
@@ -144,36 +146,6 @@ def trainable(module: nn.Module) -> dict[str, Tensor]:
     return {name: p for name, p in module.named_parameters() if requires_grad(p)}
 
 
-def check_argnums(argnums: int | Sequence[int] | None, count: int) -> frozenset[int] | None:
-    """``argnums`` as a set of positions; ``None`` stands for all of them."""
-    if argnums is None:
-        return None
-    numbers = [argnums] if isinstance(argnums, (int, np.integer)) else argnums
-    if isinstance(argnums, (bool, str)) or not isinstance(numbers, Sequence):
-        raise TypeError(f"argnums: expected an int or a sequence of ints, got {argnums!r}")
-    found: set[int] = set()
-    for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
-            raise TypeError(f"argnums: expected an int or a sequence of ints, got {argnums!r}")
-        if not -count <= number < count:
-            none = "; f's arguments come after it, as in gradient(f, x)" if count == 0 else ""
-            raise ValueError(
-                f"argnums: expected positions below the number of arguments, {count}, got {number}{none}"
-            )
-        position = int(number % count)
-        if position in found:
-            raise ValueError(f"argnums: expected each position once, got {number} again in {argnums!r}")
-        found.add(position)
-    return frozenset(found)
-
-
-def check_flags(**flags: object) -> None:
-    """Refuse what is neither ``True`` nor ``False``, as strings are, which would count as ``True``."""
-    for name, value in flags.items():
-        if value is not True and value is not False and not isinstance(value, np.bool_):
-            raise TypeError(f"{name}: expected True or False, got {value!r}")
-
-
 class _Slot:
     """One argument: its kind, and where its tensors are among the flat inputs."""
 
@@ -238,9 +210,10 @@ class Prepared:
 
     ``inputs``: the tensors to differentiate by, converted but not tracked. ``owned[i]``: input ``i`` may be
     replaced by a tracked twin (``False`` for a module's parameters, which ``f`` finds by identity).
+    ``takes_argnums``: some may be left out.
     """
 
-    __slots__ = ("args", "inputs", "modules", "owned", "promoted", "simple", "slots")
+    __slots__ = ("args", "inputs", "modules", "owned", "promoted", "simple", "slots", "takes_argnums")
 
     def __init__(self, args: tuple[Any, ...]) -> None:
         self.args = args
@@ -250,6 +223,7 @@ class Prepared:
         self.modules: list[tuple[nn.Module, list[str], int]] = []
         self.promoted: list[str] = []
         self.simple = False
+        self.takes_argnums = True
 
     def arguments(self, tracked: Sequence[Tensor]) -> Sequence[Any]:
         """The arguments that ``f`` is called with."""
@@ -287,6 +261,7 @@ class Prepared:
         moved.modules = self.modules
         moved.promoted = self.promoted
         moved.simple = self.simple
+        moved.takes_argnums = self.takes_argnums
         return moved
 
 
@@ -328,7 +303,22 @@ def _fill(prepared: Prepared, value: Any, where: str, kinds: Callable[[object], 
         prepared.modules.append((value, slot.names, slot.start))
         prepared.inputs.extend(found.values())
         prepared.owned.extend([False] * len(found))
+    elif kinds is kind_of and isinstance(value, (dict, list, tuple)):
+        _warn_of_tensors_in(value, where)
     return slot
+
+
+def _warn_of_tensors_in(value: Any, where: str) -> None:
+    """A kind of dict, list or tuple that nobody knows how to make anew: its tensors are constants."""
+    values = value.values() if isinstance(value, dict) else value
+    if any(is_inexact(x) or (isinstance(x, np.ndarray) and x.dtype.kind in "fc") for x in values):
+        kind = type(value).__name__
+        base = next(base for base in (dict, list, tuple) if isinstance(value, base)).__name__
+        warn(
+            f"{where} is a {kind}, which isn't registered with PyTorch's pytrees: f gets it as it is, and "
+            f"its result is None, though it holds tensors. Pass a {base}, or register {kind} by "
+            "torch.utils._pytree.register_pytree_node; for constants leave its position out of argnums"
+        )
 
 
 def _arrays_only(value: object) -> str:

@@ -57,6 +57,10 @@ class Key:
             part[self.arrays] = values
 
 
+class WrongIndexError(IndexError, TypeError):
+    """What can't be an index: an ``IndexError``, as tensors raise, and a ``TypeError``, as lists do."""
+
+
 def parse(index: Any, shape: Sequence[int]) -> Key:
     """The :class:`Key` of ``index`` into an array of this shape."""
     items = index if type(index) is tuple else (index,)
@@ -130,7 +134,7 @@ def _item(item: Any) -> Any:
     try:
         return operator.index(item)
     except TypeError:
-        raise TypeError(
+        raise WrongIndexError(
             "index: expected ints, slices, None, ..., boolean masks or arrays of ints, got "
             f"{type(item).__name__}"
         ) from None

@@ -5,6 +5,7 @@ Knows nothing of arrays: each element is kept whole.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from ._arguments import number_to_tensor, numpy_to_tensor, type_name
 from ._buffer_refusal import NotTensorError
 from ._buffer_values import not_a_value, value_read
+from ._torch_private import innermost_level, is_wrapped
 
 __all__ = ["ListForm", "ListStore"]
 
@@ -27,6 +29,13 @@ def _as_element(value: Any) -> Tensor:
     if isinstance(value, (int, float, complex, np.number)) and not isinstance(value, bool):
         return number_to_tensor(value)
     raise not_a_value(value)
+
+
+def _of_ended() -> RuntimeError:
+    return RuntimeError(
+        "copy: expected values that are still there, got some that were written inside a torch.func.vmap or "
+        "grad that has ended; make the Buffer inside, or write what the transform returns"
+    )
 
 
 class ListStore:
@@ -100,6 +109,27 @@ class ListForm:
                 f"{what}: expected a Buffer that may be written, got one that was copied, which freezes it; "
                 "write before copying, or into a new Buffer"
             )
+
+    def _live(self) -> Iterator[Any]:
+        """The elements one after the other, as a list gives them: also those that are appended meanwhile."""
+        buffer: Any = self
+        i = 0
+        while i < len(buffer):
+            yield buffer[i]
+            i += 1
+
+    def _assembled(self) -> Any:
+        """The tensor or the list that it stands for."""
+        try:
+            found = self._store.assemble()
+        except RuntimeError as error:
+            if "escaped" in str(error) or "INTERNAL ASSERT" in str(error):
+                raise _of_ended() from None
+            raise
+        alone = isinstance(found, list) and not self._traced and innermost_level() is None
+        if alone and any(map(is_wrapped, found)):
+            raise _of_ended()
+        return found
 
     def append(self, value: Any) -> None:
         """Add an element at the end of a growing list.

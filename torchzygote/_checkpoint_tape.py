@@ -17,6 +17,7 @@ from torch.utils.checkpoint import CheckpointError, checkpoint
 
 from . import _state
 from ._arguments import name_of
+from ._carried import carried, released
 from ._checkpoint_holdings import Holdings, Uses, written_since
 from ._checkpoint_surroundings import Surroundings, outside_inference
 from ._checkpoint_transforms import checkpoint_in_transforms, refusal
@@ -31,6 +32,7 @@ _SAME_FLAGS = "set requires_grad before the call, and differentiate by what f us
 _BE_PURE = "make it depend on nothing but its arguments and tensors that stay as they are"
 
 
+@released
 def checkpoint_on_tape(f: Callable[..., Any], xs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """``f(*xs, **kwargs)``, where nothing but the tape records."""
     runs = _Runs(f, xs, kwargs)
@@ -244,7 +246,7 @@ class _Runs:
         before = held_by_others()
         with self._holdings:
             self.begun = sequence_number()
-            y = self._f(*xs, **kwargs)
+            y = carried(self._f)(*xs, **kwargs)  # PyTorch's checkpoint is a generator
         self._disturbed = before != held_by_others() or before[1]
         self._finished = True
         return y

@@ -68,7 +68,7 @@ def pushed(
     n, compiling = x.numel(), _engine.compiling()
     if n == 0 or (n > _UNMEASURED and not compiling):
         return None
-    chunk = options.chunk_size or n
+    chunk = n if compiling else options.chunk_size or n  # a traced program can't draw the same in each
     seen = Seen(n if options.chunk_size is None and n > 1 and not compiling else 0)
     source = _engine.separate(x if options.keep else x.detach())
     block = Columns(n, x, x.dtype, options.keep)

@@ -20,7 +20,7 @@ from ._random import restored_after
 from ._row_cost import row_cost
 from ._transposed import transposed
 
-__all__ = ["by_rows", "forward"]
+__all__ = ["by_rows", "forward", "traced_columns"]
 
 
 def by_rows(
@@ -121,6 +121,31 @@ def _by_columns(first: FirstOrder, options: Options) -> list[Tensor]:
                     block.add(lo, hi, products if options.keep else products.detach())
             matrices.append(block.matrix())
     return matrices
+
+
+def traced_columns(first: FirstOrder, keep: bool) -> tuple[Tensor, list[Tensor]]:
+    """Value and Jacobians while a compiler traces: all columns by all inputs from one run of ``f``.
+
+    A traced program can't set generators back, so that each run would draw anew.
+    """
+    given, y = first.prepared.inputs, first.y
+    inputs = [_engine.separate(x.view_as(x)) for x in given]
+    sizes = [x.numel() for x in given]
+    total = sum(sizes)
+
+    def flat(*primals: Tensor) -> tuple[Tensor, ...]:
+        return (_engine.call_exchanged(first.f, first.prepared, primals),)
+
+    def along(index: Tensor) -> tuple[Tensor, Tensor]:
+        here = torch.split(torch.arange(total, device=index.device) == index, sizes)
+        tangents = [at.to(x.device, x.dtype).view(x.shape) for at, x in zip(here, inputs, strict=True)]
+        (value,), (tangent,) = _engine.jvp(flat, tuple(inputs), tuple(tangents), keep)
+        return value, tangent
+
+    values, columns = torch.func.vmap(along, randomness="same")(torch.arange(total, device=y.device))
+    by_input = torch.split(columns.reshape(total, y.numel()), sizes)
+    matrices = [part.t().to(x.device, result_dtype(x, y)) for x, part in zip(given, by_input, strict=True)]
+    return values[0], matrices
 
 
 def _by_columns_on_tape(

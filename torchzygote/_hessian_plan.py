@@ -18,6 +18,7 @@ from ._pulling import Options
 from ._random import RandomState
 from ._real_arguments import prepare_one
 from ._signature import check_inputs
+from ._torch_private import in_functorch_compiled
 from ._unfused import unfused, unfused_but_norms
 from .coloring.recovery import Recovery, symmetric_recovery
 from .hessians import diaghessian, hessian
@@ -232,7 +233,9 @@ class HessianPlan(Plan):
         keep = _engine.keeps_graph(create_graph) or _engine.in_transform()
         options = Options(self._chunk_size, keep, False)
         ways = [self._mode]
-        if self._mode == "auto":
+        if _engine.compiling() and in_functorch_compiled():
+            ways = ["reverse_over_reverse"]  # PyTorch's compiled derivatives of the other one fail, or crash
+        elif self._mode == "auto":
             ways = ["reverse_over_reverse", "forward_over_reverse"]
             if is_nested():
                 ways.reverse()

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from . import _compressed, _engine, _evaluation, _state
-from ._arguments import Prepared, prepare
+from ._arguments import Prepared
+from ._call_arguments import implicit, prepared_by
 from ._certificate import Comparison
 from ._evaluation import Constants
 from ._first_order import FirstOrder, must_be_pulled, record
@@ -21,7 +22,6 @@ from ._pulling import Options
 from ._random import RandomState
 from ._signature import check_inputs
 from .coloring.recovery import Recovery, jacobian_recovery
-from .gradients import implicit, prepare_implicit
 from .grads import Grads
 from .jacobians import jacobian
 from .params import Params
@@ -203,11 +203,7 @@ class JacobianPlan(Plan):
         return self.mode == "reverse" or all(bool(one.fine.all()) for one in comparisons)
 
     def _prepare(self, args: tuple[Any, ...]) -> Prepared:
-        params = implicit(args)
-        if params is not None:
-            prepared = prepare_implicit(type(self).__name__, params, self._argnums)
-        else:
-            prepared = prepare(args, self._argnums, arrays_only=True)
+        _, prepared = prepared_by(type(self).__name__, args, self._argnums, arrays_only=True)
         check_inputs(type(self).__name__, self._inputs, prepared.inputs)
         return prepared
 

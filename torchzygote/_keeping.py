@@ -10,7 +10,7 @@ import contextlib
 import torch
 
 from . import _state
-from ._arguments import check_flags
+from ._call_options import check_flags
 from ._state import in_outer_forward_mode, in_transform
 from ._torch_private import in_functorch_derivative
 

@@ -281,8 +281,8 @@ def _check_in_place(op: Operator, xs: list[Tensor], right: Operand, label: Label
 def _unfit_dtype(op: Operator, x: Tensor, y: Any, label: str) -> TypeError:
     got = describe(y) if isinstance(y, Tensor) else repr(y)
     return TypeError(
-        f"{op.symbol}=: expected what fits the dtype {x.dtype} of the value of {label}, got {got}; "
-        f"write a = a {op.symbol} b"
+        f"{op.symbol}=: expected a result that fits the dtype {x.dtype} of the value of {label}, which none "
+        f"with {got} does; write a = a {op.symbol} b"
     )
 
 

@@ -5,6 +5,7 @@ Looks at errors and arguments only, after the fact; it must not know how a deriv
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -60,11 +61,10 @@ def annotate(error: BaseException, f: Callable[..., Any], prepared: Prepared) ->
     text = str(error)
     if prepared.promoted and callable(f):
         listed = "; ".join(prepared.promoted)
-        _add_note(
-            error,
-            f"{listed}. To pass an argument to f as it was given, leave its position out of argnums, the "
-            "positions that are differentiated.",
-        )
+        way = "leave its position out of argnums, the positions that are differentiated"
+        if not prepared.takes_argnums:
+            way = "let f close over it, as in lambda x: f(x, n)"
+        _add_note(error, f"{listed}. To pass an argument to f as it was given, {way}.")
         if any(isinstance(x, PackedSequence) for x in prepared.args):
             _add_note(
                 error,
@@ -96,8 +96,6 @@ def _on_call(error: TypeError, text: str, f: Any, prepared: Prepared) -> None:
         return
     elif not prepared.args and prepared.inputs:
         _add_note(error, "with Params, f is called without arguments; let it close over the tensors.")
-    elif any(type(x).__name__ == "Params" for x in prepared.args):
-        _add_note(error, "Params take the place of all arguments; pass nothing beside them.")
     elif not prepared.args:
         _add_note(
             error,
@@ -173,7 +171,8 @@ def _add_note(error: BaseException, note: str) -> None:
     note = f"torchzygote: {note}"
     if hasattr(error, "add_note"):
         if note not in getattr(error, "__notes__", ()):
-            error.add_note(note)
+            with contextlib.suppress(Exception):  # it may take none, as frozen dataclasses don't
+                error.add_note(note)
         return
     last: BaseException = error  # Python 3.10: the note goes to the end of the chain of causes
     while last.__cause__ is not None:

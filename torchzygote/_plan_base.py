@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from . import _engine, _evaluation, _plan, _plan_files
-from ._arguments import Prepared, check_flags, type_name
+from ._arguments import Prepared, type_name
+from ._call_arguments import is_implicit
+from ._call_options import check_flags
 from ._certificate import Comparison, warn_mismatch, warn_unchecked
 from ._plan_results import PlanResults
 from ._random import RandomState
 from ._signature import InputSpec
 from .coloring.recovery import Recovery
-from .gradients import is_implicit
 from .pictures import draw
 from .sparsity.pattern import Pattern
 
@@ -116,13 +117,13 @@ class Plan:
         return self._recovery.patterns
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan, without its function, to an ``.npz`` file.
+        """Write the plan, without its function, to a file, which is an ``.npz`` file whatever its name.
 
         Parameters
         ----------
         path : path
-            ``.npz`` is appended where it is missing. The file holds arrays only: structure, coloring and
-            ``argnums``. :meth:`load` reads it, and shows both.
+            The file holds arrays only: structure, coloring and ``argnums``. :meth:`load` reads it, and shows
+            both.
         """
         contents = _plan_files.Contents(self._inputs, self._recovery, self._argnums)
         _plan_files.write(path, type(self).__name__, contents)

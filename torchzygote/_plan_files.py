@@ -59,7 +59,7 @@ class Contents(NamedTuple):
 
 
 def write(path: str | os.PathLike[str], kind: str, contents: Contents) -> None:
-    """Write a plan of this kind."""
+    """Write a plan of this kind, to this path exactly."""
     inputs, recovery, argnums = contents
     arrays: dict[str, Any] = {
         "format": np.array(_FORMAT),
@@ -83,7 +83,8 @@ def write(path: str | os.PathLike[str], kind: str, contents: Contents) -> None:
         arrays[f"local_{i}"] = np.array(pattern.is_local)
         arrays[f"operators_{i}"] = np.array(list(pattern.operators), dtype=np.str_)
         arrays[f"unknown_{i}"] = np.array(list(pattern.unknown), dtype=np.str_)
-    np.savez_compressed(path, **arrays)
+    with open(path, "wb") as stream:  # a path alone would get an ending
+        np.savez_compressed(stream, **arrays)
 
 
 def read(path: str | os.PathLike[str], kind: str) -> Contents:

@@ -12,21 +12,62 @@ import torch
 from torch import Tensor
 
 from . import _engine, _state
-from ._arguments import ARRAY, NUMBER, kind_of, prepare, to_tensor
+from ._arguments import ARRAY, NUMBER, Prepared, kind_of, prepare, to_tensor
 from ._forward import tangents_for
-from ._torch_private import pytree
+from ._random import RandomState, restored_after
+from ._torch_private import is_wrapped, pytree
 
-__all__ = ["push"]
+__all__ = ["Push"]
 
 _TENSOR = object()
 
 
+class Push:
+    """Pushes tangents through ``f`` at arguments, whatever becomes of these; the same draw in each push."""
+
+    __slots__ = ("_f", "_prepared", "_random", "_versions")
+
+    def __init__(self, f: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self._f = f
+        self._prepared = _taken(args)
+        self._versions = [_version(x) for x in self._prepared.inputs]
+        self._random: RandomState | None = None
+
+    def __call__(self, xdots: tuple[Any, ...]) -> Any:
+        if any(_version(x) != then for x, then in zip(self._prepared.inputs, self._versions, strict=True)):
+            raise RuntimeError(
+                "push: expected the arguments of pushforward as they were then, but one has been written to "
+                "in place since; call pushforward anew, or with a clone() of it"
+            )
+        if _engine.compiling():
+            return _pushed(self._f, self._prepared.args, self._prepared, xdots)
+        if self._random is None:
+            self._random = RandomState()
+            return _pushed(self._f, self._prepared.args, self._prepared, xdots)
+        with restored_after(self._random):
+            self._random.restore()
+            return _pushed(self._f, self._prepared.args, self._prepared, xdots)
+
+
+def _version(x: Tensor) -> int:
+    """How often it was written to, where that is known."""
+    return 0 if _engine.compiling() or x.is_inference() or is_wrapped(x) else x._version
+
+
 @_engine.entry_point
-def push(f: Callable[..., Any], args: tuple[Any, ...], xdots: tuple[Any, ...]) -> Any:
-    """The tangent of ``f(*args)`` for a tangent per argument."""
+def _taken(args: tuple[Any, ...]) -> Prepared:
+    """The arguments as they are now."""
     prepared = prepare(args)
     if not prepared.inputs:
         raise ValueError("pushforward: expected at least one number, array, structure or module, got none")
+    prepared.takes_argnums = False
+    prepared.copy_arrays()
+    return prepared
+
+
+@_engine.entry_point
+def _pushed(f: Callable[..., Any], args: tuple[Any, ...], prepared: Prepared, xdots: tuple[Any, ...]) -> Any:
+    """The tangent of ``f`` for a tangent per argument."""
     keep = _engine.keeps_graph(None)
     # A dual number has the memory of its tensor: f might write into that.
     sources = [x if keep else x.detach() for x in prepared.inputs]

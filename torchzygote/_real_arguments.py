@@ -30,6 +30,7 @@ def prepare_one(caller: str, x: Any) -> Prepared:
             )
         raise TypeError(f"{caller}: expected x to be a number or an array, got {type_name(x)}; {advice}")
     prepared = prepare((x,), arrays_only=True)
+    prepared.takes_argnums = False
     refuse_complex(caller, prepared)
     return prepared
 

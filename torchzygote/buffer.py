@@ -225,8 +225,9 @@ class Buffer(ListForm, NotATensor):
         raise NotTensorError("bool: expected a tensor, got a Buffer, which is not one; copy it first")
 
     def __iter__(self) -> Iterator[Any]:
-        refused = None if self._traced else refused_elements()
-        return (self[i] for i in range(len(self))) if refused is None else refused
+        if self._traced:
+            return (self[i] for i in range(len(self)))
+        return refused_elements() or self._live()
 
     def __contains__(self, item: object) -> bool:
         raise NotTensorError("in: expected a tensor, got a Buffer, which is not one; copy it first")
@@ -393,6 +394,6 @@ class Buffer(ListForm, NotATensor):
         """
         self._frozen = True
         self._rows = None
-        return self._store.assemble()
+        return self._assembled()
 
     __copy__ = copy

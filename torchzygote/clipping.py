@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._call_options import check_flags
 from ._multi_tensor import apply, apply_, by_kind, describe, recorded
 from ._operators import OPERATORS, Operator
 from ._torch_private import group_by_device_and_dtype
@@ -105,6 +106,7 @@ def clip_norm(
     xs: list[Tensor], max_norm: float, norm_type: float, error_if_nonfinite: bool, in_place: bool
 ) -> tuple[list[Tensor], Tensor]:
     """The tensors scaled down to a total norm of at most ``max_norm``, and the norm they had."""
+    check_flags(error_if_nonfinite=error_if_nonfinite)
     max_norm = _bound("max_norm", max_norm)
     if not max_norm >= 0:
         raise ValueError(f"clip_norm: expected max_norm to be at least 0, got {max_norm}")

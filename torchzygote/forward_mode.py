@@ -282,22 +282,25 @@ class _Run:
             found = pytree.tree_leaves(self.call(x_packing.unpack(packed), again=True))
             return (y_packing.pack([found[i] for i in places]),)
 
-        def columns(at: Tensor) -> Tensor:
+        def columns(at: Tensor) -> tuple[Tensor, Tensor]:
             if surroundings is None:
                 return self.jacobian(flat, at, y_flat)
             with surroundings.restored():
                 return self.jacobian(flat, at, y_flat)
 
+        # The value is that of the run that is differentiated: generators of f's own draw anew in each.
         if plain:
             with torch.no_grad():
-                known = columns(x_flat.detach())
-            result = recomputed_derivative(x_flat, y_flat, known, columns)
+                known, value = columns(x_flat.detach())
+            result = recomputed_derivative(x_flat, value, known, lambda at: columns(at)[0])
         elif _engine.compiling():
             from ._linear_node_traced import known_derivative_in_graph
 
-            result = known_derivative_in_graph(x_flat, y_flat, columns(x_flat))
+            known, value = columns(x_flat)
+            result = known_derivative_in_graph(x_flat, value, known)
         else:
-            result = known_derivative(x_flat, y_flat, columns(x_flat))
+            known, value = columns(x_flat)
+            result = known_derivative(x_flat, value, known)
         for i, tensor in zip(places, y_packing.unpack_writable(result), strict=True):
             outputs[i] = tensor
         return pytree.tree_unflatten(outputs, y_spec)
@@ -317,24 +320,37 @@ class _Run:
         return y
 
     @released
-    def jacobian(self, flat: Callable[[Tensor], tuple[Tensor]], at: Tensor, y: Tensor) -> Tensor:
-        """The derivative of ``flat`` by each element of ``at``, (at.numel(), y.numel())."""
+    def jacobian(
+        self, flat: Callable[[Tensor], tuple[Tensor]], at: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The derivative of ``flat`` by each element of ``at``, (at.numel(), y.numel()), and its value.
+
+        ``y``: what another run has given, in that shape and dtype.
+        """
         n = at.numel()
         if n == 0:
-            return at.new_zeros(0, y.numel())
+            return at.new_zeros(0, y.numel()), y
         random = None if _engine.compiling() else RandomState()
         # A direction needs what f makes inside, which isn't known: a few times its input and output.
         cost = _plan.RowCost(8 * (n + y.numel()) * y.element_size(), 0)
         chunk = n if _engine.compiling() else _plan.choose_chunk(self.chunk, n, cost, at.device)
         seeds = _products.identity_seeds(n, at.dtype, at.device)
         keep = not _engine.compiling() and (torch.is_grad_enabled() or in_functorch())
-        blocks = [
-            products.reshape(hi - lo, -1)
-            for lo, hi, products in _products.jvps(
-                flat, [_engine.separate(at)], 0, seeds, n, chunk, keep=keep, random=random, what="direction"
-            )
-        ]
-        return torch.cat(blocks).to(y.dtype)
+        values: list[Tensor] = []
+        pushed = _products.jvps(
+            flat,
+            [_engine.separate(at)],
+            0,
+            seeds,
+            n,
+            chunk,
+            keep=keep,
+            random=random,
+            what="direction",
+            values=values,
+        )
+        blocks = [products.reshape(hi - lo, -1) for lo, hi, products in pushed]
+        return torch.cat(blocks).to(y.dtype), values[0].detach().to(y.dtype)
 
     def warn(self) -> None:
         """Say once per differentiation, for each ``f``, that gradients are dropped."""

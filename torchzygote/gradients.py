@@ -10,14 +10,14 @@ from typing import Any, NamedTuple, NoReturn, overload
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 
 from . import _engine, _state, _updates
-from ._arguments import Prepared, prepare, refuse_unrecordable, type_name
+from ._arguments import type_name
+from ._call_arguments import is_implicit, prepare_call
 from ._cotangents import laid_out, own, unfold_cotangent
 from ._flags import flags_on, held
 from ._outputs import differentiated_part, hint, scalar_root
-from ._pushing import push as push_through
+from ._pushing import Push
 from .grads import Grads
 from .params import Params
 
@@ -29,54 +29,6 @@ class WithGradient(NamedTuple):
 
     val: Any
     grad: Any
-
-
-def prepare_implicit(caller: str, params: Params, argnums: object) -> Prepared:
-    """The arguments of a call with ``Params``: none, and tensors that ``f`` finds by identity."""
-    if argnums is not None:
-        raise TypeError(f"{caller}: argnums goes with arguments, got {argnums!r} together with Params")
-    if _engine.compiling():
-        raise RuntimeError(
-            f"{caller}: inside torch.compile, Params can't be differentiated by identity; pass the "
-            "tensors as arguments (torch.func.functional_call calls a module with them)"
-        )
-    for p in params:
-        if is_lazy(p) or p.is_inference():
-            refuse_unrecordable(p, params._names.get(id(p), "a tensor"))
-    prepared = Prepared(())
-    prepared.inputs = list(params)
-    prepared.owned = [False] * len(prepared.inputs)
-    return prepared
-
-
-def implicit(args: tuple[Any, ...]) -> Params | None:
-    """The ``Params`` of an implicit call as they are now, or ``None`` for a call with arguments."""
-    return args[0]._taken() if is_implicit(args) else None
-
-
-def is_implicit(args: tuple[Any, ...]) -> bool:
-    """Whether a call differentiates by ``Params``."""
-    return len(args) == 1 and isinstance(args[0], Params)
-
-
-def prepare_call(
-    caller: str,
-    args: tuple[Any, ...],
-    argnums: int | Sequence[int] | None,
-    create_graph: bool | None,
-    *,
-    arrays_only: bool = False,
-) -> tuple[Params | None, Prepared, bool]:
-    """The ``Params``, the arguments as tensors, and whether results must be differentiable."""
-    params = args[0]._taken() if is_implicit(args) else None  # not by `implicit`: small calls wait for this
-    if params is None:
-        prepared = prepare(args, argnums, arrays_only=arrays_only)
-    else:
-        prepared = prepare_implicit(caller, params, argnums)
-    keep = _engine.keeps_graph(create_graph)
-    if keep:
-        prepared.copy_arrays()
-    return params, prepared, keep
 
 
 @_engine.entry_point
@@ -350,7 +302,7 @@ def pushforward(f: Callable[..., Any], *args: Any) -> Callable[..., Any]:
     Parameters
     ----------
     f : callable
-        Called once per push, with tensors for numbers and arrays.
+        Called once per push, with tensors for numbers and arrays; random numbers are the same in all of them.
     *args
         As for :func:`gradient`, but every argument takes part, and there is no implicit form.
 
@@ -365,6 +317,8 @@ def pushforward(f: Callable[..., Any], *args: Any) -> Callable[..., Any]:
     ------
     ValueError
         By ``push``: a tangent doesn't fit its argument.
+    RuntimeError
+        By ``push``: a tensor among the arguments has been written to since (a NumPy array may be).
 
     Examples
     --------
@@ -382,9 +336,11 @@ def pushforward(f: Callable[..., Any], *args: Any) -> Callable[..., Any]:
     if is_implicit(args):
         raise TypeError("pushforward: expected arguments, got Params; pass the tensors as arguments of f")
 
+    pushed = Push(f, args)
+
     def push(*xdots: Any) -> Any:
         if len(xdots) != len(args):
             raise ValueError(f"push: expected {len(args)} tangents, one per argument, got {len(xdots)}")
-        return push_through(f, args, xdots)
+        return pushed(xdots)
 
     return push

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from ._arguments import type_name
+from ._call_options import check_flags
 from ._entries import as_tensor
 from ._grad_fields import added_into, factor_of, fitting
 from ._multi_tensor import apply, clone_all, flatten
@@ -325,6 +326,7 @@ class Grads(GradDict):
         (tensor([2., 4.]), tensor([0.5000, 1.0000], requires_grad=True))
         """
         params, values = fitting("assign_", self._keys, self._present(), self._label)
+        check_flags(share=share)
         if not share:
             values = clone_all(values)
         for p, value in zip(params, values, strict=True):

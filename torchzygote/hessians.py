@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from . import _compressed, _dense_hessians, _engine, _factored, _plan, _state
-from ._arguments import Prepared, check_flags
+from ._arguments import Prepared
+from ._call_arguments import prepare_call
+from ._call_options import check_flags
 from ._dense_hessians import Whole
 from ._flags import held
 from ._pulling import Options
@@ -22,7 +24,6 @@ from ._real_arguments import prepare_one, refuse_complex
 from ._second_order import run
 from ._torch_private import in_functorch_compiled
 from ._unfused import unfused, unfused_but_norms
-from .gradients import prepare_call
 from .grads import Grads
 from .params import Params
 

@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 
 from . import _compressed, _engine, _layer_rows, _plan, _state
-from ._arguments import Prepared, check_flags
+from ._arguments import Prepared
 from ._assembly import Rows, as_result, result_dtype
+from ._call_arguments import prepare_call
+from ._call_options import check_flags
 from ._certificate import all_finite
 from ._cotangents import own
 from ._crosscheck import is_confirmed, refuse_unpushable, warn_disagreement
-from ._dense_jacobians import by_rows, forward
+from ._dense_jacobians import by_rows, forward, traced_columns
 from ._first_order import FirstOrder, must_be_pulled, record
 from ._flags import held
 from ._pulling import Options, chunk_for
 from ._row_cost import is_plain, row_cost
-from .gradients import prepare_call
 from .grads import Grads
 from .params import Params
 
@@ -115,6 +116,8 @@ def matrices_of(
             _state.forget_since(first.position, but_inner=True)
         return value, found.matrices
     if _plan.choose_mode(mode, rows, columns, complex_input) == "forward":
+        if _engine.compiling():
+            return traced_columns(first, options.products.keep)
         matrices = _tall(first, cost, mode, options, known)
     else:
         matrices = by_rows(first, cost, options.products, known)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from . import _engine
 from ._arguments import is_inexact
+from ._buffer_refusal import NotATensor
 from ._flags import requires_grad
 from ._multi_tensor import describe, flatten
 from ._warning import warn
@@ -70,10 +71,11 @@ class Params:
     _taken_from: Params | None
 
     def __init__(self, source: Iterable[Any] | nn.Module = ()) -> None:
-        if isinstance(source, Tensor):
+        if isinstance(source, (Tensor, NotATensor)):
+            what = "a bare tensor" if isinstance(source, Tensor) else "a Buffer"
             raise TypeError(
-                "Params: expected an iterable of tensors or a module, got a bare tensor, which would iterate "
-                "over its rows; write Params([tensor])"
+                f"Params: expected an iterable of tensors or a module, got {what}, which would iterate over "
+                f"its rows; write Params([{'tensor' if isinstance(source, Tensor) else 'buf.copy()'}])"
             )
         self._members = {}
         self._names = {}

@@ -8,7 +8,8 @@ from typing import Any, NoReturn, overload
 from torch import Tensor
 
 from . import _engine, _plan, _state
-from ._arguments import Prepared, kind_of, prepare, type_name
+from ._arguments import Prepared, kind_of, type_name
+from ._call_arguments import prepared_by
 from ._crosscheck import unpushable, warn_disagreement
 from ._flags import held
 from ._hessian_plan import HessianPlan
@@ -19,7 +20,6 @@ from ._real_arguments import prepare_one
 from ._signature import specs_of
 from ._torch_private import survey
 from .coloring.recovery import symmetric_recovery, symmetrized
-from .gradients import implicit, prepare_implicit
 from .grads import Grads
 from .params import Params
 from .sparsity.detect import DEFAULT_BUDGET, hessian_patterns, jacobian_patterns, refuse_transforms
@@ -93,11 +93,7 @@ def jacobian_sparsity(f: Callable[..., Any], *args: Any, argnums: int | Sequence
     """
     caller = "jacobian_sparsity"
     refuse_transforms(caller)
-    params = implicit(args)
-    if params is None:
-        prepared = prepare(args, argnums, arrays_only=True)
-    else:
-        prepared = prepare_implicit(caller, params, argnums)
+    params, prepared = prepared_by(caller, args, argnums, arrays_only=True)
     y, patterns, _ = _detected(f, params, prepared)
     if kind_of(y) not in ("array", "number"):
         raise ValueError(f"{caller}: expected f to return an array or a number, got {type_name(y)}")
@@ -192,11 +188,7 @@ def plan_jacobian(
     caller = "plan_jacobian"
     refuse_transforms(caller)
     _plan.check_mode(mode, _plan.JACOBIAN_MODES)
-    params = implicit(example_args)
-    if params is None:
-        prepared = prepare(example_args, argnums, arrays_only=True)
-    else:
-        prepared = prepare_implicit(caller, params, argnums)
+    params, prepared = prepared_by(caller, example_args, argnums, arrays_only=True)
     inputs = prepared.inputs
     if not inputs:
         raise ValueError(f"{caller}: expected an array or a number to differentiate by, got none")
