@@ -343,3 +343,19 @@ def test_no_argnums_are_advised_where_there_are_none(call: Callable[..., Any]) -
     notes = "".join(getattr(caught.value, "__notes__", [])) + repr(caught.value.__cause__)
     assert "let f close over it" in notes
     assert "argnums" not in notes
+
+
+# ---- NumPy arrays inside a compiled function ----
+
+
+@pytest.mark.parametrize("a", [np.arange(3.0), np.arange(3), np.arange(6, dtype=np.float32).reshape(2, 3).T])
+def test_numpy_arrays_inside_a_compiled_function(a: Any) -> None:
+    run = lambda f: torch.compile(f, fullgraph=True, backend="eager")(a)
+    ways: list[Callable[[Any], Any]] = [
+        lambda a: gradient(lambda x: (x**2).sum(), a),
+        lambda a: gradient(lambda d: (d["a"] ** 2).sum(), {"a": a}),
+        lambda a: jacobian(lambda x: x**2, a),
+        lambda a: (hessian(lambda x: (x**3).sum(), a),),
+    ]
+    for way in ways:
+        torch.testing.assert_close(run(way), way(a))

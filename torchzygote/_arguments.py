@@ -53,6 +53,8 @@ def kind_of(x: object) -> str:
     if isinstance(x, (int, float, complex)):
         return NUMBER
     if isinstance(x, np.ndarray):
+        if torch.compiler.is_compiling():  # the tracer doesn't know the dtypes of NumPy's
+            return kind_of(torch.as_tensor(x))
         return ARRAY if x.dtype.kind in "iufc" else OPAQUE
     if isinstance(x, np.generic):
         return NUMBER if x.dtype.kind in "iufc" else OPAQUE
@@ -86,6 +88,9 @@ def numpy_to_tensor(a: np.ndarray[Any, Any], *, promote: bool = True) -> Tensor:
 
     ``promote``: integers become floating-point values.
     """
+    if torch.compiler.is_compiling():
+        found = torch.as_tensor(a)
+        return found.to(torch.get_default_dtype()) if promote and found.dtype in _INTEGERS else found
     if promote and a.dtype.kind in "iu":
         return torch.as_tensor(a.astype(np.float64), dtype=torch.get_default_dtype())
     if a.dtype.itemsize > 16 or (a.dtype.kind == "f" and a.dtype.itemsize > 8):
@@ -137,7 +142,7 @@ def is_promoted(x: Any) -> bool:
     if isinstance(x, Tensor):
         return x.dtype in _INTEGERS
     if isinstance(x, (np.ndarray, np.generic)):
-        return x.dtype.kind in "iu"
+        return not torch.compiler.is_compiling() and x.dtype.kind in "iu"
     return isinstance(x, int) and not isinstance(x, bool)
 
 
