@@ -8,8 +8,8 @@ from torch import Tensor
 
 from torchzygote import plan_jacobian
 from torchzygote._certificate import Comparison, agreement, probe_rows
-from torchzygote._check_tables import check_tables
 from torchzygote._colored import Collected
+from torchzygote._plans.check_tables import check_tables
 from torchzygote.coloring.recovery import Recovery, jacobian_recovery, symmetric_recovery
 from torchzygote.sparsity.pattern import Pattern
 

@@ -16,12 +16,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from torchzygote import (
-    _curvature,
-    _curvature_linear,
     diaghessian,
     gradient,
     hook,
 )
+from torchzygote._curvature import linear, summed
 from torchzygote.params import Params
 
 
@@ -34,14 +33,14 @@ def search_small_problems(monkeypatch: pytest.MonkeyPatch) -> None:
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """For each time that steps were found, whether their result was."""
     seen: list[bool] = []
-    worker = _curvature.diagonals
+    worker = summed.diagonals
 
     def counting(*args: object, **options: object) -> list[Tensor] | None:
         found = worker(*args, **options)  # type: ignore[arg-type]
         seen.append(found is not None)
         return found
 
-    monkeypatch.setattr(_curvature, "diagonals", counting)
+    monkeypatch.setattr(summed, "diagonals", counting)
     return seen
 
 
@@ -230,8 +229,8 @@ WRONG: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_tangents_are_noticed(name: str, monkeypatch: pytest.MonkeyPatch, taken: list[bool]) -> None:
-    right = _curvature_linear.MOVES["Neg"]
-    monkeypatch.setitem(_curvature_linear.MOVES, "Neg", lambda *args: (WRONG[name](right(*args)[0]), None))
+    right = linear.MOVES["Neg"]
+    monkeypatch.setitem(linear.MOVES, "Neg", lambda *args: (WRONG[name](right(*args)[0]), None))
     f, x = (lambda x: ((-x).exp() * x.sum(1, keepdim=True)).sum()), points(BATCH, 3)
     (h,) = diaghessian(f, x)
     torch.testing.assert_close(h, by_rows(f, x)[0])

@@ -25,7 +25,7 @@ from torchzygote import (
     plan_jacobian,
 )
 from torchzygote._plan import RowCost
-from torchzygote._plan_base import Plan
+from torchzygote._plans.base import Plan
 from torchzygote._random import RandomState
 from torchzygote._separable import find_layout
 from torchzygote._torch_private import backward, passing

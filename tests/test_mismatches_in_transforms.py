@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchzygote import gradient, plan_hessian, plan_jacobian
-from torchzygote._evaluation import or_nan
+from torchzygote._plans.evaluation import or_nan
 
 X = torch.tensor([4.0, 3.0, 2.0, 1.0])
 Z = torch.tensor([2.0, 0.0, 3.0, 1.0])

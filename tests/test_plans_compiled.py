@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchzygote import Params, _products, gradient, plan_hessian, plan_jacobian
-from torchzygote import _jacobian_plan as jacobian_plan_module
 from torchzygote import plans as plans_module
+from torchzygote._plans import jacobian as jacobian_plan_module
 from torchzygote.coloring import recovery as recovery_module
 
 U = torch.rand(6, 6, dtype=torch.float64)

@@ -18,7 +18,7 @@ from torchzygote import (
     plan_jacobian,
     pullback,
 )
-from torchzygote._plan_results import _MOST_SHARING
+from torchzygote._plans.results import _MOST_SHARING
 
 X = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
 PLAN = plan_jacobian(lambda x: x**3, X)  # diag(3x²)

@@ -16,14 +16,7 @@ from . import _engine, _structure
 from ._alignment import keeps_elements_apart
 from ._assembly import result_dtype
 from ._certificate import agreement, precision, probe_rows, warn_mismatch
-from ._colored import (
-    Products,
-    chunk_of,
-    collect,
-    color_seeds,
-    hessian_products,
-    jacobian_products,
-)
+from ._colored import Products, chunk_of, collect, color_seeds, hessian_products, jacobian_products
 from ._crosscheck import explains_pullback
 from ._cut_off import is_cut_off, suppressed
 from ._engine import Linearization

@@ -12,14 +12,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _curvature, _engine, _products, _separable, _state, native
+from . import _engine, _products, _separable, _state, native
 from ._arguments import Prepared
 from ._assembly import Columns, Rows, add_rows
 from ._certificate import precision
-from ._curvature import Curvature
-from ._curvature_steps import steps_to
+from ._curvature import summed
+from ._curvature.directions import directions
+from ._curvature.steps import steps_to
+from ._curvature.summed import Curvature
 from ._cut_off import is_cut_off
-from ._directions import directions
 from ._engine import Linearization
 from ._plan import FREE, RowCost
 from ._pulling import Options, chunk_for, pulled_rows
@@ -235,7 +236,7 @@ def diagonals_by_curvature(second: SecondOrder, options: Options) -> list[Tensor
         along = directions(layouts, y.dtype, y.device)
         chunk = chunk_for(options, along.total, cost, y.device)
         way = Curvature(y, inputs, steps, along, eps, options.keep)
-        return _curvature.diagonals(way, chunk=chunk, progress=options.progress)
+        return summed.diagonals(way, chunk=chunk, progress=options.progress)
     except Exception as error:  # a form of an operation that its rule doesn't know; something written over
         _log.debug("curvature: %s: %s", type(error).__name__, error)
         return None

@@ -47,11 +47,7 @@ from ._torch_private import (
     survey,
     tracer_follows_pullbacks,
 )
-from ._twice import (
-    pulled_for_another,
-    refuse_reentrant,
-    refuse_twice,
-)
+from ._twice import pulled_for_another, refuse_reentrant, refuse_twice
 from ._unfused import unfused
 
 __all__ = [

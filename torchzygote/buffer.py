@@ -3,11 +3,11 @@
 Decides which way of keeping the values is in use, and hands over from one to the next; how each of them works
 is its module's business:
 
-- plain memory (``_buffer_memory``), until a value arrives that something follows;
-- a log of rows (``_buffer_rows``), as long as whole rows are written and read;
-- a log of any writes (``_buffer_elements``);
-- out-of-place operations (``_buffer_traced``) under ``torch.compile``;
-- a list (``_buffer_list``).
+- plain memory (``_buffer.memory``), until a value arrives that something follows;
+- a log of rows (``_buffer.rows``), as long as whole rows are written and read;
+- a log of any writes (``_buffer.elements``);
+- out-of-place operations (``_buffer.traced``) under ``torch.compile``;
+- a list (``_buffer.growing``).
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from ._buffer_elements import ElementLog
-from ._buffer_form import model_of, shape_of
-from ._buffer_index import Key, explain, parse, row_of
-from ._buffer_list import ListForm, ListStore
-from ._buffer_memory import MemoryStore
-from ._buffer_refusal import NotATensor, NotTensorError, refused_elements
-from ._buffer_rows import FOLD, RowLog
-from ._buffer_traced import TracedStore, out_of_place, selected
-from ._buffer_values import TEMPORARY, as_value, fit, is_plain, is_unshared_result, snapshot, value_read
+from ._buffer.elements import ElementLog
+from ._buffer.form import model_of, shape_of
+from ._buffer.growing import ListForm, ListStore
+from ._buffer.index import Key, explain, parse, row_of
+from ._buffer.memory import MemoryStore
+from ._buffer.refusal import NotATensor, NotTensorError, refused_elements
+from ._buffer.rows import FOLD, RowLog
+from ._buffer.traced import TracedStore, out_of_place, selected
+from ._buffer.values import TEMPORARY, as_value, fit, is_plain, is_unshared_result, snapshot, value_read
 from ._torch_private import alike, innermost_level
 
 __all__ = ["Buffer"]

@@ -1,7 +1,7 @@
 """Checkpointing: memory for time, in every mode of differentiation.
 
-On the tape this is ``torch.utils.checkpoint`` (:mod:`._checkpoint_tape`); inside ``torch.func`` transforms,
-which refuse it, a custom function of our own (:mod:`._checkpoint_transforms`). Which of them is decided here.
+On the tape this is ``torch.utils.checkpoint`` (:mod:`._checkpoint.tape`); inside ``torch.func`` transforms,
+which refuse it, a custom function of our own (:mod:`._checkpoint.transforms`). Which of them is decided here.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, ParamSpec, TypeVar, overload
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from ._checkpoint_tape import checkpoint_on_tape
-from ._checkpoint_transforms import checkpoint_in_transforms
+from ._checkpoint.tape import checkpoint_on_tape
+from ._checkpoint.transforms import checkpoint_in_transforms
 from ._torch_private import in_forward_ad, in_functorch, in_functorch_compiled, is_tracing
 
 __all__ = ["checkpointed"]

@@ -24,7 +24,7 @@ from ._arguments import (
     type_name,
 )
 from ._carried import released
-from ._checkpoint_surroundings import Surroundings
+from ._checkpoint.surroundings import Surroundings
 from ._linear_node import known_derivative, recomputed_derivative
 from ._random import RandomState
 from ._torch_private import (

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from . import _engine
 from ._arguments import is_inexact
-from ._buffer_refusal import NotATensor
+from ._buffer.refusal import NotATensor
 from ._flags import requires_grad
 from ._multi_tensor import describe, flatten
 from ._warning import warn

@@ -12,12 +12,12 @@ from ._arguments import Prepared, kind_of, type_name
 from ._call_arguments import prepared_by
 from ._crosscheck import unpushable, warn_disagreement
 from ._flags import held
-from ._hessian_plan import HessianPlan
-from ._jacobian_plan import JacobianPlan, by_mode
 from ._outputs import output_tensor, real_scalar
+from ._plans.hessian import HessianPlan
+from ._plans.jacobian import JacobianPlan, by_mode
+from ._plans.signature import specs_of
 from ._random import OneRun
 from ._real_arguments import prepare_one
-from ._signature import specs_of
 from ._torch_private import survey
 from .coloring.recovery import symmetric_recovery, symmetrized
 from .grads import Grads

@@ -11,13 +11,7 @@ from .backward import backward_pass, pull_back
 from .checkpoints import aside_of_checkpoint, hooks_in_force, is_of_checkpoint, runs_again
 from .exchanges import Exchanges, exchange
 from .formulas import are_formulas_pushed, pushed_by_formulas
-from .forward import (
-    forward_mode_enabled,
-    has_tangent,
-    in_forward_ad,
-    in_plain_eager,
-    primal,
-)
+from .forward import forward_mode_enabled, has_tangent, in_forward_ad, in_plain_eager, primal
 from .graph import (
     consumers_below,
     depends_on_others,

@@ -22,7 +22,7 @@ __all__ = ["aside_of_checkpoint", "hooks_in_force", "is_of_checkpoint", "runs_ag
 hooks_in_force: Any = torch._C._autograd._top_saved_tensors_default_hooks
 
 # The modules of the functions by which a checkpoint packs.
-_CHECKPOINTS = ("torch.utils.checkpoint", "torchzygote._checkpoint_tape")
+_CHECKPOINTS = ("torch.utils.checkpoint", "torchzygote._checkpoint.tape")
 # What runs a function again: the backward of a reentrant checkpoint, the hook that unpacks of another one.
 _REENTRANT = CheckpointFunction.backward.__code__
 _UNPACKS = (_REENTRANT.co_filename, "unpack_hook")

@@ -1,0 +1,1 @@
+"""Running a function again for its backward pass, as it ran before."""

@@ -1,0 +1,114 @@
+"""Buffers of modules that a function updates as it runs: what it found is there again as it runs again.
+
+Only modules in training mode are looked at: spectral norms, running statistics. They keep what the first run
+made of them, once. Knows nothing of derivatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._torch_private import is_wrapped, outside_functorch, set_versions
+
+__all__ = ["ModuleBuffers", "insides_of", "modules_among", "parameters_in"]
+
+_Buffers = dict[str, Tensor | None]
+# The buffers of a module and a name among them, what was there, its version and a copy of it.
+_Entry = tuple[_Buffers, str, Tensor, int, Tensor]
+
+
+def modules_among(values: Iterable[Any]) -> Iterator[nn.Module]:
+    """Those of ``values`` that are modules, and those in lists and tuples."""
+    for value in values:
+        if isinstance(value, nn.Module):
+            yield value
+        elif type(value) is list or type(value) is tuple:
+            yield from (x for x in value if isinstance(x, nn.Module))
+
+
+def insides_of(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
+    """The attributes of ``modules`` and of what is in them, each once."""
+    found: list[dict[str, Any]] = []
+    seen: set[int] = set()
+    waiting = list(modules)
+    while waiting:
+        module = waiting.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        inside = module.__dict__
+        found.append(inside)
+        children = inside.get("_modules")
+        if children and type(children) is dict:
+            waiting.extend(child for child in children.values() if child is not None)
+    return found
+
+
+def parameters_in(insides: Iterable[dict[str, Any]]) -> Iterator[Tensor]:
+    """The parameters that modules hold themselves, by their attributes."""
+    for inside in insides:
+        parameters = inside.get("_parameters")
+        if parameters and type(parameters) is dict:  # scripted ones have none of their own
+            yield from (p for p in parameters.values() if p is not None)
+
+
+def _updated_by_running(insides: Iterable[dict[str, Any]]) -> Iterator[_Buffers]:
+    """The buffers of modules in training mode."""
+    for inside in insides:
+        buffers = inside.get("_buffers")
+        if buffers and inside.get("training") and type(buffers) is dict:
+            yield buffers
+
+
+def _is_plain(x: Any) -> bool:
+    return type(x) is Tensor and not (x.requires_grad or x.is_inference() or is_wrapped(x))
+
+
+def _copy(x: Tensor, version: int) -> Tensor:
+    """With a version that makes the writes of the rerun count as those of the first run did."""
+    with torch.no_grad(), outside_functorch():
+        copy = x.clone()
+    set_versions([(copy, version)])
+    return copy
+
+
+class ModuleBuffers:
+    """Buffers of modules, by their attributes, before the first run; :meth:`settle` keeps what changed."""
+
+    __slots__ = ("_entries",)
+
+    def __init__(self, insides: Iterable[dict[str, Any]]) -> None:
+        self._entries: list[_Entry] = [
+            (buffers, name, x, x._version, _copy(x, x._version))
+            for buffers in _updated_by_running(insides)
+            for name, x in buffers.items()
+            if x is not None and _is_plain(x)
+        ]
+
+    def settle(self) -> None:
+        """The first run is over."""
+        changed = {
+            id(buffers)
+            for buffers, name, x, version, _ in self._entries
+            # PyTorch's norms write into these without counting it
+            if name.startswith("running_") or x._version != version or buffers.get(name) is not x
+        }
+        self._entries = [entry for entry in self._entries if id(entry[0]) in changed]
+
+    def put_back(self) -> Callable[[], None]:
+        """They are as they were before the first run, until the function returned is called."""
+        present: list[tuple[_Buffers, str, Tensor | None]] = []
+        for buffers, name, _, version, copy in self._entries:
+            if name in buffers:
+                present.append((buffers, name, buffers[name]))
+                buffers[name] = _copy(copy, version)
+
+        def undo() -> None:
+            for buffers, name, x in present:
+                buffers[name] = x
+
+        return undo

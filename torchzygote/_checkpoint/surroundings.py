@@ -1,0 +1,88 @@
+"""What a function sees besides its arguments, so that it does the same when it runs again.
+
+Random numbers, autocast, the default device and dtype, whether this package is differentiating, and which
+formulas run instead of PyTorch's operators. Knows nothing of derivatives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+from .. import _state
+from .._random import RandomState
+from .._torch_private import are_formulas_pushed, in_function_mode, outside_functorch, pushed_by_formulas
+from .._unfused import unfused_as_before, unfused_for
+
+__all__ = ["Surroundings", "outside_inference"]
+
+_Autocast = tuple[str, bool, torch.dtype, bool]
+
+
+def _autocast_types() -> list[str]:
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return ["cpu"] if accelerator is None else ["cpu", accelerator.type]
+
+
+def _autocast() -> list[_Autocast]:
+    cached = torch.is_autocast_cache_enabled()
+    return [
+        (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device), cached)
+        for device in _autocast_types()
+    ]
+
+
+def _default_device() -> torch.device | None:
+    """``None``: none was set."""
+    if not in_function_mode():
+        return None
+    with outside_functorch():  # PyTorch makes a tensor to find out, in a way that torch.func refuses
+        return torch.get_default_device()
+
+
+def outside_inference() -> contextlib.AbstractContextManager[None]:
+    """Around a run whose graph is wanted, wherever the backward pass is that wants it."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else contextlib.nullcontext()
+
+
+class Surroundings:
+    """The state at the time this was made; :meth:`restored` puts it back for one more run."""
+
+    __slots__ = ("_autocast", "_depth", "_device", "_dtype", "_formulas", "_random", "_unfused")
+
+    def __init__(self) -> None:
+        self._random = RandomState()
+        self._autocast = _autocast()
+        self._device = _default_device()
+        self._dtype = torch.get_default_dtype()
+        self._depth = _state.depth()
+        self._unfused = unfused_for()
+        self._formulas = in_function_mode() and are_formulas_pushed()
+
+    def rewind(self) -> None:
+        """Set the random state back, for good."""
+        self._random.restore()
+
+    def restored(self) -> contextlib.ExitStack:
+        """A context in which all is as it was; on leaving it, all is as it would be without it."""
+        stack = contextlib.ExitStack()
+        after = RandomState()
+        stack.callback(after.restore)
+        self._random.restore()
+        for (device, enabled, dtype, cached), now in zip(self._autocast, _autocast(), strict=True):
+            if (device, enabled, dtype, cached) != now:
+                stack.enter_context(
+                    torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=cached)
+                )
+        if _default_device() != self._device:
+            stack.enter_context(self._device or torch.device("cpu"))
+        if torch.get_default_dtype() is not self._dtype:
+            stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+            torch.set_default_dtype(self._dtype)
+        stack.enter_context(_state.at_depth(self._depth))
+        if unfused_for() != self._unfused:
+            stack.enter_context(unfused_as_before(self._unfused))
+        if self._formulas and not are_formulas_pushed():
+            stack.enter_context(pushed_by_formulas())
+        return stack

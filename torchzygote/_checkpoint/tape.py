@@ -1,0 +1,384 @@
+"""Checkpointing on the tape: ``torch.utils.checkpoint``, and what it lets pass with wrong gradients.
+
+It runs the function again and trusts that all is as it was. Here the containers among the arguments, the
+surroundings and the flags of parameters are as they were, and tensors are compared with what they were.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import CheckpointError, checkpoint
+
+from .. import _state
+from .._arguments import name_of
+from .._carried import carried, released
+from .._flags import Hold, held_again, held_by_others, holds
+from .._torch_private import backward_pass, hooks_in_force, outside_functorch, pytree, sequence_number
+from .holdings import Holdings, Uses, written_since
+from .surroundings import Surroundings, outside_inference
+from .transforms import checkpoint_in_transforms, refusal
+
+__all__ = ["checkpoint_on_tape"]
+
+# Of a tensor that is saved: version, whether it requires grad, shape, dtype.
+_State = tuple[int, bool, torch.Size, torch.dtype]
+_SAME_FLAGS = "set requires_grad before the call, and differentiate by what f uses around the call"
+_BE_PURE = "make it depend on nothing but its arguments and tensors that stay as they are"
+
+
+@released
+def checkpoint_on_tape(f: Callable[..., Any], xs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``f(*xs, **kwargs)``, where nothing but the tape records."""
+    runs = _Runs(f, xs, kwargs)
+    position = _state.mark()
+    if (session := _state.session()) is not None:
+        session.recomputes = True
+    start = sequence_number()
+    tensors = runs.split()
+    try:
+        y = checkpoint(
+            runs,
+            *tensors,
+            use_reentrant=False,
+            preserve_rng_state=False,  # which looks at the devices of xs only
+            determinism_check="none",  # is done here, with less time for each tensor
+            context_fn=lambda: (_Watched(runs), _Noted(runs)),
+        )
+    except RuntimeError as error:
+        if "don't yet support saved tensor hooks" not in str(error):
+            raise
+    else:
+        return y if runs.first else _run_again_all_the_same(runs, tensors, y, start)
+    # f uses torch.func itself, which refuses hooks around it
+    _state.forget_since(position)
+    runs.rewind()
+    return checkpoint_in_transforms(f, xs, kwargs)
+
+
+def _run_again_all_the_same(runs: _Runs, tensors: Sequence[Tensor], y: Any, start: int) -> Any:
+    """PyTorch doesn't where nothing was saved (a linear ``f``): what a run does besides would be missed.
+
+    ``start``: the number from which nodes of the graph are of this run; others are not to be hooked.
+    """
+    ran_in = -1
+
+    def again(_: Any) -> None:
+        nonlocal ran_in
+        now = backward_pass()
+        if now != ran_in:
+            ran_in = now
+            with outside_functorch(), outside_inference(), torch.enable_grad():
+                runs.rerun(tensors)
+
+    def watched(x: Any) -> Any:
+        if not isinstance(x, Tensor) or not x.requires_grad:
+            return x
+        if x.grad_fn is None or x.grad_fn._sequence_nr() < start:
+            x = x.view_as(x)
+        assert x.grad_fn is not None
+        x.grad_fn.register_prehook(again)
+        return x
+
+    return pytree.tree_map(watched, y)
+
+
+def _text(state: _State) -> str:
+    return f"shape {tuple(state[2])} and dtype {state[3]}"
+
+
+class _Runs:
+    """``f`` for its first run and its recomputations: the same arguments in the same surroundings.
+
+    ``first``, ``seen``: the state of each tensor that was saved in the first run, and in the latest
+    recomputation; ``numbers``: how many operations the first run had recorded by then. ``begun``: the number
+    of the node that a run records first. ``shifted``: the latest recomputation may record more or less, and
+    goes on to its end; ``enough``: what the backward pass needs is there. ``copied``: arguments came out of
+    somebody's hooks with other versions than they went in.
+    """
+
+    __slots__ = (
+        "_disturbed",
+        "_f",
+        "_finished",
+        "_given",
+        "_holdings",
+        "_holds",
+        "_leaves",
+        "_names",
+        "_others",
+        "_places",
+        "_specs",
+        "_surroundings",
+        "_versions",
+        "begun",
+        "copied",
+        "enough",
+        "first",
+        "numbers",
+        "seen",
+        "shifted",
+    )
+
+    def __init__(self, f: Callable[..., Any], xs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._f = f
+        self._given: Any = (xs, kwargs)
+        self._finished = False
+        self._disturbed = False  # other threads switched flags of tensors meanwhile
+        self._others = (0, False)
+        self._holdings: Holdings | None = None
+        self._holds: tuple[Hold, ...] = ()
+        self._leaves: list[Any] = []
+        self._names: tuple[str, ...] = ()
+        self._places: list[int] = []
+        self._specs: list[Any] | None = None
+        self._surroundings: Surroundings | None = None
+        self._versions: list[int] = []
+        self.begun = 0
+        self.copied = False
+        self.enough: Exception | None = None
+        self.first: list[_State] = []
+        self.numbers: list[int] = []
+        self.seen: list[_State] = []
+        self.shifted = False
+
+    def split(self) -> Sequence[Tensor]:
+        """The tensors among the arguments, for the tape to keep; what else there is, is kept here."""
+        xs, kwargs = self._given
+        if not kwargs and all(isinstance(x, Tensor) for x in xs):
+            return xs  # type: ignore[no-any-return]
+        self._names = tuple(kwargs)
+        leaves = self._leaves
+        self._specs = []
+        for x in (*xs, *kwargs.values()):
+            spec = None
+            if isinstance(x, Tensor) or pytree.tree_is_leaf(x):
+                leaves.append(x)
+            else:
+                inside, spec = pytree.tree_flatten(x)
+                leaves.extend(inside)
+            self._specs.append(spec)
+        self._places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and not x.is_inference()]
+        tensors = [leaves[i] for i in self._places]
+        for i in self._places:
+            leaves[i] = None
+        return tensors
+
+    def _arguments(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Any], dict[str, Any]]:
+        """As they were given, in containers of their own: the caller may have changed his."""
+        if self._specs is None:
+            return tensors, {}
+        leaves = list(self._leaves)
+        for i, tensor in zip(self._places, tensors, strict=True):
+            leaves[i] = tensor
+        remaining = iter(leaves)
+        values = [
+            next(remaining)
+            if spec is None
+            else pytree.tree_unflatten(list(itertools.islice(remaining, spec.num_leaves)), spec)
+            for spec in self._specs
+        ]
+        count = len(values) - len(self._names)
+        return values[:count], dict(zip(self._names, values[count:], strict=True))
+
+    def __call__(self, *tensors: Tensor) -> Any:
+        if self._surroundings is None or self._holdings is None:
+            return self._first_run(tensors)
+        changes = self._holdings.changes()
+        if changes is not None:
+            raise self.refusal(*changes)
+        written = self._holdings.written()
+        if not written:
+            return self.rerun(tensors)
+        # It may be that what the backward pass needs comes before they are used.
+        uses = Uses(written)
+        try:
+            with uses:
+                return self.rerun(tensors)
+        finally:
+            if uses.found is not None:
+                raise self.refusal(*written_since(uses.found)) from None
+
+    def rerun(self, tensors: Sequence[Tensor]) -> Any:
+        """Once more, whatever has become of the arguments."""
+        assert self._surroundings is not None
+        assert self._holdings is not None
+        self.copied = [x._version for x in tensors] != self._versions
+        xs, kwargs = self._arguments(tensors)
+        position = _state.mark()
+        release = held_again(self._holds)
+        undo = self._holdings.put_back()
+        # Whoever requires grad now is recorded, and what is saved for it may pass for what was saved before.
+        self.shifted = self._disturbed or self._holdings.have_other_flags()
+        self.enough, self._others = None, held_by_others()
+        try:
+            with self._surroundings.restored():
+                self.begun = sequence_number()
+                y = self._f(*xs, **kwargs)
+            if self.enough is None:
+                return y
+            error, self.enough = self._verdict(self.enough), None
+        except _Enough as enough:
+            if enough.runs is not self:
+                raise
+            error = enough.error
+        finally:
+            undo()
+            release()
+            _state.forget_since(position)  # hooks report from the first run
+        # Out here, without the frames of f: an exception that refers to itself would keep tensors alive.
+        try:
+            raise error.with_traceback(None)
+        finally:
+            del error
+
+    def _first_run(self, tensors: Sequence[Tensor]) -> Any:
+        (xs, kwargs), self._given = self._given, None
+        self._versions = [x._version for x in tensors]
+        self._holds = holds()
+        self._holdings = Holdings(self._f, self._leaves)
+        self._surroundings = Surroundings()
+        before = held_by_others()
+        with self._holdings:
+            self.begun = sequence_number()
+            y = carried(self._f)(*xs, **kwargs)  # PyTorch's checkpoint is a generator
+        self._disturbed = before != held_by_others() or before[1]
+        self._finished = True
+        return y
+
+    def is_surely_the_same(self) -> bool:
+        """Whether nothing hints at other tensors being recorded than in the first run, if that is over."""
+        return not (self._finished and (self.shifted or self._others[1] or self._others != held_by_others()))
+
+    def _verdict(self, enough: Exception) -> Exception:
+        """``enough``, if a whole recomputation saved what the first run did: only casts were cached, say."""
+        if len(self.seen) != len(self.first):
+            return self.refusal(
+                f"it saves {len(self.seen)} tensors now, and saved {len(self.first)} before; perhaps other "
+                "tensors require grad now",
+                _SAME_FLAGS,
+            )
+        pairs = zip(self.first, self.seen, strict=True)
+        return next((found for pair in pairs if (found := self._difference(*pair)) is not None), enough)
+
+    def _difference(self, then: _State, again: _State) -> RuntimeError | None:
+        """The error that says that another tensor was saved than before, if that shows."""
+        if then[2:] != again[2:]:
+            return self.refusal(
+                f"a tensor that it needs there, of {_text(then)}, came as one of {_text(again)}", _BE_PURE
+            )
+        if then[1] != again[1]:
+            return self.refusal("other tensors require grad now", _SAME_FLAGS)
+        return None
+
+    def rewind(self) -> None:
+        """Set the random state back to where it was before the first run."""
+        if self._surroundings is not None:
+            self._surroundings.rewind()
+
+    def refusal(self, what: str, advice: str) -> RuntimeError:
+        """The error that says that ``f`` did something else when it ran again."""
+        return refusal(self._f, what, advice)
+
+    def refuse(self, x: Tensor, then: _State, again: _State) -> None:
+        """Say what is wrong with ``x``, saved in another state than before, or written to since."""
+        if x._version != again[0]:
+            raise RuntimeError(
+                f"checkpointed: {name_of(self._f)} writes in place into a tensor of shape {tuple(x.shape)} "
+                "that its own backward pass needs; write into a clone() of it"
+            )
+        if (other := self._difference(then, again)) is not None:
+            raise other
+        if not self.copied:
+            raise self.refusal(
+                f"a tensor that it uses, of {_text(again)}, has been written in place since (by "
+                "+=, an optimizer or an eager update, say)",
+                "write into a clone() of it",
+            )
+
+
+class _Enough(BaseException):
+    """What PyTorch raises to end a recomputation early, in a form that ``except Exception`` doesn't catch."""
+
+    def __init__(self, runs: _Runs, error: Exception) -> None:
+        self.runs = runs
+        self.error = error
+
+
+class _Watched(saved_tensors_hooks):
+    """During the first run: PyTorch's hooks, whose recomputation then runs outside ``torch.func`` transforms.
+
+    And whose errors say what went wrong.
+    """
+
+    def __init__(self, runs: _Runs) -> None:
+        self._runs = runs
+
+    def __enter__(self) -> None:
+        pack, unpack = hooks_in_force(False)
+        runs = self._runs
+        first = runs.first
+        recomputed_in = -1
+
+        def numbered(x: Tensor) -> tuple[int, Any]:
+            runs.numbers.append(sequence_number() - runs.begun)
+            first.append((x._version, x.requires_grad, x.shape, x.dtype))
+            return len(first) - 1, pack(x)
+
+        def recomputed(packed: tuple[int, Any]) -> Tensor:
+            nonlocal recomputed_in
+            number, holder = packed
+            try:
+                now = backward_pass()
+                if now == recomputed_in >= 0:  # nothing runs any more, it is only looked up
+                    x: Tensor = unpack(holder)
+                else:
+                    with outside_functorch(), outside_inference():
+                        x = unpack(holder)
+                    recomputed_in = now
+            except CheckpointError as error:
+                raise runs.refusal(f"it needs other tensors there ({error})", _BE_PURE) from None
+            if number < len(runs.seen):
+                again = runs.seen[number]
+                if again != first[number] or x._version != again[0]:
+                    runs.refuse(x, first[number], again)
+            return x
+
+        super().__init__(numbered, recomputed)
+        super().__enter__()
+
+
+class _Noted(saved_tensors_hooks):
+    """During a recomputation: PyTorch's hooks, and the state of what they see."""
+
+    def __init__(self, runs: _Runs) -> None:
+        self._runs = runs
+
+    def __enter__(self) -> None:
+        pack, unpack = hooks_in_force(False)
+        runs = self._runs
+        seen: list[_State] = []
+        runs.seen = seen
+
+        def noted(x: Tensor) -> Any:
+            number = len(seen)
+            seen.append((x._version, x.requires_grad, x.shape, x.dtype))
+            if runs.enough is not None:
+                return x.detach()  # it is only counted
+            if runs.numbers[number : number + 1] != [sequence_number() - runs.begun]:
+                runs.shifted = True
+            try:
+                return pack(x)
+            except Exception as error:
+                if runs.is_surely_the_same():
+                    raise _Enough(runs, error) from None
+                runs.enough = error
+                return x.detach()
+
+        super().__init__(noted, unpack)
+        super().__enter__()

@@ -1,0 +1,1 @@
+"""Diagonals of Hessians, summed up from the curvature of each recorded operation."""

@@ -1,0 +1,1 @@
+"""Plans: derivatives of a known structure, what they are made of, and their files."""

@@ -1,0 +1,56 @@
+"""What a plan remembers of its arguments, and how a call that doesn't fit is refused.
+
+Knows nothing of derivatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from .._arguments import Prepared
+
+__all__ = ["InputSpec", "check_inputs", "specs_of"]
+
+
+class InputSpec(NamedTuple):
+    """The shape, kind of dtype and kind of device of one differentiated tensor, and the dtype it had."""
+
+    shape: tuple[int, ...]
+    kind: str
+    device: str
+    dtype: str
+
+
+def _spec_of(x: Tensor) -> InputSpec:
+    kind = "complex" if x.dtype.is_complex else "floating point"
+    return InputSpec(tuple(x.shape), kind, x.device.type, str(x.dtype).removeprefix("torch."))
+
+
+def specs_of(prepared: Prepared) -> tuple[InputSpec, ...]:
+    """Those of a call."""
+    return tuple(_spec_of(x) for x in prepared.inputs)
+
+
+def check_inputs(caller: str, expected: Sequence[InputSpec], given: Sequence[Any]) -> None:
+    """``ValueError`` with a line for each field that differs."""
+    found = [_spec_of(x) for x in given]
+    if len(found) != len(expected):
+        raise ValueError(
+            f"{caller}: expected {len(expected)} differentiated arguments, as it was made for, "
+            f"got {len(found)}"
+        )
+    differences = [
+        f"  input {i}, {label}: expected {getattr(want, field)}, got {getattr(got, field)}"
+        for i, (want, got) in enumerate(zip(expected, found, strict=True))
+        for field, label in (("shape", "shape"), ("kind", "kind of dtype"), ("device", "device"))
+        if getattr(want, field) != getattr(got, field)
+    ]
+    if differences:
+        listed = "\n".join(differences)
+        raise ValueError(
+            f"{caller}: expected the arguments that it was made for, but they differ; "
+            f"make a new plan for other ones:\n{listed}"
+        )
