@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from alignment_cases import SEVERAL_RESULTS, off_axes
 from torch import Tensor, nn
 
-from torchzygote import _alignment
-from torchzygote._alignment import aligned_axes, shared_axes
+from torchzygote._recorded import alignment as _alignment
+from torchzygote._recorded.alignment import aligned_axes, shared_axes
 from torchzygote.hessians import diaghessian, hessian, hessian_reverse, withhessian
 from torchzygote.jacobians import jacobian
 from torchzygote.params import Params

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from torchzygote import _alignment
-from torchzygote._alignment import aligned_axes
+from torchzygote._recorded import alignment as _alignment
+from torchzygote._recorded.alignment import aligned_axes
 
 
 @pytest.mark.parametrize("name", [*ATTENTION, *IMAGES])

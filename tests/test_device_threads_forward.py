@@ -17,8 +17,8 @@ from torch import Tensor, func
 
 from torchzygote import (
     Params,
-    _behalf,
     _exchange,
+    _forward_mode_lock,
     _state,
     checkpointed,
     gradient,
@@ -161,7 +161,7 @@ def test_backward_passes_of_others_wait_for_forward_mode() -> None:
     torch.testing.assert_close(found[0], GRADIENT)
 
 
-def on_behalf_of(mine: _behalf.Behalf, work: Callable[[], object]) -> threading.Thread:
+def on_behalf_of(mine: _forward_mode_lock.Behalf, work: Callable[[], object]) -> threading.Thread:
     """A thread of a backward pass that ``mine`` waits for, running."""
 
     class Working(torch.autograd.Function):
@@ -197,7 +197,7 @@ def test_one_thread_of_a_backward_pass_is_in_forward_mode_at_a_time() -> None:
             found.append(pushforward(torch.sin, X)(X))
 
     def f(x: Tensor) -> Tensor:
-        mine = _behalf.behalf()
+        mine = _forward_mode_lock.behalf()
         for thread in [on_behalf_of(mine, work) for _ in range(4)]:
             thread.join(60)
         return x.sin()
@@ -226,13 +226,13 @@ def test_who_is_left_behind_by_a_failing_pass_is_waited_for() -> None:
     def work() -> None:
         pushforward(slow, X)(X)
         later.wait(20)
-        assert _behalf.behalf().hold.ended
+        assert _forward_mode_lock.behalf().hold.ended
         assert not _state.in_outer_forward_mode()
         torch.testing.assert_close(pushforward(torch.sin, X)(X), X * X.cos())
         done.append("another one")
 
     def f(x: Tensor) -> Tensor:
-        threads.append(on_behalf_of(_behalf.behalf(), work))
+        threads.append(on_behalf_of(_forward_mode_lock.behalf(), work))
         inside.wait(20)
         threading.Timer(0.2, leave.set).start()
         raise ValueError("of another thread")
@@ -243,8 +243,8 @@ def test_who_is_left_behind_by_a_failing_pass_is_waited_for() -> None:
     later.set()
     threads[0].join(20)
     assert done == ["slow", "another one"]
-    assert _behalf.forward_mode_lock.acquire(blocking=False)
-    _behalf.forward_mode_lock.release()
+    assert _forward_mode_lock.forward_mode_lock.acquire(blocking=False)
+    _forward_mode_lock.forward_mode_lock.release()
 
 
 def test_what_is_passed_along_is_kept_and_let_go() -> None:

@@ -24,7 +24,9 @@ from factored_cases import (
 )
 from torch import Tensor, nn
 
-from torchzygote import Params, _alignment, _alignment_rules, diaghessian
+from torchzygote import Params, diaghessian
+from torchzygote._recorded import alignment as _alignment
+from torchzygote._recorded import alignment_rules as _alignment_rules
 
 
 @pytest.fixture

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from factored_cases import FACTORED, LABELS, PLAIN, X3, D, X, arguments, everything_is_worth_it, head
 from torch import Tensor
 
-from torchzygote import _alignment, _alignment_rules, hessian, withhessian
+from torchzygote import hessian, withhessian
+from torchzygote._recorded import alignment as _alignment
+from torchzygote._recorded import alignment_rules as _alignment_rules
 
 
 @pytest.fixture

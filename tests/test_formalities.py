@@ -157,6 +157,12 @@ def test_private_pytorch_apis_are_used_in_one_place() -> None:
     assert not found
 
 
+def test_our_own_checkpoint_is_told_by_the_module_that_it_is_in() -> None:
+    from torchzygote._torch_private import checkpoints
+
+    assert checkpoints._CHECKPOINTS[1].removeprefix("torchzygote.") in modules()
+
+
 def test_the_check_for_private_apis_finds_them(tmp_path: Path) -> None:
     file = tmp_path / "f.py"
     file.write_text(

@@ -10,16 +10,9 @@ import torch.nn.functional as F
 from factored_cases import arguments
 from torch import Tensor, nn
 
-from torchzygote import (
-    Params,
-    _alignment,
-    _alignment_rules,
-    _layer_rows,
-    diaghessian,
-    gradient,
-    jacobian,
-    withjacobian,
-)
+from torchzygote import Params, _layer_rows, diaghessian, gradient, jacobian, withjacobian
+from torchzygote._recorded import alignment as _alignment
+from torchzygote._recorded import alignment_rules as _alignment_rules
 from torchzygote.buffer import Buffer
 from torchzygote.checkpointing import checkpointed
 from torchzygote.hooks import hook

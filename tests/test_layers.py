@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchzygote import Params, _layers, _windows, jacobian
+from torchzygote import Params, jacobian
+from torchzygote._recorded import layers as _layers
+from torchzygote._recorded import windows as _windows
 from torchzygote.checkpointing import checkpointed
 
 Function = Callable[..., Tensor]

@@ -13,8 +13,8 @@ from dispatched import LargestResult
 from torch import Tensor, nn
 
 from torchzygote import _separable
-from torchzygote._alignment import aligned_axes
 from torchzygote._plan import RowCost
+from torchzygote._recorded.alignment import aligned_axes
 from torchzygote._separable import find_layout
 from torchzygote.gradients import gradient
 from torchzygote.hessians import diaghessian, hessian

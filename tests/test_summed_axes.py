@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from torchzygote._alignment import shared_axes, summed_axes
+from torchzygote._recorded.alignment import shared_axes, summed_axes
 from torchzygote.gradients import gradient
 from torchzygote.hessians import diaghessian, hessian
 from torchzygote.params import Params

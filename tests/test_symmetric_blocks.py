@@ -8,16 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torchzygote import (
-    _alignment,
-    _alignment_rules,
-    checkpointed,
-    diaghessian,
-    gradient,
-    hessian,
-    jacobian,
-    plan_hessian,
-)
+from torchzygote import checkpointed, diaghessian, gradient, hessian, jacobian, plan_hessian
+from torchzygote._recorded import alignment as _alignment
+from torchzygote._recorded import alignment_rules as _alignment_rules
 from torchzygote.params import Params
 
 BATCH = 300

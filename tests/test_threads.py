@@ -12,8 +12,8 @@ from torch import Tensor, func, nn
 
 from torchzygote import (
     Params,
-    _behalf,
     _exchange,
+    _forward_mode_lock,
     diaghessian,
     gradient,
     hessian_dual,
@@ -145,8 +145,8 @@ def assert_nothing_is_left_behind() -> None:
     assert not _exchange._waiting
     assert not _exchange._exchanging
     assert not _exchange._finding
-    assert _behalf.forward_mode_lock.acquire(blocking=False)
-    _behalf.forward_mode_lock.release()
+    assert _forward_mode_lock.forward_mode_lock.acquire(blocking=False)
+    _forward_mode_lock.forward_mode_lock.release()
 
 
 def test_an_exchange_never_goes_ahead_of_a_call_elsewhere(

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._affine import AffineMap, Term
 from ._certificate import Comparison, all_finite, is_plain, wide
 from ._engine import Linearization
+from ._recorded.affine import AffineMap, Term
 from ._repetition import Repetition
 from ._separable import Layout, in_shape_of_x, warn_mismatch
 

@@ -15,12 +15,12 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from ._affine import AffineMap
 from ._affine_check import Explained, are_explained, numel_of
-from ._alignment import aligned_axes
 from ._certificate import precision, random_vector, wide
 from ._engine import Linearization
 from ._pulling import Options, pulled_rows
+from ._recorded.affine import AffineMap
+from ._recorded.alignment import aligned_axes
 from ._second_order import SecondOrder
 from ._separable import LEAST_SAVING, BlockSeeds, Layout, by_block, in_shape_of_x
 

@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from ._call_options import check_argnums
 from ._flags import requires_grad
-from ._parts import parts_for
+from ._structure_matching import parts_for
 from ._torch_private import pytree
 from ._warning import warn
 

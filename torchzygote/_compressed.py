@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from . import _engine, _structure
-from ._alignment import keeps_elements_apart
 from ._assembly import result_dtype
 from ._certificate import agreement, precision, probe_rows, warn_mismatch
 from ._colored import Products, chunk_of, collect, color_seeds, hessian_products, jacobian_products
 from ._crosscheck import explains_pullback
-from ._cut_off import is_cut_off, suppressed
+from ._custom_backwards import is_cut_off, suppressed
 from ._engine import Linearization
 from ._first_order import FirstOrder
 from ._plan import RowCost
 from ._pulling import Options
 from ._random import RandomState
+from ._recorded.alignment import keeps_elements_apart
 from ._repetition import refute_colored
 from ._second_order import SecondOrder
 from ._separable import find_hessian_layouts, find_layout

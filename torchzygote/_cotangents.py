@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ._arguments import is_inexact
 from ._engine import Linearization, recording_if
-from ._fitting import fit_cotangent
-from ._parts import parts_for
+from ._structure_matching import parts_for
+from ._tangent_fitting import fit_cotangent
 from ._torch_private import memory_holders, pytree
 
 __all__ = ["laid_out", "own", "unfold_cotangent"]

@@ -20,7 +20,7 @@ from ._curvature import summed
 from ._curvature.directions import directions
 from ._curvature.steps import steps_to
 from ._curvature.summed import Curvature
-from ._cut_off import is_cut_off
+from ._custom_backwards import is_cut_off
 from ._engine import Linearization
 from ._plan import FREE, RowCost
 from ._pulling import Options, chunk_for, pulled_rows

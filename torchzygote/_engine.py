@@ -19,6 +19,7 @@ from torch import Tensor
 
 from . import _state
 from ._arguments import Prepared, is_inexact, kind_of
+from ._double_backward import pulled_for_another, refuse_reentrant, refuse_twice
 from ._entry_point import entry_point
 from ._exchange import exchanged, finding, swapped
 from ._forward import forward_mode, jvp, non_overlapping, separate
@@ -47,7 +48,6 @@ from ._torch_private import (
     survey,
     tracer_follows_pullbacks,
 )
-from ._twice import pulled_for_another, refuse_reentrant, refuse_twice
 from ._unfused import unfused
 
 __all__ = [

@@ -15,9 +15,9 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-from ._carried import Carried
 from ._exchange import finding, finds_by_identity
 from ._keeping import keeps_graph
+from ._stop_iteration import Carried
 from ._torch_private import aside_of_checkpoint, hooks_in_force, is_of_checkpoint
 
 __all__ = ["entry_point"]

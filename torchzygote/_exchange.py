@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from . import _behalf
+from . import _forward_mode_lock
 from ._flags import remembered
 from ._torch_private import (
     pass_along,
@@ -63,10 +63,10 @@ def finding() -> Iterator[None]:
     before = mine = None
     if passes_leave_their_thread():  # else nobody acts on our behalf, and small calls wait for this
         before = passed_along()
-        mine = _behalf.behalf_from(before)
+        mine = _forward_mode_lock.behalf_from(before)
     with _changed:
         if (_waiting or _exchanging) and me not in _finding:
-            us = _behalf.behalf().threads
+            us = _forward_mode_lock.behalf().threads
             if not (_exchanging or any(thread in _finding for thread in us)):
                 _changed.wait_for(lambda: not _waiting, _COURTESY)
             _changed.wait_for(lambda: _free_for(us))
@@ -107,11 +107,11 @@ def _absent(me: int) -> Iterator[None]:
 @contextlib.contextmanager
 def forward_mode_held() -> Iterator[None]:
     """The lock of forward mode."""
-    hold = _behalf.try_to_take()
+    hold = _forward_mode_lock.try_to_take()
     if hold is None:
         with _absent(threading.get_ident()):
-            hold = _behalf.take()
-    with _behalf.releasing(hold):
+            hold = _forward_mode_lock.take()
+    with _forward_mode_lock.releasing(hold):
         yield
 
 
@@ -135,7 +135,7 @@ def _wait_until_alone(us: Collection[int], me: int) -> None:
 @contextlib.contextmanager
 def exchanging() -> Iterator[None]:
     """Around an exchange: no other thread exchanges, or is in a call that finds tensors by identity."""
-    us = _behalf.behalf().threads
+    us = _forward_mode_lock.behalf().threads
     me = us[-1]
     with forward_mode_held():
         with _absent(me), _changed:

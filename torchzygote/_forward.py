@@ -15,7 +15,7 @@ from torch import Tensor
 from . import _state
 from ._arguments import Prepared
 from ._exchange import forward_mode_held
-from ._fitting import fit_tangent
+from ._tangent_fitting import fit_tangent
 from ._torch_private import (
     batched_like,
     in_functorch,

@@ -19,14 +19,14 @@ from torch import Tensor
 
 from . import _engine
 from ._affine_check import Explained, are_explained
-from ._apart import Apart, OfLayers, OfMap, paired_values
 from ._assembly import Rows, result_dtype
 from ._certificate import precision, random_vector, wide
-from ._entering import Entering
 from ._first_order import FirstOrder
-from ._layers import lost_digits
 from ._plan import RowCost
 from ._pulling import Options, pulled_rows
+from ._recorded.apart import Apart, OfLayers, OfMap, paired_values
+from ._recorded.entering import Entering
+from ._recorded.layers import lost_digits
 from ._row_cost import is_plain, row_cost
 from ._separable import BlockSeeds, by_block, of_itself
 from ._torch_private import leads_to, node_shape, survey

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from . import _engine, _state, native
-from ._carried import carried
 from ._engine import Linearization
 from ._random import RandomState
+from ._stop_iteration import carried
 from ._torch_private import memory_holders, node_name, under_hooks, vmap_flat
 from ._warning import warn
 

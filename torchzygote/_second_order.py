@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from . import _engine, _plan, _state
-from ._affine import AffineMap, Entrance, entrances
 from ._arguments import Prepared
-from ._cut_off import suppressed
+from ._custom_backwards import suppressed
+from ._double_backward import are_norms_refused
 from ._engine import Linearization
 from ._outputs import real_scalar
 from ._plan import FREE, RowCost
 from ._random import RandomState
+from ._recorded.affine import AffineMap, Entrance, entrances
 from ._row_cost import is_plain
 from ._torch_private import is_leaf
-from ._twice import are_norms_refused
 from ._unfused import unfused
 
 __all__ = ["SecondOrder", "Seen", "gradient_by", "run"]

@@ -1,8 +1,8 @@
 """Block-diagonal derivatives: few products where a batch axis runs through unmixed.
 
-If axis ``p`` of ``y`` runs along with axis ``q`` of ``x`` (``_alignment``), the rows of all batch elements
-can share their seeds: as many products as one element has rows. Each result is checked against one product
-with a random cotangent. Knows products and shapes; it must not know what is being differentiated.
+If axis ``p`` of ``y`` runs along with axis ``q`` of ``x`` (``_recorded.alignment``), the rows of all batch
+elements can share their seeds: as many products as one element has rows. Each result is checked against one
+product with a random cotangent. Knows products and shapes; it must not know what is being differentiated.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from . import _engine, _plan
-from ._alignment import Separation, aligned_axes, separation, shared_axes, summed_axes
 from ._certificate import Comparison, all_finite, is_plain, precision, random_vector, wide
 from ._engine import Linearization
 from ._plan import RowCost
 from ._pulling import Options, pulled_rows
+from ._recorded.alignment import Separation, aligned_axes, separation, shared_axes, summed_axes
 from ._repetition import Repetition
 from ._torch_private import node_names
 from ._warning import warn

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from ._behalf import behalf
+from ._forward_mode_lock import behalf
 from ._torch_private import (
     backward_pass,
     functorch_depth,

@@ -23,10 +23,10 @@ from ._arguments import (
     numpy_to_tensor,
     type_name,
 )
-from ._carried import released
 from ._checkpoint.surroundings import Surroundings
 from ._linear_node import known_derivative, recomputed_derivative
 from ._random import RandomState
+from ._stop_iteration import released
 from ._torch_private import (
     depends_on_others,
     in_forward_ad,

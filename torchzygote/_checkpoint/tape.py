@@ -17,8 +17,8 @@ from torch.utils.checkpoint import CheckpointError, checkpoint
 
 from .. import _state
 from .._arguments import name_of
-from .._carried import carried, released
 from .._flags import Hold, held_again, held_by_others, holds
+from .._stop_iteration import carried, released
 from .._torch_private import backward_pass, hooks_in_force, outside_functorch, pytree, sequence_number
 from .holdings import Holdings, Uses, written_since
 from .surroundings import Surroundings, outside_inference

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._pieces import RESHAPES, Value, moved, whole
+from .._recorded.moves import RESHAPES, Value, moved, whole
 from .._torch_private import axis_of, node_attribute, node_name, pushed_through, signed
 
 __all__ = [

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .._alignment import LOSSES, is_linear
-from .._alignment_rules import ELEMENTWISE
-from .._pieces import kind_of_node
+from .._recorded.alignment import LOSSES, is_linear
+from .._recorded.alignment_rules import ELEMENTWISE
+from .._recorded.moves import kind_of_node
 from .._torch_private import count_outputs, curvature_by, node_attribute, node_name
 from .elementwise import Derivatives, function, pushed
 from .linear import MOVES, Form, Place, Rule, Tangents, dims_of, lifted, present, sum_of, transposed

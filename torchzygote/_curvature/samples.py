@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .._alignment_rules import Alignment
+from .._recorded.alignment_rules import Alignment
 
 __all__ = ["Samples", "Sizes", "samples_of"]
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .._alignment import LOSSES, Separation, is_linear
-from .._alignment_rules import Alignment, Shape
-from .._pieces import Value, kind_of_node
+from .._recorded.alignment import LOSSES, Separation, is_linear
+from .._recorded.alignment_rules import Alignment, Shape
+from .._recorded.moves import Value, kind_of_node
 from .._torch_private import (
     count_outputs,
     is_leaf,

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from .._certificate import all_finite, slack
-from .._pieces import Value
 from .._products import chunks
+from .._recorded.moves import Value
 from .._torch_private import pull_back, value_at
 from .directions import Directions
 from .linear import sum_of

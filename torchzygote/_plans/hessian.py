@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import _compressed, _engine, _plan, _state
 from .._arguments import Prepared
 from .._certificate import Comparison
-from .._cut_off import is_cut_off
+from .._custom_backwards import is_cut_off
 from .._pulling import Options
 from .._random import RandomState
 from .._real_arguments import prepare_one

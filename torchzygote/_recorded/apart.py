@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._affine import AffineMap, Term
-from ._entering import Entering
-from ._layers import Layer
-from ._pieces import Value
-from ._samples import all_apart
-from ._separable import Layout
-from ._torch_private import value_of_node
+from .._separable import Layout
+from .._torch_private import value_of_node
+from .affine import AffineMap, Term
+from .entering import Entering
+from .layers import Layer
+from .moves import Value
+from .samples import all_apart
 
 __all__ = ["Apart", "OfLayers", "OfMap", "paired_values"]
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._torch_private import node_attribute
+from .._torch_private import node_attribute
 
 __all__ = ["rows_by_windows"]
 

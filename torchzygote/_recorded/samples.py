@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 
 from torch import Tensor
 
-from ._alignment import aligned_axes, jointly_aligned
+from .alignment import aligned_axes, jointly_aligned
 
 __all__ = ["all_apart", "apart_from", "may_have_samples"]
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ._affine import AffineMap, Other, entrances
-from ._layers import Layer, Lookup, layer
-from ._pieces import Value, Way, kind_of_node
-from ._samples import apart_from, may_have_samples
-from ._torch_private import node_name, node_shape, value_of_node
+from .._torch_private import node_name, node_shape, value_of_node
+from .affine import AffineMap, Other, entrances
+from .layers import Layer, Lookup, layer
+from .moves import Value, Way, kind_of_node
+from .samples import apart_from, may_have_samples
 
 __all__ = ["Entering"]
 

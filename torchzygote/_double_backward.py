@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointFunction
 
-from ._cut_off import checked_copies, checked_custom_functions, hooked
+from ._custom_backwards import checked_copies, checked_custom_functions, hooked
 from ._notes import pulled
 from ._torch_private import leads_to, node_name, survey
 

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._pieces import RESHAPES, Move, Value, Way, count, kind_of_node, moved, reshaped, whole
-from ._torch_private import (
+from .._torch_private import (
     consumers_below,
     count_outputs,
     node_attribute,
@@ -24,6 +23,7 @@ from ._torch_private import (
     source_of,
     value_of_node,
 )
+from .moves import RESHAPES, Move, Value, Way, count, kind_of_node, moved, reshaped, whole
 
 __all__ = ["AffineMap", "Entrance", "Other", "Term", "entrances"]
 

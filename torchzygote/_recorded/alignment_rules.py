@@ -1,4 +1,4 @@
-"""How axes run through one recorded operation: the rules that ``_alignment`` walks along the graph with.
+"""How axes run through one recorded operation: the rules that ``alignment`` walks along the graph with.
 
 A rule may say too little (FREE), never too much; what has no rule mixes everything.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ._torch_private import axis_of, node_attribute
+from .._torch_private import axis_of, node_attribute
 
 __all__ = ["ELEMENTWISE", "FREE", "RULES", "Alignment", "Rule", "Shape", "all_free", "meeting"]
 

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._pieces import Value, Way, kind_of_node
-from ._torch_private import axis_of, node_attribute, node_name, node_shape, node_type, signed
-from ._windows import rows_by_windows
+from .._torch_private import axis_of, node_attribute, node_name, node_shape, node_type, signed
+from .moves import Value, Way, kind_of_node
+from .windows import rows_by_windows
 
 __all__ = ["Layer", "Lookup", "layer", "lost_digits"]
 

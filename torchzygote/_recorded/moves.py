@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._torch_private import axis_of, node_attribute, node_name, node_shape, signed
+from .._torch_private import axis_of, node_attribute, node_name, node_shape, signed
 
 __all__ = ["RESHAPES", "Move", "Value", "Way", "count", "kind_of_node", "moved", "reshaped", "whole"]
 

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ._alignment_rules import ELEMENTWISE, FREE, RULES, Alignment, Rule, Shape, all_free, meeting
-from ._pieces import Value, kind_of_node
-from ._torch_private import is_leaf, node_attribute, node_name, node_names, node_shape, source_of
+from .._torch_private import is_leaf, node_attribute, node_name, node_names, node_shape, source_of
+from .alignment_rules import ELEMENTWISE, FREE, RULES, Alignment, Rule, Shape, all_free, meeting
+from .moves import Value, kind_of_node
 
 __all__ = [
     "LOSSES",

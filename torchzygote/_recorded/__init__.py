@@ -1,0 +1,1 @@
+"""What the recorded graph tells of structure: axes that stay apart, affine parts, layers."""
