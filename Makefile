@@ -8,10 +8,11 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: help demo install native test lint format types docs gallery bench bench-full bench-peers sanitize gpu-check wheel wheel-check clean
 
 help:
-	@echo "make demo        install into $(VENV) and run the examples"
+	@echo "make install     make $(VENV) with everything the project needs; make clean: remove what was built"
+	@echo "make demo        run the examples"
 	@echo "make test        run the tests, README, docs and docstrings included"
 	@echo "make lint        ruff; make types: mypy; make format: let ruff rewrite"
-	@echo "make docs        build the site into docs/_build/html, warnings are errors"
+	@echo "make docs        build the site into docs/_build/html, warnings are errors; make gallery: its pictures"
 	@echo "make bench       the comparison with other libraries, about ten minutes; bench-full: more of it"
 	@echo "make bench-peers install what the benchmarks compare with beside PyTorch (BackPACK, curvlinops, JAX, asdex)"
 	@echo "make native      compile the native library in place again"

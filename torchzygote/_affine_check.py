@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._block_layout import Layout, in_shape_of_x
 from ._certificate import Comparison, all_finite, is_plain, wide
 from ._engine import Linearization
 from ._recorded.affine import AffineMap, Term
 from ._repetition import Repetition
-from ._separable import Layout, in_shape_of_x, warn_mismatch
+from ._separable import warn_mismatch
 
 __all__ = ["Explained", "are_explained", "numel_of"]
 

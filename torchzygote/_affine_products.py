@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from ._affine_check import Explained, are_explained, numel_of
+from ._block_layout import BlockSeeds, Layout, by_block, in_shape_of_x
 from ._certificate import precision, random_vector, wide
 from ._engine import Linearization
 from ._pulling import Options, pulled_rows
 from ._recorded.affine import AffineMap
 from ._recorded.alignment import aligned_axes
 from ._second_order import SecondOrder
-from ._separable import LEAST_SAVING, BlockSeeds, Layout, by_block, in_shape_of_x
+from ._separable import LEAST_SAVING
 
 __all__ = ["diagonals", "matrix"]
 

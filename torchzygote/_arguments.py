@@ -66,6 +66,11 @@ def kind_of(x: object) -> str:
     return STRUCTURE
 
 
+def is_number(x: object) -> bool:
+    """Whether ``x`` is a number; bools and time spans of NumPy's aren't."""
+    return kind_of(x) is NUMBER
+
+
 def number_to_tensor(x: Any) -> Tensor:
     """A Python number or NumPy scalar as a 0-dim tensor of the default dtype (or its complex dtype)."""
     dtype = torch.get_default_dtype()

@@ -287,7 +287,7 @@ def _copy(x: Tensor) -> Tensor:
     return y
 
 
-def attach(fn: Callable[..., Any], x: Any, *, looks: bool = False) -> Any:
+def attach(caller: str, fn: Callable[..., Any], x: Any, *, looks: bool = False) -> Any:
     """A copy of ``x`` (the memory is shared) whose gradient goes through ``fn``.
 
     ``looks``: ``fn`` writes into no gradient and keeps none, and may have it without a copy.
@@ -308,7 +308,7 @@ def attach(fn: Callable[..., Any], x: Any, *, looks: bool = False) -> Any:
     bend = Bend(fn, looks)
     if kind_of(x) is STRUCTURE:
         leaves, bend.spec = pytree.tree_flatten(x)
-    refuse_holders([x, *leaves])
+    refuse_holders(caller, [x, *leaves])
     bend.slots = [i for i, leaf in enumerate(leaves) if is_inexact(leaf)]
     if not bend.slots:
         bend.waits([])
@@ -319,7 +319,7 @@ def attach(fn: Callable[..., Any], x: Any, *, looks: bool = False) -> Any:
     return pytree.tree_unflatten(leaves, bend.spec)
 
 
-def refuse_holders(leaves: list[Any]) -> None:
+def refuse_holders(caller: str, leaves: list[Any]) -> None:
     """What holds tensors without being a structure would pass untouched, their gradients as they are."""
     for leaf in leaves:
         if isinstance(leaf, NotATensor):
@@ -331,8 +331,8 @@ def refuse_holders(leaves: list[Any]) -> None:
         else:
             continue
         raise TypeError(
-            f"hook: x: expected a tensor or a structure of tensors, got a {type_name(leaf)}, whose {held} "
-            f"have gradients of their own; give {advice}"
+            f"{caller}: x: expected a tensor or a structure of tensors, got a {type_name(leaf)}, whose "
+            f"{held} have gradients of their own; give {advice}"
         )
 
 

@@ -132,7 +132,7 @@ def attach_traced(fn: Callable[..., Any], x: Any) -> Any:
 
         return _attach_to_tensor(of_one, x) if is_inexact(x) else x
     leaves, spec = pytree.tree_flatten(x)
-    refuse_holders(leaves)
+    refuse_holders("hook", leaves)
     slots = [i for i, leaf in enumerate(leaves) if is_inexact(leaf)]
     if not slots:
         return x

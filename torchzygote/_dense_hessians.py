@@ -15,6 +15,7 @@ from torch import Tensor
 from . import _engine, _products, _separable, _state, native
 from ._arguments import Prepared
 from ._assembly import Columns, Rows, add_rows
+from ._block_layout import Layout
 from ._certificate import precision
 from ._curvature import summed
 from ._curvature.directions import directions
@@ -26,7 +27,6 @@ from ._plan import FREE, RowCost
 from ._pulling import Options, chunk_for, pulled_rows
 from ._random import RandomState, restored_after
 from ._second_order import SecondOrder, Seen, gradient_by
-from ._separable import Layout
 from ._symmetric_blocks import can_check_themselves, symmetric_blocks
 
 __all__ = [

@@ -22,9 +22,10 @@ from ._arguments import Prepared, is_inexact, kind_of
 from ._double_backward import pulled_for_another, refuse_reentrant, refuse_twice
 from ._entry_point import entry_point
 from ._exchange import exchanged, finding, swapped
-from ._forward import forward_mode, jvp, non_overlapping, separate
+from ._forward import forward_mode, jvp
 from ._holder import Holder, each_tensor
 from ._keeping import compiling, keeps_graph, recording_if
+from ._memory_layout import separate
 from ._notes import call, pulled
 from ._outputs import differentiated_part
 from ._state import in_transform
@@ -63,7 +64,6 @@ __all__ = [
     "jvp",
     "keeps_graph",
     "linearize",
-    "non_overlapping",
     "recording_if",
     "separate",
     "swapped",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from ._arguments import is_number
 from ._multi_tensor import describe
 
 __all__ = [
@@ -51,10 +52,6 @@ def equal(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def _is_number(x: object) -> bool:
-    return isinstance(x, (int, float, complex, np.number)) and not isinstance(x, bool)
-
-
 def scalar(x: Any, symbol: str) -> Any:
     """A number or 0-dim tensor; ``NotImplemented`` for what is no operand at all."""
     if isinstance(x, Tensor):
@@ -70,7 +67,7 @@ def scalar(x: Any, symbol: str) -> Any:
         return x
     if isinstance(x, np.generic):
         x = x.item()
-    return x if _is_number(x) else NotImplemented
+    return x if is_number(x) else NotImplemented
 
 
 def as_tensor(value: Any, key: Tensor, symbol: str) -> Tensor:
@@ -79,7 +76,7 @@ def as_tensor(value: Any, key: Tensor, symbol: str) -> Tensor:
         return value
     if isinstance(value, np.ndarray):
         return torch.as_tensor(value, device=key.device)
-    if _is_number(value):
+    if is_number(value):
         real = not isinstance(value, (complex, np.complexfloating))
         dtype = key.dtype if real or key.is_complex() else torch.promote_types(key.dtype, torch.complex32)
         return torch.full((), value, dtype=dtype, device=key.device)

@@ -12,12 +12,13 @@ from torch import Tensor
 from . import _plan
 from ._affine_check import numel_of
 from ._affine_products import diagonals, matrix
+from ._block_layout import Blocks
 from ._custom_backwards import suppressed
 from ._engine import Linearization, compiling, in_transform
 from ._pulling import Options, pulled_rows
 from ._recorded.affine import Entrance
 from ._second_order import SecondOrder
-from ._separable import LEAST_ROWS, LEAST_SAVING, Blocks, block_products, find_hessian_layouts
+from ._separable import LEAST_ROWS, LEAST_SAVING, block_products, find_hessian_layouts
 from ._torch_private import leads_to, pulled_through, value_of_node
 
 __all__ = ["add_diagonals", "hessian"]

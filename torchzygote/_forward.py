@@ -27,7 +27,7 @@ from ._torch_private import (
 )
 from ._unfused import unfused
 
-__all__ = ["forward_mode", "jvp", "non_overlapping", "separate", "tangents_for"]
+__all__ = ["forward_mode", "jvp", "tangents_for"]
 
 
 def tangents_for(
@@ -42,26 +42,6 @@ def tangents_for(
             # A copy, with an element for each: f may write into its argument, and may return a view of it.
             tangents.append((tangent if keep else tangent.detach()).clone())
     return tangents
-
-
-def separate(x: Tensor) -> Tensor:
-    """``x``, cloned where forward mode needs that: it refuses expanded, overlapping and negated tensors."""
-    if not torch.compiler.is_compiling() and x.is_neg():  # by a bit, as the imaginary part of a conjugate is
-        return x.resolve_neg()
-    if x.layout is torch.strided and x.numel() > 1 and not x.is_contiguous() and not non_overlapping(x):
-        return x.clone(memory_format=torch.contiguous_format)
-    return x
-
-
-def non_overlapping(x: Tensor) -> bool:
-    """Whether no two elements of ``x`` share memory."""
-    strides = sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1)
-    reach = 0
-    for stride, size in strides:
-        if stride <= reach:
-            return False
-        reach += stride * (size - 1)
-    return True
 
 
 def _pushed(

@@ -20,6 +20,7 @@ from torch import Tensor
 from . import _engine
 from ._affine_check import Explained, are_explained
 from ._assembly import Rows, result_dtype
+from ._block_layout import BlockSeeds, by_block, of_itself
 from ._certificate import precision, random_vector, wide
 from ._first_order import FirstOrder
 from ._plan import RowCost
@@ -28,7 +29,6 @@ from ._recorded.apart import Apart, OfLayers, OfMap, paired_values
 from ._recorded.entering import Entering
 from ._recorded.layers import lost_digits
 from ._row_cost import is_plain, row_cost
-from ._separable import BlockSeeds, by_block, of_itself
 from ._torch_private import leads_to, node_shape, survey
 
 __all__ = ["jacobians"]

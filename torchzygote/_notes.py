@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ._arguments import Prepared, type_name
+from ._arguments import Prepared, is_number
 from ._torch_private import pull_back
 
 __all__ = ["annotate", "call", "pulled"]
@@ -24,7 +24,7 @@ def call(f: Callable[..., Any], prepared: Prepared, tracked: Sequence[Tensor]) -
     try:
         return f(*prepared.arguments(tracked))
     except Exception as error:
-        annotate(error, f, prepared)
+        annotate(error, prepared)
         raise
 
 
@@ -56,10 +56,10 @@ def pulled(
         raise
 
 
-def annotate(error: BaseException, f: Callable[..., Any], prepared: Prepared) -> None:
+def annotate(error: BaseException, prepared: Prepared) -> None:
     """Add to an error that calling ``f`` raised what explains it; the caller raises it again."""
     text = str(error)
-    if prepared.promoted and callable(f):
+    if prepared.promoted:
         listed = "; ".join(prepared.promoted)
         way = "leave its position out of argnums, the positions that are differentiated"
         if not prepared.takes_argnums:
@@ -72,7 +72,7 @@ def annotate(error: BaseException, f: Callable[..., Any], prepared: Prepared) ->
                 "p._replace(data=...).",
             )
     if isinstance(error, TypeError) and (error.__traceback__ is None or error.__traceback__.tb_next is None):
-        _on_call(error, text, f, prepared)
+        _on_call(error, text, prepared)
     if isinstance(error, (TypeError, AttributeError)):
         _on_lists(error, text, prepared)
     if isinstance(error, RuntimeError):
@@ -88,11 +88,9 @@ def annotate(error: BaseException, f: Callable[..., Any], prepared: Prepared) ->
             )
 
 
-def _on_call(error: TypeError, text: str, f: Any, prepared: Prepared) -> None:
-    """``f`` is no function, or takes other arguments."""
-    if not callable(f):
-        _add_note(error, f"f: expected a function, which comes first, got {type_name(f)}.")
-    elif "positional argument" not in text:
+def _on_call(error: TypeError, text: str, prepared: Prepared) -> None:
+    """``f`` takes other arguments."""
+    if "positional argument" not in text:
         return
     elif not prepared.args and prepared.inputs:
         _add_note(error, "with Params, f is called without arguments; let it close over the tensors.")
@@ -124,7 +122,7 @@ def _on_lists(error: TypeError | AttributeError, text: str, prepared: Prepared) 
 
 
 def _is_number(x: object) -> bool:
-    return isinstance(x, (int, float, complex, np.number)) or (isinstance(x, Tensor) and x.ndim == 0)
+    return is_number(x) or (isinstance(x, Tensor) and x.ndim == 0)
 
 
 def _on_write(error: RuntimeError, text: str) -> None:

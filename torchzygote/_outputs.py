@@ -35,12 +35,19 @@ def hint(caller: str, y: Any, array: bool = False) -> str:
     return "; pick an entry" if isinstance(y, dict) else ""
 
 
+def _instead(caller: str, y: Any) -> str:
+    """What to do about an array in place of a scalar."""
+    if caller in ("gradient", "withgradient"):
+        return f"perhaps you wanted jacobian{', or a scalar by sum() or squeeze()' if _numel(y) == 1 else ''}"
+    return "make it a scalar, as by sum(), or take one element, as y[i]; perhaps you wanted jacobian"
+
+
 def scalar_root(caller: str, y: Any, expected: str = "f to return") -> Tensor | None:
     """The tensor to pull back from, ``None`` for a constant; anything but a real scalar is refused."""
     if isinstance(y, (Tensor, np.ndarray)) and y.ndim > 0:
         raise ValueError(
             f"{caller}: expected {expected} a real scalar, got an array, {type_name(y)}; "
-            f"perhaps you wanted jacobian{', or a scalar by sum() or squeeze()' if _numel(y) == 1 else ''}"
+            f"{_instead(caller, y)}"
         )
     if isinstance(y, Tensor):
         if y.dtype.is_complex:

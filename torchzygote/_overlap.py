@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._engine import non_overlapping
+from ._memory_layout import non_overlapping
 
 __all__ = [
     "Memory",

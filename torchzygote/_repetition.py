@@ -53,12 +53,8 @@ class Repetition:
         with torch.no_grad():
             if not any(bool(one.faint.any()) for one in comparisons):
                 return
-            noise = [torch.zeros_like(part).abs() for part in self._compared]
-            for repeated in self._repeated():
-                noise = [
-                    torch.maximum(n, (b.to(a) - a).abs())
-                    for n, a, b in zip(noise, self._compared, repeated, strict=True)
-                ]
+            wrong = []
+            for noise in self._noise():
                 wrong = [one.beyond(part) for one, part in zip(comparisons, noise, strict=True)]
                 if not any(bool(mask.any()) for mask in wrong):
                     return
@@ -71,17 +67,22 @@ class Repetition:
         Only for products that are linear: no hooks bend them.
         """
         with torch.no_grad():
-            noise = [torch.zeros_like(part).abs() for part in self._compared]
-            for repeated in self._repeated():
-                noise = [
-                    torch.maximum(n, (b.to(a) - a).abs())
-                    for n, a, b in zip(noise, self._compared, repeated, strict=True)
-                ]
+            *_, noise = self._noise()
             return all(
                 bool((difference <= _LOST * n.max()).all())
                 for difference, n in zip(differences, noise, strict=True)
                 if difference.numel() > 0
             )
+
+    def _noise(self) -> Iterator[list[Tensor]]:
+        """The largest differences seen in each element compared, after each repetition."""
+        noise = [torch.zeros_like(part).abs() for part in self._compared]
+        for repeated in self._repeated():
+            noise = [
+                torch.maximum(n, (b.to(a) - a).abs())
+                for n, a, b in zip(noise, self._compared, repeated, strict=True)
+            ]
+            yield noise
 
     def _repeated(self) -> Iterator[list[Tensor]]:
         """What would be the same without rounding, the cheapest first."""

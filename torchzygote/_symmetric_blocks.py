@@ -23,12 +23,13 @@ import torch
 from torch import Tensor
 
 from . import _products
+from ._block_layout import Blocks, Layout, by_block, in_shape_of_x
 from ._certificate import Comparison, all_finite, precision, slack
 from ._engine import Linearization
 from ._plan import RowCost
 from ._pulling import Options
 from ._repetition import Repetition
-from ._separable import Blocks, Layout, by_block, in_shape_of_x, warn_mismatch
+from ._separable import warn_mismatch
 from ._torch_private import in_plain_eager
 from .native.mirrored import mirrored_blocks, read_blocks
 

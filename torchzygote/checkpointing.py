@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from ._call_options import check_callable
 from ._checkpoint.tape import checkpoint_on_tape
 from ._checkpoint.transforms import checkpoint_in_transforms
 from ._torch_private import in_forward_ad, in_functorch, in_functorch_compiled, is_tracing
@@ -84,8 +85,7 @@ def checkpointed(f: Callable[..., Any], /, *xs: Any, **kwargs: Any) -> Any:
     ``checkpointed`` in Zygote.jl, https://fluxml.ai/Zygote.jl/stable/adjoints/#Checkpointing; Griewank and
     Walther, *Evaluating Derivatives*, chapter 12.
     """
-    if not callable(f):
-        raise TypeError(f"checkpointed: f: expected a function, which comes first, got {type(f).__name__}")
+    check_callable("checkpointed", f)
     if torch.compiler.is_compiling():
         return f(*xs, **kwargs) if in_functorch_compiled() else _compiled(f, xs, kwargs)
     if in_functorch():

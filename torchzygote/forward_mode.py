@@ -23,6 +23,7 @@ from ._arguments import (
     numpy_to_tensor,
     type_name,
 )
+from ._call_options import check_callable
 from ._checkpoint.surroundings import Surroundings
 from ._linear_node import known_derivative, recomputed_derivative
 from ._random import RandomState
@@ -117,8 +118,7 @@ def forwarddiff(f: Callable[[Any], R], x: Any, *, chunk_threshold: int | None = 
     ----------
     ``forwarddiff`` in Zygote.jl, https://fluxml.ai/Zygote.jl/stable/adjoints/
     """
-    if not callable(f):
-        raise TypeError(f"forwarddiff: f: expected a function, which comes first, got {type_name(f)}")
+    check_callable("forwarddiff", f)
     kind = kind_of(x)
     if kind is MODULE or kind is OPAQUE:
         raise TypeError(

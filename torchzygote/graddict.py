@@ -301,7 +301,7 @@ class GradDict(Holder, MutableMapping[Tensor, Any]):
             left = len(theirs.keys() - self._keys.keys())
             right = len(self._keys.keys() - theirs.keys())
             raise ValueError(
-                f"{symbol}: expected mappings with the same keys, got {len(self)} keys on the left and "
+                f"{symbol}: expected mappings with the same keys, got {len(self)} on the left and "
                 f"{len(theirs)} on the right: the left lacks {left} of them, the right lacks {right}"
             )
         return theirs

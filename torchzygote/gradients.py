@@ -14,6 +14,7 @@ from torch import Tensor
 from . import _engine, _state, _updates
 from ._arguments import type_name
 from ._call_arguments import is_implicit, prepare_call
+from ._call_options import check_callable
 from ._cotangents import laid_out, own, unfold_cotangent
 from ._flags import flags_on, held
 from ._outputs import differentiated_part, hint, scalar_root
@@ -41,6 +42,7 @@ def _value_and_results(
     aux: bool,
 ) -> tuple[Any, Any]:
     """The worker: value and gradient of ``f``, which is called once."""
+    check_callable(caller, f)
     params, prepared, keep = prepare_call(caller, args, argnums, create_graph)
     with held(params), _state.differentiation():
         lin = _engine.linearize(f, prepared, keep=keep, scalar_aux=aux)
@@ -286,6 +288,7 @@ def _pullback(
     argnums: int | Sequence[int] | None,
     create_graph: bool | None,
 ) -> tuple[Any, Callable[[Any], Any]]:
+    check_callable("pullback", f)
     params, prepared, keep = prepare_call("pullback", args, argnums, create_graph)
     if not keep:  # else it has
         prepared.copy_arrays()
@@ -331,8 +334,7 @@ def pushforward(f: Callable[..., Any], *args: Any) -> Callable[..., Any]:
     ----------
     ``pushforward`` in Zygote.jl, https://fluxml.ai/Zygote.jl/stable/utils/
     """
-    if not callable(f):  # it runs later only
-        raise TypeError(f"pushforward: f: expected a function, which comes first, got {type_name(f)}")
+    check_callable("pushforward", f)
     if is_implicit(args):
         raise TypeError("pushforward: expected arguments, got Params; pass the tensors as arguments of f")
 

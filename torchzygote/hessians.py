@@ -15,7 +15,7 @@ from torch import Tensor
 from . import _compressed, _dense_hessians, _engine, _factored, _plan, _state
 from ._arguments import Prepared
 from ._call_arguments import prepare_call
-from ._call_options import check_flags
+from ._call_options import check_callable, check_flags
 from ._dense_hessians import Whole
 from ._flags import held
 from ._pulling import Options
@@ -59,6 +59,7 @@ def _value_gradient_hessian(
     alone: bool,
 ) -> Whole:
     """The worker: the Hessian by one argument, and value and gradient unless it is wanted ``alone``."""
+    check_callable(caller, f)
     _plan.check_mode(mode, _plan.HESSIAN_MODES)
     check_flags(progress=progress, sparse=sparse, verify=verify)
     if sparse:
@@ -374,6 +375,7 @@ def _diagonals(
     progress: bool,
 ) -> Any:
     """The worker: diagonals by each argument."""
+    check_callable(caller, f)
     chunk_size = _plan.check_chunk_size(chunk_size)
     params, prepared, keep = prepare_call(caller, args, argnums, create_graph, arrays_only=True)
     refuse_complex(caller, prepared)

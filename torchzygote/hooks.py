@@ -86,7 +86,7 @@ def hook(fn: Callable[[Any], Any], x: Any) -> Any:
         from ._bending_traced import attach_traced
 
         return attach_traced(fn, x)
-    return attach(fn, x)
+    return attach("hook", fn, x)
 
 
 @overload
@@ -132,7 +132,7 @@ def showgrad(x: Any, name: str | None = None) -> Any:
         return x
     if name is None:
         name = argument_text(sys._getframe(1), showgrad, 0, "x") or "x"
-    return attach(_Show(name), x, looks=True)
+    return attach("showgrad", _Show(name), x, looks=True)
 
 
 class _Show:

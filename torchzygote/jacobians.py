@@ -15,7 +15,7 @@ from . import _compressed, _engine, _layer_rows, _plan, _state
 from ._arguments import Prepared
 from ._assembly import Rows, as_result, result_dtype
 from ._call_arguments import prepare_call
-from ._call_options import check_flags
+from ._call_options import check_callable, check_flags
 from ._certificate import all_finite
 from ._cotangents import own
 from ._crosscheck import is_confirmed, refuse_unpushable, warn_disagreement
@@ -60,6 +60,7 @@ def _value_and_jacobian(
     verify: bool,
 ) -> tuple[Any, Any]:
     """The worker: value and Jacobians."""
+    check_callable(caller, f)
     _plan.check_mode(mode, _plan.JACOBIAN_MODES)
     check_flags(progress=progress, sparse=sparse, verify=verify)
     if sparse:

@@ -6,17 +6,17 @@ Knows nothing of derivatives; the entry points take one in place of arguments, a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import _engine
-from ._arguments import is_inexact
+from ._arguments import is_inexact, is_number
 from ._buffer.refusal import NotATensor
 from ._flags import requires_grad
+from ._keeping import keeps_graph
 from ._multi_tensor import describe, flatten
 from ._warning import warn
 
@@ -213,14 +213,18 @@ class Params:
 
     def intersection(self, *others: Iterable[Any] | nn.Module) -> Params:
         """The members that all the others have too, in this order; also ``&``. See :meth:`union`."""
-        sets = [_as_params(other)._members for other in others]
-        kept = {key: p for key, p in self._members.items() if all(key in s for s in sets)}
-        return Params._of(kept, self._names)
+        return self._kept(others, all)
 
     def difference(self, *others: Iterable[Any] | nn.Module) -> Params:
         """The members that none of the others has, in this order; also ``-``. See :meth:`union`."""
+        return self._kept(others, lambda held: not any(held))
+
+    def _kept(
+        self, others: Iterable[Iterable[Any] | nn.Module], wanted: Callable[[Iterable[bool]], bool]
+    ) -> Params:
+        """The members of which it is ``wanted`` that these of the others hold them."""
         sets = [_as_params(other)._members for other in others]
-        kept = {key: p for key, p in self._members.items() if not any(key in s for s in sets)}
+        kept = {key: p for key, p in self._members.items() if wanted(key in s for s in sets)}
         return Params._of(kept, self._names)
 
     def __or__(self, other: Iterable[Any] | nn.Module) -> Params:
@@ -315,7 +319,7 @@ class Params:
         >>> Params([torch.tensor([[1., 2.], [3., 4.]]), torch.tensor(5.)]).to_vector()
         tensor([1., 2., 3., 4., 5.])
         """
-        if _engine.keeps_graph(None):
+        if keeps_graph(None):
             return flatten(list(self))
         with torch.no_grad():
             return flatten(list(self))
@@ -379,13 +383,13 @@ def _checked(p: Tensor) -> Tensor:
 def _what(x: object) -> str:
     if isinstance(x, Tensor):
         return f"a tensor {describe(x)}"
-    if isinstance(x, (int, float, complex, np.number)) and not isinstance(x, bool):
+    if is_number(x):
         return f"the number {x}"
     return f"a {type(x).__name__}"
 
 
 def _advice(x: object) -> str:
-    if isinstance(x, (int, float, complex, np.number)):
+    if is_number(x):
         return ", which has no identity that f could close over: make it a tensor, as in torch.tensor(2.0)"
     if isinstance(x, (np.ndarray, np.generic)):
         return ", which f can't be differentiated by: make it a tensor, as in torch.from_numpy(x)"

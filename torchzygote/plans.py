@@ -10,6 +10,7 @@ from torch import Tensor
 from . import _engine, _plan, _state
 from ._arguments import Prepared, kind_of, type_name
 from ._call_arguments import prepared_by
+from ._call_options import check_callable
 from ._crosscheck import unpushable, warn_disagreement
 from ._flags import held
 from ._outputs import output_tensor, real_scalar
@@ -92,6 +93,7 @@ def jacobian_sparsity(f: Callable[..., Any], *args: Any, argnums: int | Sequence
     Gebremedhin, Manne and Pothen, "What color is your Jacobian?", SIAM Review 47 (2005).
     """
     caller = "jacobian_sparsity"
+    check_callable(caller, f)
     refuse_transforms(caller)
     params, prepared = prepared_by(caller, args, argnums, arrays_only=True)
     y, patterns, _ = _detected(f, params, prepared)
@@ -186,6 +188,7 @@ def plan_jacobian(
     Gebremedhin, Manne and Pothen, "What color is your Jacobian?", SIAM Review 47 (2005).
     """
     caller = "plan_jacobian"
+    check_callable(caller, f)
     refuse_transforms(caller)
     _plan.check_mode(mode, _plan.JACOBIAN_MODES)
     params, prepared = prepared_by(caller, example_args, argnums, arrays_only=True)
@@ -278,6 +281,7 @@ def plan_hessian(
     automatic differentiation", INFORMS Journal on Computing 21 (2009).
     """
     caller = "plan_hessian"
+    check_callable(caller, f)
     refuse_transforms(caller)
     _plan.check_mode(mode, _plan.HESSIAN_MODES)
     prepared = prepare_one(caller, x)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _engine
+from ._keeping import keeps_graph
 from ._multi_tensor import copy_all, flatten, parts_of, recorded
 from ._overlap import Memory, can_be_written, free_to_write, is_unresolved, writable
 from .grads import Grads
@@ -137,7 +137,7 @@ def _from_vector(dst: Params | Grads, vector: Tensor) -> None:
 
 
 def _check_parameters(xs: list[Tensor], vector: Tensor, free: bool) -> None:
-    if vector.requires_grad and _engine.keeps_graph(None):
+    if vector.requires_grad and keeps_graph(None):
         raise RuntimeError(
             "copy_: expected src without a graph, as what is written into parameters has no derivative, got "
             "one that is being differentiated; pass src.detach(), or let f take the parameters as arguments"
@@ -157,7 +157,7 @@ def _to_vector(vector: Tensor, src: Params | Grads) -> None:
             "copy_: expected dst to be a writable vector, got an expanded or sparse one, or one made in "
             "torch.inference_mode()"
         )
-    if recorded(xs) and _engine.keeps_graph(None):
+    if recorded(xs) and keeps_graph(None):
         vector.copy_(flatten(xs))
     elif free_to_write([vector], xs) or not (is_unresolved(vector) or Memory(xs).meets(vector)):
         copy_all(parts_of(vector, xs), [x if x.layout is torch.strided else x.to_dense() for x in xs])

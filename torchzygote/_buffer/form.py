@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._arguments import number_to_tensor, numpy_to_tensor, type_name
+from .._arguments import is_number, number_to_tensor, numpy_to_tensor, type_name
 
 __all__ = ["model_of", "shape_of"]
 
@@ -42,7 +42,7 @@ def model_of(like: Any) -> Tensor:
         return like
     if isinstance(like, np.ndarray):
         return numpy_to_tensor(like)
-    if isinstance(like, (int, float, complex, np.number)) and not isinstance(like, bool):
+    if is_number(like):
         return number_to_tensor(like)
     advice = ""
     if isinstance(like, (list, tuple)):

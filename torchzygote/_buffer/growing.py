@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._arguments import number_to_tensor, numpy_to_tensor, type_name
+from .._arguments import is_number, number_to_tensor, numpy_to_tensor, type_name
 from .._torch_private import innermost_level, is_wrapped
 from .refusal import NotTensorError
 from .values import not_a_value, value_read
@@ -26,7 +26,7 @@ def _as_element(value: Any) -> Tensor:
         return value.clone()
     if isinstance(value, np.ndarray):
         return numpy_to_tensor(value).clone()
-    if isinstance(value, (int, float, complex, np.number)) and not isinstance(value, bool):
+    if is_number(value):
         return number_to_tensor(value)
     raise not_a_value(value)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._flags import flags_on
-from .._forward import separate
+from .._memory_layout import separate
 from .._torch_private import (
     create_grad_input,
     forward_mode_enabled,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._separable import Layout, by_block, in_shape_of_x, rows_in_shape_of_x
+from .._block_layout import Layout, by_block, in_shape_of_x, rows_in_shape_of_x
 from .._torch_private import in_plain_eager
 
 __all__ = ["Directions", "directions"]

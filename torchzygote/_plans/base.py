@@ -83,7 +83,9 @@ class Plan:
         self._compiled: Callable[..., Any] | None = None
         devices = {spec.device for spec in inputs}
         if len(devices) != 1:
-            raise ValueError(f"plan: expected all arguments on one device, got {sorted(devices)}")
+            raise ValueError(
+                f"{type(self).__name__}: expected all arguments on one device, got {sorted(devices)}"
+            )
         dtypes = [getattr(torch, spec.dtype) for spec in inputs]
         if devices == {"cpu"} or torch.cuda.is_available():  # made now: a compiler can't make them
             # A file tells only what kind of device it was: then the current one of these.

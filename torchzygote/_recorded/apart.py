@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._separable import Layout
+from .._block_layout import Layout
 from .._torch_private import value_of_node
 from .affine import AffineMap, Term
 from .entering import Entering

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import CheckpointFunction
 
 from .. import _state
+from .._call_options import check_callable
 from .._notes import call
 from .._outputs import real_scalar
 from .._random import OneRun, RandomState
@@ -254,8 +255,9 @@ def hessian_sparsity(f: Callable[..., Any], x: Any) -> Tensor:
             [0, 1, 0, 1],
             [0, 0, 1, 0]], dtype=torch.int32)
     """
-    prepared = prepare_one("hessian_sparsity", x)
+    check_callable("hessian_sparsity", f)
     refuse_transforms("hessian_sparsity")
+    prepared = prepare_one("hessian_sparsity", x)
 
     flat = OneRun(lambda *inputs: call(f, prepared, inputs))
     value, patterns = hessian_patterns(flat, prepared.inputs, prepared.owned, DEFAULT_BUDGET)

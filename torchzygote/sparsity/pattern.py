@@ -112,24 +112,23 @@ class Pattern:
     def transpose(self) -> Pattern:
         """The pattern of the transposed matrix."""
         shape = (self.shape[1], self.shape[0])
-        about = {"is_local": self.is_local, "unknown": self.unknown, "operators": self.operators}
         if self._dense:
-            return Pattern.full(shape, **about)  # type: ignore[arg-type]
+            return self._told_of(Pattern.full(shape))
         # A stable sort keeps the rows, which become columns, in ascending order.
         order = torch.sort(self.indices, stable=True).indices
-        return Pattern(
-            shape,
-            indptr_of(torch.bincount(self.indices, minlength=shape[0])),
-            self.rows()[order],
-            **about,  # type: ignore[arg-type]
-        )
+        indptr = indptr_of(torch.bincount(self.indices, minlength=shape[0]))
+        return self._told_of(Pattern(shape, indptr, self.rows()[order]))
 
     def copy(self) -> Pattern:
         """The same positions in memory of its own."""
-        about = {"is_local": self.is_local, "unknown": self.unknown, "operators": self.operators}
         if self._dense:
-            return Pattern.full(self.shape, **about)  # type: ignore[arg-type]
-        return Pattern(self.shape, self.indptr.clone(), self.indices.clone(), **about)  # type: ignore[arg-type]
+            return self._told_of(Pattern.full(self.shape))
+        return self._told_of(Pattern(self.shape, self.indptr.clone(), self.indices.clone()))
+
+    def _told_of(self, other: Pattern) -> Pattern:
+        """``other``, with what is known of how this one was found."""
+        other.is_local, other.unknown, other.operators = self.is_local, self.unknown, self.operators
+        return other
 
     def to_csr(self, device: torch.device | None = None) -> Tensor:
         """A ``torch.sparse_csr`` tensor of ``True`` in memory of its own, with the attribute ``is_local``."""
@@ -176,7 +175,7 @@ class Pattern:
     def from_dense(cls, matrix: Tensor) -> Pattern:
         """The pattern of the nonzero entries of a two-dimensional tensor."""
         if matrix.dim() != 2:
-            raise ValueError(f"pattern: expected two dimensions, got shape {tuple(matrix.shape)}")
+            raise ValueError(f"expected two dimensions, got shape {tuple(matrix.shape)}")
         found = matrix.detach().cpu().nonzero()
         return cls.from_coo(found[:, 0], found[:, 1], (matrix.shape[0], matrix.shape[1]))
 
@@ -189,7 +188,7 @@ class Pattern:
         if isinstance(matrix, Tensor) and matrix.layout not in _COMPRESSED:
             raise TypeError(f"pattern: expected a CSR, CSC, BSR or BSC tensor, got {_describe(matrix)}")
         if len(matrix.shape) != 2:
-            raise ValueError(f"pattern: expected two dimensions, got shape {tuple(matrix.shape)}")
+            raise ValueError(f"expected two dimensions, got shape {tuple(matrix.shape)}")
         shape = (int(matrix.shape[0]), int(matrix.shape[1]))
         rows, columns = _of_tensor(matrix) if isinstance(matrix, Tensor) else _of_scipy(matrix.tocsr())
         found = cls.from_coo(rows, columns, shape)
