@@ -103,8 +103,8 @@ def _multiplies_exactly() -> bool:
 class Comparison:
     """What plain products gave, element by element, beside what the values explain of it.
 
-    ``got`` is a sum of terms whose sizes sum up to ``scale``; it may have been left of other numbers
-    of the same computation: of those in ``near``, element by element, or of any in ``beside``.
+    ``got`` is a sum of terms whose sizes sum up to ``scale``; it may be the small remainder of large numbers
+    of the same computation, listed in ``near`` (element by element) or ``beside`` (any of them).
     ``mirrored``: some terms were read from other rows, which can break down where the product with this one
     doesn't. ``branches``: the values may be looked at, which saves asking of each whether it is finite.
     """

@@ -71,11 +71,12 @@ __all__ = [
 
 
 class Linearization:
-    """``f`` at one point, ready to be pulled back: ``roots`` are its tensor outputs, ``inputs`` what by.
+    """``f`` at one point, ready to be pulled back: ``roots`` are its tensor outputs.
 
-    ``y`` is what ``f`` returned, as the code around this differentiation may see it. ``start``: what
-    :func:`hooks_made` and :func:`sequence_number` said before ``f`` ran, if that is known. ``nested``: in a
-    level of ``torch.func``. ``ends``: nodes of inputs that have a history, which no pullback comes to.
+    ``inputs``: the tensors that are differentiated by. ``y`` is what ``f`` returned, as the code around this
+    differentiation may see it. ``start``: what :func:`hooks_made` and :func:`sequence_number` said before
+    ``f`` ran, if that is known. ``nested``: in a level of ``torch.func``. ``ends``: nodes of inputs that have
+    a history, which no pullback comes to.
     """
 
     __slots__ = (

@@ -1,6 +1,6 @@
 """On whose behalf a thread runs: backward passes on a device run in threads of their own, and are waited for.
 
-What the waiting call holds, it holds for its backward pass, too: who waits for the other would wait for ever.
+A lock that a waiting call holds counts as held by its backward threads; otherwise they would deadlock.
 Knows nothing of what is computed.
 """
 
@@ -50,7 +50,7 @@ def behalf() -> Behalf:
 
 
 def behalf_from(found: object) -> Behalf:
-    """The same from what :func:`passed_along` has given, and that itself where it is of this thread."""
+    """The same from what :func:`passed_along` gave, and that itself if it belongs to this thread."""
     me = threading.get_ident()
     if not isinstance(found, Behalf):
         return Behalf((me,), _NOBODYS)
@@ -62,7 +62,7 @@ def behalf_from(found: object) -> Behalf:
 
 
 def _innermost() -> Hold:
-    """Of those that last: where a backward pass fails, its other threads go on, and nobody waits for them."""
+    """The innermost hold that hasn't ended: where a backward pass fails, its other threads go on alone."""
     hold = behalf().hold
     while hold.ended and hold.outer is not None:
         hold = hold.outer

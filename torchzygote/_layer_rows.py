@@ -67,7 +67,7 @@ def _pays(first: FirstOrder, cost: RowCost, into: Entering, rows: int, saved: in
 def jacobians(
     first: FirstOrder, cost: RowCost, options: Options, products: int, verify: bool
 ) -> list[Tensor | None]:
-    """The Jacobian by each input that only layers lead on, if any; ``None`` for the others, and if too dear.
+    """Jacobians by inputs that reach ``y`` through layers only; ``None`` for others, or if it doesn't pay.
 
     ``products``: how many the dense way takes.
     """

@@ -53,7 +53,7 @@ def restored_after(random: RandomState | None) -> contextlib.AbstractContextMana
 
 
 class OneRun:
-    """``f``, of whose runs, however many, the generators are to show one."""
+    """Wraps ``f``; afterwards the generators are as after its first run."""
 
     __slots__ = ("_after", "_f")
 

@@ -1,7 +1,7 @@
 """A mismatch beside far larger elements: rounding, or wrong? Plain products are repeated to tell.
 
-What lacks in a structure is linear: to the last digits, it is three times as large with a vector that is
-three times as long, and the sum of what parts of the vector give. Rounding isn't: other digits are lost.
+An error of structure is linear in the vector: scaling the vector scales it, to the last digit, and parts of
+the vector have parts of it. Rounding errors aren't: other digits are lost.
 Knows plain products, not what they are products of.
 """
 

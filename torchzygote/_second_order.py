@@ -304,7 +304,7 @@ def _run_nested(caller: str, f: Callable[..., Any], prepared: Prepared, keep: bo
 class Seen:
     """What a pushed run of ``f`` shows besides its gradient: its value, and whether to go on.
 
-    Not so where all columns don't fit memory, or where custom functions have to be checked before.
+    It stops where all columns don't fit into memory, or custom functions have to be checked before.
     ``columns``: so many are pushed at once before anybody has measured ``f``; 0 where that needn't be asked.
     """
 

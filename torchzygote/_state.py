@@ -178,7 +178,7 @@ def mark() -> int:
 def forget_since(position: int, *, but_inner: bool = False) -> list[Callback]:
     """Drop the callbacks registered since ``position``: the run that registered them is not pulled back.
 
-    ``but_inner``: those stay that differentiations inside of the running one have left; they did pull back.
+    ``but_inner``: keep those of nested differentiations, which have pulled back already.
     """
     if torch.compiler.is_compiling() or _state.callbacks is None:
         return []

@@ -50,7 +50,7 @@ def released(outside: Callable[Given, Returned]) -> Callable[Given, Returned]:
             return outside(*args, **kwargs)
         except Carried as found:
             held = [found.error]
-        # Out here, lest it gets another context; nobody holds it then, whose frame its traceback holds.
+        # Raised outside the except, to keep its context; popped, so that no frame keeps it alive.
         raise held.pop()
 
     return wrapped

@@ -54,7 +54,7 @@ _attention: Any = None  # what was allowed before
 
 
 def _count(users: int, set_aside: int = 0) -> None:
-    """So many more, or less; all is switched accordingly. The caller holds the lock."""
+    """Change the numbers of users by these, which may be negative, and switch. The caller holds the lock."""
     global _are_exchanged, _are_off, _attention, _set_aside, _users
     _users += users
     _set_aside += set_aside
@@ -102,7 +102,7 @@ def _leave(norms: int) -> None:
 def unfused_for() -> tuple[bool, int]:
     """Whether fused kernels are off, and what formulas run for in this thread.
 
-    0 is for nothing, 1 for second derivatives, 2 for those of these.
+    0: no formulas, 1: for second derivatives, 2: for differentiating those again.
     """
     return _users > 0, wanted_here()
 

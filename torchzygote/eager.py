@@ -50,7 +50,7 @@ class EagerUpdate:
 
 
 def _at_backward(p: Tensor, update: Callable[[Tensor, Tensor], Any]) -> Any:
-    """Have ``p`` updated in ``backward()``, which may reach it only later; what ends that."""
+    """Update ``p`` in ``backward()``, now or once it requires grad; returns the handle."""
 
     def hook(p: Tensor) -> None:
         if _updates.updating():

@@ -151,13 +151,14 @@ def hessian(
         computed with one product for each color of a star coloring of it. Without it, that is done where it
         is estimated to be cheaper, and the result is dense.
     verify : bool
-        Check a result that was found by colors against one product with a random vector. A mismatch gives the
-        dense way's answer and a warning.
+        Check a result that took fewer products than the dense way against one product with a random vector.
+        A mismatch gives the dense way's answer and a warning.
 
     Returns
     -------
     torch.Tensor
-        Shape ``(x.numel(), x.numel())``, ``x`` flattened row by row; 0-dim for a number or 0-dim array.
+        Shape ``(x.numel(), x.numel())``, ``x`` flattened row by row; 0-dim for a number or 0-dim array. Dtype
+        and device are those of ``x``, an integer's the default dtype.
 
     Raises
     ------
@@ -346,7 +347,9 @@ def diaghessian(
     Raises
     ------
     ValueError
-        An argument is complex, or ``f`` returns a complex value or no scalar.
+        An argument is complex, or ``f`` returns a complex value or no scalar; ``chunk_size`` is below 1.
+    TypeError
+        ``f`` is no function, or returns neither a number nor a tensor.
 
     Examples
     --------

@@ -262,8 +262,8 @@ def jacobian(
         computed with one product for each color of a coloring of it. Without it, that is done where it is
         estimated to be cheaper, and the result is dense.
     verify : bool
-        Check a result that was found by colors or layers against one product with a random vector. A mismatch
-        gives the dense way's answer and a warning.
+        Check a result that took fewer products than the dense way (by colors, blocks or layers), or forward
+        mode, against one product with a random vector. A mismatch gives another way's answer and a warning.
 
     Returns
     -------
@@ -275,7 +275,11 @@ def jacobian(
     Raises
     ------
     ValueError
-        ``f`` returns neither an array nor a number, or complex values; ``mode`` or ``chunk_size`` is none.
+        ``f`` returns neither an array nor a number, or complex values; ``mode`` is none of the words above,
+        or ``"forward"`` for a complex argument; ``chunk_size`` is below 1; ``argnums`` are out of range or
+        repeated.
+    TypeError
+        ``f`` is no function, or ``progress``, ``sparse`` or ``verify`` neither ``True`` nor ``False``.
     RuntimeError
         ``sparse=True`` inside a ``torch.func`` transform or ``torch.compile``.
 

@@ -146,7 +146,7 @@ def plan_jacobian(
         :class:`Params`; then ``f`` takes no arguments, and the plan is called with these ``Params`` again
         when their values have changed.
     argnums : int or sequence of int, optional
-        Differentiate these arguments only. The structure doesn't hang on the values of other tensors and
+        Differentiate these arguments only. The structure doesn't depend on the values of other tensors and
         arrays, unless ``.patterns[0].is_local`` says so; what becomes of a Python number can't be followed.
     mode : {"auto", "reverse", "forward"}
         Color rows or columns, or whichever takes fewer products. With ``"auto"``, a plan that colors columns

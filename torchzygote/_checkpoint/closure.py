@@ -99,7 +99,10 @@ class Recorder(TorchFunctionMode):
 
 
 def has_version(x: Tensor | None, version: int) -> bool:
-    """Whether ``x``, if it is still there, was written to ``version`` times; unknown of what is exchanged."""
+    """Whether ``x``, if it is still there, was written to ``version`` times; true for wrapped tensors, too.
+
+    Theirs is unknown.
+    """
     return x is None or is_wrapped(x) or x._version == version
 
 

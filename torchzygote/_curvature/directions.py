@@ -57,7 +57,7 @@ class Directions(NamedTuple):
         return found
 
     def along(self, gradients: Sequence[Tensor | None]) -> Tensor:
-        """How much they grow along each direction in each block; shape (directions, blocks)."""
+        """Directional derivatives from gradients, by block; shape (directions, blocks)."""
         parts = [
             self.weights.new_zeros(layout.block_columns, len(self.weights))
             if g is None

@@ -59,7 +59,7 @@ class JacobianPlan(Plan):
     Gebremedhin, Manne and Pothen, "What color is your Jacobian?", SIAM Review 47 (2005).
     """
 
-    _cause = "an argument outside argnums has changed that the structure hangs on"
+    _cause = "an argument outside argnums has changed that the structure depends on"
 
     @property
     def sparsity(self) -> tuple[Tensor, ...]:

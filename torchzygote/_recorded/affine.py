@@ -114,7 +114,7 @@ class Other(NamedTuple):
         return self.way.back(like.new_ones(self.way.shape)) != 0
 
 
-# Of which input, where, and whether that is an affine map.
+# Number of the input, place, whether it is an affine map there -> ways to follow on
 Rest = Callable[[int, Other, bool], "list[Way] | None"]
 
 
@@ -136,9 +136,9 @@ def entrances(
 
     Not those that go too many ways, or are the root but for moves.
 
-    ``rest`` is asked where pieces go in: as what they are followed from there, nothing if somebody else knows
-    the rest, or ``None``. It may append to ``inputs`` and ``which``. Nothing where inputs are used more than
-    ``most`` times.
+    ``rest`` decides at each other node that pieces go into: ways to follow on, none if it is handled
+    elsewhere, ``None`` to record it. It may append to ``inputs`` and ``which``. Nothing is found where inputs
+    are used more than ``most`` times.
     """
     consumers = consumers_below(root)
     if sum(len(consumers.get(source_of(inputs[i]), ())) for i in which) > most:

@@ -86,7 +86,7 @@ def _written_layer_norm(
     if not fits or any(tuple(one.shape) != shape for one in parts) or not _is_ordinary(input, weight, bias):
         return _layer_norm(input, normalized_shape, weight, bias, eps, cudnn_enable)  # type: ignore[no-any-return]
     if input.dtype in _HALVES and torch.is_autocast_enabled(input.device.type):
-        # whether autocast takes it to float32 hangs on the device
+        # whether autocast takes it to float32 depends on the device
         input = input.to(_layer_norm(input.new_zeros(shape), shape).dtype)
     return _standardized(input, tuple(range(-len(shape), 0)), weight, bias, eps)
 

@@ -1,7 +1,7 @@
 """Who wants formulas in place of the functions that are exchanged for them.
 
 These are exchanged process-wide, so that it is asked as they run: the derivatives of the thread that runs
-them decide, and no value hangs on what other threads do. What runs under hooks on saved tensors may run
+them decide, and no value depends on what other threads do. What runs under hooks on saved tensors may run
 again, as ``torch.utils.checkpoint`` does, and must do the same then.
 """
 
@@ -41,7 +41,7 @@ _of_norms = 0
 
 
 def want(users: int, of_norms: int) -> None:
-    """So many more, or less; one thread at a time."""
+    """Change the numbers of users by these, which may be negative; one thread at a time."""
     global _of_norms
     _of_norms += of_norms
     here = _here

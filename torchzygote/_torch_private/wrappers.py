@@ -47,7 +47,7 @@ def layers(x: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 
 def is_recorded(x: Tensor) -> bool:
-    """Whether a graph of reverse mode hangs on ``x``, at any level."""
+    """Whether a graph of reverse mode leads to ``x``, at any level."""
     return any(layer.requires_grad for _, layer in layers(x))
 
 

@@ -83,7 +83,7 @@ class About(NamedTuple):
 _METADATA = {"squeeze_", "unsqueeze_", "t_", "transpose_", "as_strided_", "swapaxes_", "swapdims_", "detach_"}
 # They exchange the memory itself, or reach memory that their argument is only a part of.
 _REARRANGING = {"set", "resize", "resize_as", "as_strided_copy", "as_strided_scatter"}
-# What they write doesn't hang on what was there.
+# What they write doesn't depend on what was there.
 _OVERWRITING = {"copy", "fill", "zero", "masked_fill", "index_fill", "_foreach_copy", "_foreach_zero"}
 # Batch statistics are updated in place without the schema's saying so.
 _HIDDEN_WRITES = {"native_batch_norm": (3, 4), "cudnn_batch_norm": (3, 4), "miopen_batch_norm": (3, 4)}

@@ -196,7 +196,7 @@ class Context:
         return torch.cat([alone, first[there]]), torch.cat([alone, second[there]])
 
     def by_values(self, *values: Any) -> None:
-        """Say that the structure hangs on these arguments: it is local if they come from the inputs."""
+        """Say that the structure depends on these arguments: it is local if they come from the inputs."""
         for value in values:
             if isinstance(value, Dep) or (isinstance(value, Const) and value.seen):
                 self.local = True

@@ -275,7 +275,7 @@ def _factorization(ctx: Context, call: Call) -> Any:
     ]
 
 
-# By operator: the argument that a solution hangs on linearly.
+# By operator: the argument that a solution depends on linearly.
 _RIGHT_SIDES = {
     "_linalg_solve_ex": "B",
     "linalg_lu_solve": "B",
