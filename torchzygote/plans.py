@@ -169,8 +169,8 @@ def plan_jacobian(
     Raises
     ------
     ValueError
-        ``f`` returns neither an array nor a number, or complex values; ``mode`` is none; ``sparsity`` has
-        another shape.
+        ``f`` returns neither an array nor a number, or complex values; ``mode`` is none of the words above;
+        ``sparsity`` has another shape.
 
     Examples
     --------
@@ -258,8 +258,8 @@ def plan_hessian(
     Raises
     ------
     ValueError
-        ``x`` or ``f(x)`` is complex, ``f(x)`` is no scalar, ``mode`` is none, or ``sparsity`` has another
-        shape.
+        ``x`` or ``f(x)`` is complex, ``f(x)`` is no scalar, ``mode`` is none of the words above, or
+        ``sparsity`` has another shape.
     TypeError
         ``x`` is a structure, a module or opaque.
 
