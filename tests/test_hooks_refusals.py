@@ -100,8 +100,8 @@ NETWORK = nn.Linear(3, 1)
 @pytest.mark.parametrize("held", [NETWORK, Params(NETWORK), Grads(Params(NETWORK), [None, None]), GradDict()])
 def test_what_holds_tensors_by_identity_is_refused(held: Any, x: Tensor) -> None:
     for value in (held, [x, held], {"m": held}):
-        for use in (lambda value: hook(torch.neg, value), showgrad):
-            with pytest.raises(TypeError, match=rf"hook: x: .*got a {type(held).__name__}.*give"):
+        for name, use in (("hook", lambda value: hook(torch.neg, value)), ("showgrad", showgrad)):
+            with pytest.raises(TypeError, match=rf"{name}: x: .*got a {type(held).__name__}.*give"):
                 gradient(lambda x: (use(value), x.sum())[1], x)
 
 

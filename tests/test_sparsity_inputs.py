@@ -128,8 +128,11 @@ def test_what_f_raises_with_params_leaves_their_flags() -> None:
     assert not w.requires_grad
 
 
-def test_params_beside_other_arguments_are_one_of_them() -> None:
+def test_params_beside_other_arguments_are_one_of_them_outside_argnums_only() -> None:
     w = torch.rand(3)
-    found = jacobian_sparsity(lambda x, ps: x * w, torch.rand(3), Params([w]))
+    f = lambda x, ps: x * w
+    found = jacobian_sparsity(f, torch.rand(3), Params([w]), argnums=0)
     assert found[0].to_dense().diagonal().all()
     assert found[1] is None
+    with pytest.raises(TypeError, match="jacobian_sparsity: expected Params alone"):
+        jacobian_sparsity(f, torch.rand(3), Params([w]))
