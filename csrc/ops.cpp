@@ -1,6 +1,7 @@
-// Every operator's schema, once. The kernels are registered by the files in cpu/ and cuda/; what they refuse is in
-// checks.h. Operators write into tensors that the caller made: so the dispatcher finds the device, and a chunk's
-// memory can be reused.
+// Every operator's schema, once. The kernels are registered by the files in cpu/ and cuda/. Those for both devices
+// write into tensors that the caller made: so the dispatcher finds the device, and a chunk's memory can be reused; what
+// they refuse is in checks.h. Those on index sets and graphs, blocks and tangents are there for the CPU alone; they
+// return new tensors, and say in their own file what they refuse.
 
 #include <torch/csrc/stable/library.h>
 
