@@ -9,6 +9,7 @@ from torch import Tensor
 
 from torchzygote import native
 from torchzygote.native import index_sets, reference, reference_sets
+from torchzygote.native.elementwise import push_elementwise, push_elementwise_plainly
 
 from ._harness import Row, compare, missing
 
@@ -96,6 +97,23 @@ def gathers() -> Iterator[Row]:
     )
 
 
+def tangents() -> Iterator[Row]:
+    """Two directions through a function of 32 elements, in 4096 samples."""
+    slope, weight = torch.ones(2, 4096, 32).unbind()
+    given = torch.randn(2, 4096, 32)
+    # what passes through the caches: tangents read and written, slope and weight
+    moved = slope.numel() * 3
+    pair = torch.randn(moved), torch.randn(moved)
+    yield compare(
+        "push_elementwise_, 2 x 4096 x 32",
+        lambda: push_elementwise(given, slope, weight, squared=False, overwrite=True),
+        {
+            "copy_": lambda: pair[0].copy_(pair[1]),
+            "plain PyTorch": lambda: push_elementwise_plainly(given, slope, weight, squared=False),
+        },
+    )
+
+
 def sets() -> Iterator[Row]:
     size = 1_000_000
     ptr = torch.cat([torch.zeros(1, dtype=torch.int64), torch.arange(size + 1)])
@@ -144,5 +162,6 @@ def rows(full: bool = False) -> Iterator[Row]:
         yield from seeds(1000, 20_000)
     yield from scatters()
     yield from gathers()
+    yield from tangents()
     yield from sets()
     yield from grids(full)
