@@ -403,3 +403,18 @@ def test_the_default_dtype_is_as_it_was(derivative: str, x: Tensor) -> None:
 def test_keywords_of_any_name_are_passed_on() -> None:
     assert checkpointed(lambda f, a: f * a, f=2, a=3) == 6
     assert checkpointed(lambda f, xs, kwargs: f * xs * kwargs, f=2, xs=3, kwargs=4) == 24
+
+
+def test_an_error_that_somebody_keeps_leaves_no_hooks_in_force() -> None:
+    kept: list[Exception] = []
+
+    def f(x: Tensor) -> Tensor:
+        raise KeyError("inside")
+
+    for wanted in (True, False):
+        try:
+            checkpointed(f, torch.ones(3, requires_grad=wanted))
+        except KeyError as error:
+            kept.append(error)
+    assert len(kept) == 2
+    torch.func.grad(torch.sum)(torch.ones(3))  # which refuses hooks around it

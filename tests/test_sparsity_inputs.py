@@ -134,5 +134,5 @@ def test_params_beside_other_arguments_are_one_of_them_outside_argnums_only() ->
     found = jacobian_sparsity(f, torch.rand(3), Params([w]), argnums=0)
     assert found[0].to_dense().diagonal().all()
     assert found[1] is None
-    with pytest.raises(TypeError, match="jacobian_sparsity: expected Params alone"):
+    with pytest.raises(TypeError, match="argument 1: expected Params alone"):
         jacobian_sparsity(f, torch.rand(3), Params([w]))

@@ -6,6 +6,7 @@ derivative is computed: it hands out flat tensors (``inputs``) and takes flat re
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -313,15 +314,24 @@ def _fill(prepared: Prepared, value: Any, where: str, kinds: Callable[[object], 
         prepared.modules.append((value, slot.names, slot.start))
         prepared.inputs.extend(found.values())
         prepared.owned.extend([False] * len(found))
-    elif kinds is kind_of and isinstance(value, (dict, list, tuple)):
+    elif getattr(type(value), "torchzygote_stands_alone", False):
+        raise TypeError(
+            f"{where}: expected Params alone, in place of all arguments, got them among others, where "
+            "nothing would be differentiated by them; let f close over what it needs, or leave the position "
+            "out of argnums"
+        )
+    elif kinds is kind_of and isinstance(value, (dict, list, tuple)) and not torch.compiler.is_compiling():
         _warn_of_tensors_in(value, where)
     return slot
 
 
 def _warn_of_tensors_in(value: Any, where: str) -> None:
     """A kind of dict, list or tuple that nobody knows how to make anew: its tensors are constants."""
-    values = value.values() if isinstance(value, dict) else value
-    if any(is_inexact(x) or (isinstance(x, np.ndarray) and x.dtype.kind in "fc") for x in values):
+    held = False
+    with contextlib.suppress(Exception):  # it may do anything as it is iterated
+        values = value.values() if isinstance(value, dict) else value
+        held = any(is_inexact(x) or (isinstance(x, np.ndarray) and x.dtype.kind in "fc") for x in values)
+    if held:
         kind = type(value).__name__
         base = next(base for base in (dict, list, tuple) if isinstance(value, base)).__name__
         warn(

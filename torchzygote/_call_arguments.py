@@ -11,7 +11,6 @@ from typing import Any
 from torch.nn.parameter import is_lazy
 
 from ._arguments import Prepared, prepare, refuse_unrecordable
-from ._call_options import check_argnums
 from ._keeping import compiling, keeps_graph
 from .params import Params
 
@@ -35,10 +34,7 @@ def prepared_by(
     params = args[0]._taken() if is_implicit(args) else None  # not by `implicit`: small calls wait for this
     if params is not None:
         return params, _prepare_implicit(caller, params, argnums)
-    prepared = prepare(args, argnums, arrays_only=arrays_only)
-    if not prepared.simple:
-        _refuse_params_among(caller, args, argnums)
-    return None, prepared
+    return None, prepare(args, argnums, arrays_only=arrays_only)
 
 
 def prepare_call(
@@ -73,15 +69,3 @@ def _prepare_implicit(caller: str, params: Params, argnums: object) -> Prepared:
     prepared.inputs = list(params)
     prepared.owned = [False] * len(prepared.inputs)
     return prepared
-
-
-def _refuse_params_among(caller: str, args: tuple[Any, ...], argnums: int | Sequence[int] | None) -> None:
-    """Beside other arguments they would count as opaque, and nothing would be differentiated by them."""
-    chosen = check_argnums(argnums, len(args))
-    for position, value in enumerate(args):
-        if isinstance(value, Params) and (chosen is None or position in chosen):
-            raise TypeError(
-                f"{caller}: expected Params alone, in place of all arguments, got them as argument "
-                f"{position} of {len(args)}; let f close over what it needs, or leave the position out of "
-                "argnums"
-            )

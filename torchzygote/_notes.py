@@ -175,4 +175,5 @@ def _add_note(error: BaseException, note: str) -> None:
     last: BaseException = error  # Python 3.10: the note goes to the end of the chain of causes
     while last.__cause__ is not None:
         last = last.__cause__
-    last.__cause__ = RuntimeError(note)
+    with contextlib.suppress(Exception):
+        last.__cause__ = RuntimeError(note)

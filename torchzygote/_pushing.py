@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import _engine, _state
-from ._arguments import ARRAY, NUMBER, Prepared, kind_of, prepare, to_tensor
+from ._arguments import ARRAY, NUMBER, is_size, kind_of, prepare, to_tensor
 from ._forward import tangents_for
 from ._random import RandomState, restored_after
 from ._torch_private import is_wrapped, pytree
@@ -23,30 +24,35 @@ _TENSOR = object()
 
 
 class Push:
-    """Pushes tangents through ``f`` at arguments, whatever becomes of these; the same draw in each push."""
+    """Pushes tangents through ``f`` at arguments as they were: NumPy's are copied, structures taken apart.
 
-    __slots__ = ("_f", "_prepared", "_random", "_versions")
+    Modules are as they are at each push. All pushes are of the same draw.
+    """
+
+    __slots__ = ("_args", "_f", "_random", "_tensors")
 
     def __init__(self, f: Callable[..., Any], args: tuple[Any, ...]) -> None:
         self._f = f
-        self._prepared = _taken(args)
-        self._versions = [_version(x) for x in self._prepared.inputs]
+        leaves, spec = pytree.tree_flatten(args, is_leaf=is_size)
+        leaves = [x.copy() if isinstance(x, np.ndarray) else x for x in leaves]
+        self._args: tuple[Any, ...] = pytree.tree_unflatten(leaves, spec)
+        self._tensors = [(x, _version(x)) for x in leaves if isinstance(x, Tensor)]
         self._random: RandomState | None = None
 
     def __call__(self, xdots: tuple[Any, ...]) -> Any:
-        if any(_version(x) != then for x, then in zip(self._prepared.inputs, self._versions, strict=True)):
+        if any(_version(x) != then for x, then in self._tensors):
             raise RuntimeError(
                 "push: expected the arguments of pushforward as they were then, but one has been written to "
                 "in place since; call pushforward anew, or with a clone() of it"
             )
         if _engine.compiling():
-            return _pushed(self._f, self._prepared.args, self._prepared, xdots)
+            return _pushed(self._f, self._args, xdots)
         if self._random is None:
             self._random = RandomState()
-            return _pushed(self._f, self._prepared.args, self._prepared, xdots)
+            return _pushed(self._f, self._args, xdots)
         with restored_after(self._random):
             self._random.restore()
-            return _pushed(self._f, self._prepared.args, self._prepared, xdots)
+            return _pushed(self._f, self._args, xdots)
 
 
 def _version(x: Tensor) -> int:
@@ -55,19 +61,12 @@ def _version(x: Tensor) -> int:
 
 
 @_engine.entry_point
-def _taken(args: tuple[Any, ...]) -> Prepared:
-    """The arguments as they are now."""
+def _pushed(f: Callable[..., Any], args: tuple[Any, ...], xdots: tuple[Any, ...]) -> Any:
+    """The tangent of ``f(*args)`` for a tangent per argument."""
     prepared = prepare(args)
+    prepared.takes_argnums = False
     if not prepared.inputs:
         raise ValueError("pushforward: expected at least one number, array, structure or module, got none")
-    prepared.takes_argnums = False
-    prepared.copy_arrays()
-    return prepared
-
-
-@_engine.entry_point
-def _pushed(f: Callable[..., Any], args: tuple[Any, ...], prepared: Prepared, xdots: tuple[Any, ...]) -> Any:
-    """The tangent of ``f`` for a tangent per argument."""
     keep = _engine.keeps_graph(None)
     # A dual number has the memory of its tensor: f might write into that.
     sources = [x if keep else x.detach() for x in prepared.inputs]

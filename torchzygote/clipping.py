@@ -147,6 +147,8 @@ def value_bounds(lo: float, hi: float | None) -> tuple[float, float]:
 
 
 def _bound(name: str, value: Any) -> float:
+    if type(value) is float:
+        return value
     if not isinstance(value, str):
         with contextlib.suppress(TypeError, ValueError, RuntimeError):
             return float(value)

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ._arguments import is_inexact, is_number
 from ._buffer.refusal import NotATensor
 from ._flags import requires_grad
 from ._keeping import keeps_graph
+from ._members import advice, checked, what
 from ._multi_tensor import describe, flatten
 from ._warning import warn
 
@@ -62,6 +62,9 @@ class Params:
     ``Params`` in Zygote.jl, https://fluxml.ai/Zygote.jl/stable/utils/
     """
 
+    # No argument beside others: nothing would be differentiated by them.
+    torchzygote_stands_alone = True
+
     __slots__ = ("__weakref__", "_members", "_names", "_shared", "_taken_from")
 
     _members: dict[int, Tensor]
@@ -93,7 +96,7 @@ class Params:
         new: dict[int, tuple[str, str]] = {}
         for p, name, path in found:
             if id(p) not in self._members:
-                self._members[id(p)] = _checked(p)
+                self._members[id(p)] = checked(p)
                 new[id(p)] = (name, path)
         held = Counter(name for name, _ in new.values())
         names = {key: name if held[name] == 1 else path for key, (name, path) in new.items() if name}
@@ -266,9 +269,9 @@ class Params:
         [2]
         """
         if not isinstance(p, Tensor):
-            raise TypeError(f"Params.add: expected a tensor, got {_what(p)}; ps | other takes more than one")
+            raise TypeError(f"Params.add: expected a tensor, got {what(p)}; ps | other takes more than one")
         if id(p) not in self._members:
-            _checked(p)
+            checked(p)
             self._before_change()
             self._members[id(p)] = p
 
@@ -288,7 +291,7 @@ class Params:
             ``p`` is not a member.
         """
         if p not in self:
-            raise KeyError(f"Params.remove: expected a member, got {_what(p)} that isn't one")
+            raise KeyError(f"Params.remove: expected a member, got {what(p)} that isn't one")
         self.discard(p)
 
     # -- copies -------------------------------------------------------------------------------------------
@@ -358,7 +361,7 @@ def _collect(source: Any, name: str = "", path: str = "") -> Iterator[tuple[Tens
             below = qualified(path, str(position))
             yield from _collect(item, name, "" if isinstance(item, Tensor) and not name else below)
     else:
-        raise TypeError(f"Params: expected tensors, got {_what(source)}{_advice(source)}")
+        raise TypeError(f"Params: expected tensors, got {what(source)}{advice(source)}")
 
 
 def finds_parameters(x: object) -> bool:
@@ -369,30 +372,3 @@ def finds_parameters(x: object) -> bool:
 def qualified(prefix: str, name: str) -> str:
     """The name of a member of what is called ``prefix``, which may be nameless."""
     return f"{prefix}.{name}" if prefix else name
-
-
-def _checked(p: Tensor) -> Tensor:
-    if not is_inexact(p):
-        raise TypeError(
-            f"Params: expected tensors of floating or complex dtype, got {_what(p)}; there is no derivative "
-            "by integers or bools: convert it, as in x.float(), and let f use that"
-        )
-    return p
-
-
-def _what(x: object) -> str:
-    if isinstance(x, Tensor):
-        return f"a tensor {describe(x)}"
-    if is_number(x):
-        return f"the number {x}"
-    return f"a {type(x).__name__}"
-
-
-def _advice(x: object) -> str:
-    if is_number(x):
-        return ", which has no identity that f could close over: make it a tensor, as in torch.tensor(2.0)"
-    if isinstance(x, (np.ndarray, np.generic)):
-        return ", which f can't be differentiated by: make it a tensor, as in torch.from_numpy(x)"
-    if isinstance(x, str):
-        return "; for (name, tensor) pairs write Params(dict(pairs))"
-    return ""

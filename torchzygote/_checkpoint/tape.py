@@ -18,7 +18,6 @@ from torch.utils.checkpoint import CheckpointError, checkpoint
 from .. import _state
 from .._arguments import name_of
 from .._flags import Hold, held_again, held_by_others, holds
-from .._stop_iteration import carried, released
 from .._torch_private import backward_pass, hooks_in_force, outside_functorch, pytree, sequence_number
 from .holdings import Holdings, Uses, written_since
 from .surroundings import Surroundings, outside_inference
@@ -32,7 +31,6 @@ _SAME_FLAGS = "set requires_grad before the call, and differentiate by what f us
 _BE_PURE = "make it depend on nothing but its arguments and tensors that stay as they are"
 
 
-@released
 def checkpoint_on_tape(f: Callable[..., Any], xs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """``f(*xs, **kwargs)``, where nothing but the tape records."""
     runs = _Runs(f, xs, kwargs)
@@ -41,20 +39,23 @@ def checkpoint_on_tape(f: Callable[..., Any], xs: tuple[Any, ...], kwargs: dict[
         session.recomputes = True
     start = sequence_number()
     tensors = runs.split()
-    try:
-        y = checkpoint(
-            runs,
-            *tensors,
-            use_reentrant=False,
-            preserve_rng_state=False,  # which looks at the devices of xs only
-            determinism_check="none",  # is done here, with less time for each tensor
-            context_fn=lambda: (_Watched(runs), _Noted(runs)),
-        )
-    except RuntimeError as error:
-        if "don't yet support saved tensor hooks" not in str(error):
-            raise
-    else:
+    y = checkpoint(
+        runs,
+        *tensors,
+        use_reentrant=False,
+        preserve_rng_state=False,  # which looks at the devices of xs only
+        determinism_check="none",  # is done here, with less time for each tensor
+        context_fn=lambda: (_Watched(runs), _Noted(runs)),
+    )
+    if runs.failed is None:
         return y if runs.first else _run_again_all_the_same(runs, tensors, y, start)
+    error, runs.failed = runs.failed, None
+    if not isinstance(error, RuntimeError) or "don't yet support saved tensor hooks" not in str(error):
+        try:
+            raise error
+        finally:
+            del error  # whose traceback holds this frame
+    del error
     # f uses torch.func itself, which refuses hooks around it
     _state.forget_since(position)
     runs.rewind()
@@ -99,7 +100,7 @@ class _Runs:
     recomputation; ``numbers``: how many operations the first run had recorded by then. ``begun``: the number
     of the node that a run records first. ``shifted``: the latest recomputation may record more or less, and
     goes on to its end; ``enough``: what the backward pass needs is there. ``copied``: arguments came out of
-    somebody's hooks with other versions than they went in.
+    somebody's hooks with other versions than they went in. ``failed``: what the first run raised.
     """
 
     __slots__ = (
@@ -119,6 +120,7 @@ class _Runs:
         "begun",
         "copied",
         "enough",
+        "failed",
         "first",
         "numbers",
         "seen",
@@ -142,6 +144,7 @@ class _Runs:
         self.begun = 0
         self.copied = False
         self.enough: Exception | None = None
+        self.failed: BaseException | None = None
         self.first: list[_State] = []
         self.numbers: list[int] = []
         self.seen: list[_State] = []
@@ -188,7 +191,12 @@ class _Runs:
 
     def __call__(self, *tensors: Tensor) -> Any:
         if self._surroundings is None or self._holdings is None:
-            return self._first_run(tensors)
+            try:
+                return self._first_run(tensors)
+            except BaseException as error:
+                # Through PyTorch's checkpoint, it would leave hooks in force as long as somebody keeps it.
+                self.failed = error
+                return None
         changes = self._holdings.changes()
         if changes is not None:
             raise self.refusal(*changes)
@@ -246,7 +254,7 @@ class _Runs:
         before = held_by_others()
         with self._holdings:
             self.begun = sequence_number()
-            y = carried(self._f)(*xs, **kwargs)  # PyTorch's checkpoint is a generator
+            y = self._f(*xs, **kwargs)
         self._disturbed = before != held_by_others() or before[1]
         self._finished = True
         return y

@@ -221,12 +221,18 @@ def survey(roots: Sequence[Tensor], ends: Collection[Any] = ()) -> Survey:
         seen.add(node)
         if type(node) not in _ordinary:
             told.look_at(node)
+        largest = 0
         for meta in node._input_metadata:
             try:
-                total += alike * math.prod(meta.shape)
+                numel = math.prod(meta.shape)
             except Exception:  # the size of a nested tensor can't be asked
                 if not meta.is_nested_tensor:
                     raise
+                continue
+            total += numel
+            largest = max(largest, numel)
+        if alike > 1:  # of several outputs, one goes on
+            total += (alike - 1) * largest
         for following, _ in node.next_functions:
             stack.append(following)
     return Survey(
