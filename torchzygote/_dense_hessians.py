@@ -225,7 +225,7 @@ def diagonals_by_curvature(second: SecondOrder, options: Options) -> list[Tensor
     found = _separable.find_sum(y, inputs, cost)
     if found is None:
         return None
-    eps = precision(inputs, y, second.coarsest())
+    eps = precision(inputs, y, second.rounded())  # all steps have the dtype of y
     if eps > _ROUGH:
         return None
     separation, layouts = found

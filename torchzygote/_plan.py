@@ -52,6 +52,8 @@ LEAST_BYTES = 4 << 20
 # for one: one batched pullback is cheapest then. (RK4, 100 steps, 4 to 200: 380 ms instead of 890.)
 _LONG_GRAPH = 256
 _HARDLY_ANY = 1 << 16
+# So many bytes take less time than forward mode does to begin with, and to be checked.
+_SOON_MOVED = 1 << 21
 
 _budget: int | None = None
 
@@ -146,8 +148,9 @@ def choose_mode(mode: str, rows: int, columns: int, complex_input: bool) -> str:
 
 
 def costs_calls_alone(rows: int, row: RowCost) -> bool:
-    """Whether all rows pulled back together take hardly longer than one."""
-    return row.nodes >= _LONG_GRAPH and rows * row.nbytes <= row.nodes * _HARDLY_ANY
+    """Whether all rows pulled back together take hardly longer than one, or than f does."""
+    long = row.nodes >= _LONG_GRAPH and rows * row.nbytes <= row.nodes * _HARDLY_ANY
+    return long or rows * row.nbytes <= _SOON_MOVED
 
 
 class RowCost(NamedTuple):

@@ -132,6 +132,10 @@ class SecondOrder:
         """Relative spacing of the coarsest numbers that ``f`` has computed with, where it was recorded."""
         return 0.0 if self._first is None or _engine.compiling() else self._first.coarsest()
 
+    def rounded(self) -> float:
+        """Relative spacing that operations of ``f`` round to before they compute, where it was recorded."""
+        return 0.0 if self._first is None or _engine.compiling() else self._first.survey().rounded
+
     @property
     def is_constant(self) -> bool:
         """Whether ``f`` depends on nothing."""
