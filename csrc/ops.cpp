@@ -26,6 +26,7 @@ STABLE_TORCH_LIBRARY(torchzygote, m) {
   m.def(
       "mirrored_blocks(Tensor[] products, Tensor shifts, Tensor scales, int[] widths, float slack) "
       "-> (Tensor[], Tensor)");
-  m.def("push_elementwise_(Tensor(a!) tangents, Tensor slope, Tensor weight, bool squared) -> Tensor");
+  m.def(
+      "push_elementwise_(Tensor(a!) tangents, Tensor slope, Tensor weight, bool squared, str function) -> Tensor");
   m.def("color_graph(Tensor indptr, Tensor indices, int ncols, str kind, str order) -> Tensor");
 }

@@ -5,12 +5,47 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <string>
 
 namespace torchzygote {
 namespace {
 
 constexpr int64_t kGrain = 1 << 14;  // elements
 constexpr int kLanes = 8;            // sums that run side by side, so that compilers vectorize them
+
+// Functions whose slope, and whose weight of the curvature, are as soon made of the result z and its cotangent c as read.
+struct Given {
+  template <typename T>
+  static T slope(T slope) {
+    return slope;
+  }
+  template <typename T>
+  static T weight(T, T weight) {
+    return weight;
+  }
+};
+
+struct Tanh {
+  template <typename T>
+  static T slope(T z) {
+    return 1 - z * z;
+  }
+  template <typename T>
+  static T weight(T z, T c) {
+    return z * c;
+  }
+};
+
+struct Sigmoid {
+  template <typename T>
+  static T slope(T z) {
+    return z - z * z;
+  }
+  template <typename T>
+  static T weight(T z, T c) {
+    return (1 - 2 * z) * c;
+  }
+};
 
 template <typename T>
 struct Push {
@@ -23,23 +58,22 @@ struct Push {
 };
 
 // One sample along one direction; the tangents are written over.
-template <typename T, bool kSquared>
+template <typename T, typename F, bool kSquared>
 T push_sample(T* __restrict__ tangents, const T* __restrict__ slope, const T* __restrict__ weight, int64_t count) {
   T sums[kLanes] = {};
   const int64_t whole = count - count % kLanes;
+  const auto term = [](T& tangent, T slope, T weight) {
+    const T before = tangent;
+    tangent = before * F::template slope<T>(slope);
+    return before * F::template weight<T>(slope, weight) * (kSquared ? before : tangent);
+  };
   for (int64_t i = 0; i < whole; i += kLanes) {
     for (int lane = 0; lane < kLanes; ++lane) {
-      const T tangent = tangents[i + lane];
-      const T pushed = tangent * slope[i + lane];
-      tangents[i + lane] = pushed;
-      sums[lane] += tangent * weight[i + lane] * (kSquared ? tangent : pushed);
+      sums[lane] += term(tangents[i + lane], slope[i + lane], weight[i + lane]);
     }
   }
   for (int64_t i = whole; i < count; ++i) {
-    const T tangent = tangents[i];
-    const T pushed = tangent * slope[i];
-    tangents[i] = pushed;
-    sums[i - whole] += tangent * weight[i] * (kSquared ? tangent : pushed);
+    sums[i - whole] += term(tangents[i], slope[i], weight[i]);
   }
   for (int half = kLanes / 2; half > 0; half /= 2) {
     for (int lane = 0; lane < half; ++lane) {
@@ -49,16 +83,41 @@ T push_sample(T* __restrict__ tangents, const T* __restrict__ slope, const T* __
   return sums[0];
 }
 
-template <typename T, bool kSquared>
+template <typename T, typename F, bool kSquared>
 void push_all(const Push<T>& given, int64_t directions) {
   const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, given.within));
   torch::stable::parallel_for(0, directions * given.samples, grain, [&](int64_t begin, int64_t end) {
     for (int64_t at = begin; at < end; ++at) {
       const int64_t of_sample = at % given.samples * given.within;
-      given.terms[at] = push_sample<T, kSquared>(
+      given.terms[at] = push_sample<T, F, kSquared>(
           given.tangents + at * given.within, given.slope + of_sample, given.weight + of_sample, given.within);
     }
   });
+}
+
+template <typename T>
+void push_through(const Push<T>& given, int64_t directions, bool squared, const std::string& function) {
+  if (function == "tanh") {
+    push_all<T, Tanh, false>(given, directions);
+  } else if (function == "sigmoid") {
+    push_all<T, Sigmoid, false>(given, directions);
+  } else if (squared) {
+    push_all<T, Given, true>(given, directions);
+  } else {
+    push_all<T, Given, false>(given, directions);
+  }
+}
+
+void check_function(const std::string& function, bool squared) {
+  if (function.empty()) {
+    return;
+  }
+  if (function != "tanh" && function != "sigmoid") {
+    refuse("function: expected tanh, sigmoid or nothing, got ", function);
+  }
+  if (squared) {
+    refuse("squared: expected false for ", function, ", got true");
+  }
 }
 
 void check_factor(const char* name, const Tensor& x, const Tensor& tangents) {
@@ -78,7 +137,9 @@ void check_factor(const char* name, const Tensor& x, const Tensor& tangents) {
 
 }  // namespace
 
-Tensor push_elementwise_cpu(Tensor tangents, const Tensor& slope, const Tensor& weight, bool squared) {
+Tensor push_elementwise_cpu(
+    Tensor tangents, const Tensor& slope, const Tensor& weight, bool squared, std::string function) {
+  check_function(function, squared);
   const ScalarType dtype = tangents.scalar_type();
   if (dtype != ScalarType::Float && dtype != ScalarType::Double) {
     refuse("tangents: expected float32 or float64, got ", dtype);
@@ -100,7 +161,7 @@ Tensor push_elementwise_cpu(Tensor tangents, const Tensor& slope, const Tensor& 
         static_cast<T*>(terms.mutable_data_ptr()),
         tangents.size(1),
         tangents.size(2)};
-    (squared ? push_all<T, true> : push_all<T, false>)(given, tangents.size(0));
+    push_through<T>(given, tangents.size(0), squared, function);
   };
   if (dtype == ScalarType::Float) {
     with(0.0F);

@@ -175,7 +175,13 @@ def operators() -> list[tuple[str, Callable[[], tuple], str]]:
         return read(products=[torch.ones(3), x, torch.ones(3), torch.ones(3)])
 
     def push(**changes: Any) -> Callable[[], tuple]:
-        sample = {"tangents": torch.ones(2, 3, 4), "slope": factor, "weight": factor, "squared": False}
+        sample = {
+            "tangents": torch.ones(2, 3, 4),
+            "slope": factor,
+            "weight": factor,
+            "squared": False,
+            "function": "",
+        }
         return lambda: tuple(changed(sample, **changes).values())
 
     factor, shared = torch.ones(3, 4), torch.ones(2, 3, 4)
@@ -187,6 +193,8 @@ def operators() -> list[tuple[str, Callable[[], tuple], str]]:
         ("push_elementwise_", push(slope=torch.ones(4, 3)), r"slope: .* shape \(3, 4\), got shape \(4, 3\)"),
         ("push_elementwise_", push(slope=factor.double()), "slope: expected the dtype of tangents"),
         ("push_elementwise_", push(weight=torch.ones(4, 3).t()), "weight: expected a contiguous tensor of"),
+        ("push_elementwise_", push(function="relu"), "function: expected tanh, sigmoid or nothing, got relu"),
+        ("push_elementwise_", push(function="tanh", squared=True), "squared: expected false for tanh"),
         ("push_elementwise_", push(tangents=shared, weight=shared[1]), "weight: expected other memory than"),
         ("mirrored_blocks", read(products=[]), "products: expected 4, one per column and input, got 0"),
         ("mirrored_blocks", read(products=[torch.ones(3).half()] * 4), r"products\[0\]: expected float32 or"),

@@ -176,7 +176,7 @@ def pushed(x: Tensor) -> Tensor:
 
 def pushed_raw(x: Tensor) -> Tensor:
     tangents, slope, weight = pushed_of(x)
-    terms = raw("push_elementwise_")(tangents, slope, weight, False)
+    terms = raw("push_elementwise_")(tangents, slope, weight, False, "")
     return torch.cat([tangents.reshape(-1), terms.reshape(-1)])
 
 
@@ -295,7 +295,7 @@ def samples() -> dict[str, tuple]:
         "decompress_dense_": (torch.zeros(3, 4), products, 0, ROWS, COLUMNS, *PLACE),
         "compress_": (torch.zeros(3, 3), *CSR, torch.randn(4), COLORS),
         "mirrored_blocks": ([torch.randn(3) for _ in range(4)], MIRRORED[0], torch.ones(2, 3), *MIRRORED[2:]),
-        "push_elementwise_": (torch.randn(2, 3, 4), products, products.cos(), True),
+        "push_elementwise_": (torch.randn(2, 3, 4), products, products.cos(), True, ""),
         "unite_sets": (*sets, torch.tensor([0, 2]), torch.tensor([0, 1]), 100),
         "unite_pairs": (*sets, torch.tensor([0]), torch.tensor([1]), 100),
         "color_graph": (torch.tensor([0, 1, 2]), torch.tensor([1, 0]), 2, "star", "natural"),

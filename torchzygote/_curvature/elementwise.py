@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .._torch_private import node_attribute, node_name, slopes
-from ..native.elementwise import push_elementwise
+from ..native.elementwise import push_elementwise, slope_and_weight
 from .linear import Place
 from .samples import Samples
 
@@ -25,11 +25,13 @@ class Slopes(NamedTuple):
     """``slope``: ``f'(x)``; ``weight``: of the curvature, but for a factor, ``None`` where there is none.
 
     It is multiplied by the tangent and, if ``squared``, by the tangent again, else by what becomes of it.
+    ``function``: its result and the cotangent stand in their place.
     """
 
     slope: Tensor
     weight: Tensor | None
     squared: bool
+    function: str = ""
 
 
 # The recorded function, the cotangent of what it gives, tangents like those that are pushed
@@ -58,7 +60,7 @@ def pushed(
 
     ``overwrite``: nobody else reads the memory of ``tangents``.
     """
-    slope, weight, squared = given
+    slope, weight, squared, function = given
     if weight is None:
         return tangents * slope, None
     if samples.are_first and slope.shape == weight.shape == tangents.shape[1:]:
@@ -68,9 +70,11 @@ def pushed(
             slope.reshape(samples.number, -1),
             weight.reshape(samples.number, -1),
             squared=squared,
+            function=function,
             overwrite=overwrite and tangents.is_contiguous(),
         )
         return found.view(tangents.shape), terms
+    slope, weight = slope_and_weight(function, slope, weight)
     found = tangents * slope
     return found, samples.summed((tangents * (tangents if squared else found)).mul_(weight))
 
@@ -84,14 +88,16 @@ def _any(place: Place, cotangent: Tensor | None, like: Tensor) -> Slopes:
 
 def _tanh(place: Place, cotangent: Tensor | None, like: Tensor) -> Slopes:
     z = place.tensor("_saved_result")
-    slope = torch.addcmul(z.new_ones(()), z, z, value=-1)
-    return Slopes(slope, None if cotangent is None else z * cotangent, False)
+    if cotangent is not None:
+        return Slopes(z, cotangent, False, "tanh")
+    return Slopes(torch.addcmul(z.new_ones(()), z, z, value=-1), None, False)
 
 
 def _sigmoid(place: Place, cotangent: Tensor | None, like: Tensor) -> Slopes:
     z = place.tensor("_saved_result")
-    weight = None if cotangent is None else (1 - 2 * z) * cotangent
-    return Slopes(torch.addcmul(z, z, z, value=-1), weight, False)
+    if cotangent is not None:
+        return Slopes(z, cotangent, False, "sigmoid")
+    return Slopes(torch.addcmul(z, z, z, value=-1), None, False)
 
 
 def _exp(place: Place, cotangent: Tensor | None, like: Tensor) -> Slopes:

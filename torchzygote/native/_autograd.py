@@ -91,7 +91,7 @@ def _mirrored(
     return diagonals, scales.new_empty((), dtype=torch.bool)
 
 
-def _pushed(tangents: Tensor, slope: Tensor, weight: Tensor, squared: bool) -> Tensor:
+def _pushed(tangents: Tensor, slope: Tensor, weight: Tensor, squared: bool, function: str) -> Tensor:
     return tangents.new_empty(tangents.shape[:2])
 
 
