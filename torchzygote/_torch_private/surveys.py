@@ -224,7 +224,7 @@ def survey(roots: Sequence[Tensor], ends: Collection[Any] = ()) -> Survey:
         largest = 0
         for meta in node._input_metadata:
             try:
-                numel = math.prod(meta.shape)
+                numel = int(math.prod(meta.shape))
             except Exception:  # the size of a nested tensor can't be asked
                 if not meta.is_nested_tensor:
                     raise
