@@ -36,6 +36,7 @@ print('runs with torch', torch.__version__, 'python', sys.version.split()[0])
 print(native.info())
 "
 bin/python -m pytest -q -p no:cacheprovider -c /dev/null --rootdir . --confcutdir native-tests native-tests -W error \
+    --hypothesis-profile=ci \
     -W 'ignore:`torch.jit.script` is deprecated:DeprecationWarning' \
     -W 'ignore:`torch.jit.script` is deprecated:FutureWarning' \
     --deselect native-tests/test_native_loading.py::test_every_operator_has_its_files_and_its_kernels \

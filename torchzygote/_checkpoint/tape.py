@@ -39,17 +39,22 @@ def checkpoint_on_tape(f: Callable[..., Any], xs: tuple[Any, ...], kwargs: dict[
         session.recomputes = True
     start = sequence_number()
     tensors = runs.split()
-    y = checkpoint(
-        runs,
-        *tensors,
-        use_reentrant=False,
-        preserve_rng_state=False,  # which looks at the devices of xs only
-        determinism_check="none",  # is done here, with less time for each tensor
-        context_fn=lambda: (_Watched(runs), _Noted(runs)),
-    )
-    if runs.failed is None:
-        return y if runs.first else _run_again_all_the_same(runs, tensors, y, start)
-    error, runs.failed = runs.failed, None
+    error: BaseException | None = None
+    try:
+        y = checkpoint(
+            runs,
+            *tensors,
+            use_reentrant=False,
+            preserve_rng_state=False,  # which looks at the devices of xs only
+            determinism_check="none",  # is done here, with less time for each tensor
+            context_fn=lambda: (_Watched(runs), _Noted(runs)),
+        )
+    except RuntimeError as refused:
+        error = refused
+    else:
+        error, runs.failed = runs.failed, None
+        if error is None:
+            return y if runs.first else _run_again_all_the_same(runs, tensors, y, start)
     if not isinstance(error, RuntimeError) or "don't yet support saved tensor hooks" not in str(error):
         try:
             raise error
