@@ -310,7 +310,7 @@ def test_all_pushes_are_of_the_same_draw() -> None:
 # ---- what would be taken for a constant ----
 
 
-class Settings(dict):  # type: ignore[type-arg]
+class Settings(dict[str, Any]):
     """A dict that PyTorch's pytrees don't know."""
 
 
@@ -326,7 +326,7 @@ def test_tensors_in_a_container_that_nobody_knows_are_noticed(kind: Any) -> None
 
 
 def test_odd_containers_are_left_alone() -> None:
-    class Lazy(dict):  # type: ignore[type-arg]
+    class Lazy(dict[str, Any]):
         def values(self) -> Any:
             raise RuntimeError("not loaded")
 
