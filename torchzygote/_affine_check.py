@@ -5,8 +5,9 @@ Knows maps, blocks and numbers; it must not know what was differentiated.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +19,22 @@ from ._recorded.affine import AffineMap, Term
 from ._repetition import Repetition
 from ._separable import warn_mismatch
 
-__all__ = ["Explained", "are_explained", "numel_of"]
+__all__ = ["Explained", "Summed", "are_explained", "numel_of"]
+
+
+class Summed(NamedTuple):
+    """A sum of terms, and the sum of their sizes, asked for only where the first isn't plainly right."""
+
+    total: Tensor
+    scale: Callable[[], Tensor]
+
+    def through(self, move: Callable[[Tensor], Tensor]) -> Summed:
+        """With all elements elsewhere."""
+        return Summed(move(self.total), lambda: move(self.scale()))
+
+    def plus(self, other: Summed) -> Summed:
+        """The sum of both."""
+        return Summed(self.total + other.total, lambda: self.scale() + other.scale())
 
 
 def numel_of(term: Term) -> int:
@@ -48,19 +64,22 @@ class Explained:
         self._got = self._got + terms.sum(0)
         self._scale = self._scale + terms.abs_().sum(0)
 
-    def pulled(self) -> list[tuple[Tensor, Tensor]]:
-        """For each term what is explained, as a matrix (k, channels), and the sizes of what was summed."""
+    def pulled(self) -> list[Summed]:
+        """For each term what is explained, as a matrix (k, channels)."""
         got = self._affine.as_matrix(in_shape_of_x(self._layout, self._got))
-        scale = self._affine.as_matrix(in_shape_of_x(self._layout, self._scale))
         found = []
         for term in self._affine.terms:
             factor = wide(term.factor.detach()).to(got.dtype)  # y may be finer
-            found.append((factor.t() @ got, factor.abs().t() @ scale))
+            found.append(Summed(factor.t() @ got, functools.partial(self._scale_of, factor)))
         return found
+
+    def _scale_of(self, factor: Tensor) -> Tensor:
+        scale = self._affine.as_matrix(in_shape_of_x(self._layout, self._scale))
+        return factor.abs().t() @ scale
 
 
 def are_explained(
-    explained: Sequence[tuple[Tensor, Tensor]],
+    explained: Sequence[Summed],
     vector: Tensor,
     plain: Callable[[Tensor], list[Tensor]],
     eps: float,
@@ -76,7 +95,8 @@ def are_explained(
     if not all(all_finite(one) for one in wanted):
         return False
     compared = [
-        Comparison(got, scale, one.to(got), eps) for (got, scale), one in zip(explained, wanted, strict=True)
+        Comparison(got, scale(), one.to(got), eps)
+        for (got, scale), one in zip(explained, wanted, strict=True)
     ]
     numbers = torch.arange(vector.numel(), device=vector.device)
     parts = lambda: [torch.where(numbers % 4 == k, vector, 0.0) for k in range(4)]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import _engine
-from ._affine_check import Explained, are_explained
+from ._affine_check import Explained, Summed, are_explained
 from ._assembly import Rows, result_dtype
 from ._block_layout import BlockSeeds, by_block, of_itself
 from ._certificate import precision, random_vector, wide
@@ -170,8 +170,7 @@ def _matrices(
     matrices = _by_inputs(first, options, into, rows, whole)
     if verify:
         made = {i for i in whole if into.made_of([i])}
-        sums = _sums(matrices, made, paired, explained, weights)
-        _allow_for_noise(sums, into)
+        sums = _allowing_for_noise(_sums(matrices, made, paired, explained, weights), into)
         if not _are_right(first, sums, whole, vector):
             return None
     in_order = layout.y_order == sorted(layout.y_order)
@@ -252,57 +251,70 @@ def _ordered(matrix: Tensor, order: Tensor) -> Tensor:
     return matrix.index_select(0, back)
 
 
-# What is explained of a plain product, and the sizes of what was summed for it.
-_Sums = tuple[Tensor, Tensor]
-
-
 def _sums(
     matrices: dict[int, Tensor],
     made: Collection[int],
     paired: Sequence[Apart],
     explained: Sequence[Explained | None],
     weights: Tensor,
-) -> dict[int, _Sums]:
+) -> dict[int, Summed]:
     """For each input: of affine maps from what comes to ``z``, which is less than the rows themselves.
 
     ``made``: inputs that other values are made of.
     """
-    sums: dict[int, _Sums] = {}
+    found: dict[int, list[Summed]] = {}
     by_rows = {i for one in paired if isinstance(one, OfLayers) for i in one.inputs()} | set(made)
     for one, of_z in zip(paired, explained, strict=True):
         if of_z is None or not isinstance(one, OfMap):
             continue
-        for term, (got, scale) in zip(one.affine.terms, of_z.pulled(), strict=True):
-            if term.which in by_rows or term.which not in matrices:
-                continue
-            before = sums.get(term.which)
-            mine = term.restored(got), term.restored(scale)
-            sums[term.which] = mine if before is None else (before[0] + mine[0], before[1] + mine[1])
-    by_row = weights[..., 0].t().reshape(-1, 1)
+        for term, of_term in zip(one.affine.terms, of_z.pulled(), strict=True):
+            if term.which not in by_rows and term.which in matrices:
+                found.setdefault(term.which, []).append(of_term.through(term.restored))
+    sums = {i: functools.reduce(Summed.plus, terms) for i, terms in found.items()}
+    by_row = weights[..., 0].t().reshape(-1)
     for i in by_rows & set(matrices):
         sums[i] = _summed_rows(matrices[i].detach(), by_row)
     return sums
 
 
-def _summed_rows(J: Tensor, weights: Tensor) -> _Sums:
-    got = scale = wide(J[:0]).sum(0)
+def _summed_rows(J: Tensor, weights: Tensor) -> Summed:
+    """Of rows themselves: a product with a vector, and with their sizes."""
+    start = wide(J[:0]).sum(0)
+    factors, sizes = weights.to(start), weights.to(start).abs()
     step = max(1, _SUMMED // max(1, J.shape[1] * J.element_size()))
-    for lo in range(0, len(J), step):
-        terms = wide(J[lo : lo + step]) * weights[lo : lo + step]
-        got, scale = got + terms.sum(0), scale + terms.abs_().sum(0)
-    return got, scale
+
+    def scale() -> Tensor:
+        return sum(
+            (sizes[lo : lo + step] @ wide(J[lo : lo + step]).abs() for lo in range(0, len(J), step)),
+            start.abs(),
+        )
+
+    if start.dtype is J.dtype:
+        return Summed(factors @ J, scale)
+    parts = (factors[lo : lo + step] @ wide(J[lo : lo + step]) for lo in range(0, len(J), step))
+    return Summed(sum(parts, start), scale)
 
 
-def _allow_for_noise(sums: dict[int, _Sums], into: Entering) -> None:
+def _allowing_for_noise(sums: dict[int, Summed], into: Entering) -> dict[int, Summed]:
     """Where a norm gets equal numbers, terms by its weights are zero, and the plain product noise."""
-    largest = max((float(scale.amax()) for _, scale in sums.values() if scale.numel() > 0), default=0.0)
-    for i, one in into.layers:
-        if i in sums:
-            got, scale = sums[i]
-            sums[i] = got, scale + lost_digits(one) * largest
+
+    @functools.cache
+    def largest() -> float:
+        scales = [one.scale() for one in sums.values()]
+        return max((float(scale.amax()) for scale in scales if scale.numel() > 0), default=0.0)
+
+    def with_noise(i: int) -> Tensor:
+        lost = sum(lost_digits(one) for j, one in into.layers if j == i)
+        return sums[i].scale() + lost * largest()
+
+    by_layers = {i for i, _ in into.layers}
+    return {
+        i: one._replace(scale=functools.partial(with_noise, i)) if i in by_layers else one
+        for i, one in sums.items()
+    }
 
 
-def _are_right(first: FirstOrder, sums: dict[int, _Sums], whole: Sequence[int], vector: Tensor) -> bool:
+def _are_right(first: FirstOrder, sums: dict[int, Summed], whole: Sequence[int], vector: Tensor) -> bool:
     """Whether the rows explain a pullback of a random cotangent."""
     lin, y, inputs = first.lin, first.y, first.prepared.inputs
     by = lin.onward(lin.roots, [lin.inputs[i] for i in whole])
@@ -315,7 +327,5 @@ def _are_right(first: FirstOrder, sums: dict[int, _Sums], whole: Sequence[int], 
         ]
 
     eps = precision([inputs[i] for i in whole], y, lin.coarsest())
-    shaped = [
-        (got.view(inputs[i].shape), scale.view(inputs[i].shape)) for i in whole for got, scale in [sums[i]]
-    ]
+    shaped = [sums[i].through(functools.partial(torch.reshape, shape=inputs[i].shape)) for i in whole]
     return are_explained(shaped, vector, plain, eps, lin)
