@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from ._arguments import Prepared, prepare, refuse_unrecordable
@@ -62,10 +63,11 @@ def _prepare_implicit(caller: str, params: Params, argnums: object) -> Prepared:
             f"{caller}: inside torch.compile, Params can't be differentiated by identity; pass the "
             "tensors as arguments (torch.func.functional_call calls a module with them)"
         )
-    for p in params:
-        if is_lazy(p) or p.is_inference():
+    tensors = list(params)
+    if any(map(Tensor.is_inference, tensors)) or any(map(is_lazy, tensors)):
+        for p in tensors:
             refuse_unrecordable(p, params._names.get(id(p), "a tensor"))
     prepared = Prepared(())
-    prepared.inputs = list(params)
+    prepared.inputs = tensors
     prepared.owned = [False] * len(prepared.inputs)
     return prepared

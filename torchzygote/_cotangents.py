@@ -32,7 +32,9 @@ def laid_out(results: list[Tensor | None], params: Sequence[Tensor], keep: bool)
     are differentiable.
     """
     for i, (x, p) in enumerate(zip(results, params, strict=True)):
-        if x is None or x.is_nested or not x.layout == p.layout == torch.strided or x.stride() == p.stride():
+        if x is None or x.dim() < 2:
+            continue
+        if x.is_nested or not x.layout == p.layout == torch.strided or x.stride() == p.stride():
             continue
         like = torch.empty_like(p)
         if like.stride() != x.stride() and x.shape == p.shape:

@@ -49,16 +49,17 @@ def entry_point(worker: Callable[Given, Returned]) -> Callable[Given, Returned]:
             inference = torch.is_inference_mode_enabled()
             recording = torch.is_grad_enabled() and not inference
             by_identity = given is not None and finds_by_identity(args[given])  # type: ignore[arg-type]
-            if recording and not by_identity:
+            if recording:
+                if not by_identity:
+                    return worker(*args, **kwargs)
+                with finding():
+                    return worker(*args, **kwargs)
+            with (
+                finding() if by_identity else contextlib.nullcontext(),
+                torch.inference_mode(False) if inference else contextlib.nullcontext(),
+                torch.set_grad_enabled(bool(create_graph)),
+            ):
                 return worker(*args, **kwargs)
-            with finding() if by_identity else contextlib.nullcontext():
-                if recording:
-                    return worker(*args, **kwargs)
-                with (
-                    torch.inference_mode(False) if inference else contextlib.nullcontext(),
-                    torch.set_grad_enabled(bool(create_graph)),
-                ):
-                    return worker(*args, **kwargs)
         except Carried as found:
             held = [found.error]
         raise held.pop()  # as `released` does

@@ -32,7 +32,8 @@ _PATIENCE = 300.0
 # How long those who come later let a waiting exchange go first.
 _COURTESY = 0.5
 
-_changed = threading.Condition(threading.Lock())
+_lock = threading.Lock()
+_changed = threading.Condition(_lock)
 _finding: dict[int, int] = {}  # by thread: how many calls, one inside the other
 _exchanging: list[int] = []  # the thread that does, once for each exchange
 _waiting: set[int] = set()
@@ -56,30 +57,45 @@ def _alone(us: Collection[int]) -> bool:
     return _free_for(us) and all(thread in us for thread in _finding)
 
 
-@contextlib.contextmanager
-def finding() -> Iterator[None]:
-    """Around a call that finds tensors by identity; any number at a time."""
-    me = threading.get_ident()
-    before = mine = None
-    if passes_leave_their_thread():  # else nobody acts on our behalf, and small calls wait for this
-        before = passed_along()
-        mine = _forward_mode_lock.behalf_from(before)
-    with _changed:
-        if (_waiting or _exchanging) and me not in _finding:
-            us = _forward_mode_lock.behalf().threads
-            if not (_exchanging or any(thread in _finding for thread in us)):
-                _changed.wait_for(lambda: not _waiting, _COURTESY)
-            _changed.wait_for(lambda: _free_for(us))
-        _finding[me] = _finding.get(me, 0) + 1
-    try:
-        if mine is not before:
-            pass_along(mine)
-        yield
-    finally:
-        if mine is not before:
-            pass_along(before)
-        with _changed:
-            _leave(me)
+class finding:
+    """Around a call that finds tensors by identity; any number at a time.
+
+    A class, and the lock itself: small calls wait for this.
+    """
+
+    __slots__ = ("_before", "_me", "_mine")
+
+    def __enter__(self) -> None:
+        me = self._me = threading.get_ident()
+        self._before: Any = None
+        self._mine: Any = None
+        if passes_leave_their_thread():  # else nobody acts on our behalf
+            self._before = passed_along()
+            self._mine = _forward_mode_lock.behalf_from(self._before)
+        with _lock:
+            if (_waiting or _exchanging) and me not in _finding:
+                _wait_for_exchanges()
+            _finding[me] = _finding.get(me, 0) + 1
+        if self._mine is not self._before:
+            try:
+                pass_along(self._mine)
+            except BaseException:
+                self.__exit__()
+                raise
+
+    def __exit__(self, *error: object) -> None:
+        if self._mine is not self._before:
+            pass_along(self._before)
+        with _lock:
+            _leave(self._me)
+
+
+def _wait_for_exchanges() -> None:
+    """Let those that wait go first, and those that run come to an end. ``_lock`` is held."""
+    us = _forward_mode_lock.behalf().threads
+    if not (_exchanging or any(thread in _finding for thread in us)):
+        _changed.wait_for(lambda: not _waiting, _COURTESY)
+    _changed.wait_for(lambda: _free_for(us))
 
 
 def _leave(me: int) -> None:

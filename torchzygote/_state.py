@@ -56,11 +56,9 @@ class Session(list[Waiting]):
     ``recomputes``: each pullback runs something again.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.forward = False
-        self.warned: list[object] = []
-        self.recomputes = False
+    forward = False
+    warned: tuple[object, ...] = ()
+    recomputes = False
 
 
 class _State(threading.local):

@@ -359,7 +359,7 @@ class _Run:
         if session is not None:
             if key in session.warned:
                 return
-            session.warned.append(key)
+            session.warned += (key,)
         warn(
             f"forwarddiff: {name_of(self.f)} depends on tensors besides its argument; their gradients are "
             "dropped. Make them part of x to differentiate by them.",
