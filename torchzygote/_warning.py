@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+import torch
+
 __all__ = ["making_sparse", "warn"]
 
 _PACKAGE = str(Path(__file__).parent) + os.sep
@@ -28,13 +30,24 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     warnings.warn(message, category, stacklevel=level)
 
 
-@contextlib.contextmanager
-def making_sparse() -> Iterator[None]:
+_said: set[torch.layout] = set()
+
+
+def making_sparse(layout: torch.layout = torch.sparse_csr) -> contextlib.AbstractContextManager[None]:
     """Around making a sparse tensor, without what PyTorch says about these once per process.
 
     That CSR tensors are in beta; in 2.11 and 2.12 also that nothing is checked, though it was told not to.
     """
+    # Filters are the process's: other threads would see them, and plans of small matrices wait for them.
+    if layout in _said and not torch.is_warn_always_enabled():
+        return contextlib.nullcontext()
+    return _silenced(layout)
+
+
+@contextlib.contextmanager
+def _silenced(layout: torch.layout) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support", category=UserWarning)
         warnings.filterwarnings("ignore", message="Sparse invariant checks are", category=UserWarning)
         yield
+    _said.add(layout)

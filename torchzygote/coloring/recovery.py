@@ -199,25 +199,31 @@ def jacobian_recovery(
     mode: str = "auto",
     most: float = math.inf,
     forward_cost: float = FORWARD_COST,
+    forward_once: float = 0.0,
     refine: bool = False,
 ) -> Recovery | None:
     """Forward with column colors or reverse with row colors, whichever costs less.
 
     ``mode`` other than ``"auto"`` decides beforehand. ``None`` where the cost is above that of ``most``
-    pullbacks in any case; ``forward_cost`` is that of a pushforward. ``refine``: spend more on few colors.
+    pullbacks in any case; ``forward_cost`` is that of a pushforward, ``forward_once`` of what forward mode
+    takes besides. ``refine``: spend more on few colors.
     """
+
+    def cost_of(way: str, ncolors: int) -> float:
+        return ncolors * forward_cost + forward_once if way == "forward" else float(ncolors)
+
     whole = joined(patterns)
     bounds = {}
     if mode in ("auto", "forward"):
-        bounds["forward"] = forward_cost * least_colors(whole, "distance2_columns")
+        bounds["forward"] = cost_of("forward", least_colors(whole, "distance2_columns"))
     if mode in ("auto", "reverse"):
-        bounds["reverse"] = float(least_colors(whole, "distance2_rows"))
+        bounds["reverse"] = cost_of("reverse", least_colors(whole, "distance2_rows"))
     best: tuple[float, str, Coloring] | None = None
     for way in sorted(bounds, key=lambda way: bounds[way]):
         if bounds[way] > most or (best is not None and bounds[way] >= best[0]):
             continue
         coloring = color(whole, "distance2_columns" if way == "forward" else "distance2_rows")
-        cost = coloring.ncolors * (forward_cost if way == "forward" else 1.0)
+        cost = cost_of(way, coloring.ncolors)
         if best is None or cost < best[0]:
             best = (cost, way, coloring)
     if best is None:
@@ -225,7 +231,7 @@ def jacobian_recovery(
     _, way, coloring = best
     if refine:
         coloring = refined(whole, coloring)
-    cost = coloring.ncolors * (forward_cost if way == "forward" else 1.0)
+    cost = cost_of(way, coloring.ncolors)
     return None if cost > most else Recovery(way, patterns, coloring)
 
 

@@ -25,7 +25,7 @@ def _nonzero(ctx: Context, value: Any) -> Tensor | None:
         ctx.by_values(value)
         fixed = value.fixed and not value.tensor.requires_grad
         matrix = matrix.to_sparse().cpu().coalesce()
-        with making_sparse():
+        with making_sparse(torch.sparse_coo):
             return torch.sparse_coo_tensor(
                 matrix.indices(),
                 matrix.values() != 0 if fixed else torch.ones_like(matrix.values(), dtype=torch.bool),
