@@ -262,3 +262,63 @@ def test_a_zero_cotangent_is_found_out_without_drawing_random_numbers() -> None:
     state = torch.get_rng_state()
     hessian(lambda x: (apply(Sign, x) * x).sum(), X)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+# ---- what is written into a part of complex numbers leaves the other part --------------------------
+
+
+def real_and_imaginary(x: Tensor) -> Tensor:
+    b = torch.zeros(3, dtype=torch.complex128)
+    b.real = x.sin()
+    b.imag = x**2
+    return (b.abs() ** 2).sum()
+
+
+def a_constant_part(x: Tensor) -> Tensor:
+    b = torch.complex(x.exp(), x**3)
+    b.real[0] = 0.5
+    b.imag[::2].fill_(2.0)
+    return (b.real * b.imag + b.abs() ** 2).sum()
+
+
+def one_of_a_pair(x: Tensor) -> Tensor:
+    b = torch.complex(x.cos(), x**3) * x
+    torch.view_as_real(b)[..., 0] = x.sin()
+    return (b * b).real.sum() + (b.imag**3).sum()
+
+
+@pytest.mark.parametrize("f", [real_and_imaginary, a_constant_part, one_of_a_pair])
+@pytest.mark.parametrize("name", [name for name in ALL if name not in ("many", "in chunks")])
+def test_parts_of_complex_numbers_may_be_written(name: str, f: Callable[[Tensor], Tensor]) -> None:
+    expected: Tensor = torch.autograd.functional.hessian(f, X)  # type: ignore[no-untyped-call]
+    found = ALL[name](f, X)
+    if name == "gradient of gradient":
+        torch.testing.assert_close(found[0], expected.sum(0))
+    elif name == "diaghessian":
+        torch.testing.assert_close(found[0], expected.diagonal())
+    else:
+        found = found.hess if name == "withhessian" else found
+        torch.testing.assert_close(found.to_dense(), expected)
+
+
+class TripleReal(Function):
+    """In place, with a backward that leaves autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor) -> Tensor:
+        ctx.mark_dirty(v.mul_(3))
+        return v
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return (g.detach() * 3).clone()
+
+
+@pytest.mark.parametrize("name", ["hessian_reverse", "gradient of gradient"])
+def test_a_cut_in_a_part_of_complex_numbers_is_refused(name: str) -> None:
+    def f(x: Tensor) -> Tensor:
+        b = torch.complex(x.exp(), x**3)
+        apply(TripleReal, b.real)
+        return (b.abs() ** 2).sum()
+
+    refused(ALL[name], f)

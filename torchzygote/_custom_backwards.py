@@ -180,14 +180,24 @@ def checked_copies(nodes: list[Any]) -> Iterator[None]:
             if source is not None and here.leads(source, _ends(cotangents)):
                 return
             with torch.no_grad():
-                passed = (result != cotangent) & (result != 0)  # what has gone through the hidden node
-                if bool(passed.any()) and bool((passed & (result == result)).any()):
+                if _went_through(_as_real(result), _as_real(cotangent)):
                     raise _cut_off(_refusal(None))
 
         return hook
 
     with hooked(nodes, check):
         yield
+
+
+def _as_real(x: Tensor) -> Tensor:
+    """Real and imaginary parts by themselves: a view may be of one of them."""
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+
+
+def _went_through(result: Tensor, cotangent: Tensor) -> bool:
+    """Whether anything of the cotangent has gone through a node that may zero it, or else has changed it."""
+    passed = (result != cotangent) & (result != 0)
+    return bool(passed.any()) and bool((passed & (result == result)).any())
 
 
 def _refusal(node: Any) -> str:

@@ -5,6 +5,7 @@ A :class:`Key` selects from any array of the Buffer's shape with PyTorch's seman
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -213,18 +214,51 @@ def _check_mask(mask: np.ndarray[Any, Any], basic: list[Any], items: list[Any], 
 
 
 def positions(key: Key, shape: Sequence[int]) -> np.ndarray[Any, Any]:
-    """Row-major positions of the elements that ``key`` selects, without a map of all positions."""
-    found: Any = None
-    stride = 1
-    for axis in range(len(shape) - 1, -1, -1):
-        line: Any = np.arange(shape[axis], dtype=np.int64) * stride
-        line = line.reshape([-1 if a == axis else 1 for a in range(len(shape))])
-        part = key.select(np.broadcast_to(line, tuple(shape)))
-        found = part if found is None else found + part
-        stride *= shape[axis]
-    if found is None:
-        found = key.select(np.zeros((), dtype=np.int64))
+    """Row-major positions of the elements that ``key`` selects, at a cost that is theirs, not the axes'."""
+    nothing = np.broadcast_to(np.int8(0), tuple(shape))
+    selected = key.select(nothing)  # raises what NumPy raises
+    offset, lines = _lines(key.basic, shape)
+    arrays: list[Any] = []
+    axis = 0
+    for item in key.arrays or ():
+        if isinstance(item, np.ndarray) and item.dtype != np.bool_:
+            # The axis in the order of the index, which then counts through it: no longer than that is.
+            start, step, length = lines[axis]
+            wrapped = np.where(item < 0, item + length, item).reshape(-1)
+            lines[axis] = wrapped * step + start
+            item = np.arange(item.size).reshape(item.shape)
+        arrays.append(item)
+        axis += item.ndim if isinstance(item, np.ndarray) and item.dtype == np.bool_ else 1
+    vectors = [x if isinstance(x, np.ndarray) else np.arange(x[2]) * x[1] + x[0] for x in lines]
+    lengths = tuple(map(len, vectors))
+    found = np.full(np.shape(selected), offset, dtype=np.int64)
+    for axis, vector in enumerate(vectors):
+        line = vector.reshape([-1 if a == axis else 1 for a in range(len(lengths))])
+        found = found + np.broadcast_to(line, lengths)[tuple(arrays)]
     return np.asarray(found)
+
+
+def _lines(basic: Sequence[Any], shape: Sequence[int]) -> tuple[int, list[Any]]:
+    """What ints select, and the positions along each axis that is left: start, step and length."""
+    named = sum(item is not None and item is not Ellipsis for item in basic)
+    items: list[Any] = []
+    for item in basic:
+        items.extend([slice(None)] * (len(shape) - named) if item is Ellipsis else [item])
+    items.extend([slice(None)] * (len(shape) - sum(item is not None for item in items)))
+    offset, lines, axis = 0, [], 0
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    for item in items:
+        if item is None:
+            lines.append((0, 0, 1))
+            continue
+        n, stride = shape[axis], strides[axis]
+        if isinstance(item, slice):
+            along = range(*item.indices(n))
+            lines.append((along.start * stride, along.step * stride, len(along)))
+        else:
+            offset += (item + n if item < 0 else item) * stride
+        axis += 1
+    return offset, lines
 
 
 def row_of(key: Key) -> Any:
