@@ -25,6 +25,7 @@ from torchzygote import (
     pushforward,
     withgradient,
     withhessian,
+    withjacobian,
 )
 
 D = torch.float64
@@ -116,6 +117,16 @@ def test_first_derivatives_in_forward_mode(name: str) -> None:
     torch.testing.assert_close(jacobian(f, V, mode="forward")[0].reshape(-1), expected)
     torch.testing.assert_close(pushforward(f, V)(T), expected @ T)
     torch.testing.assert_close(forwarddiff(f, V), f(V))
+    held = V.clone()
+    drawn: list[Tensor] = []
+
+    def drawing() -> Tensor:
+        drawn.append(torch.rand(()))
+        return f(held) + drawn[-1] - drawn[0]
+
+    value, grads = withjacobian(drawing, Params([held]), mode="forward")
+    torch.testing.assert_close(grads[held].reshape(-1), expected)
+    torch.testing.assert_close(value, f(V))  # of one draw, however often it ran
 
 
 @pytest.mark.parametrize("way", ["hessian", "hessian_dual"])

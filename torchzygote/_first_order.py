@@ -16,7 +16,7 @@ from ._arguments import Prepared
 from ._engine import Linearization
 from ._outputs import output_tensor
 from ._random import RandomState
-from ._unfused import unfused_but_norms
+from ._unfused import unfused, unfused_but_norms
 
 __all__ = ["FirstOrder", "must_be_pulled", "record"]
 
@@ -51,6 +51,11 @@ def record(
     pulled_twice = forward and not all(prepared.owned)
     with unfused_but_norms() if pulled_twice else contextlib.nullcontext():
         lin = _engine.linearize(f, prepared, keep=keep)
+    if pulled_twice and random is not None and not (keep or _engine.in_transform()) and lin.survey().lacking:
+        _state.forget_since(position)
+        random.restore()
+        with unfused():  # with formulas for what can't be differentiated twice, as torch.cdist
+            lin = _engine.linearize(f, prepared, keep=keep)
     y = output_tensor(caller, lin.y_leaves[0] if lin.y_spec is None else lin.y)
     return FirstOrder(caller, f, prepared, lin, y, random, position, _state.mark() > position)
 
