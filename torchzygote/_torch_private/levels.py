@@ -15,6 +15,7 @@ from torch._C import _functorch as _C_functorch
 from torch._functorch import eager_transforms as _eager_transforms
 from torch._functorch import pyfunctorch as _pyfunctorch
 from torch._functorch import vmap as _vmap
+from torch.autograd import forward_ad as _forward_ad
 
 __all__ = [
     "create_grad_input",
@@ -26,6 +27,7 @@ __all__ = [
     "in_functorch_derivative",
     "innermost_level",
     "innermost_transform",
+    "jvp_flat",
     "leave_grad_level",
     "load_decompositions",
     "only_pushed",
@@ -174,3 +176,37 @@ def vmap_flat(f: Callable[[Tensor], Sequence[Tensor]], rows: Tensor) -> list[Ten
         return [_C_functorch._remove_batch_dim(output, level, size, 0) for output in outputs]
     finally:
         _C_functorch._vmap_decrement_nesting()
+
+
+def jvp_flat(
+    f: Callable[..., Sequence[Tensor]], primals: Sequence[Tensor], tangents: Sequence[Tensor]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """``torch.func.jvp(f, primals, tangents)`` for tensors in and a flat sequence of tensors out.
+
+    The public function flattens nine times, which is half of what the derivative of a small function takes.
+    """
+    level = _eager_transforms.enter_jvp_nesting()
+    try:
+        outermost = _eager_transforms.JVP_NESTING == 1  # levels inside of it share its dual level
+        with (
+            _forward_ad._set_fwd_grad_enabled(True),
+            _forward_ad.dual_level() if outermost else contextlib.nullcontext(),
+        ):
+            duals = map(_make_dual, primals, tangents)
+            pushed = [_unpack_dual(y, level=_forward_ad._current_level) for y in f(*duals)]
+            ydots = [torch.zeros_like(y) if ydot is None else ydot for y, ydot in pushed]
+            return (
+                tuple(_C_functorch._unwrap_for_grad(y, level) for y, _ in pushed),
+                tuple(_C_functorch._unwrap_for_grad(ydot, level) for ydot in ydots),
+            )
+    finally:
+        _eager_transforms.exit_jvp_nesting()
+
+
+# The public ones import and look around first, each time.
+_unpack_dual: Callable[..., tuple[Tensor, Tensor | None]] = torch._VF._unpack_dual
+
+
+def _make_dual(primal: Tensor, tangent: Tensor) -> Tensor:
+    dual: Tensor = torch._VF._make_dual(primal, tangent, level=_forward_ad._current_level)
+    return dual
