@@ -44,6 +44,9 @@ _TRANSFORM_NAMES = {
 }
 # ``None`` if no ``torch.func`` transform is running: :func:`in_functorch` where each nanosecond is felt.
 innermost_level: Callable[[], Any] = _C_functorch.peek_interpreter_stack
+# What the public ones of forward_ad call, after they have looked around for what isn't there.
+_make_dual: Callable[..., Tensor] = torch._VF._make_dual
+_unpack_dual: Callable[..., tuple[Tensor, Tensor | None]] = torch._VF._unpack_dual
 
 
 def in_functorch() -> bool:
@@ -183,7 +186,7 @@ def jvp_flat(
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """``torch.func.jvp(f, primals, tangents)`` for tensors in and a flat sequence of tensors out.
 
-    The public function flattens nine times, which is half of what the derivative of a small function takes.
+    The public function flattens nine times, which is half of what a small function takes.
     """
     level = _eager_transforms.enter_jvp_nesting()
     try:
@@ -192,8 +195,9 @@ def jvp_flat(
             _forward_ad._set_fwd_grad_enabled(True),
             _forward_ad.dual_level() if outermost else contextlib.nullcontext(),
         ):
-            duals = map(_make_dual, primals, tangents)
-            pushed = [_unpack_dual(y, level=_forward_ad._current_level) for y in f(*duals)]
+            at = _forward_ad._current_level
+            duals = [_make_dual(x, xdot, level=at) for x, xdot in zip(primals, tangents, strict=True)]
+            pushed = [_unpack_dual(y, level=at) for y in f(*duals)]
             ydots = [torch.zeros_like(y) if ydot is None else ydot for y, ydot in pushed]
             return (
                 tuple(_C_functorch._unwrap_for_grad(y, level) for y, _ in pushed),
@@ -201,12 +205,3 @@ def jvp_flat(
             )
     finally:
         _eager_transforms.exit_jvp_nesting()
-
-
-# The public ones import and look around first, each time.
-_unpack_dual: Callable[..., tuple[Tensor, Tensor | None]] = torch._VF._unpack_dual
-
-
-def _make_dual(primal: Tensor, tangent: Tensor) -> Tensor:
-    dual: Tensor = torch._VF._make_dual(primal, tangent, level=_forward_ad._current_level)
-    return dual
