@@ -120,15 +120,21 @@ def _absent(me: int) -> Iterator[None]:
                 _finding[me] = mine
 
 
-@contextlib.contextmanager
-def forward_mode_held() -> Iterator[None]:
-    """The lock of forward mode."""
-    hold = _forward_mode_lock.try_to_take()
-    if hold is None:
-        with _absent(threading.get_ident()):
-            hold = _forward_mode_lock.take()
-    with _forward_mode_lock.releasing(hold):
-        yield
+class forward_mode_held:
+    """While it is entered, this call has the lock of forward mode."""
+
+    __slots__ = ("_releasing",)
+
+    def __enter__(self) -> None:
+        hold = _forward_mode_lock.try_to_take()
+        if hold is None:
+            with _absent(threading.get_ident()):
+                hold = _forward_mode_lock.take()
+        self._releasing = _forward_mode_lock.releasing(hold)
+        self._releasing.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        self._releasing.__exit__()
 
 
 def _wait_until_alone(us: Collection[int], me: int) -> None:

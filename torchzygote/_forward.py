@@ -19,6 +19,7 @@ from ._tangent_fitting import fit_tangent
 from ._torch_private import (
     batched_like,
     in_functorch,
+    jvp_flat,
     library_operators_watched,
     load_decompositions,
     nested_batches_watched,
@@ -48,7 +49,7 @@ def _pushed(
     f: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], tangents: Sequence[Tensor]
 ) -> tuple[Any, ...]:
     try:
-        return torch.func.jvp(f, tuple(inputs), tuple(tangents))
+        return jvp_flat(f, inputs, tangents)
     except RuntimeError as error:
         if "Nested forward mode AD" in str(error):
             raise RuntimeError(

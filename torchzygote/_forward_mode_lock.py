@@ -6,9 +6,7 @@ Knows nothing of what is computed.
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from ._torch_private import backward_pass, pass_along, passed_along
@@ -90,18 +88,33 @@ def take() -> Hold:
         outer.lock.release()
 
 
-@contextlib.contextmanager
-def releasing(hold: Hold) -> Iterator[None]:
-    """Around what a call does that has taken a hold; it ends when nobody who acts on its behalf has one."""
-    assert hold.outer is not None
-    before = passed_along()
-    try:
-        pass_along(Behalf(behalf_from(before).threads, hold))
-        yield
-    finally:
-        pass_along(before)
+class releasing:
+    """Around what a call does that has taken a hold; it ends when nobody who acts on its behalf has one.
+
+    A class, as generators take longer: each small derivative in forward mode comes by here.
+    """
+
+    __slots__ = ("_before", "_hold")
+
+    def __init__(self, hold: Hold) -> None:
+        self._hold = hold
+
+    def __enter__(self) -> None:
+        self._before = passed_along()
         try:
-            with hold.lock:
-                hold.ended = True
+            pass_along(Behalf(behalf_from(self._before).threads, self._hold))
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *error: object) -> None:
+        hold = self._hold
+        assert hold.outer is not None
+        try:
+            pass_along(self._before)
         finally:
-            hold.outer.lock.release()
+            try:
+                with hold.lock:
+                    hold.ended = True
+            finally:
+                hold.outer.lock.release()

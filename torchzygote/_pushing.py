@@ -33,9 +33,12 @@ class Push:
 
     def __init__(self, f: Callable[..., Any], args: tuple[Any, ...]) -> None:
         self._f = f
-        leaves, spec = pytree.tree_flatten(args, is_leaf=is_size)
-        leaves = [x.copy() if isinstance(x, np.ndarray) else x for x in leaves]
-        self._args: tuple[Any, ...] = pytree.tree_unflatten(leaves, spec)
+        leaves: list[Any] = list(args)
+        if not all(isinstance(x, Tensor) for x in args):
+            leaves, spec = pytree.tree_flatten(args, is_leaf=is_size)
+            leaves = [x.copy() if isinstance(x, np.ndarray) else x for x in leaves]
+            args = pytree.tree_unflatten(leaves, spec)
+        self._args = args
         self._tensors = [(x, _version(x)) for x in leaves if isinstance(x, Tensor)]
         self._random: RandomState | None = None
 
@@ -81,7 +84,7 @@ def _pushed(f: Callable[..., Any], args: tuple[Any, ...], xdots: tuple[Any, ...]
 
     def flat(*primals: Tensor) -> tuple[Tensor, ...]:
         y = _engine.call_exchanged(f, prepared, [primals[place] for place in places])
-        leaves, kept["spec"] = pytree.tree_flatten(y)
+        leaves, kept["spec"] = ([y], None) if isinstance(y, Tensor) else pytree.tree_flatten(y)
         kept["leaves"] = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         # torch.func.jvp wants at least one tensor; a function of constants has none
         return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor)) or primals[:1]
@@ -91,7 +94,7 @@ def _pushed(f: Callable[..., Any], args: tuple[Any, ...], xdots: tuple[Any, ...]
     # PyTorch takes a tangent of complex128 for what a complex number made of complex64.
     remaining = iter([ydot.to(y.dtype) for y, ydot in zip(ys, ydots, strict=True)])
     leaves = [next(remaining) if leaf is _TENSOR else _zero_like(leaf) for leaf in kept["leaves"]]
-    ydot = pytree.tree_unflatten(leaves, kept["spec"])
+    ydot = leaves[0] if kept["spec"] is None else pytree.tree_unflatten(leaves, kept["spec"])
     return ydot if keep else _engine.detached(ydot)
 
 

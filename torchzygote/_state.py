@@ -101,20 +101,23 @@ def differentiated() -> bool:
     return any(name in ("grad", "jvp") for name in transform_stack()[_state.hidden :])
 
 
-@contextlib.contextmanager
-def forward_mode_opened() -> Iterator[None]:
+class forward_mode_opened:
     """Around forward mode of this package, where its lock is held."""
-    global _opened
-    hold = behalf().hold
-    before, hold.opened = hold.opened, True
-    with _counting:
-        _opened += 1
-    try:
-        yield
-    finally:
+
+    __slots__ = ("_before", "_hold")
+
+    def __enter__(self) -> None:
+        global _opened
+        self._hold = hold = behalf().hold
+        self._before, hold.opened = hold.opened, True
+        with _counting:
+            _opened += 1
+
+    def __exit__(self, *error: object) -> None:
+        global _opened
         with _counting:
             _opened -= 1
-        hold.opened = before
+        self._hold.opened = self._before
 
 
 def in_outer_forward_mode() -> bool:

@@ -15,6 +15,7 @@ from torch._C import _functorch as _C_functorch
 from torch._functorch import eager_transforms as _eager_transforms
 from torch._functorch import pyfunctorch as _pyfunctorch
 from torch._functorch import vmap as _vmap
+from torch.autograd import forward_ad as _forward_ad
 
 __all__ = [
     "create_grad_input",
@@ -26,6 +27,7 @@ __all__ = [
     "in_functorch_derivative",
     "innermost_level",
     "innermost_transform",
+    "jvp_flat",
     "leave_grad_level",
     "load_decompositions",
     "only_pushed",
@@ -42,6 +44,9 @@ _TRANSFORM_NAMES = {
 }
 # ``None`` if no ``torch.func`` transform is running: :func:`in_functorch` where each nanosecond is felt.
 innermost_level: Callable[[], Any] = _C_functorch.peek_interpreter_stack
+# What the public ones of forward_ad call, after they have looked around for what isn't there.
+_make_dual: Callable[..., Tensor] = torch._VF._make_dual
+_unpack_dual: Callable[..., tuple[Tensor, Tensor | None]] = torch._VF._unpack_dual
 
 
 def in_functorch() -> bool:
@@ -174,3 +179,29 @@ def vmap_flat(f: Callable[[Tensor], Sequence[Tensor]], rows: Tensor) -> list[Ten
         return [_C_functorch._remove_batch_dim(output, level, size, 0) for output in outputs]
     finally:
         _C_functorch._vmap_decrement_nesting()
+
+
+def jvp_flat(
+    f: Callable[..., Sequence[Tensor]], primals: Sequence[Tensor], tangents: Sequence[Tensor]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """``torch.func.jvp(f, primals, tangents)`` for tensors in and a flat sequence of tensors out.
+
+    The public function flattens nine times, which is half of what a small function takes.
+    """
+    level = _eager_transforms.enter_jvp_nesting()
+    try:
+        outermost = _eager_transforms.JVP_NESTING == 1  # levels inside of it share its dual level
+        with (
+            _forward_ad._set_fwd_grad_enabled(True),
+            _forward_ad.dual_level() if outermost else contextlib.nullcontext(),
+        ):
+            at = _forward_ad._current_level
+            duals = [_make_dual(x, xdot, level=at) for x, xdot in zip(primals, tangents, strict=True)]
+            pushed = [_unpack_dual(y, level=at) for y in f(*duals)]
+            ydots = [torch.zeros_like(y) if ydot is None else ydot for y, ydot in pushed]
+            return (
+                tuple(_C_functorch._unwrap_for_grad(y, level) for y, _ in pushed),
+                tuple(_C_functorch._unwrap_for_grad(ydot, level) for ydot in ydots),
+            )
+    finally:
+        _eager_transforms.exit_jvp_nesting()
