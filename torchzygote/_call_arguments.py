@@ -64,7 +64,7 @@ def _prepare_implicit(caller: str, params: Params, argnums: object) -> Prepared:
             "tensors as arguments (torch.func.functional_call calls a module with them)"
         )
     tensors = list(params)
-    if any(map(Tensor.is_inference, tensors)) or any(map(is_lazy, tensors)):
+    if any(map(is_lazy, tensors)) or any(map(Tensor.is_inference, tensors)):
         for p in tensors:
             refuse_unrecordable(p, params._names.get(id(p), "a tensor"))
     prepared = Prepared(())
