@@ -32,7 +32,7 @@ STAGES: dict[str, str] = {
     """,
     "state": """
         _custom_backwards _deriving_traced _exchange _flags _forward_mode_lock _holder _linear_node
-        _linear_node_traced _overlap _pullback_traced _state _unfused
+        _linear_node_traced _metadata _overlap _pullback_traced _state _unfused
     """,
     "arguments": "_arguments _buffer _keeping _notes _outputs _real_arguments _tangent_fitting",
     "values": """

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ._keeping import keeps_graph
 from ._multi_tensor import copy_all, flatten, parts_of, recorded
-from ._overlap import Memory, can_be_written, free_to_write, is_unresolved, writable
+from ._overlap import Memory, all_apart, can_be_written, is_unresolved, writable
 from .grads import Grads
 from .params import Params
 
@@ -116,7 +116,7 @@ def _from_vector(dst: Params | Grads, vector: Tensor) -> None:
     _check_dtypes(xs, [vector])
     if vector.layout is not torch.strided:
         vector = vector.to_dense()
-    free = free_to_write(xs, [vector])
+    free = all_apart(xs, [vector])
     if isinstance(dst, Params):
         _check_parameters(xs, vector, free)
     if not free and Memory(xs).meets(vector):
@@ -159,7 +159,7 @@ def _to_vector(vector: Tensor, src: Params | Grads) -> None:
         )
     if recorded(xs) and keeps_graph(None):
         vector.copy_(flatten(xs))
-    elif free_to_write([vector], xs) or not (is_unresolved(vector) or Memory(xs).meets(vector)):
+    elif all_apart([vector], xs) or not (is_unresolved(vector) or Memory(xs).meets(vector)):
         copy_all(parts_of(vector, xs), [x if x.layout is torch.strided else x.to_dense() for x in xs])
     else:
         with torch.no_grad():

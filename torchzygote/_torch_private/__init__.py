@@ -81,6 +81,7 @@ from .structures import names_of_fields
 from .surveys import Survey, coarsest, hides_another, is_compiled_function, survey
 from .tensors import (
     alike,
+    flatten_dense,
     group_by_device_and_dtype,
     memory_holders,
     no_torch_function,
@@ -123,6 +124,7 @@ __all__ = [
     "OpOverload",
     "Survey",
     "alike",
+    "flatten_dense",
     "are_formulas_pushed",
     "aside_of_checkpoint",
     "axis_of",
