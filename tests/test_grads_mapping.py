@@ -108,7 +108,7 @@ def test_changing_the_params_later_leaves_the_grads_alone() -> None:
     assert c not in g
     g.params.discard(b)
     assert g.params == Params([w, b])
-    g[c] = torch.zeros(1)
+    g.merge_({c: torch.zeros(1)})
     assert g.params == Params([w, b, c])
     assert ps == Params([b, c])
 

@@ -12,23 +12,44 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._multi_tensor import apply, by_kind, describe, recorded
+from ._entries import as_number
+from ._metadata import by_kind, metadata_of
+from ._multi_tensor import apply, describe, in_groups_, plain, recorded
 from ._operators import OPERATORS
-from ._overlap import writable
+from ._overlap import all_apart, known_apart, writable
 
-__all__ = ["added_into", "factor_of", "fitting"]
+__all__ = ["added_into", "factor_of", "fits_entry", "fitting", "rows_of"]
+
+
+def fits_entry(value: Any, key: Tensor, held: Any) -> bool:
+    """Whether ``value`` may be a derivative by ``key``, or another one of what is ``held`` there now.
+
+    A derivative has the shape of ``key``, or is the rows of a Jacobian; numbers and ``None`` fit all.
+    """
+    if not isinstance(value, Tensor) and not (isinstance(value, np.ndarray) and value.ndim > 0):
+        return True
+    try:
+        shape, own = tuple(value.shape), tuple(key.shape)
+        row = (key.numel(),) if own else ()
+        was = tuple(held.shape) if isinstance(held, (Tensor, np.ndarray)) else own
+    except (RuntimeError, ValueError):  # of nested tensors, and of the parameters of lazy modules
+        return True
+    return shape in (own, was) or (len(shape) > 0 and shape[1:] == row)
+
+
+def rows_of(key: Tensor) -> str:
+    """The shape of a Jacobian by ``key``."""
+    return f"(rows, {key.numel()})" if key.dim() else "(rows,)"
 
 
 def fitting(
     caller: str, keys: dict[int, Tensor], present: dict[int, Tensor], label: Callable[[int], str]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The parameters that have a value, and the values in their dtypes."""
-    params, values = [keys[key] for key in present], list(present.values())
-    if (
-        [v.shape for v in values] == [p.shape for p in params]
-        and [v.dtype for v in values] == [p.dtype for p in params]
-        and [v.device for v in values] == [p.device for p in params]
-    ):
+    params = list(keys.values() if len(present) == len(keys) else map(keys.__getitem__, present))
+    values = list(present.values())
+    theirs, ours = metadata_of(params), metadata_of(values)
+    if theirs is not None and ours is not None and theirs.fits(ours):
         return params, values
     for key, value in present.items():
         p = keys[key]
@@ -47,8 +68,7 @@ def fitting(
 
 def factor_of(weight: Any, params: list[Tensor]) -> Any:
     """``weight`` as a factor of gradients of these parameters."""
-    if isinstance(weight, np.generic):
-        weight = weight.item()
+    weight = as_number(weight)
     fits = isinstance(weight, (int, float, complex)) and not isinstance(weight, bool)
     if not fits and not (isinstance(weight, Tensor) and weight.dim() == 0):
         raise TypeError(f"weight: expected a number or a 0-dim tensor, got {weight!r}")
@@ -60,6 +80,17 @@ def factor_of(weight: Any, params: list[Tensor]) -> Any:
 
 def added_into(grads: list[Any], values: list[Tensor], factor: Any, mine: list[Tensor]) -> list[Tensor]:
     """``grad + factor * value`` for each, in place where nobody is surprised by that."""
+    def add_(xs: list[Tensor], ys: Any) -> None:
+        torch._foreach_add_(xs, ys, alpha=factor)
+
+    known = None if isinstance(factor, Tensor) else plain(grads, values)
+    if known is not None and (
+        known_apart(grads, known[0], values, known[1])
+        if len(values) == len(mine)
+        else all_apart(grads, mine)
+    ):
+        in_groups_(add_, known[0].groups, grads, values)
+        return grads
     if recorded([*grads, *values]) or isinstance(factor, Tensor):
         values, factor = apply(OPERATORS["*"], values, factor), 1
     if recorded([*grads, *values]):
@@ -69,7 +100,6 @@ def added_into(grads: list[Any], values: list[Tensor], factor: Any, mine: list[T
     scaled = apply(OPERATORS["*"], [values[i] for i in apart], factor)
     for i, total in zip(apart, apply(OPERATORS["+"], [grads[i] for i in apart], scaled), strict=True):
         out[i] = total
-    for among in by_kind([grads[i] for i in inside]):
-        where = [inside[i] for i in among]
-        torch._foreach_add_([grads[i] for i in where], [values[i] for i in where], alpha=factor)
+    group = [grads[i] for i in inside]
+    in_groups_(add_, by_kind(group), group, [values[i] for i in inside])
     return out

@@ -7,6 +7,7 @@ one takes as long as the call itself. Knows nothing of what is done with them, a
 from __future__ import annotations
 
 import operator
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -61,10 +62,16 @@ def extent_of(x: Tensor) -> int:
     return (last + 1) * x.element_size()
 
 
+def _nothing() -> None:
+    return None
+
+
 class Metadata:
     """What a list of tensors has in common, and what each one has."""
 
     __slots__ = (
+        "__weakref__",
+        "_fitting",
         "common",
         "devices",
         "dtypes",
@@ -100,6 +107,17 @@ class Metadata:
         )
         self.extents = np.array([extent_of(x) for x in xs], dtype=np.uint64) if strided else None
 
+        self._fitting: Callable[[], Metadata | None] = _nothing
+
+    def fits(self, other: Metadata) -> bool:
+        """Whether each tensor has the shape, dtype and device of its fellow."""
+        if self is other or self._fitting() is other:
+            return True
+        if (self.shapes, self.dtypes, self.devices) != (other.shapes, other.dtypes, other.devices):
+            return False
+        self._fitting = weakref.ref(other)
+        return True
+
     def recorded(self) -> bool:
         """Whether an operation on one of them is recorded."""
         return self.requires_grad and torch.is_grad_enabled()
@@ -118,16 +136,14 @@ def metadata_of(xs: Sequence[Tensor]) -> Metadata | None:
     """The metadata of ``xs``; ``None`` for what takes a closer look: batched, dual or traced, no plain tensor."""
     if not xs or torch.compiler.is_compiling() or in_functorch() or in_forward_ad():
         return None
-    if not TENSOR_TYPES.issuperset(map(type, xs)):
-        return None
     try:
         deque(map(_strides, xs), maxlen=0)  # nested tensors have none
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         return None
     for known in _seen.get(len(xs), ()):
         if known.is_same(*xs):
             return known
-    return _learned(xs)
+    return _learned(xs) if TENSOR_TYPES.issuperset(map(type, xs)) else None
 
 
 def _learned(xs: Sequence[Tensor]) -> Metadata:

@@ -16,18 +16,20 @@ from torch import Tensor, nn
 
 from ._operators import NEGATIVE, OPERATORS, Number, Operator
 from ._metadata import Metadata, by_kind, metadata_of
-from ._overlap import all_apart, detached_from, writable
+from ._overlap import all_apart, detached_from, known_apart, writable
 from ._torch_private import flatten_dense, in_forward_ad, in_functorch
 
 __all__ = [
     "apply",
     "apply_",
-    "by_kind",
     "clone_all",
     "copy_all",
     "describe",
     "flatten",
+    "in_groups",
+    "in_groups_",
     "parts_of",
+    "plain",
     "recorded",
 ]
 
@@ -35,6 +37,8 @@ Operand = Number | Tensor | list[Tensor] | tuple[float, float]  # the last for c
 
 
 Label = Callable[[int], str]
+
+_requires_grad: Callable[[Any], bool] = operator.attrgetter("requires_grad")
 
 
 def _position(i: int) -> str:
@@ -54,7 +58,7 @@ def recorded(tensors: Iterable[Tensor]) -> bool:
     """Whether an operation on one of ``tensors`` is differentiated or batched by anybody."""
     if in_functorch() or in_forward_ad():
         return True
-    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    return torch.is_grad_enabled() and any(map(_requires_grad, tensors))
 
 
 def _operands(xs: list[Tensor], right: Operand) -> list[Tensor]:
@@ -76,27 +80,25 @@ def _together(op: Operator, xs: list[Tensor], right: Operand) -> bool:
     )
 
 
-def _plain(xs: list[Tensor], right: Operand) -> Metadata | None:
-    """What ``xs`` are, in the common case: dense, not recorded, and each fits its operand as it is."""
-    if isinstance(right, complex):
-        return None
-    mine = metadata_of(xs)
+def plain(xs: list[Tensor], right: Operand) -> tuple[Metadata, Metadata | None] | None:
+    """What ``xs`` and a list of operands are, in the common case.
+
+    All are dense and not recorded, and each fits its operand as it is.
+    """
+    mine = None if isinstance(right, complex) else metadata_of(xs)
     if mine is None or not mine.common or mine.recorded():
         return None
     if isinstance(right, list):
-        theirs = mine if right is xs else metadata_of(right)
-        return mine if theirs is not None and _fit(mine, theirs) and not theirs.recorded() else None
+        theirs = metadata_of(right)
+        if theirs is None or not mine.fits(theirs) or not theirs.common or theirs.recorded():
+            return None
+        return mine, theirs
     if isinstance(right, Tensor):
         if right.is_complex() or (right.requires_grad and torch.is_grad_enabled()):
             return None
         if mine.has_0dim and {right.dtype} != set(mine.dtypes):
             return None  # the dtypes of 0-dim tensors may be promoted
-    return mine
-
-
-def _fit(a: Metadata, b: Metadata) -> bool:
-    """Whether each tensor has the kind and shape of its fellow."""
-    return a is b or (a.shapes == b.shapes and a.dtypes == b.dtypes and a.devices == b.devices and b.common)
+    return mine, None
 
 
 def _at(operand: Operand, where: list[int]) -> Operand:
@@ -125,9 +127,9 @@ def apply(op: Operator, xs: list[Tensor], right: Operand, label: Label = _positi
 
     ``label(i)`` says in an error which ``x`` it is about.
     """
-    known = _plain(xs, right)
+    known = plain(xs, right)
     if known is not None:
-        return _many(op.many, known.groups, xs, right)
+        return in_groups(op.many, known[0].groups, xs, right)
     _check(op, xs, right, label, in_place=False)
     dense = [
         i
@@ -148,7 +150,7 @@ def apply(op: Operator, xs: list[Tensor], right: Operand, label: Label = _positi
             out[i] = op.one(xs[i], right)
         dense = [i for i in dense if out[i] is None]
     group = [xs[i] for i in dense]
-    for i, y in zip(dense, _many(op.many, by_kind(group), group, _at(right, dense)), strict=True):
+    for i, y in zip(dense, in_groups(op.many, by_kind(group), group, _at(right, dense)), strict=True):
         out[i] = y
     return out
 
@@ -159,11 +161,11 @@ def apply_(op: Operator, xs: list[Tensor], right: Operand, label: Label = _posit
     What can't be written into is replaced: see ``_overlap``. Errors come before anything is written.
     """
     assert op.many_ is not None
-    known = _plain(xs, right)
+    known = plain(xs, right)
     if known is None:
         _check(op, xs, right, label, in_place=True)
-    elif _apart(xs, right):
-        _many_(op.many_, known.groups, xs, right)
+    elif _apart(xs, right, *known):
+        in_groups_(op.many_, known[0].groups, xs, right)
         return xs
     if recorded(_operands(xs, right)):
         return [y.to(x.dtype) for x, y in zip(xs, apply(op, xs, right), strict=True)]
@@ -176,11 +178,11 @@ def apply_(op: Operator, xs: list[Tensor], right: Operand, label: Label = _posit
     for i, y in zip(replaced, apply(op, [xs[i] for i in replaced], _at(right, replaced)), strict=True):
         out[i] = y.to(xs[i].dtype)
     group = [xs[i] for i in inside]
-    _many_(op.many_, by_kind(group), group, _at(right, inside))
+    in_groups_(op.many_, by_kind(group), group, _at(right, inside))
     return out
 
 
-def _many(fn: Callable[..., Any], groups: list[list[int]], xs: list[Tensor], right: Operand) -> list[Tensor]:
+def in_groups(fn: Callable[..., Any], groups: list[list[int]], xs: list[Tensor], right: Operand) -> list[Tensor]:
     """One call per group of positions."""
     if len(groups) == 1:
         return list(fn(xs, _for_many(xs, right)))
@@ -192,7 +194,7 @@ def _many(fn: Callable[..., Any], groups: list[list[int]], xs: list[Tensor], rig
     return out
 
 
-def _many_(fn: Callable[..., Any], groups: list[list[int]], xs: list[Tensor], right: Operand) -> None:
+def in_groups_(fn: Callable[..., Any], groups: list[list[int]], xs: list[Tensor], right: Operand) -> None:
     """One call per group of positions, for what it writes."""
     if len(groups) == 1:
         fn(xs, _for_many(xs, right))
@@ -204,14 +206,14 @@ def _many_(fn: Callable[..., Any], groups: list[list[int]], xs: list[Tensor], ri
         fn(group, _for_many(group, _at(right, where)))
 
 
-def _apart(xs: list[Tensor], right: Operand) -> bool:
+def _apart(xs: list[Tensor], right: Operand, mine: Metadata, theirs: Metadata | None) -> bool:
     """Whether ``xs`` can be written into before ``right`` is read: but for what is combined with itself."""
     if not isinstance(right, list):
-        return all_apart(xs)
-    if all_apart(xs, right):
+        return known_apart(xs, mine)
+    if known_apart(xs, mine, right, theirs):
         return True
     others = [y for x, y in zip(xs, right, strict=True) if y is not x]
-    return len(others) < len(xs) and all_apart(xs, others)
+    return len(others) < len(xs) and (all_apart(xs, others) if others else known_apart(xs, mine))
 
 
 def _beside_dense(op: Operator, xs: list[Tensor], right: list[Tensor]) -> list[Tensor]:
@@ -293,12 +295,12 @@ def _unfit_dtype(op: Operator, x: Tensor, y: Any, label: str) -> TypeError:
 def clone_all(xs: list[Tensor]) -> list[Tensor]:
     """Copies with memory of their own."""
     many = getattr(torch, "_foreach_clone", None)  # newer than the oldest PyTorch that we support
-    known = _plain(xs, 1)
+    known = plain(xs, 1)
     if many is not None and known is not None:
-        return _many(lambda group, _: many(group), known.groups, xs, 1)
+        return in_groups(lambda group, _: many(group), known[0].groups, xs, 1)
     if many is None or recorded(xs) or not all(map(_is_strided, xs)):
         return [x.clone() for x in xs]
-    return _many(lambda group, _: many(group), by_kind(xs), xs, 1) if xs else []
+    return in_groups(lambda group, _: many(group), by_kind(xs), xs, 1) if xs else []
 
 
 # -- one vector ----------------------------------------------------------------------------------------------
@@ -308,8 +310,8 @@ def flatten(xs: list[Tensor]) -> Tensor:
     """All elements in one new vector, on the device of the first."""
     if not xs:
         return torch.zeros(0)
-    known = _plain(xs, 1)
-    if known is not None and known.solid and len(xs) > 1 and len(set(known.devices)) == 1:
+    known = plain(xs, 1)
+    if known is not None and known[0].solid and len(xs) > 1 and len(set(known[0].devices)) == 1:
         return flatten_dense(xs)
     dense = [x if _is_strided(x) else x.to_dense() for x in xs]
     device = dense[0].device

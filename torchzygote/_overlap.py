@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ._memory_layout import non_overlapping
-from ._metadata import extent_of, metadata_of
+from ._metadata import Metadata, extent_of, metadata_of
 
 __all__ = [
     "Memory",
@@ -22,6 +22,7 @@ __all__ = [
     "can_be_written",
     "detached_from",
     "is_unresolved",
+    "known_apart",
     "writable",
 ]
 
@@ -86,13 +87,23 @@ def all_apart(written: Sequence[Tensor], read: Sequence[Tensor] = ()) -> bool:
 
     Told fast for the common case; ``False`` where it takes a closer look.
     """
-    mine = metadata_of(written)
-    if mine is None or not mine.writable():
-        return not written
-    if not read:
+    if not written:
+        return True
+    mine, theirs = metadata_of(written), metadata_of(read) if read else None
+    if mine is None or (read and theirs is None):
+        return False
+    return known_apart(written, mine, read, theirs)
+
+
+def known_apart(
+    written: Sequence[Tensor], mine: Metadata, read: Sequence[Tensor] = (), theirs: Metadata | None = None
+) -> bool:
+    """The same of tensors whose metadata are known."""
+    if not mine.writable():
+        return False
+    if theirs is None:
         return _are_apart(written, mine.extents)
-    theirs = mine if read is written else metadata_of(read)
-    if theirs is None or theirs.extents is None:
+    if theirs.extents is None:
         return False
     return _are_apart([*written, *read], np.concatenate((mine.extents, theirs.extents)))
 
@@ -107,7 +118,7 @@ def _are_apart(xs: Sequence[Tensor], extents: Any) -> bool:
     # As many spans have ended as have begun exactly where none lies over another.
     starts.sort()
     ends.sort()
-    return bool((ends[:-1] <= starts[1:]).all())
+    return not np.count_nonzero(ends[:-1] > starts[1:])
 
 
 def writable(xs: Sequence[Tensor], kept: Sequence[Tensor] = ()) -> tuple[list[int], list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from ._arguments import type_name
 from ._call_options import check_flags
-from ._entries import as_tensor
-from ._grad_fields import added_into, factor_of, fitting
+from ._entries import TENSOR_TYPES, as_tensor, missing
+from ._grad_fields import added_into, factor_of, fits_entry, fitting, rows_of
+from ._members import checked
 from ._multi_tensor import apply, clone_all, flatten
 from ._operators import OPERATORS
 from .clipping import clip_norm, clip_value, finite, total_norm, value_bounds
@@ -87,8 +89,7 @@ class Grads(GradDict):
         self._keys_shared = True
         if type(values) is not list:
             if isinstance(values, Mapping):
-                theirs = self._matching(values, "Grads")
-                values = [theirs[key] for key in self._keys]
+                values = self._matching(values, "Grads")
             elif isinstance(values, (Tensor, np.ndarray)) or not isinstance(values, Iterable):
                 raise TypeError(
                     "Grads: values: expected a sequence with a value for each parameter, or a mapping, got "
@@ -113,14 +114,31 @@ class Grads(GradDict):
     def _label(self, key: int) -> str:
         return self._names.get(key) or super()._label(key)
 
+    def __setitem__(self, key: Tensor, value: Any) -> None:
+        if id(key) not in self._keys:
+            super()._check_new(key)
+            raise KeyError(f"Grads: {missing(key)}; only merge_ adds entries for what is not in params")
+        if not fits_entry(value, key, self._values[id(key)]):
+            raise ValueError(
+                f"Grads: expected a value of the shape of {self._label(id(key))}, {tuple(key.shape)}, or the "
+                f"rows of a Jacobian, {rows_of(key)}, got shape {tuple(value.shape)}"
+            )
+        self._values[id(key)] = value
+
+    def _check_new(self, key: object) -> None:
+        super()._check_new(key)
+        checked(key)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.params.copy(), list(self._values.values()))
 
     def merge_(self: Self, *others: Mapping[Tensor, Any]) -> Self:
         """Take over the entries of other mappings, with their names; see :meth:`GradDict.merge_`."""
-        named = self.params._union(other.params for other in others if isinstance(other, Grads))
+        count = len(self._keys)
         super().merge_(*others)
-        self._names = named._names
+        if len(self._keys) > count:
+            before = Params._of(dict(islice(self._keys.items(), count)), self._names)
+            self._names = before._union(other.params for other in others if isinstance(other, Grads))._names
         return self
 
     def named(self) -> dict[str, Any]:
@@ -150,7 +168,9 @@ class Grads(GradDict):
     # -- norms and clipping -------------------------------------------------------------------------------
 
     def _present(self) -> dict[int, Tensor]:
-        """What isn't ``None``, as tensors."""
+        """What isn't ``None``, as tensors; not to be changed."""
+        if TENSOR_TYPES.issuperset(map(type, self._values.values())):
+            return self._values
         return {
             key: value if type(value) is Tensor else as_tensor(value, self._keys[key], "Grads")
             for key, value in self._values.items()
@@ -229,7 +249,7 @@ class Grads(GradDict):
         """
         present = self._present()
         values, total = clip_norm(list(present.values()), max_norm, norm_type, error_if_nonfinite, True)
-        self._values.update(zip(present, values, strict=True))
+        self._values.update(zip(list(present), values, strict=True))
         return total
 
     def clip_norm(
@@ -361,12 +381,14 @@ class Grads(GradDict):
         """
         params, values = fitting("accumulate_", self._keys, self._present(), self._label)
         factor = factor_of(weight, params)
-        first = [i for i, p in enumerate(params) if p.grad is None]
-        more = [i for i, p in enumerate(params) if p.grad is not None]
+        grads = [p.grad for p in params]
+        first = [i for i, grad in enumerate(grads) if grad is None]
+        more = [i for i, grad in enumerate(grads) if grad is not None] if first else list(range(len(grads)))
         scaled = apply(OPERATORS["*"], [values[i] for i in first], factor)
-        sums = added_into([params[i].grad for i in more], [values[i] for i in more], factor, values)
+        sums = added_into([grads[i] for i in more], [values[i] for i in more], factor, values)
         for i, grad in zip(first + more, scaled + sums, strict=True):
-            params[i].grad = grad.to(params[i].dtype)
+            if grad is not grads[i]:
+                params[i].grad = grad.to(params[i].dtype)
 
     def to_vector(self) -> Tensor:
         """All values in one new vector, in the order of ``params``, each in row-major order.
