@@ -26,6 +26,7 @@ __all__ = [
     "zeros_of",
 ]
 
+
 def zeros_of(key: Tensor) -> Tensor:
     return torch.zeros_like(key, requires_grad=False)
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ._entries import as_number
-from ._metadata import by_kind, metadata_of
+from ._metadata import Metadata, by_kind, metadata_of
 from ._multi_tensor import apply, describe, in_groups_, plain, recorded
 from ._operators import OPERATORS
-from ._overlap import all_apart, known_apart, writable
+from ._overlap import known_apart, writable
 
 __all__ = ["added_into", "factor_of", "fits_entry", "fitting", "rows_of"]
 
@@ -44,13 +44,13 @@ def rows_of(key: Tensor) -> str:
 
 def fitting(
     caller: str, keys: dict[int, Tensor], present: dict[int, Tensor], label: Callable[[int], str]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """The parameters that have a value, and the values in their dtypes."""
+) -> tuple[list[Tensor], list[Tensor], Metadata | None]:
+    """The parameters that have a value, the values in their dtypes, and what is known of the values."""
     params = list(keys.values() if len(present) == len(keys) else map(keys.__getitem__, present))
     values = list(present.values())
     theirs, ours = metadata_of(params), metadata_of(values)
     if theirs is not None and ours is not None and theirs.fits(ours):
-        return params, values
+        return params, values, ours
     for key, value in present.items():
         p = keys[key]
         if value.shape != p.shape or value.device != p.device:
@@ -63,7 +63,8 @@ def fitting(
                 f"{caller}: expected a real value for {label(key)}, got {describe(value)}; take "
                 "its real part, as in g.map(torch.real)"
             )
-    return params, [v if v.dtype is p.dtype else v.to(p.dtype) for p, v in zip(params, values, strict=True)]
+    values = [v if v.dtype is p.dtype else v.to(p.dtype) for p, v in zip(params, values, strict=True)]
+    return params, values, None
 
 
 def factor_of(weight: Any, params: list[Tensor]) -> Any:
@@ -78,18 +79,25 @@ def factor_of(weight: Any, params: list[Tensor]) -> Any:
     return weight
 
 
-def added_into(grads: list[Any], values: list[Tensor], factor: Any, mine: list[Tensor]) -> list[Tensor]:
-    """``grad + factor * value`` for each, in place where nobody is surprised by that."""
+def added_into(
+    grads: list[Any], values: list[Tensor], factor: Any, mine: list[Tensor], known: Metadata | None = None
+) -> list[Tensor]:
+    """``grad + factor * value`` for each, in place where nobody is surprised by that.
+
+    ``mine`` stay as they are; where ``known``, the metadata of all of them, is given, they are the values.
+    """
+
     def add_(xs: list[Tensor], ys: Any) -> None:
         torch._foreach_add_(xs, ys, alpha=factor)
 
-    known = None if isinstance(factor, Tensor) else plain(grads, values)
-    if known is not None and (
-        known_apart(grads, known[0], values, known[1])
-        if len(values) == len(mine)
-        else all_apart(grads, mine)
+    theirs = None if known is None or isinstance(factor, Tensor) else plain(grads, 1)
+    if (
+        known is not None
+        and theirs is not None
+        and (known.common and not known.recorded() and theirs[0].fits(known))
+        and known_apart(grads, theirs[0], values, known)
     ):
-        in_groups_(add_, known[0].groups, grads, values)
+        in_groups_(add_, theirs[0].groups, grads, values)
         return grads
     if recorded([*grads, *values]) or isinstance(factor, Tensor):
         values, factor = apply(OPERATORS["*"], values, factor), 1

@@ -133,7 +133,7 @@ _LENGTHS, _EACH = 64, 4
 
 
 def metadata_of(xs: Sequence[Tensor]) -> Metadata | None:
-    """The metadata of ``xs``; ``None`` for what takes a closer look: batched, dual or traced, no plain tensor."""
+    """The metadata of ``xs``; ``None`` for what takes a closer look: batched, dual, traced, no plain one."""
     if not xs or torch.compiler.is_compiling() or in_functorch() or in_forward_ad():
         return None
     try:

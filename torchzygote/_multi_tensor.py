@@ -8,14 +8,14 @@ through the ordinary operators, one tensor at a time, and so do sparse tensors.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._operators import NEGATIVE, OPERATORS, Number, Operator
 from ._metadata import Metadata, by_kind, metadata_of
+from ._operators import NEGATIVE, OPERATORS, Number, Operator
 from ._overlap import all_apart, detached_from, known_apart, writable
 from ._torch_private import flatten_dense, in_forward_ad, in_functorch
 
@@ -182,7 +182,9 @@ def apply_(op: Operator, xs: list[Tensor], right: Operand, label: Label = _posit
     return out
 
 
-def in_groups(fn: Callable[..., Any], groups: list[list[int]], xs: list[Tensor], right: Operand) -> list[Tensor]:
+def in_groups(
+    fn: Callable[..., Any], groups: list[list[int]], xs: list[Tensor], right: Operand
+) -> list[Tensor]:
     """One call per group of positions."""
     if len(groups) == 1:
         return list(fn(xs, _for_many(xs, right)))

@@ -99,7 +99,7 @@ def known_apart(
     written: Sequence[Tensor], mine: Metadata, read: Sequence[Tensor] = (), theirs: Metadata | None = None
 ) -> bool:
     """The same of tensors whose metadata are known."""
-    if not mine.writable():
+    if mine.extents is None or not mine.writable():
         return False
     if theirs is None:
         return _are_apart(written, mine.extents)

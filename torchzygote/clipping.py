@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._call_options import check_flags
-from ._metadata import Metadata, by_kind, metadata_of
+from ._metadata import Metadata, by_kind
 from ._multi_tensor import apply, apply_, describe, plain, recorded
 from ._operators import OPERATORS, Operator
 from ._torch_private import group_by_device_and_dtype
 
 __all__ = ["clip_norm", "clip_value", "finite", "total_norm", "value_bounds"]
+
+_dtype: Callable[[Any], torch.dtype] = attrgetter("dtype")
 
 _HALF = (torch.float16, torch.bfloat16, torch.complex32)
 
@@ -135,12 +138,12 @@ def _narrowed(x: Tensor, y: Tensor) -> bool:
 
 def clip_value(xs: list[Tensor], bounds: tuple[float, float], in_place: bool) -> list[Tensor]:
     """The tensors with each element moved into the bounds."""
-    known = metadata_of(xs)
-    for x in xs if known is None or known.has_complex else ():
-        if x.is_complex():
+    for dtype in set(map(_dtype, xs)):
+        if dtype.is_complex:
+            first = next(x for x in xs if x.dtype is dtype)
             raise TypeError(
-                f"clip_value: expected real values, got {describe(x)}; complex numbers have no order, but "
-                "clip_norm scales them"
+                f"clip_value: expected real values, got {describe(first)}; complex numbers have no order, "
+                "but clip_norm scales them"
             )
     return (apply_ if in_place else apply)(_CLAMP, xs, bounds)
 

@@ -127,7 +127,8 @@ class Grads(GradDict):
 
     def _check_new(self, key: object) -> None:
         super()._check_new(key)
-        checked(key)
+        if isinstance(key, Tensor):
+            checked(key)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.params.copy(), list(self._values.values()))
@@ -283,8 +284,7 @@ class Grads(GradDict):
         >>> gradient(lambda: (w**2).sum() / 2, Params([w])).clip_value_(1.0)[w]
         tensor([ 1., -1.])
         """
-        clipped = self._clipped_value(lo, hi, in_place=True)
-        self._values.update(clipped)
+        self._values.update(self._clipped_value(lo, hi, in_place=True))
         return self
 
     def clip_value(self: Self, lo: float, hi: float | None = None) -> Self:
@@ -345,7 +345,7 @@ class Grads(GradDict):
         >>> w.grad, w
         (tensor([2., 4.]), tensor([0.5000, 1.0000], requires_grad=True))
         """
-        params, values = fitting("assign_", self._keys, self._present(), self._label)
+        params, values, _ = fitting("assign_", self._keys, self._present(), self._label)
         check_flags(share=share)
         if not share:
             values = clone_all(values)
@@ -379,16 +379,21 @@ class Grads(GradDict):
         >>> w.grad
         tensor([5.5000, 5.5000])
         """
-        params, values = fitting("accumulate_", self._keys, self._present(), self._label)
+        params, values, known = fitting("accumulate_", self._keys, self._present(), self._label)
         factor = factor_of(weight, params)
         grads = [p.grad for p in params]
         first = [i for i, grad in enumerate(grads) if grad is None]
-        more = [i for i, grad in enumerate(grads) if grad is not None] if first else list(range(len(grads)))
-        scaled = apply(OPERATORS["*"], [values[i] for i in first], factor)
-        sums = added_into([grads[i] for i in more], [values[i] for i in more], factor, values)
-        for i, grad in zip(first + more, scaled + sums, strict=True):
-            if grad is not grads[i]:
-                params[i].grad = grad.to(params[i].dtype)
+        if first:
+            more = [i for i, grad in enumerate(grads) if grad is not None]
+            scaled = apply(OPERATORS["*"], [values[i] for i in first], factor)
+            sums = added_into([grads[i] for i in more], [values[i] for i in more], factor, values)
+            results = dict(zip(first + more, scaled + sums, strict=True))
+            totals = [results[i] for i in range(len(grads))]
+        else:
+            totals = added_into(grads, values, factor, values, known)
+        for p, grad, total in zip(params, grads, totals, strict=True):
+            if total is not grad:
+                p.grad = total.to(p.dtype)
 
     def to_vector(self) -> Tensor:
         """All values in one new vector, in the order of ``params``, each in row-major order.
