@@ -51,8 +51,10 @@ def equal(a: Any, b: Any) -> bool:
 
 
 def as_number(x: Any) -> Any:
-    """Python's number for one of NumPy's, an array without dimensions included; anything else as it is."""
-    return x.item() if isinstance(x, np.generic) or (isinstance(x, np.ndarray) and x.ndim == 0) else x
+    """Python's number for one of NumPy's, or an array without dimensions; anything else as it is."""
+    if isinstance(x, np.ndarray) and x.ndim == 0 and is_number(x[()]):
+        x = x[()]
+    return x.item() if isinstance(x, np.generic) else x
 
 
 def scalar(x: Any, symbol: str) -> Any:
@@ -69,6 +71,11 @@ def scalar(x: Any, symbol: str) -> Any:
             )
         return x
     x = as_number(x)
+    if isinstance(x, np.ndarray):
+        raise TypeError(
+            f"{symbol}: expected a number, a 0-dim tensor or a mapping with the same keys, got an array "
+            f"{x.dtype} of shape {x.shape}; map applies a function to each value"
+        )
     return x if is_number(x) else NotImplemented
 
 

@@ -18,28 +18,28 @@ from ._multi_tensor import apply, describe, in_groups_, plain, recorded
 from ._operators import OPERATORS
 from ._overlap import known_apart, writable
 
-__all__ = ["added_into", "factor_of", "fits_entry", "fitting", "rows_of"]
+__all__ = ["accumulated", "check_entry", "factor_of", "fitting"]
 
 
-def fits_entry(value: Any, key: Tensor, held: Any) -> bool:
-    """Whether ``value`` may be a derivative by ``key``, or another one of what is ``held`` there now.
+def check_entry(value: Any, key: Tensor, held: Any, label: Callable[[int], str]) -> None:
+    """Refuse a value that is no derivative by ``key``, nor another one of what is ``held`` there now.
 
     A derivative has the shape of ``key``, or is the rows of a Jacobian; numbers and ``None`` fit all.
     """
     if not isinstance(value, Tensor) and not (isinstance(value, np.ndarray) and value.ndim > 0):
-        return True
+        return
     try:
         shape, own = tuple(value.shape), tuple(key.shape)
         row = (key.numel(),) if own else ()
         was = tuple(held.shape) if isinstance(held, (Tensor, np.ndarray)) else own
     except (RuntimeError, ValueError):  # of nested tensors, and of the parameters of lazy modules
-        return True
-    return shape in (own, was) or (len(shape) > 0 and shape[1:] == row)
-
-
-def rows_of(key: Tensor) -> str:
-    """The shape of a Jacobian by ``key``."""
-    return f"(rows, {key.numel()})" if key.dim() else "(rows,)"
+        return
+    if shape not in (own, was) and not (len(shape) > 0 and shape[1:] == row):
+        rows = f"(rows, {row[0]})" if row else "(rows,)"
+        raise ValueError(
+            f"Grads: expected a value of the shape of {label(id(key))}, {own}, or the rows of a Jacobian, "
+            f"{rows}, got shape {shape}"
+        )
 
 
 def fitting(
@@ -79,7 +79,22 @@ def factor_of(weight: Any, params: list[Tensor]) -> Any:
     return weight
 
 
-def added_into(
+def accumulated(grads: list[Any], values: list[Tensor], factor: Any, known: Metadata | None) -> list[Tensor]:
+    """``grad + factor * value`` for each, where there is a ``grad``; ``known`` are the values' metadata."""
+    first = [i for i, grad in enumerate(grads) if grad is None]
+    if not first:
+        return _added_into(grads, values, factor, values, known)
+    more = [i for i, grad in enumerate(grads) if grad is not None]
+    out = list(grads)
+    for i, total in zip(first, apply(OPERATORS["*"], [values[i] for i in first], factor), strict=True):
+        out[i] = total
+    sums = _added_into([grads[i] for i in more], [values[i] for i in more], factor, values)
+    for i, total in zip(more, sums, strict=True):
+        out[i] = total
+    return out
+
+
+def _added_into(
     grads: list[Any], values: list[Tensor], factor: Any, mine: list[Tensor], known: Metadata | None = None
 ) -> list[Tensor]:
     """``grad + factor * value`` for each, in place where nobody is surprised by that.

@@ -98,7 +98,7 @@ class GradDict(Holder, Arithmetic, MutableMapping[Tensor, Any]):
             self._keys[id(key)] = key
         self._values[id(key)] = value
 
-    def _check_new(self, key: object) -> None:
+    def _check_new(self, key: Any) -> None:
         """Refuse what can't become a key."""
         if not isinstance(key, Tensor):
             raise TypeError(f"{type(self).__name__}: expected a tensor as key, got a {type(key).__name__}")

@@ -12,10 +12,9 @@ from torch import Tensor
 from ._arguments import type_name
 from ._call_options import check_flags
 from ._entries import TENSOR_TYPES, as_tensor, missing
-from ._grad_fields import added_into, factor_of, fits_entry, fitting, rows_of
+from ._grad_fields import accumulated, check_entry, factor_of, fitting
 from ._members import checked
-from ._multi_tensor import apply, clone_all, flatten
-from ._operators import OPERATORS
+from ._multi_tensor import clone_all, flatten
 from .clipping import clip_norm, clip_value, finite, total_norm, value_bounds
 from .graddict import GradDict
 from .params import Params
@@ -118,17 +117,12 @@ class Grads(GradDict):
         if id(key) not in self._keys:
             super()._check_new(key)
             raise KeyError(f"Grads: {missing(key)}; only merge_ adds entries for what is not in params")
-        if not fits_entry(value, key, self._values[id(key)]):
-            raise ValueError(
-                f"Grads: expected a value of the shape of {self._label(id(key))}, {tuple(key.shape)}, or the "
-                f"rows of a Jacobian, {rows_of(key)}, got shape {tuple(value.shape)}"
-            )
+        check_entry(value, key, self._values[id(key)], self._label)
         self._values[id(key)] = value
 
-    def _check_new(self, key: object) -> None:
+    def _check_new(self, key: Any) -> None:
         super()._check_new(key)
-        if isinstance(key, Tensor):
-            checked(key)
+        checked(key)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.params.copy(), list(self._values.values()))
@@ -380,17 +374,8 @@ class Grads(GradDict):
         tensor([5.5000, 5.5000])
         """
         params, values, known = fitting("accumulate_", self._keys, self._present(), self._label)
-        factor = factor_of(weight, params)
         grads = [p.grad for p in params]
-        first = [i for i, grad in enumerate(grads) if grad is None]
-        if first:
-            more = [i for i, grad in enumerate(grads) if grad is not None]
-            scaled = apply(OPERATORS["*"], [values[i] for i in first], factor)
-            sums = added_into([grads[i] for i in more], [values[i] for i in more], factor, values)
-            results = dict(zip(first + more, scaled + sums, strict=True))
-            totals = [results[i] for i in range(len(grads))]
-        else:
-            totals = added_into(grads, values, factor, values, known)
+        totals = accumulated(grads, values, factor_of(weight, params), known)
         for p, grad, total in zip(params, grads, totals, strict=True):
             if total is not grad:
                 p.grad = total.to(p.dtype)
