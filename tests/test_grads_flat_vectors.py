@@ -108,7 +108,7 @@ def test_a_copy_into_grads_keeps_the_derivative() -> None:
     torch.testing.assert_close(gradient(f, v)[0], 18 * v)
 
 
-@pytest.mark.parametrize("limit", [0, 2**20])
+@pytest.mark.parametrize("limit", [0, 2**24])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_many_tensors_and_a_vector(limit: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vectors, "_SMALL", limit)
@@ -125,12 +125,18 @@ def test_many_tensors_and_a_vector(limit: int, dtype: torch.dtype, monkeypatch: 
     assert torch.equal(torch.cat([k.reshape(-1) for k in keys]), expected)
 
 
-@pytest.mark.parametrize("limit", [0, 2**20])
+@pytest.mark.parametrize("limit", [0, 2**24])
 def test_a_vector_over_the_values(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vectors, "_SMALL", limit)
     v = torch.arange(6.0)
     g = Grads(Params([torch.zeros(3), torch.zeros(3)]), [v[3:], v[:3]])
     assert copy_(v, g).tolist() == [3, 4, 5, 0, 1, 2]
+
+
+def test_a_vector_holds_what_no_common_dtype_does() -> None:
+    w, n = torch.zeros(1), torch.zeros(1)
+    g = Grads(Params([w, n]), [torch.tensor([0.5]), torch.tensor([2**24 + 1])])
+    assert copy_(torch.zeros(2, dtype=torch.float64), g).tolist() == [0.5, 2**24 + 1]
 
 
 def test_a_vector_of_one_tensor_has_memory_of_its_own() -> None:

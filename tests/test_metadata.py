@@ -156,7 +156,7 @@ WORK: dict[str, tuple[Callable[[Grads, Grads], Any], int]] = {
     "+=": (add_, 4),
     "*=": (lambda g, h: mul_(g, 2.0), 2),
     "*= tensor": (lambda g, h: mul_(g, torch.tensor(2.0)), 2),
-    "copy": (lambda g, h: g.copy(), 1),
+    "copy": (lambda g, h: g.copy(), 1 if hasattr(torch, "_foreach_clone") else 2),  # 2.12
     "norm": (lambda g, h: g.norm(), 1),
     "clip_norm_": (lambda g, h: g.clip_norm_(1.0), 3),
     "clip_value_": (lambda g, h: g.clip_value_(1.0), 3),

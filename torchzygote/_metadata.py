@@ -137,8 +137,8 @@ def metadata_of(xs: Sequence[Tensor]) -> Metadata | None:
     if not xs or torch.compiler.is_compiling() or in_functorch() or in_forward_ad():
         return None
     try:
-        deque(map(_strides, xs), maxlen=0)  # nested tensors have none
-    except (RuntimeError, TypeError):
+        deque(map(_strides, xs), maxlen=0)  # nested and lazy ones have none
+    except (RuntimeError, TypeError, ValueError):
         return None
     for known in _seen.get(len(xs), ()):
         if known.is_same(*xs):

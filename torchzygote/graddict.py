@@ -168,6 +168,8 @@ class GradDict(Holder, Arithmetic, MutableMapping[Tensor, Any]):
 
     def copy(self: Self) -> Self:
         """A copy with the same keys, whose values have memory of their own."""
+        if TENSOR_TYPES.issuperset(map(type, self._values.values())):
+            return self._like(clone_all(list(self._values.values())))
         tensors = {key: v for key, v in self._values.items() if isinstance(v, Tensor)}
         copies = dict(zip(tensors, clone_all(list(tensors.values())), strict=True))
         return self._like((self._values | copies).values())
