@@ -163,7 +163,7 @@ WORK: dict[str, tuple[Callable[[Grads, Grads], Any], int]] = {
     "to_vector": (lambda g, h: g.to_vector(), 1),
     "merge_": (lambda g, h: g.merge_(h), 0),
     "accumulate_": (lambda g, h: g.accumulate_(0.5), 6),
-    "copy_": (lambda g, h: copy_(torch.zeros(300), g), 4),
+    "copy_": (lambda g, h: copy_(torch.zeros(300), g), 5),
 }
 
 
