@@ -344,3 +344,24 @@ def test_numbers_on_the_left_take_as_few_calls_for_many_parameters(
             BINARY[symbol](left, g)
         counts.append(len(calls.names))
     assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("symbol", BINARY)
+@pytest.mark.parametrize("number", [np.array(2.0), np.array(3), np.float64(2), np.int64(3)])
+def test_arrays_without_dimensions_are_numbers(symbol: str, number: Any) -> None:
+    w, b, g, _ = two(torch.float32)
+    op, plain = BINARY[symbol], number.item()
+    expected = {key: op(g[key], plain) for key in (w, b)}
+    result = op(g, number)
+    close(result, expected)
+    close(op(number, g), {key: op(plain, g[key]) for key in (w, b)})
+    assert result[w].dtype is torch.float32
+    close(IN_PLACE[symbol](g, number), expected)
+
+
+@pytest.mark.parametrize("array", [np.array(True), np.array("2"), np.ones(1), np.ones(3)])
+def test_other_arrays_are_no_operands(array: Any) -> None:
+    _, _, g, _ = two()
+    for attempt in (lambda: g * array, lambda: array * g, lambda: mul_(g, array)):
+        with pytest.raises(TypeError, match=r"expected a number, .* got an array .*of shape \(.*map applies"):
+            attempt()

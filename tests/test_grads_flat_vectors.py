@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torchzygote import GradDict, Grads, Params, copy_, gradient
+from torchzygote import GradDict, Grads, Params, copy_, gradient, vectors
 
 
 def test_copies_go_both_ways() -> None:
@@ -106,3 +106,40 @@ def test_a_copy_into_grads_keeps_the_derivative() -> None:
 
     v = torch.tensor([1.0, 2.0])
     torch.testing.assert_close(gradient(f, v)[0], 18 * v)
+
+
+@pytest.mark.parametrize("limit", [0, 2**24])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_many_tensors_and_a_vector(limit: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vectors, "_SMALL", limit)
+    keys = [torch.rand(i % 4, 3) for i in range(20)] + [torch.rand(3, 2).T, torch.rand(())]
+    g = Grads(Params(keys), [k + 1 for k in keys])
+    expected = torch.cat([(k + 1).reshape(-1) for k in keys])
+    assert torch.equal(g.to_vector(), expected)
+    v = torch.zeros(len(expected), dtype=dtype)
+    assert copy_(v, g) is v
+    assert torch.equal(v, expected.to(dtype))
+    copy_(g, v + 1)
+    assert torch.equal(torch.cat([x.reshape(-1) for x in g.values()]), expected + 1)
+    copy_(Params(keys), v)
+    assert torch.equal(torch.cat([k.reshape(-1) for k in keys]), expected)
+
+
+@pytest.mark.parametrize("limit", [0, 2**24])
+def test_a_vector_over_the_values(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vectors, "_SMALL", limit)
+    v = torch.arange(6.0)
+    g = Grads(Params([torch.zeros(3), torch.zeros(3)]), [v[3:], v[:3]])
+    assert copy_(v, g).tolist() == [3, 4, 5, 0, 1, 2]
+
+
+def test_a_vector_holds_what_no_common_dtype_does() -> None:
+    w, n = torch.zeros(1), torch.zeros(1)
+    g = Grads(Params([w, n]), [torch.tensor([0.5]), torch.tensor([2**24 + 1])])
+    assert copy_(torch.zeros(2, dtype=torch.float64), g).tolist() == [0.5, 2**24 + 1]
+
+
+def test_a_vector_of_one_tensor_has_memory_of_its_own() -> None:
+    w = torch.ones(2, 2)
+    Grads(Params([w]), [w]).to_vector().zero_()
+    assert w.sum() == 4

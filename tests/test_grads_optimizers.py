@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from grads_samples import close, two
@@ -15,7 +16,7 @@ from torchzygote import Grads, Params, gradient
 def test_assigned_gradients_are_copies() -> None:
     w, b, g, _ = two()
     unused = torch.ones(1)
-    g[unused] = None
+    g.merge_({unused: None})
     unused.grad = torch.tensor([7.0])
     g.assign_()
     assert torch.equal(w.grad, g[w])
@@ -91,3 +92,32 @@ def test_a_graph_survives_assignment() -> None:
     assert w.grad is not None
     (second,) = torch.autograd.grad(w.grad.sum(), w)
     torch.testing.assert_close(second, 6 * w.detach())
+
+
+def test_accumulating_many_as_one_by_one() -> None:
+    """With and without a gradient there, of two dtypes, through a number and a tensor."""
+    for dtypes in ([torch.float32], [torch.float32, torch.float64]):
+        for filled in (0, 3, 8):
+            for weight in (0.5, np.array(0.5), torch.tensor(0.5)):
+                keys = [torch.zeros(i + 1, dtype=dtypes[i % len(dtypes)]) for i in range(8)]
+                for p in keys[:filled]:
+                    p.grad = torch.rand_like(p)
+                g = Grads(Params(keys), [torch.rand_like(p) for p in keys])
+                before = [p.grad for p in keys]
+                expected = {p: float(weight) * g[p] + (0 if p.grad is None else p.grad.clone()) for p in keys}
+                kept = g.copy()
+                g.accumulate_(weight)
+                close({p: p.grad for p in keys}, expected)
+                assert g == kept
+                assert all(p.grad is old for p, old in zip(keys[:filled], before, strict=False))
+
+
+def test_a_gradient_of_another_shape_than_its_parameter_has_now() -> None:
+    p, q = torch.zeros(2), torch.zeros(2)
+    g = Grads(Params([p, q]), [torch.ones(2), torch.ones(2)])
+    g.assign_()
+    p.data = torch.zeros(3)
+    with pytest.raises(ValueError, match="shape and device"):
+        g.accumulate_()
+    assert q.grad is not None
+    assert q.grad.tolist() == [1, 1]

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from ._arguments import is_number
+from ._metadata import TENSOR_TYPES
 from ._multi_tensor import describe
 
 __all__ = [
     "TENSOR_TYPES",
+    "as_number",
     "as_tensor",
     "equal",
     "missing",
@@ -24,9 +25,6 @@ __all__ = [
     "version_of",
     "zeros_of",
 ]
-
-# What a value mostly is: nothing has to be asked of these.
-TENSOR_TYPES = frozenset({Tensor, Parameter})
 
 
 def zeros_of(key: Tensor) -> Tensor:
@@ -52,6 +50,13 @@ def equal(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+def as_number(x: Any) -> Any:
+    """Python's number for one of NumPy's, or an array without dimensions; anything else as it is."""
+    if isinstance(x, np.ndarray) and x.ndim == 0 and is_number(x[()]):
+        x = x[()]
+    return x.item() if isinstance(x, np.generic) else x
+
+
 def scalar(x: Any, symbol: str) -> Any:
     """A number or 0-dim tensor; ``NotImplemented`` for what is no operand at all."""
     if isinstance(x, Tensor):
@@ -65,8 +70,12 @@ def scalar(x: Any, symbol: str) -> Any:
                 f"{symbol}: expected a number or a tensor of numbers, got a bool tensor; use ~ or ^ on bools"
             )
         return x
-    if isinstance(x, np.generic):
-        x = x.item()
+    x = as_number(x)
+    if isinstance(x, np.ndarray):
+        raise TypeError(
+            f"{symbol}: expected a number, a 0-dim tensor or a mapping with the same keys, got an array "
+            f"{x.dtype} of shape {x.shape}; map applies a function to each value"
+        )
     return x if is_number(x) else NotImplemented
 
 

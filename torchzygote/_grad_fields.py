@@ -12,24 +12,45 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._multi_tensor import apply, by_kind, describe, recorded
+from ._entries import as_number
+from ._metadata import Metadata, by_kind, metadata_of
+from ._multi_tensor import apply, describe, in_groups_, plain, recorded
 from ._operators import OPERATORS
-from ._overlap import writable
+from ._overlap import known_apart, writable
 
-__all__ = ["added_into", "factor_of", "fitting"]
+__all__ = ["accumulated", "check_entry", "factor_of", "fitting"]
+
+
+def check_entry(value: Any, key: Tensor, held: Any, label: Callable[[int], str]) -> None:
+    """Refuse a value that is no derivative by ``key``, nor another one of what is ``held`` there now.
+
+    A derivative has the shape of ``key``, or is the rows of a Jacobian; numbers and ``None`` fit all.
+    """
+    if not isinstance(value, Tensor) and not (isinstance(value, np.ndarray) and value.ndim > 0):
+        return
+    try:
+        shape, own = tuple(value.shape), tuple(key.shape)
+        row = (key.numel(),) if own else ()
+        was = tuple(held.shape) if isinstance(held, (Tensor, np.ndarray)) else own
+    except (RuntimeError, ValueError):  # of nested tensors, and of the parameters of lazy modules
+        return
+    if shape not in (own, was) and not (len(shape) > 0 and shape[1:] == row):
+        rows = f"(rows, {row[0]})" if row else "(rows,)"
+        raise ValueError(
+            f"Grads: expected a value of the shape of {label(id(key))}, {own}, or the rows of a Jacobian, "
+            f"{rows}, got shape {shape}"
+        )
 
 
 def fitting(
     caller: str, keys: dict[int, Tensor], present: dict[int, Tensor], label: Callable[[int], str]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """The parameters that have a value, and the values in their dtypes."""
-    params, values = [keys[key] for key in present], list(present.values())
-    if (
-        [v.shape for v in values] == [p.shape for p in params]
-        and [v.dtype for v in values] == [p.dtype for p in params]
-        and [v.device for v in values] == [p.device for p in params]
-    ):
-        return params, values
+) -> tuple[list[Tensor], list[Tensor], Metadata | None]:
+    """The parameters that have a value, the values in their dtypes, and what is known of the values."""
+    params = list(keys.values() if len(present) == len(keys) else map(keys.__getitem__, present))
+    values = list(present.values())
+    theirs, ours = metadata_of(params), metadata_of(values)
+    if theirs is not None and ours is not None and theirs.fits(ours):
+        return params, values, ours
     for key, value in present.items():
         p = keys[key]
         if value.shape != p.shape or value.device != p.device:
@@ -42,13 +63,13 @@ def fitting(
                 f"{caller}: expected a real value for {label(key)}, got {describe(value)}; take "
                 "its real part, as in g.map(torch.real)"
             )
-    return params, [v if v.dtype is p.dtype else v.to(p.dtype) for p, v in zip(params, values, strict=True)]
+    values = [v if v.dtype is p.dtype else v.to(p.dtype) for p, v in zip(params, values, strict=True)]
+    return params, values, None
 
 
 def factor_of(weight: Any, params: list[Tensor]) -> Any:
     """``weight`` as a factor of gradients of these parameters."""
-    if isinstance(weight, np.generic):
-        weight = weight.item()
+    weight = as_number(weight)
     fits = isinstance(weight, (int, float, complex)) and not isinstance(weight, bool)
     if not fits and not (isinstance(weight, Tensor) and weight.dim() == 0):
         raise TypeError(f"weight: expected a number or a 0-dim tensor, got {weight!r}")
@@ -58,8 +79,41 @@ def factor_of(weight: Any, params: list[Tensor]) -> Any:
     return weight
 
 
-def added_into(grads: list[Any], values: list[Tensor], factor: Any, mine: list[Tensor]) -> list[Tensor]:
-    """``grad + factor * value`` for each, in place where nobody is surprised by that."""
+def accumulated(grads: list[Any], values: list[Tensor], factor: Any, known: Metadata | None) -> list[Tensor]:
+    """``grad + factor * value`` for each, where there is a ``grad``; ``known`` are the values' metadata."""
+    first = [i for i, grad in enumerate(grads) if grad is None]
+    if not first:
+        return _added_into(grads, values, factor, values, known)
+    more = [i for i, grad in enumerate(grads) if grad is not None]
+    out = list(grads)
+    for i, total in zip(first, apply(OPERATORS["*"], [values[i] for i in first], factor), strict=True):
+        out[i] = total
+    sums = _added_into([grads[i] for i in more], [values[i] for i in more], factor, values)
+    for i, total in zip(more, sums, strict=True):
+        out[i] = total
+    return out
+
+
+def _added_into(
+    grads: list[Any], values: list[Tensor], factor: Any, mine: list[Tensor], known: Metadata | None = None
+) -> list[Tensor]:
+    """``grad + factor * value`` for each, in place where nobody is surprised by that.
+
+    ``mine`` stay as they are; where ``known``, the metadata of all of them, is given, they are the values.
+    """
+
+    def add_(xs: list[Tensor], ys: Any) -> None:
+        torch._foreach_add_(xs, ys, alpha=factor)
+
+    theirs = None if known is None or isinstance(factor, Tensor) else plain(grads, 1)
+    if (
+        known is not None
+        and theirs is not None
+        and (known.common and not known.recorded() and theirs[0].fits(known))
+        and known_apart(grads, theirs[0], values, known)
+    ):
+        in_groups_(add_, theirs[0].groups, grads, values)
+        return grads
     if recorded([*grads, *values]) or isinstance(factor, Tensor):
         values, factor = apply(OPERATORS["*"], values, factor), 1
     if recorded([*grads, *values]):
@@ -69,7 +123,6 @@ def added_into(grads: list[Any], values: list[Tensor], factor: Any, mine: list[T
     scaled = apply(OPERATORS["*"], [values[i] for i in apart], factor)
     for i, total in zip(apart, apply(OPERATORS["+"], [grads[i] for i in apart], scaled), strict=True):
         out[i] = total
-    for among in by_kind([grads[i] for i in inside]):
-        where = [inside[i] for i in among]
-        torch._foreach_add_([grads[i] for i in where], [values[i] for i in where], alpha=factor)
+    group = [grads[i] for i in inside]
+    in_groups_(add_, by_kind(group), group, [values[i] for i in inside])
     return out

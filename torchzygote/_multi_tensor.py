@@ -8,38 +8,37 @@ through the ordinary operators, one tensor at a time, and so do sparse tensors.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ._metadata import Metadata, by_kind, metadata_of
 from ._operators import NEGATIVE, OPERATORS, Number, Operator
-from ._overlap import all_apart, detached_from, is_unresolved, writable
-from ._torch_private import in_forward_ad, in_functorch
+from ._overlap import all_apart, detached_from, known_apart, writable
+from ._torch_private import flatten_dense, in_forward_ad, in_functorch
 
 __all__ = [
     "apply",
     "apply_",
-    "by_kind",
     "clone_all",
     "copy_all",
     "describe",
     "flatten",
+    "in_groups",
+    "in_groups_",
     "parts_of",
+    "plain",
     "recorded",
 ]
 
 Operand = Number | Tensor | list[Tensor] | tuple[float, float]  # the last for clipping
 
 
-# For map, which asks hundreds of tensors in a third of the time of a loop.
-_dim = Tensor.dim
-_dtype, _layout, _device, _is_cpu, _requires_grad, _shape = map(
-    operator.attrgetter, ("dtype", "layout", "device", "is_cpu", "requires_grad", "shape")
-)
-
 Label = Callable[[int], str]
+
+_requires_grad: Callable[[Any], bool] = operator.attrgetter("requires_grad")
 
 
 def _position(i: int) -> str:
@@ -55,24 +54,11 @@ def describe(x: Tensor) -> str:
 # -- what can go together ------------------------------------------------------------------------------------
 
 
-def by_kind(xs: Sequence[Tensor]) -> list[list[int]]:
-    """Positions of the tensors of each device and dtype."""
-    if not xs:
-        return []
-    device, dtype = xs[0].device, xs[0].dtype
-    if all(x.dtype is dtype and x.device == device for x in xs):
-        return [list(range(len(xs)))]
-    groups: dict[Any, list[int]] = {}
-    for i, x in enumerate(xs):
-        groups.setdefault((x.device, x.dtype), []).append(i)
-    return list(groups.values())
-
-
 def recorded(tensors: Iterable[Tensor]) -> bool:
     """Whether an operation on one of ``tensors`` is differentiated or batched by anybody."""
     if in_functorch() or in_forward_ad():
         return True
-    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    return torch.is_grad_enabled() and any(map(_requires_grad, tensors))
 
 
 def _operands(xs: list[Tensor], right: Operand) -> list[Tensor]:
@@ -94,26 +80,25 @@ def _together(op: Operator, xs: list[Tensor], right: Operand) -> bool:
     )
 
 
-def _alike(xs: list[Tensor], right: Operand) -> bool:
-    """The common case, told fast: dense, all of one kind, pairs of one shape, and nothing is recorded."""
-    if not xs or in_functorch() or in_forward_ad() or isinstance(right, complex):
-        return False
-    first, tape = xs[0], torch.is_grad_enabled()
-    if not (first.is_floating_point() or first.is_complex()):
-        return False
+def plain(xs: list[Tensor], right: Operand) -> tuple[Metadata, Metadata | None] | None:
+    """What ``xs`` and a list of operands are, in the common case.
+
+    All are dense and not recorded, and each fits its operand as it is.
+    """
+    mine = None if isinstance(right, complex) else metadata_of(xs)
+    if mine is None or not mine.common or mine.recorded():
+        return None
+    if isinstance(right, list):
+        theirs = metadata_of(right)
+        if theirs is None or not mine.fits(theirs) or not theirs.common or theirs.recorded():
+            return None
+        return mine, theirs
     if isinstance(right, Tensor):
-        if right.is_complex() or (tape and right.requires_grad):
-            return False
-        if right.dtype is not first.dtype and any(map(operator.not_, map(_dim, xs))):
-            return False  # the dtypes of 0-dim tensors may be promoted
-    tensors = xs + right if isinstance(right, list) else xs
-    return (
-        {first.dtype}.issuperset(map(_dtype, tensors))
-        and {torch.strided}.issuperset(map(_layout, tensors))
-        and (all(map(_is_cpu, tensors)) if first.is_cpu else {first.device}.issuperset(map(_device, tensors)))
-        and not (tape and any(map(_requires_grad, tensors)))
-        and (not isinstance(right, list) or list(map(_shape, xs)) == list(map(_shape, right)))
-    )
+        if right.is_complex() or (right.requires_grad and torch.is_grad_enabled()):
+            return None
+        if mine.has_0dim and {right.dtype} != set(mine.dtypes):
+            return None  # the dtypes of 0-dim tensors may be promoted
+    return mine, None
 
 
 def _at(operand: Operand, where: list[int]) -> Operand:
@@ -142,8 +127,9 @@ def apply(op: Operator, xs: list[Tensor], right: Operand, label: Label = _positi
 
     ``label(i)`` says in an error which ``x`` it is about.
     """
-    if _alike(xs, right):
-        return list(op.many(xs, _for_many(xs, right)))
+    known = plain(xs, right)
+    if known is not None:
+        return in_groups(op.many, known[0].groups, xs, right)
     _check(op, xs, right, label, in_place=False)
     dense = [
         i
@@ -163,11 +149,9 @@ def apply(op: Operator, xs: list[Tensor], right: Operand, label: Label = _positi
         for i in promoted:  # the multi-tensor calls don't, or compute in a narrower dtype
             out[i] = op.one(xs[i], right)
         dense = [i for i in dense if out[i] is None]
-    for among in by_kind([xs[i] for i in dense]):
-        where = [dense[i] for i in among]
-        group = [xs[i] for i in where]
-        for i, y in zip(where, op.many(group, _for_many(group, _at(right, where))), strict=True):
-            out[i] = y
+    group = [xs[i] for i in dense]
+    for i, y in zip(dense, in_groups(op.many, by_kind(group), group, _at(right, dense)), strict=True):
+        out[i] = y
     return out
 
 
@@ -177,15 +161,12 @@ def apply_(op: Operator, xs: list[Tensor], right: Operand, label: Label = _posit
     What can't be written into is replaced: see ``_overlap``. Errors come before anything is written.
     """
     assert op.many_ is not None
-    if not _alike(xs, right):
+    known = plain(xs, right)
+    if known is None:
         _check(op, xs, right, label, in_place=True)
-    elif all_apart(xs, _others(xs, right) if isinstance(right, list) else ()):
-        try:
-            op.many_(xs, _for_many(xs, right))
-            return xs
-        except RuntimeError:  # before anything was written
-            if not any(map(is_unresolved, xs)):
-                raise
+    elif _apart(xs, right, *known):
+        in_groups_(op.many_, known[0].groups, xs, right)
+        return xs
     if recorded(_operands(xs, right)):
         return [y.to(x.dtype) for x, y in zip(xs, apply(op, xs, right), strict=True)]
     out = list(xs)
@@ -196,11 +177,45 @@ def apply_(op: Operator, xs: list[Tensor], right: Operand, label: Label = _posit
         right = right.clone()  # it may be part of one that is written to
     for i, y in zip(replaced, apply(op, [xs[i] for i in replaced], _at(right, replaced)), strict=True):
         out[i] = y.to(xs[i].dtype)
-    for among in by_kind([xs[i] for i in inside]):
-        where = [inside[i] for i in among]
-        group = [xs[i] for i in where]
-        op.many_(group, _for_many(group, _at(right, where)))
+    group = [xs[i] for i in inside]
+    in_groups_(op.many_, by_kind(group), group, _at(right, inside))
     return out
+
+
+def in_groups(
+    fn: Callable[..., Any], groups: list[list[int]], xs: list[Tensor], right: Operand
+) -> list[Tensor]:
+    """One call per group of positions."""
+    if len(groups) == 1:
+        return list(fn(xs, _for_many(xs, right)))
+    out: list[Any] = [None] * len(xs)
+    for where in groups:
+        group = [xs[i] for i in where]
+        for i, y in zip(where, fn(group, _for_many(group, _at(right, where))), strict=True):
+            out[i] = y
+    return out
+
+
+def in_groups_(fn: Callable[..., Any], groups: list[list[int]], xs: list[Tensor], right: Operand) -> None:
+    """One call per group of positions, for what it writes."""
+    if len(groups) == 1:
+        fn(xs, _for_many(xs, right))
+        return
+    if isinstance(right, Tensor):
+        right = right.clone()  # one of the tensors that an earlier call writes to may be this very one
+    for where in groups:
+        group = [xs[i] for i in where]
+        fn(group, _for_many(group, _at(right, where)))
+
+
+def _apart(xs: list[Tensor], right: Operand, mine: Metadata, theirs: Metadata | None) -> bool:
+    """Whether ``xs`` can be written into before ``right`` is read: but for what is combined with itself."""
+    if not isinstance(right, list):
+        return known_apart(xs, mine)
+    if known_apart(xs, mine, right, theirs):
+        return True
+    others = [y for x, y in zip(xs, right, strict=True) if y is not x]
+    return len(others) < len(xs) and (all_apart(xs, others) if others else known_apart(xs, mine))
 
 
 def _beside_dense(op: Operator, xs: list[Tensor], right: list[Tensor]) -> list[Tensor]:
@@ -209,13 +224,6 @@ def _beside_dense(op: Operator, xs: list[Tensor], right: list[Tensor]) -> list[T
         y if _is_strided(y) or not _is_strided(x) or (op.symbol in "+-" and y.is_sparse) else y.to_dense()
         for x, y in zip(xs, right, strict=True)
     ]
-
-
-def _others(xs: list[Tensor], right: list[Tensor]) -> list[Tensor]:
-    """The operands that aren't the very value that they are combined with."""
-    if any(map(operator.is_, xs, right)):
-        return [y for x, y in zip(xs, right, strict=True) if y is not x]
-    return right
 
 
 def _is_strided(x: Tensor) -> bool:
@@ -289,15 +297,12 @@ def _unfit_dtype(op: Operator, x: Tensor, y: Any, label: str) -> TypeError:
 def clone_all(xs: list[Tensor]) -> list[Tensor]:
     """Copies with memory of their own."""
     many = getattr(torch, "_foreach_clone", None)  # newer than the oldest PyTorch that we support
-    if many is not None and _alike(xs, 1):
-        return list(many(xs))
+    known = plain(xs, 1)
+    if many is not None and known is not None:
+        return in_groups(lambda group, _: many(group), known[0].groups, xs, 1)
     if many is None or recorded(xs) or not all(map(_is_strided, xs)):
         return [x.clone() for x in xs]
-    out: list[Any] = [None] * len(xs)
-    for where in by_kind(xs):
-        for i, y in zip(where, many([xs[i] for i in where]), strict=True):
-            out[i] = y
-    return out
+    return in_groups(lambda group, _: many(group), by_kind(xs), xs, 1) if xs else []
 
 
 # -- one vector ----------------------------------------------------------------------------------------------
@@ -307,6 +312,9 @@ def flatten(xs: list[Tensor]) -> Tensor:
     """All elements in one new vector, on the device of the first."""
     if not xs:
         return torch.zeros(0)
+    known = plain(xs, 1)
+    if known is not None and known[0].solid and len(xs) > 1 and len(set(known[0].devices)) == 1:
+        return flatten_dense(xs)
     dense = [x if _is_strided(x) else x.to_dense() for x in xs]
     device = dense[0].device
     return torch.cat([x.reshape(-1).to(device) for x in dense])
@@ -314,12 +322,15 @@ def flatten(xs: list[Tensor]) -> Tensor:
 
 def parts_of(vector: Tensor, xs: list[Tensor]) -> list[Tensor]:
     """Consecutive parts of ``vector`` in the shapes of the tensors; views."""
-    parts = torch.split(vector, [x.numel() for x in xs])
-    return [part.view(x.shape) for part, x in zip(parts, xs, strict=True)]
+    known = metadata_of(xs)
+    numels = [x.numel() for x in xs] if known is None else known.numels
+    shapes = [x.shape for x in xs] if known is None else known.shapes
+    return list(map(Tensor.view, torch.split(vector, numels), shapes))
 
 
 def copy_all(dst: list[Tensor], src: list[Tensor]) -> None:
     """Write each tensor into its fellow, which can be written into; nothing is recorded."""
+    known = metadata_of(dst)
     with torch.no_grad():
-        for where in by_kind(dst):
+        for where in by_kind(dst) if known is None else known.groups:
             torch._foreach_copy_([dst[i] for i in where], [src[i] for i in where])

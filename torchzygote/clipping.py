@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._call_options import check_flags
-from ._multi_tensor import apply, apply_, by_kind, describe, recorded
+from ._metadata import Metadata, by_kind
+from ._multi_tensor import apply, apply_, describe, plain, recorded
 from ._operators import OPERATORS, Operator
 from ._torch_private import group_by_device_and_dtype
 
 __all__ = ["clip_norm", "clip_value", "finite", "total_norm", "value_bounds"]
+
+_dtype: Callable[[Any], torch.dtype] = attrgetter("dtype")
 
 _HALF = (torch.float16, torch.bfloat16, torch.complex32)
 
@@ -30,13 +34,15 @@ _HALF = (torch.float16, torch.bfloat16, torch.complex32)
 def total_norm(xs: list[Tensor], norm_type: float = 2.0, error_if_nonfinite: bool = False) -> Tensor:
     """The norm of all elements together, on the device of the first tensor, without host synchronization."""
     norm_type = _order(norm_type)
-    xs = [_elements(x, norm_type) for x in xs]
-    if math.isinf(norm_type):
-        xs = [x for x in xs if x.numel() > 0]  # an empty tensor has no largest element
+    found = plain(xs, 1)
+    known = None if found is None or (norm_type == 0 and found[0].has_complex) else found[0]
+    if known is None:
+        xs = [_elements(x, norm_type) for x in xs]
+    if math.isinf(norm_type) and (known is None or not all(known.numels)):
+        xs, known = [x for x in xs if x.numel() > 0], None  # an empty tensor has no largest element
     if not xs:
         return torch.tensor(0.0)
-    device = xs[0].device
-    norms = [norm.to(device) for norm in _norms(xs, norm_type)]
+    norms = _norms(xs, norm_type, known)
     total: Tensor = torch.linalg.vector_norm(torch.stack(norms), norm_type)
     if error_if_nonfinite and not bool(torch.isfinite(total)):
         raise RuntimeError(
@@ -64,15 +70,17 @@ def _elements(x: Tensor, norm_type: float = 2.0) -> Tensor:
     return x.to_dense()
 
 
-def _norms(xs: list[Tensor], norm_type: float) -> list[Tensor]:
-    if recorded(xs):
-        return [torch.linalg.vector_norm(x, norm_type, dtype=_wide(x)) for x in xs]
-    first = xs[0]
-    alike = all(x.dtype is first.dtype and x.device == first.device for x in xs)
+def _norms(xs: list[Tensor], norm_type: float, known: Metadata | None) -> list[Tensor]:
+    """The norm of each, on the device of the first; not always in their order."""
+    device = xs[0].device
+    if known is None and recorded(xs):
+        return [torch.linalg.vector_norm(x, norm_type, dtype=_wide(x)).to(device) for x in xs]
+    if len(by_kind(xs) if known is None else known.groups) == 1:
+        return list(torch._foreach_norm(xs, norm_type, dtype=_wide(xs[0])))
     norms: list[Tensor] = []
-    for group in [xs] if alike else group_by_device_and_dtype(xs):
+    for group in group_by_device_and_dtype(xs):
         norms.extend(torch._foreach_norm(group, norm_type, dtype=_wide(group[0])))
-    return norms
+    return [norm.to(device) for norm in norms]
 
 
 def _wide(x: Tensor) -> torch.dtype | None:
@@ -84,10 +92,14 @@ def _wide(x: Tensor) -> torch.dtype | None:
 def finite(xs: list[Tensor]) -> list[bool]:
     """Whether all elements of each tensor are finite; one host synchronization for all."""
     found = [True] * len(xs)
-    real = {i: _elements(x.detach()) for i, x in enumerate(xs) if x.is_floating_point() or x.is_complex()}
-    where = [i for i, x in real.items() if x.numel() > 0]
-    filled = [real[i] for i in where]
-    filled = [torch.view_as_real(x.resolve_conj()) if x.is_complex() else x for x in filled]
+    known = plain(xs, 1)
+    if known is not None and all(known[0].numels) and not known[0].has_complex:
+        where, filled = list(range(len(xs))), xs
+    else:
+        real = {i: _elements(x.detach()) for i, x in enumerate(xs) if x.is_floating_point() or x.is_complex()}
+        where = [i for i, x in real.items() if x.numel() > 0]
+        filled = [real[i] for i in where]
+        filled = [torch.view_as_real(x.resolve_conj()) if x.is_complex() else x for x in filled]
     groups = by_kind(filled)
     # the largest modulus is finite exactly if all are
     largest = [torch.stack(torch._foreach_norm([filled[i] for i in group], math.inf)) for group in groups]
@@ -126,11 +138,12 @@ def _narrowed(x: Tensor, y: Tensor) -> bool:
 
 def clip_value(xs: list[Tensor], bounds: tuple[float, float], in_place: bool) -> list[Tensor]:
     """The tensors with each element moved into the bounds."""
-    for x in xs:
-        if x.is_complex():
+    for dtype in set(map(_dtype, xs)):
+        if dtype.is_complex:
+            first = next(x for x in xs if x.dtype is dtype)
             raise TypeError(
-                f"clip_value: expected real values, got {describe(x)}; complex numbers have no order, but "
-                "clip_norm scales them"
+                f"clip_value: expected real values, got {describe(first)}; complex numbers have no order, "
+                "but clip_norm scales them"
             )
     return (apply_ if in_place else apply)(_CLAMP, xs, bounds)
 

@@ -5,11 +5,12 @@ Knows nothing of where its values come from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, MutableMapping, ValuesView
 from typing import Any, TypeVar
 
 from torch import Tensor
 
+from ._arithmetic import Arithmetic
 from ._entries import TENSOR_TYPES, as_tensor, equal, missing, pairs, scalar, show, version_of, zeros_of
 from ._holder import Holder
 from ._multi_tensor import apply, apply_, clone_all, describe
@@ -19,8 +20,10 @@ __all__ = ["GradDict"]
 
 Self = TypeVar("Self", bound="GradDict")
 
+_NONE = frozenset({type(None)})
 
-class GradDict(Holder, MutableMapping[Tensor, Any]):
+
+class GradDict(Holder, Arithmetic, MutableMapping[Tensor, Any]):
     """A mapping from tensor to value that goes by the identity of its keys, with arithmetic.
 
     Parameters
@@ -68,9 +71,6 @@ class GradDict(Holder, MutableMapping[Tensor, Any]):
     ``Grads`` in Zygote.jl, https://fluxml.ai/Zygote.jl/stable/utils/
     """
 
-    # NumPy leaves `np.float64(2) * g` to __rmul__.
-    __array_ufunc__ = None
-
     _keys: dict[int, Tensor]
     _values: dict[int, Any]  # in the order of the keys
     # Keys that others rely on are never written to: changes are then made to a copy.
@@ -93,19 +93,27 @@ class GradDict(Holder, MutableMapping[Tensor, Any]):
 
     def __setitem__(self, key: Tensor, value: Any) -> None:
         if id(key) not in self._keys:
-            if not isinstance(key, Tensor):
-                raise TypeError(
-                    f"{type(self).__name__}: expected a tensor as key, got a {type(key).__name__}"
-                )
+            self._check_new(key)
             self._before_key_change()
             self._keys[id(key)] = key
         self._values[id(key)] = value
+
+    def _check_new(self, key: Any) -> None:
+        """Refuse what can't become a key."""
+        if not isinstance(key, Tensor):
+            raise TypeError(f"{type(self).__name__}: expected a tensor as key, got a {type(key).__name__}")
 
     def __delitem__(self, key: Tensor) -> None:
         if id(key) not in self._keys:
             raise KeyError(f"{type(self).__name__}: {missing(key)}")
         self._before_key_change()
         del self._keys[id(key)], self._values[id(key)]
+
+    def items(self) -> ItemsView[Tensor, Any]:
+        return _Items(self)
+
+    def values(self) -> ValuesView[Any]:
+        return _Values(self)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -129,7 +137,7 @@ class GradDict(Holder, MutableMapping[Tensor, Any]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Mapping):
             return NotImplemented
-        theirs = {id(key): value for key, value in other.items()}
+        theirs = dict(zip(map(id, other.keys()), other.values(), strict=True))
         return self._keys.keys() == theirs.keys() and all(
             equal(value, theirs[key]) for key, value in self._values.items()
         )
@@ -160,6 +168,8 @@ class GradDict(Holder, MutableMapping[Tensor, Any]):
 
     def copy(self: Self) -> Self:
         """A copy with the same keys, whose values have memory of their own."""
+        if TENSOR_TYPES.issuperset(map(type, self._values.values())):
+            return self._like(clone_all(list(self._values.values())))
         tensors = {key: v for key, v in self._values.items() if isinstance(v, Tensor)}
         copies = dict(zip(tensors, clone_all(list(tensors.values())), strict=True))
         return self._like((self._values | copies).values())
@@ -190,10 +200,21 @@ class GradDict(Holder, MutableMapping[Tensor, Any]):
         >>> list(GradDict({v: 1}).merge_({w: 2}, {v: 3}).values())
         [3, 2]
         """
-        given = [list(pairs(other, f"merge_: argument {i}")) for i, other in enumerate(others)]
-        merged = GradDict(entry for entries in given for entry in entries)  # refuses what is no key
-        for key, value in merged.items():
-            self[key] = value
+        given = [
+            other if isinstance(other, GradDict) else GradDict(pairs(other, f"merge_: argument {i}"))
+            for i, other in enumerate(others)
+        ]
+        more = [each for each in given if each._keys is not self._keys]
+        more = [each for each in more if not each._keys.keys() <= self._keys.keys()]
+        for each in more:
+            for key in each._keys.keys() - self._keys.keys():
+                self._check_new(each._keys[key])
+        if more:
+            self._before_key_change()
+        for each in more:
+            self._keys.update(each._keys)
+        for each in given:
+            self._values.update(each._values)
         return self
 
     # -- elementwise functions ----------------------------------------------------------------------------
@@ -214,7 +235,7 @@ class GradDict(Holder, MutableMapping[Tensor, Any]):
         >>> GradDict({w: torch.tensor([-2., 0., 2.])}).map(lambda g: g.clamp(-1, 1))[w]
         tensor([-1.,  0.,  1.])
         """
-        columns = [self._operand(other, "map") for other in others]
+        columns = [self._without_none(self._operand(other, "map")) for other in others]
         return self._like([fn(*row) for row in zip(self._tensors(), *columns, strict=True)])
 
     def map_(self: Self, fn: Callable[..., Any], *others: Mapping[Tensor, Any]) -> Self:
@@ -257,13 +278,13 @@ class GradDict(Holder, MutableMapping[Tensor, Any]):
         >>> g[w]
         tensor([1., 2.])
         """
-        columns = [self._operand(other, "foreach") for other in others]
+        columns = [self._without_none(self._operand(other, "foreach")) for other in others]
+        lacking = [key for key, value in self._values.items() if value is None]
         values = self._tensors()
-        fresh = [
-            (key, zeros, version_of(zeros))
-            for (key, value), zeros in zip(self._values.items(), values, strict=True)
-            if value is None
-        ]
+        fresh = []
+        if lacking:
+            at = dict(zip(self._keys, values, strict=True))
+            fresh = [(key, at[key], version_of(at[key])) for key in lacking]
         try:
             for row in zip(values, *columns, strict=True):
                 fn(*row)
@@ -277,24 +298,23 @@ class GradDict(Holder, MutableMapping[Tensor, Any]):
         return self._without_none(list(self._values.values()))
 
     def _without_none(self, values: list[Any]) -> list[Any]:
-        if TENSOR_TYPES.issuperset(map(type, values)):
+        if _NONE.isdisjoint(map(type, values)):
             return values
         entries = zip(self._keys.values(), values, strict=True)
         return [zeros_of(key) if value is None else value for key, value in entries]
 
     def _operand(self, other: Mapping[Tensor, Any], symbol: str) -> list[Any]:
-        """The values of ``other`` in the order of our keys, zeros for ``None``."""
+        """The values of ``other`` in the order of our keys."""
         if isinstance(other, GradDict) and other._keys is self._keys:
-            return self._without_none(list(other._values.values()))
-        theirs = self._matching(other, symbol)
-        return self._without_none([theirs[key] for key in self._keys])
+            return list(other._values.values())
+        return self._matching(other, symbol)
 
-    def _matching(self, other: Mapping[Tensor, Any], symbol: str) -> dict[int, Any]:
-        """The values of ``other`` by the ids of its keys, which are ours."""
+    def _matching(self, other: Mapping[Tensor, Any], symbol: str) -> list[Any]:
+        """The values of ``other``, whose keys are ours, in our order."""
         if isinstance(other, GradDict):
             theirs = other._values
         elif isinstance(other, Mapping):
-            theirs = {id(key): value for key, value in other.items()}
+            theirs = dict(zip(map(id, other.keys()), other.values(), strict=True))
         else:
             raise TypeError(f"{symbol}: expected mappings with the same keys, got a {type(other).__name__}")
         if theirs.keys() != self._keys.keys():
@@ -304,7 +324,7 @@ class GradDict(Holder, MutableMapping[Tensor, Any]):
                 f"{symbol}: expected mappings with the same keys, got {len(self)} on the left and "
                 f"{len(theirs)} on the right: the left lacks {left} of them, the right lacks {right}"
             )
-        return theirs
+        return list(map(theirs.__getitem__, self._keys))
 
     def _right(self, other: object, symbol: str) -> Any:
         """The right operand as the multi-tensor calls take it; ``NotImplemented`` for what isn't one."""
@@ -313,12 +333,16 @@ class GradDict(Holder, MutableMapping[Tensor, Any]):
         return scalar(other, symbol)
 
     def _left(self, symbol: str) -> list[Tensor]:
-        return self._as_tensors(self._tensors(), symbol)
+        return self._as_tensors(list(self._values.values()), symbol)
 
     def _as_tensors(self, values: list[Any], symbol: str) -> list[Tensor]:
+        """The values as operands, zeros for ``None``; themselves, where they are."""
         if TENSOR_TYPES.issuperset(map(type, values)):
             return values
-        return [as_tensor(v, key, symbol) for v, key in zip(values, self._keys.values(), strict=True)]
+        return [
+            zeros_of(key) if value is None else as_tensor(value, key, symbol)
+            for key, value in zip(self._keys.values(), values, strict=True)
+        ]
 
     def _nth_label(self, i: int) -> str:
         return self._label(list(self._keys)[i])
@@ -333,8 +357,11 @@ class GradDict(Holder, MutableMapping[Tensor, Any]):
         right = self._right(other, f"{symbol}=")
         if right is NotImplemented:
             return right  # type: ignore[no-any-return]
-        values = apply_(OPERATORS[symbol], self._left(symbol), right, self._nth_label)
-        self._values = dict(zip(self._keys, values, strict=True))
+        values = list(self._values.values())
+        left = self._as_tensors(values, symbol)
+        results = apply_(OPERATORS[symbol], left, right, self._nth_label)
+        if results is not values:  # some are replaced
+            self._values.update(zip(self._keys, results, strict=True))
         return self
 
     def _reflected(self: Self, symbol: str, other: object) -> Self:
@@ -349,50 +376,23 @@ class GradDict(Holder, MutableMapping[Tensor, Any]):
     def __neg__(self: Self) -> Self:
         return self._like(apply(NEGATIVE, self._left("-"), 1))
 
-    def __add__(self: Self, other: object) -> Self:
-        return self._combined("+", other)
 
-    def __sub__(self: Self, other: object) -> Self:
-        return self._combined("-", other)
+class _Items(ItemsView[Tensor, Any]):
+    """The entries, without a lookup for each."""
 
-    def __mul__(self: Self, other: object) -> Self:
-        return self._combined("*", other)
+    _mapping: GradDict
 
-    def __truediv__(self: Self, other: object) -> Self:
-        return self._combined("/", other)
+    def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
+        return zip(self._mapping._keys.values(), self._mapping._values.values(), strict=True)
 
-    def __pow__(self: Self, other: object) -> Self:
-        return self._combined("**", other)
 
-    def __iadd__(self: Self, other: object) -> Self:
-        return self._combined_("+", other)
+class _Values(ValuesView[Any]):
+    """The values, without a lookup for each."""
 
-    def __isub__(self: Self, other: object) -> Self:
-        return self._combined_("-", other)
+    _mapping: GradDict
 
-    def __imul__(self: Self, other: object) -> Self:
-        return self._combined_("*", other)
-
-    def __itruediv__(self: Self, other: object) -> Self:
-        return self._combined_("/", other)
-
-    def __ipow__(self: Self, other: object) -> Self:
-        return self._combined_("**", other)
-
-    def __radd__(self: Self, other: object) -> Self:
-        return self._reflected("+", other)
-
-    def __rsub__(self: Self, other: object) -> Self:
-        return self._reflected("-", other)
-
-    def __rmul__(self: Self, other: object) -> Self:
-        return self._reflected("*", other)
-
-    def __rtruediv__(self: Self, other: object) -> Self:
-        return self._reflected("/", other)
-
-    def __rpow__(self: Self, other: object) -> Self:
-        return self._reflected("**", other)
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._mapping._values.values())
 
 
 def _rebuild(kind: type[GradDict], keys: list[Tensor], values: list[Any]) -> GradDict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -10,10 +11,10 @@ from torch import Tensor
 
 from ._arguments import type_name
 from ._call_options import check_flags
-from ._entries import as_tensor
-from ._grad_fields import added_into, factor_of, fitting
-from ._multi_tensor import apply, clone_all, flatten
-from ._operators import OPERATORS
+from ._entries import TENSOR_TYPES, as_tensor, missing
+from ._grad_fields import accumulated, check_entry, factor_of, fitting
+from ._members import checked
+from ._multi_tensor import clone_all, flatten
 from .clipping import clip_norm, clip_value, finite, total_norm, value_bounds
 from .graddict import GradDict
 from .params import Params
@@ -87,8 +88,7 @@ class Grads(GradDict):
         self._keys_shared = True
         if type(values) is not list:
             if isinstance(values, Mapping):
-                theirs = self._matching(values, "Grads")
-                values = [theirs[key] for key in self._keys]
+                values = self._matching(values, "Grads")
             elif isinstance(values, (Tensor, np.ndarray)) or not isinstance(values, Iterable):
                 raise TypeError(
                     "Grads: values: expected a sequence with a value for each parameter, or a mapping, got "
@@ -113,14 +113,27 @@ class Grads(GradDict):
     def _label(self, key: int) -> str:
         return self._names.get(key) or super()._label(key)
 
+    def __setitem__(self, key: Tensor, value: Any) -> None:
+        if id(key) not in self._keys:
+            super()._check_new(key)
+            raise KeyError(f"Grads: {missing(key)}; only merge_ adds entries for what is not in params")
+        check_entry(value, key, self._values[id(key)], self._label)
+        self._values[id(key)] = value
+
+    def _check_new(self, key: Any) -> None:
+        super()._check_new(key)
+        checked(key)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.params.copy(), list(self._values.values()))
 
     def merge_(self: Self, *others: Mapping[Tensor, Any]) -> Self:
         """Take over the entries of other mappings, with their names; see :meth:`GradDict.merge_`."""
-        named = self.params._union(other.params for other in others if isinstance(other, Grads))
+        count = len(self._keys)
         super().merge_(*others)
-        self._names = named._names
+        if len(self._keys) > count:
+            before = Params._of(dict(islice(self._keys.items(), count)), self._names)
+            self._names = before._union(other.params for other in others if isinstance(other, Grads))._names
         return self
 
     def named(self) -> dict[str, Any]:
@@ -150,7 +163,9 @@ class Grads(GradDict):
     # -- norms and clipping -------------------------------------------------------------------------------
 
     def _present(self) -> dict[int, Tensor]:
-        """What isn't ``None``, as tensors."""
+        """What isn't ``None``, as tensors; not to be changed."""
+        if TENSOR_TYPES.issuperset(map(type, self._values.values())):
+            return self._values
         return {
             key: value if type(value) is Tensor else as_tensor(value, self._keys[key], "Grads")
             for key, value in self._values.items()
@@ -229,7 +244,7 @@ class Grads(GradDict):
         """
         present = self._present()
         values, total = clip_norm(list(present.values()), max_norm, norm_type, error_if_nonfinite, True)
-        self._values.update(zip(present, values, strict=True))
+        self._values.update(zip(list(present), values, strict=True))
         return total
 
     def clip_norm(
@@ -263,8 +278,7 @@ class Grads(GradDict):
         >>> gradient(lambda: (w**2).sum() / 2, Params([w])).clip_value_(1.0)[w]
         tensor([ 1., -1.])
         """
-        clipped = self._clipped_value(lo, hi, in_place=True)
-        self._values.update(clipped)
+        self._values.update(self._clipped_value(lo, hi, in_place=True))
         return self
 
     def clip_value(self: Self, lo: float, hi: float | None = None) -> Self:
@@ -325,7 +339,7 @@ class Grads(GradDict):
         >>> w.grad, w
         (tensor([2., 4.]), tensor([0.5000, 1.0000], requires_grad=True))
         """
-        params, values = fitting("assign_", self._keys, self._present(), self._label)
+        params, values, _ = fitting("assign_", self._keys, self._present(), self._label)
         check_flags(share=share)
         if not share:
             values = clone_all(values)
@@ -359,14 +373,12 @@ class Grads(GradDict):
         >>> w.grad
         tensor([5.5000, 5.5000])
         """
-        params, values = fitting("accumulate_", self._keys, self._present(), self._label)
-        factor = factor_of(weight, params)
-        first = [i for i, p in enumerate(params) if p.grad is None]
-        more = [i for i, p in enumerate(params) if p.grad is not None]
-        scaled = apply(OPERATORS["*"], [values[i] for i in first], factor)
-        sums = added_into([params[i].grad for i in more], [values[i] for i in more], factor, values)
-        for i, grad in zip(first + more, scaled + sums, strict=True):
-            params[i].grad = grad.to(params[i].dtype)
+        params, values, known = fitting("accumulate_", self._keys, self._present(), self._label)
+        grads = [p.grad for p in params]
+        totals = accumulated(grads, values, factor_of(weight, params), known)
+        for p, grad, total in zip(params, grads, totals, strict=True):
+            if total is not grad:
+                p.grad = total.to(p.dtype)
 
     def to_vector(self) -> Tensor:
         """All values in one new vector, in the order of ``params``, each in row-major order.

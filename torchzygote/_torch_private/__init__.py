@@ -82,6 +82,7 @@ from .structures import names_of_fields
 from .surveys import Survey, coarsest, hides_another, is_compiled_function, survey
 from .tensors import (
     alike,
+    flatten_dense,
     group_by_device_and_dtype,
     memory_holders,
     no_torch_function,
@@ -141,6 +142,7 @@ __all__ = [
     "dynamo_is_loaded",
     "enable_optimized_scripts",
     "exchange",
+    "flatten_dense",
     "forget_exchanged",
     "forward_mode_enabled",
     "functorch_depth",

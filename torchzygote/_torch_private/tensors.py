@@ -13,6 +13,7 @@ from torch.utils import _foreach_utils
 
 __all__ = [
     "alike",
+    "flatten_dense",
     "group_by_device_and_dtype",
     "memory_holders",
     "no_torch_function",
@@ -97,12 +98,23 @@ def memory_holders(x: Tensor) -> int:
     return _use_count(storage._cdata) - storage.resizable()
 
 
-def alike(example: Tensor) -> Callable[[object], bool]:
-    """A function that tells whether a value is a tensor with all of the example's metadata.
+def alike(*examples: Tensor) -> Callable[..., bool]:
+    """A function that tells whether as many values are tensors with all of the examples' metadata.
 
     Type, dtype, shape, strides, device, ``requires_grad`` and dispatch keys (which wrappers of ``torch.func``
-    and modes change), in one call: an eighth of a microsecond, where the public names take half of one.
+    and modes change), in one call: an eighth of a microsecond, where the public names take half of one; of a
+    thousand, a twentieth of one each. ``False`` where one of them comes twice. Neither the examples nor the
+    values may be without strides, as nested tensors are: that ends the process.
     """
     make: Any = TensorGuards  # its stub lacks the tensors
-    check: Callable[[object], bool] = make(example, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+    check: Callable[..., bool] = make(*examples, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
     return check
+
+
+def flatten_dense(xs: list[Tensor]) -> Tensor:
+    """All elements of dense tensors of one device in one vector, which is a view where there is one tensor.
+
+    A third of the time of ``reshape`` for each and ``cat``; no public name takes a list.
+    """
+    flat: Tensor = torch._C._nn.flatten_dense_tensors(xs)
+    return flat
