@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,28 +17,7 @@ from ._multi_tensor import apply, describe, in_groups_, plain, recorded
 from ._operators import OPERATORS
 from ._overlap import known_apart, writable
 
-__all__ = ["accumulated", "check_entry", "factor_of", "fitting"]
-
-
-def check_entry(value: Any, key: Tensor, held: Any, label: Callable[[int], str]) -> None:
-    """Refuse a value that is no derivative by ``key``, nor another one of what is ``held`` there now.
-
-    A derivative has the shape of ``key``, or is the rows of a Jacobian; numbers and ``None`` fit all.
-    """
-    if not isinstance(value, Tensor) and not (isinstance(value, np.ndarray) and value.ndim > 0):
-        return
-    try:
-        shape, own = tuple(value.shape), tuple(key.shape)
-        row = (key.numel(),) if own else ()
-        was = tuple(held.shape) if isinstance(held, (Tensor, np.ndarray)) else own
-    except (RuntimeError, ValueError):  # of nested tensors, and of the parameters of lazy modules
-        return
-    if shape not in (own, was) and not (len(shape) > 0 and shape[1:] == row):
-        rows = f"(rows, {row[0]})" if row else "(rows,)"
-        raise ValueError(
-            f"Grads: expected a value of the shape of {label(id(key))}, {own}, or the rows of a Jacobian, "
-            f"{rows}, got shape {shape}"
-        )
+__all__ = ["accumulated", "factor_of", "fitting"]
 
 
 def fitting(

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ._arguments import type_name
 from ._call_options import check_flags
-from ._entries import TENSOR_TYPES, as_tensor, missing
-from ._grad_fields import accumulated, check_entry, factor_of, fitting
+from ._entries import TENSOR_TYPES, as_tensor
+from ._grad_fields import accumulated, factor_of, fitting
 from ._members import checked
 from ._multi_tensor import clone_all, flatten
 from .clipping import clip_norm, clip_value, finite, total_norm, value_bounds
@@ -112,13 +112,6 @@ class Grads(GradDict):
 
     def _label(self, key: int) -> str:
         return self._names.get(key) or super()._label(key)
-
-    def __setitem__(self, key: Tensor, value: Any) -> None:
-        if id(key) not in self._keys:
-            super()._check_new(key)
-            raise KeyError(f"Grads: {missing(key)}; only merge_ adds entries for what is not in params")
-        check_entry(value, key, self._values[id(key)], self._label)
-        self._values[id(key)] = value
 
     def _check_new(self, key: Any) -> None:
         super()._check_new(key)
