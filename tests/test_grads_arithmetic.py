@@ -365,3 +365,27 @@ def test_other_arrays_are_no_operands(array: Any) -> None:
     for attempt in (lambda: g * array, lambda: array * g, lambda: mul_(g, array)):
         with pytest.raises(TypeError, match=r"expected a number, .* got an array .*of shape \(.*map applies"):
             attempt()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("number", [0.1, 1e-3, 3, 65536.0, 1e39])
+def test_numbers_are_not_rounded_to_half_precision(dtype: torch.dtype, number: float) -> None:
+    torch.manual_seed(0)
+    w, none = torch.zeros(500, dtype=dtype), torch.zeros(2, dtype=dtype)
+    value = (torch.randn(500) * 1e-3).to(dtype)
+    expected = (value.float() * number).to(dtype)
+    g = Grads(Params([w, none]), [value, None])
+    g *= number
+    torch.testing.assert_close(g[w], expected, rtol=0, atol=0)
+    if number < 1e38:
+        assert g[none].tolist() == [0, 0]
+
+
+def test_powers_too_large_for_one_of_several_dtypes_change_nothing() -> None:
+    w, h = torch.zeros(2), torch.zeros(2, dtype=torch.float16)
+    g = Grads(Params([w, h]), [torch.full((2,), 2.0), torch.full((2,), 2.0).half()])
+    with pytest.raises(RuntimeError, match="overflow"):
+        g **= 2**40
+    assert g[w].tolist() == [2, 2]
+    g **= 3
+    assert g[w].tolist() == g[h].tolist() == [8, 8]

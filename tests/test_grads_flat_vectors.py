@@ -143,3 +143,24 @@ def test_a_vector_of_one_tensor_has_memory_of_its_own() -> None:
     w = torch.ones(2, 2)
     Grads(Params([w]), [w]).to_vector().zero_()
     assert w.sum() == 4
+
+
+def test_real_and_complex_tensors_go_both_ways() -> None:
+    w = torch.tensor([1 + 2j, 3 - 1j])
+    b = torch.tensor([[0.5], [2.0]])
+    ps = Params([w, b])
+    vector = ps.to_vector()
+    assert vector.dtype is torch.complex64
+    copy_(ps, 2 * vector)
+    assert w.tolist() == [2 + 4j, 6 - 2j]
+    assert b.tolist() == [[1.0], [4.0]]
+    g = Grads(ps, [w.clone(), b.clone()])
+    copy_(g, g.to_vector() + 1)
+    assert g[b].dtype is torch.float32
+    assert g[b].tolist() == [[2.0], [5.0]]
+    before = ps.to_vector()
+    with pytest.raises(TypeError, match="real tensors among complex ones"):
+        copy_(ps, before * 1j)
+    with pytest.raises(TypeError, match="expected a dtype that holds"):
+        copy_(Params([b]), vector[:2])
+    assert torch.equal(ps.to_vector(), before)

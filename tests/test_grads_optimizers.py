@@ -121,3 +121,17 @@ def test_a_gradient_of_another_shape_than_its_parameter_has_now() -> None:
         g.accumulate_()
     assert q.grad is not None
     assert q.grad.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("filled", [True, False])
+def test_a_weight_too_large_for_half_precision(filled: bool) -> None:
+    a, h = torch.ones(2), torch.ones(2, dtype=torch.float16)
+    g = Grads(Params([a, h]), [torch.ones(2), torch.full((2,), 0.5).half()])
+    if filled:
+        a.grad, h.grad = torch.ones(2), torch.ones(2).half()
+    g.accumulate_(65536.0)
+    assert a.grad is not None
+    assert h.grad is not None
+    assert a.grad.tolist() == [65536.0 + filled] * 2
+    assert h.grad.tolist() == [32768.0] * 2
+    assert h.grad.dtype is torch.float16

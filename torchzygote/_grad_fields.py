@@ -19,6 +19,8 @@ from ._overlap import known_apart, writable
 
 __all__ = ["accumulated", "factor_of", "fitting"]
 
+_LARGEST_HALF = torch.finfo(torch.float16).max
+
 
 def fitting(
     caller: str, keys: dict[int, Tensor], present: dict[int, Tensor], label: Callable[[int], str]
@@ -72,6 +74,13 @@ def accumulated(grads: list[Any], values: list[Tensor], factor: Any, known: Meta
     return out
 
 
+def _is_too_large(factor: Any, values: list[Tensor]) -> bool:
+    """Whether PyTorch refuses it as a factor of a sum of one of these dtypes."""
+    if isinstance(factor, Tensor) or abs(factor) <= _LARGEST_HALF:
+        return False
+    return any(x.is_floating_point() and abs(factor) > torch.finfo(x.dtype).max for x in values)
+
+
 def _added_into(
     grads: list[Any], values: list[Tensor], factor: Any, mine: list[Tensor], known: Metadata | None = None
 ) -> list[Tensor]:
@@ -83,7 +92,8 @@ def _added_into(
     def add_(xs: list[Tensor], ys: Any) -> None:
         torch._foreach_add_(xs, ys, alpha=factor)
 
-    theirs = None if known is None or isinstance(factor, Tensor) else plain(grads, 1)
+    whole = isinstance(factor, Tensor) or _is_too_large(factor, values)
+    theirs = None if known is None or whole else plain(grads, 1)
     if (
         known is not None
         and theirs is not None
@@ -92,7 +102,7 @@ def _added_into(
     ):
         in_groups_(add_, theirs[0].groups, grads, values)
         return grads
-    if recorded([*grads, *values]) or isinstance(factor, Tensor):
+    if recorded([*grads, *values]) or whole:
         values, factor = apply(OPERATORS["*"], values, factor), 1
     if recorded([*grads, *values]):
         return apply(OPERATORS["+"], grads, values)

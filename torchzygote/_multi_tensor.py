@@ -162,9 +162,10 @@ def apply_(op: Operator, xs: list[Tensor], right: Operand, label: Label = _posit
     """
     assert op.many_ is not None
     known = plain(xs, right)
-    if known is None:
+    # A power may be too large for one dtype of several.
+    if known is None or (op.symbol == "**" and len(known[0].groups) > 1):
         _check(op, xs, right, label, in_place=True)
-    elif _apart(xs, right, *known):
+    if known is not None and _apart(xs, right, *known):
         in_groups_(op.many_, known[0].groups, xs, right)
         return xs
     if recorded(_operands(xs, right)):
@@ -281,7 +282,7 @@ def _check_in_place(op: Operator, xs: list[Tensor], right: Operand, label: Label
         whole = not (x.dtype.is_floating_point or x.dtype.is_complex)
         if (whole and op.symbol == "/") or not torch.can_cast(torch.result_type(x, y), x.dtype):
             raise _unfit_dtype(op, x, y, label(i))
-        if whole or x.dtype is torch.complex32:
+        if whole or x.dtype is torch.complex32 or op.symbol == "**":
             one = torch.ones(1, dtype=x.dtype, device=x.device)
             op.one(one, torch.ones(1, dtype=y.dtype, device=x.device) if isinstance(y, Tensor) else y)
 

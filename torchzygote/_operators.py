@@ -40,6 +40,13 @@ def _subtract_(xs: list[Tensor], right: Any) -> None:
         torch._foreach_sub_(xs, right)
 
 
+def _multiply_(xs: list[Tensor], right: Any) -> None:
+    if isinstance(right, (int, float)) and xs[0].dtype in _HALVES and xs[0].device.type == "cpu":
+        # PyTorch rounds the number to this dtype first, here alone (2.13).
+        right = torch.tensor(float(right), dtype=torch.float64, device="cpu").to(torch.float32)
+    torch._foreach_mul_(xs, right)
+
+
 def _power(xs: list[Tensor], right: Any) -> Sequence[Tensor]:
     return torch._foreach_pow(xs, [right] * len(xs) if isinstance(right, Tensor) else right)
 
@@ -114,7 +121,7 @@ def _raise_to(xs: list[Tensor], left: Any) -> Sequence[Tensor]:
 OPERATORS = {
     "+": Operator("+", operator.add, torch._foreach_add, torch._foreach_add_),
     "-": Operator("-", operator.sub, _subtract, _subtract_),
-    "*": Operator("*", operator.mul, torch._foreach_mul, torch._foreach_mul_),
+    "*": Operator("*", operator.mul, torch._foreach_mul, _multiply_),
     "/": Operator("/", operator.truediv, torch._foreach_div, torch._foreach_div_),
     "**": Operator("**", operator.pow, _power, _power_),
 }

@@ -124,7 +124,8 @@ def _check_dtypes(dst: list[Tensor], src: list[Tensor]) -> None:
 
 
 def _from_vector(dst: Params | Grads, xs: list[Tensor], vector: Tensor) -> None:
-    _check_dtypes(xs, [vector])
+    kinds = {x.is_complex() for x in xs} if vector.is_complex() else set()
+    _check_dtypes([x for x in xs if x.is_complex()] if len(kinds) > 1 else xs, [vector])
     if vector.layout is not torch.strided:
         vector = vector.to_dense()
     free = all_apart(xs, [vector])
@@ -133,6 +134,8 @@ def _from_vector(dst: Params | Grads, xs: list[Tensor], vector: Tensor) -> None:
     if not free and Memory(xs).meets(vector):
         vector = vector.clone()
     parts = parts_of(vector, xs)
+    if len(kinds) > 1:
+        parts = _real_where_they_are(xs, parts)
     if isinstance(dst, Grads):
         inside: Sequence[int] = [] if recorded([vector, *xs]) else range(len(xs)) if free else writable(xs)[0]
         for i in set(range(len(xs))).difference(inside):
@@ -145,6 +148,17 @@ def _from_vector(dst: Params | Grads, xs: list[Tensor], vector: Tensor) -> None:
         with torch.no_grad():
             for x, part in zip(xs, parts, strict=True):
                 x.copy_(part)
+
+
+def _real_where_they_are(xs: list[Tensor], parts: list[Tensor]) -> list[Tensor]:
+    """Of a complex vector, as ``to_vector`` makes it of real and complex ones: real parts for real ones."""
+    for x, part in zip(xs, parts, strict=True):
+        if not x.is_complex() and bool(part.detach().imag.any()):
+            raise TypeError(
+                "copy_: expected real numbers for the real tensors among complex ones, got some with an "
+                "imaginary part; nothing was written"
+            )
+    return [part if x.is_complex() else part.real for x, part in zip(xs, parts, strict=True)]
 
 
 def _check_parameters(xs: list[Tensor], vector: Tensor, free: bool) -> None:
