@@ -24,6 +24,23 @@ def test_a_row_must_be_dense(first: torch.Tensor) -> None:
     close(buf.copy().sum().item(), 6.0)
 
 
+@pytest.mark.parametrize("first", [torch.ones(3), torch.ones(3, requires_grad=True)])
+@pytest.mark.parametrize("index", [1, slice(1, 2)])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_other_kinds_of_tensors_are_refused(first: torch.Tensor, index: Any) -> None:
+    """A nested tensor ended the process where another row had been written before."""
+    buf = Buffer(first, 3, 3)
+    buf[0] = first * 2
+    layouts = (torch.strided, torch.jagged)
+    nested = [torch.nested.nested_tensor([torch.ones(3), torch.ones(2)], layout=one) for one in layouts]
+    kinds = [(one, "a nested tensor; use torch.nested.to_padded_tensor") for one in nested]
+    kinds.append((torch.nn.LazyLinear(3).weight, "an uninitialized parameter; run its lazy module"))
+    for value, words in kinds:
+        with pytest.raises(TypeError, match=f"expected a dense tensor, got {words}"):
+            buf[index] = value
+    close(buf.copy().sum().item(), 6.0)
+
+
 @pytest.mark.parametrize("like", [torch.ones(3), torch.ones(3, requires_grad=True), None])
 def test_it_may_be_pickled_and_copied_deeply(like: torch.Tensor | None) -> None:
     buf = Buffer() if like is None else Buffer(like, 2, 3)

@@ -13,12 +13,13 @@ is its module's business:
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any, overload
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ._buffer.array_form import ArrayForm
 from ._buffer.elements import ElementLog
 from ._buffer.form import model_of, shape_of
 from ._buffer.growing import ListForm, ListStore
@@ -27,7 +28,16 @@ from ._buffer.memory import MemoryStore
 from ._buffer.refusal import NotATensor, NotTensorError, refused_elements
 from ._buffer.rows import FOLD, RowLog
 from ._buffer.traced import TracedStore, out_of_place, selected
-from ._buffer.values import TEMPORARY, as_value, fit, is_plain, is_unshared_result, snapshot, value_read
+from ._buffer.values import (
+    TEMPORARY,
+    as_value,
+    fit,
+    is_plain,
+    is_unshared_result,
+    like_no_row,
+    snapshot,
+    value_read,
+)
 from ._torch_private import alike, innermost_level
 
 __all__ = ["Buffer"]
@@ -37,7 +47,7 @@ _recording = torch.is_grad_enabled
 _FOLD_MASK = FOLD - 1  # FOLD is a power of two
 
 
-class Buffer(ListForm, NotATensor):
+class Buffer(ArrayForm, ListForm, NotATensor):
     """Array whose elements may be assigned while differentiating, or growing list of tensors.
 
     Parameters
@@ -119,7 +129,7 @@ class Buffer(ListForm, NotATensor):
     def __init__(self, like: Any = None, *shape: Any, dtype: torch.dtype | None = None) -> None:
         self._frozen = False
         self._traced = torch.compiler.is_compiling()
-        self._alike: Callable[[object], bool] | None = None  # a row that was written
+        self._alike = like_no_row  # whether a value is like a row that was written
         self._rows: Any = None  # what rows may be written into: the list of a RowLog, or plain memory
         self._store: Any = None
         if like is None or (isinstance(like, list) and not like):
@@ -145,72 +155,6 @@ class Buffer(ListForm, NotATensor):
 
     # -----------------------------------------------------------------------------------------------------
     # what it is
-
-    def _array(self, what: str) -> None:
-        if isinstance(self._store, ListStore):
-            raise NotTensorError(
-                f"{what}: expected a Buffer with a shape, got a growing list; copy it first, and stack "
-                "the list that this gives"
-            )
-
-    @property
-    def shape(self) -> torch.Size:
-        """The shape."""
-        self._array("shape")
-        return self._shape
-
-    @property
-    def ndim(self) -> int:
-        """The number of axes."""
-        self._array("ndim")
-        return len(self._shape)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype, which written values are converted to."""
-        self._array("dtype")
-        return self._dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device, which written values are moved to."""
-        self._array("device")
-        return self._device
-
-    @overload
-    def size(self, dim: None = None) -> torch.Size: ...
-    @overload
-    def size(self, dim: int) -> int: ...
-    def size(self, dim: int | None = None) -> Any:
-        """The shape, or its size along one axis.
-
-        Parameters
-        ----------
-        dim : int, optional
-            The axis, counted from the end where it is negative.
-
-        Returns
-        -------
-        torch.Size or int
-            As ``Tensor.size`` gives.
-
-        Raises
-        ------
-        TypeError
-            The Buffer is a growing list, which has no shape.
-        IndexError
-            There is no such axis.
-
-        Examples
-        --------
-        >>> import torch
-        >>> from torchzygote import Buffer
-        >>> buf = Buffer(torch.zeros(()), 2, 3)
-        >>> buf.size(), buf.size(-1)
-        (torch.Size([2, 3]), 3)
-        """
-        self._array("size")
-        return self._shape if dim is None else self._shape[dim]
 
     def __len__(self) -> int:
         if isinstance(self._store, ListStore):
@@ -245,12 +189,12 @@ class Buffer(ListForm, NotATensor):
 
     def __setitem__(self, index: Any, value: Any) -> None:
         rows = self._rows
-        alike_to_first = self._alike
-        if (
-            rows is not None
-            and type(index) is int
-            and ((seen := alike_to_first is not None and alike_to_first(value)) or self._fits(value))
-        ):
+        by_row = rows is not None and type(index) is int
+        try:
+            seen = by_row and not value.is_nested and self._alike(value)  # a nested one would end the process
+        except AttributeError:  # no tensor
+            seen = False
+        if seen or (by_row and self._fits(value)):
             try:
                 if type(rows) is list:
                     # is_unshared_result, written out: its call is a percent of a loop that does little else
@@ -278,10 +222,12 @@ class Buffer(ListForm, NotATensor):
 
     def _fits(self, value: Any) -> bool:
         """Whether ``value`` is a row that needs no conversion; later ones may be compared with it."""
-        fits = type(value) is Tensor and value.dtype is self._dtype and value.shape == self._row_shape
-        if not (fits and value.device == self._device and value.layout is torch.strided):
+        if type(value) is not Tensor or value.is_nested or value.dtype is not self._dtype:
             return False
-        if self._alike is None and innermost_level() is None:
+        fits = value.shape == self._row_shape and value.device == self._device
+        if not (fits and value.layout is torch.strided):
+            return False
+        if self._alike is like_no_row and innermost_level() is None:
             self._alike = alike(value)
         return True
 
@@ -324,7 +270,7 @@ class Buffer(ListForm, NotATensor):
         kind = RowLog if by_rows else ElementLog
         log = kind(self._shape, self._dtype, self._device, store.tensor)
         self._rows = log.rows if isinstance(log, RowLog) else None
-        self._alike = None
+        self._alike = like_no_row
         self._store = log
         return log
 
@@ -370,7 +316,7 @@ class Buffer(ListForm, NotATensor):
 
     def __getstate__(self) -> tuple[None, dict[str, Any]]:
         held = {name: getattr(self, name) for name in Buffer.__slots__ if hasattr(self, name)}
-        return None, {**held, "_alike": None}  # which can't be pickled
+        return None, {**held, "_alike": like_no_row}  # which can't be pickled
 
     def copy(self) -> Any:
         """The tensor (for a list, the list of tensors); the Buffer is frozen from now on.

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from .._arguments import numpy_to_tensor, type_name
 from .._torch_private import batched_everywhere, in_plain_eager, innermost_level, no_torch_function
@@ -25,6 +26,7 @@ __all__ = [
     "fit",
     "is_plain",
     "is_unshared_result",
+    "like_no_row",
     "snapshot",
     "value_read",
 ]
@@ -32,6 +34,11 @@ __all__ = [
 
 class DoesNotBroadcast(ValueError, RuntimeError):
     """A ``ValueError``, as for every shape that doesn't fit; a ``RuntimeError``, as assignment raises."""
+
+
+def like_no_row(_: object) -> bool:
+    """Whether a value is like a row that was written, before any was."""
+    return False
 
 
 class _Probe:
@@ -63,6 +70,22 @@ def _rank(dtype: torch.dtype) -> int:
     return 2 if dtype.is_complex else int(dtype.is_floating_point)
 
 
+def _is_lazy(value: Tensor) -> bool:
+    return not torch.compiler.is_compiling() and is_lazy(value)  # which Dynamo can't ask
+
+
+def _not_dense(value: Tensor) -> TypeError:
+    if _is_lazy(value):
+        found, way = "an uninitialized parameter", "run its lazy module once first"
+    elif value.is_nested:
+        found, way = "a nested tensor", "use torch.nested.to_padded_tensor, or write its parts one by one"
+    elif value.is_quantized:
+        found, way = f"a quantized one of dtype {value.dtype}", "use dequantize()"
+    else:
+        found, way = f"layout {value.layout}", "use to_dense()"
+    return TypeError(f"value: expected a dense tensor, got {found}; {way}")
+
+
 def as_value(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``value`` as a tensor of the Buffer's dtype and device, converted as assignment converts.
 
@@ -71,8 +94,8 @@ def as_value(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     if isinstance(value, Tensor):
         if value.dtype is not dtype:
             _check_kind(value, value.dtype, dtype)
-        if value.layout is not torch.strided:
-            raise TypeError(f"value: expected a dense tensor, got layout {value.layout}; use to_dense()")
+        if value.layout is not torch.strided or value.is_nested or value.is_quantized or _is_lazy(value):
+            raise _not_dense(value)
         if value.dtype is dtype and value.device == device:
             return value
         return value.to(dtype=dtype, device=device)
