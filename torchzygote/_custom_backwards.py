@@ -35,14 +35,19 @@ def is_cut_off(error: BaseException) -> bool:
     return hasattr(error, "torchzygote_cut_off")
 
 
-@contextlib.contextmanager
-def suppressed() -> Iterator[None]:
-    """Around what may fail where another way is going to be taken; what that would get wrong is raised."""
-    try:
-        yield
-    except Exception as error:
-        if is_cut_off(error):
-            raise
+class suppressed:
+    """Around what may fail where another way is going to be taken; what that would get wrong is raised.
+
+    A class: of a generator, Python 3.12 leaves a cycle that keeps what the frames of the error hold.
+    """
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> bool:
+        return isinstance(error, Exception) and not is_cut_off(error)
 
 
 @contextlib.contextmanager
