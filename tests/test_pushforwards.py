@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from needs_torch import grid_sample_derived_twice
 from torch import Tensor, func, nn
 from torch.autograd.function import once_differentiable
 
@@ -168,6 +169,7 @@ def test_two_pullbacks_push_through_a_module() -> None:
     torch.testing.assert_close(found, pushforward(lambda m, x: m(x).tanh(), layer, X)(xdots, V))
 
 
+@grid_sample_derived_twice
 def test_two_pullbacks_run_f_once_and_need_no_forward_derivative() -> None:
     calls = []
     grid = torch.tensor([[[[0.1, -0.3], [0.4, 0.2]]]], dtype=D)
