@@ -285,3 +285,11 @@ def test_flags_that_are_none_are_refused() -> None:
         g.clip_norm_(1.0, error_if_nonfinite="no")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="share: expected True or False, got 'no'"):
         g.assign_(share="no")  # type: ignore[arg-type]
+
+
+def test_values_that_cannot_be_clipped_leave_the_others_as_they_were() -> None:
+    a, b = torch.zeros(2), torch.zeros(2)
+    g = Grads(Params([a, b]), [torch.full((2,), 9.0), torch.tensor([9, 9])])
+    with pytest.raises(RuntimeError, match="can't be cast"):
+        g.clip_value_(1.5)
+    assert g[a].tolist() == [9, 9]

@@ -164,3 +164,11 @@ def test_real_and_complex_tensors_go_both_ways() -> None:
     with pytest.raises(TypeError, match="expected a dtype that holds"):
         copy_(Params([b]), vector[:2])
     assert torch.equal(ps.to_vector(), before)
+
+
+def test_a_complex_vector_is_not_cut_down_to_integers() -> None:
+    a, b = torch.zeros(2), torch.zeros(2, dtype=torch.complex64)
+    g = Grads(Params([a, b]), [torch.tensor([0, 0]), torch.zeros(2, dtype=torch.complex64)])
+    with pytest.raises(TypeError, match="holds what torch.float32 does, got torch.int64"):
+        copy_(g, torch.tensor([1.5, 2.7, 1j, 2j]))
+    assert g[b].tolist() == [0, 0]

@@ -135,3 +135,13 @@ def test_a_weight_too_large_for_half_precision(filled: bool) -> None:
     assert a.grad.tolist() == [65536.0 + filled] * 2
     assert h.grad.tolist() == [32768.0] * 2
     assert h.grad.dtype is torch.float16
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_a_value_in_a_form_that_no_gradient_has_is_refused_before_any_is_assigned() -> None:
+    a, b = torch.zeros(2), torch.zeros(2, 2)
+    g = Grads(Params([a, b]), [torch.ones(2), torch.eye(2).to_sparse_csr()])
+    for call in (g.assign_, g.accumulate_):
+        with pytest.raises(ValueError, match="expected a dense value or one in COO form .*to_dense"):
+            call()
+    assert a.grad is None

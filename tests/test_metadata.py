@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -180,3 +181,54 @@ def test_little_is_asked_of_each_tensor(work: str) -> None:
         run(g, h)
     assert again.count <= once.count
     assert again.count <= 100 * each + 40
+
+
+# ---- what only looks alike ---------------------------------------------------------------------------------
+
+
+def test_what_inference_mode_has_made_is_not_taken_for_what_was_seen_there() -> None:
+    keys = [torch.zeros(2), torch.zeros(2)]
+    g = GradDict(zip(keys, [torch.ones(2), torch.ones(2)], strict=True))
+    with torch.inference_mode():
+        g *= 2
+        h = g * 1
+    h *= 10
+    assert [x.tolist() for x in h.values()] == [[20, 20], [20, 20]]
+    vector = torch.arange(4.0)
+    with torch.inference_mode():
+        copy_(Params(keys), vector)
+        made = [torch.zeros(2), torch.zeros(2)]
+    with pytest.raises(ValueError, match=r"inference_mode\(\); nothing was written"):
+        copy_(Params(made), vector)
+    assert [x.tolist() for x in made] == [[0, 0], [0, 0]]
+
+
+def test_copies_inside_a_program_that_is_compiled_in_parts() -> None:
+    g = Grads(Params([torch.zeros(3), torch.zeros(2)]), [torch.ones(3), torch.ones(2)])
+    torch.compile(lambda: copy_(g, torch.arange(5.0)), backend="eager")()
+    assert g.to_vector().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_sums_of_half_precision_in_vectors_under_autocast() -> None:
+    g = Grads(Params([torch.zeros(2), torch.zeros(1)]), [torch.ones(2).half(), torch.ones(1).half()])
+    with torch.autocast("cpu"):
+        assert copy_(torch.zeros(3), g).tolist() == [1, 1, 1]
+
+
+def test_traces_are_the_same_each_time() -> None:
+    ps = Params([torch.ones(3), torch.ones(2)])
+
+    def f(a: Tensor, b: Tensor) -> Tensor:
+        return (Grads(ps, [a * 1, b * 1]) * 2).to_vector()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(f, (torch.ones(3), torch.ones(2)))  # compares two runs
+    assert traced(torch.arange(3.0), torch.ones(2)).tolist() == [0, 2, 4, 2, 2]
+
+
+def test_many_lists_of_one_length_are_all_remembered() -> None:
+    kinds = [[torch.zeros(n), torch.zeros(n)] for n in range(2, 14)]
+    found = [metadata_of(xs) for xs in kinds]
+    for _ in range(3):
+        assert all(metadata_of(xs) is one for xs, one in zip(kinds, found, strict=True))

@@ -172,3 +172,40 @@ def test_it_goes_over_inside_a_transform_too() -> None:
     torch.testing.assert_close(found, (-2 * x).repeat(1, REPEATS))
     assert plan.mode == "reverse"
     torch.testing.assert_close(plan(x[0])[0].values(), found[0])
+
+
+class PushedAlone(torch.autograd.Function):
+    """Squares, with a forward derivative and no other."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x**2
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_forward(inputs[0])
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Any:
+        return 2 * ctx.saved_tensors[0] * tangent
+
+
+def test_what_has_a_forward_derivative_alone_is_pushed_whatever_is_cheaper() -> None:
+    x = torch.rand(12, dtype=torch.float64)
+    plan = plan_jacobian(lambda x: PushedAlone.apply(x) * 1.0, x)  # type: ignore[no-untyped-call]
+    for _ in range(2):
+        torch.testing.assert_close(plan(x)[0].to_dense(), (2 * x).diag())
+    assert "mode 'forward'" in repr(plan)
+    with pytest.raises(NotImplementedError):
+        plan_jacobian(lambda x: PushedAlone.apply(x) * 1.0, x, mode="reverse")(x)  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize(("numel", "mode"), [(20, "reverse"), (20_000, "forward")])
+def test_where_colors_are_as_many_few_elements_are_pulled_back(numel: int, mode: str) -> None:
+    x = torch.rand(numel, dtype=torch.float64)
+    plan = plan_jacobian(lambda x: x[1:] * x[:-1], x)
+    assert f"2 colors, mode {mode!r}" in repr(plan)
+    matrix = plan(x)[0]
+    torch.testing.assert_close(matrix.values().view(-1, 2).flip(1), torch.stack([x[:-1], x[1:]], 1))

@@ -38,6 +38,11 @@ def fitting(
                 f"{caller}: expected a value of the shape and device of {label(key)}, "
                 f"{tuple(p.shape)} on {p.device}, got {tuple(value.shape)} on {value.device}"
             )
+        if value.layout not in (torch.strided, torch.sparse_coo, p.layout):
+            raise ValueError(
+                f"{caller}: expected a dense value or one in COO form for {label(key)}, got layout "
+                f"{value.layout}; use to_dense()"
+            )
         if value.is_complex() and not p.is_complex():
             raise TypeError(
                 f"{caller}: expected a real value for {label(key)}, got {describe(value)}; take "

@@ -56,7 +56,7 @@ def by_kind(xs: Sequence[Tensor]) -> list[list[int]]:
 def extent_of(x: Tensor) -> int:
     """How many bytes from the first element to behind the last."""
     if x.is_contiguous():
-        return x.nbytes
+        return x.numel() * x.element_size()  # not nbytes, which Dynamo can't ask where sizes vary
     strides = x.stride()
     last: int = sum(map(operator.mul, x.shape, strides)) - sum(strides)
     return (last + 1) * x.element_size()
@@ -129,19 +129,26 @@ class Metadata:
 
 # By the number of tensors: the few that were seen last. They hold no tensors.
 _seen: dict[int, tuple[Metadata, ...]] = {}
-_LENGTHS, _EACH = 64, 4
+_LENGTHS, _EACH = 64, 16
 
 
 def metadata_of(xs: Sequence[Tensor]) -> Metadata | None:
-    """The metadata of ``xs``; ``None`` for what takes a closer look: batched, dual, traced, no plain one."""
+    """The metadata of ``xs``; ``None`` for what takes a closer look: batched, dual, traced, no plain one.
+
+    In inference mode, too: tensors seen there look like those made there seen outside.
+    """
     if not xs or torch.compiler.is_compiling() or in_functorch() or in_forward_ad():
+        return None
+    if torch.is_inference_mode_enabled() or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return None
     try:
         deque(map(_strides, xs), maxlen=0)  # nested and lazy ones have none
     except (RuntimeError, TypeError, ValueError):
         return None
-    for known in _seen.get(len(xs), ()):
+    for i, known in enumerate(seen := _seen.get(len(xs), ())):
         if known.is_same(*xs):
+            if i > 1:  # those that are seen in turns find each other at once
+                _seen[len(xs)] = (known, *seen[:i], *seen[i + 1 :])
             return known
     return _learned(xs) if TENSOR_TYPES.issuperset(map(type, xs)) else None
 

@@ -145,6 +145,8 @@ def clip_value(xs: list[Tensor], bounds: tuple[float, float], in_place: bool) ->
                 f"clip_value: expected real values, got {describe(first)}; complex numbers have no order, "
                 "but clip_norm scales them"
             )
+        if in_place and not dtype.is_floating_point:
+            torch.ones(1, dtype=dtype, device="cpu").clamp_(*bounds)  # raises before anything is written
     return (apply_ if in_place else apply)(_CLAMP, xs, bounds)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from operator import attrgetter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,6 @@ from .grads import Grads
 from .params import Params
 
 __all__ = ["copy_"]
-
-_dtype: Callable[[Any], torch.dtype] = attrgetter("dtype")
 
 # Up to so many bytes are put together first and then written, in half of the time of many small copies.
 _SMALL = 2**24
@@ -114,9 +111,9 @@ def _shareable(vector: np.ndarray[Any, Any]) -> bool:
     return vector.dtype.isnative and not any(s < 0 or s % vector.itemsize for s in vector.strides)
 
 
-def _check_dtypes(dst: list[Tensor], src: list[Tensor]) -> None:
-    for d in set(map(_dtype, dst)):
-        for s in set(map(_dtype, src)):
+def _check_dtypes(dst: list[torch.dtype], src: list[torch.dtype]) -> None:
+    for d in set(dst):
+        for s in set(src):
             if not torch.can_cast(s, d):
                 raise TypeError(
                     f"copy_: expected a dtype that holds what {s} does, got {d}; nothing was written"
@@ -125,7 +122,11 @@ def _check_dtypes(dst: list[Tensor], src: list[Tensor]) -> None:
 
 def _from_vector(dst: Params | Grads, xs: list[Tensor], vector: Tensor) -> None:
     kinds = {x.is_complex() for x in xs} if vector.is_complex() else set()
-    _check_dtypes([x for x in xs if x.is_complex()] if len(kinds) > 1 else xs, [vector])
+    if len(kinds) > 1:
+        _check_dtypes([x.dtype for x in xs if x.is_complex()], [vector.dtype])
+        _check_dtypes([x.dtype for x in xs if not x.is_complex()], [vector.dtype.to_real()])
+    else:
+        _check_dtypes([x.dtype for x in xs], [vector.dtype])
     if vector.layout is not torch.strided:
         vector = vector.to_dense()
     free = all_apart(xs, [vector])
@@ -175,7 +176,7 @@ def _check_parameters(xs: list[Tensor], vector: Tensor, free: bool) -> None:
 
 
 def _to_vector(vector: Tensor, xs: list[Tensor]) -> None:
-    _check_dtypes([vector], xs)
+    _check_dtypes([vector.dtype], [x.dtype for x in xs])
     if not can_be_written(vector):
         raise ValueError(
             "copy_: expected dst to be a writable vector, got an expanded or sparse one, or one made in "
@@ -186,7 +187,8 @@ def _to_vector(vector: Tensor, xs: list[Tensor]) -> None:
         return
     known = metadata_of(xs)
     with torch.no_grad():
-        if known is not None and len(known.groups) == 1 and vector.nbytes <= _SMALL:
+        cast = torch.is_autocast_enabled(vector.device.type)  # it would put them together in another dtype
+        if known is not None and len(known.groups) == 1 and vector.nbytes <= _SMALL and not cast:
             vector.copy_(flatten(xs))
         elif all_apart([vector], xs) or not (is_unresolved(vector) or Memory(xs).meets(vector)):
             copy_all(parts_of(vector, xs), [x if x.layout is torch.strided else x.to_dense() for x in xs])

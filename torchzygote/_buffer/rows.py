@@ -15,7 +15,7 @@ from torch import Tensor
 __all__ = ["FOLD", "Block", "RowLog"]
 
 FOLD = 256  # rows that are stacked together while they are still in the caches
-_LOOKED_AT = 1024
+_AHEAD = 1024
 _SMALL_ROW = 1024  # elements; a larger row costs more to copy twice than stacking early saves
 
 
@@ -113,8 +113,10 @@ class RowLog:
                     self.unfold(row)
                     continue
             elif row is None:
-                while hi < stop and set(map(type, rows[hi : hi + _LOOKED_AT])) == {type(None)}:
-                    hi += _LOOKED_AT  # a quarter of the time that one by one takes
+                ahead = 8  # twice as far each time: many at once take a quarter of one by one
+                while hi < stop and set(map(type, rows[hi : hi + ahead])) == {type(None)}:
+                    hi += ahead
+                    ahead = min(2 * ahead, _AHEAD)
                 while hi < stop and rows[hi] is None:
                     hi += 1
                 hi = min(hi, stop)

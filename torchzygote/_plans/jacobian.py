@@ -237,9 +237,14 @@ class JacobianPlan(Plan):
         self, first: FirstOrder, constants: Constants, options: Options, crosscheck: bool
     ) -> tuple[list[Tensor], list[Comparison]]:
         """By the mode of the plan; one that chose forward mode itself goes over to reverse where it must."""
-        if constants.recovery.mode == "reverse":
-            return evaluation.jacobian_values(first, constants, options)
         choosing = self._mode == "auto" and not _engine.compiling()
+        if constants.recovery.mode == "reverse":
+            try:
+                return evaluation.jacobian_values(first, constants, options)
+            except NotImplementedError:  # a custom function may have a forward derivative alone
+                if not choosing:
+                    raise
+                return self._by_columns(first, constants, options)
         if not (choosing and must_be_pulled(first)):
             position = _state.mark()
             try:
@@ -258,6 +263,17 @@ class JacobianPlan(Plan):
         constants = self._constants_for(rows, constants.dtype, constants.device)
         found = evaluation.jacobian_values(first, constants, options)
         self._recovery = rows  # from now on
+        return found
+
+    def _by_columns(
+        self, first: FirstOrder, constants: Constants, options: Options
+    ) -> tuple[list[Tensor], list[Comparison]]:
+        """Where reverse mode has just failed; by forward mode from now on, if that doesn't."""
+        columns = by_mode(self.patterns, "forward")
+        constants = self._constants_for(columns, constants.dtype, constants.device)
+        found = evaluation.jacobian_values(first, constants, options)
+        _state.forget_since(first.position, but_inner=True)
+        self._recovery = columns
         return found
 
     def _color_rows(self) -> None:
