@@ -25,6 +25,8 @@ INNER: dict[str, Callable[[Tensor], Tensor]] = {
     "jacobian": lambda x: jacobian(lambda x: x.prod() * x.sin(), x)[0].sum(0),
     "hessian": lambda x: hessian(energy, x) @ x,
     "diaghessian": lambda x: diaghessian(energy, x)[0],
+    "of what closes over a step": lambda x: gradient(lambda z, s=x.norm(): energy(z) * s, x)[0],
+    "hessian of what closes over one": lambda x: hessian(lambda z, s=x.norm(): energy(z) * s, x) @ x,
     "checkpointed gradient": lambda x: checkpointed(lambda x: gradient(energy, x)[0], x),
 }
 

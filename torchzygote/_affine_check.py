@@ -90,17 +90,24 @@ def are_explained(
     ``eps``: the precision of the products, which come from ``lin``.
     """
     wanted = plain(vector)
-    if all(is_plain(got, one.to(got), eps) for (got, _), one in zip(explained, wanted, strict=True)):
+    both = zip(explained, wanted, strict=True)
+    left = [i for i, ((got, _), one) in enumerate(both) if not is_plain(got, one.to(got), eps)]
+    if not left:
         return True
     if not all(all_finite(one) for one in wanted):
         return False
     compared = [
-        Comparison(got, scale(), one.to(got), eps)
-        for (got, scale), one in zip(explained, wanted, strict=True)
+        Comparison(explained[i].total, explained[i].scale(), wanted[i].to(explained[i].total), eps)
+        for i in left
     ]
     numbers = torch.arange(vector.numel(), device=vector.device)
     parts = lambda: [torch.where(numbers % 4 == k, vector, 0.0) for k in range(4)]
-    repetition = Repetition(vector, parts, wanted, plain)
+
+    def again(vector: Tensor) -> list[Tensor]:
+        products = plain(vector)
+        return [products[i] for i in left]
+
+    repetition = Repetition(vector, parts, [wanted[i] for i in left], again)
     repetition.refute(compared)
     if all(bool(one.fine.all()) for one in compared):
         return True

@@ -6,7 +6,7 @@ Knows nodes of the recorded graph, nothing of arguments or results.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from ._custom_backwards import checked_copies, checked_custom_functions, hooked
 from ._notes import pulled
-from ._torch_private import leads_to, node_name, survey
+from ._torch_private import is_recorded_by, leads_to, node_name
 
 __all__ = [
     "are_norms_refused",
@@ -92,9 +92,12 @@ def _summed_biases(nodes: list[Any]) -> Iterator[None]:
         yield
 
 
-def refuse_reentrant(roots: list[Tensor]) -> None:
-    """Refuse what hides the tensors that a function closes over: they would seem unused."""
-    if any(getattr(node, "_forward_cls", None) is CheckpointFunction for node in survey(roots).custom):
+def refuse_reentrant(roots: list[Tensor], ends: Collection[Any], since: int) -> None:
+    """Refuse what hides the tensors that a function closes over: they would seem unused.
+
+    ``ends``, ``since``: as for :func:`survey`.
+    """
+    if is_recorded_by(CheckpointFunction, roots, ends, since):
         raise RuntimeError(
             "f calls torch.utils.checkpoint with use_reentrant=True, which can't be differentiated "
             "by what the checkpointed function closes over; pass use_reentrant=False, or use "

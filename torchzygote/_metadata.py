@@ -139,7 +139,7 @@ def metadata_of(xs: Sequence[Tensor]) -> Metadata | None:
     """
     if not xs or torch.compiler.is_compiling() or in_functorch() or in_forward_ad():
         return None
-    if torch.is_inference_mode_enabled() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+    if torch.is_inference_mode_enabled() or torch.jit.is_tracing():  # type: ignore[no-untyped-call, attr-defined]
         return None
     try:
         deque(map(_strides, xs), maxlen=0)  # nested and lazy ones have none

@@ -94,6 +94,10 @@ def _refuse(differentiable: bool) -> None:
     )
 
 
+def _kind(x: Tensor) -> tuple[torch.dtype, torch.device]:
+    return x.dtype, x.device
+
+
 def _with_updates(
     params: Sequence[Tensor], pullback: Callable[[], list[Tensor | None]], differentiable: bool
 ) -> list[Tensor | None]:
@@ -106,6 +110,9 @@ def _with_updates(
         return pullback()
     _refuse(differentiable)
     used: list[int] = []
+    # Made before: what little they take would lie between large gradients, and the heap couldn't shrink.
+    zeros = {kind: torch.zeros((), dtype=kind[0], device=kind[1]) for kind in {_kind(p) for _, p in enrolled}}
+    spent = {i: zeros[_kind(p)].expand(p.shape) for i, p in enrolled}
 
     def used_up(i: int, p: Tensor) -> Callable[[Tensor | None], Tensor | None]:
         def hook(gradient: Tensor | None) -> Tensor | None:
@@ -116,9 +123,9 @@ def _with_updates(
             # A copy: the gradient of another parameter, or the caller's cotangent, may be the same tensor.
             run(registry[id(p)][1], p, gradient.clone())
             used.append(i)
-            if gradient.layout is not torch.strided:
+            if gradient.layout is not torch.strided or _kind(gradient) != _kind(p):
                 return torch.zeros_like(gradient)
-            return torch.zeros((), dtype=gradient.dtype, device=gradient.device).expand(gradient.shape)
+            return spent[i]
 
         return hook
 
