@@ -274,3 +274,12 @@ def test_compiled_after_a_hook(write: str) -> None:
     x = torch.tensor([0.1, 0.2, 0.3])
     compiled = torch.compile(torch.func.grad(lambda x: f(x, True)), fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x), torch.func.grad(lambda x: f(x, False))(x))
+
+
+def test_an_empty_batch() -> None:
+    def f(x: Tensor) -> Tensor:
+        buf = Buffer(x, 2, 3)
+        buf[:] = torch.stack([x, x**2])
+        return buf[0] * buf[1]
+
+    assert torch.func.vmap(f)(torch.zeros(0, 3)).shape == (0, 3)

@@ -83,3 +83,13 @@ def test_in_chunks(name: str) -> None:
     torch.testing.assert_close(
         torch.compile(CHUNKED[name], backend="eager", fullgraph=True)(x), CHUNKED[name](x)
     )
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_integers_that_vary(dynamic: bool | None) -> None:
+    """The second one is a symbol to the tracer."""
+    torch.compiler.reset()
+    square = torch.compile(
+        lambda n: gradient(lambda a: a**2, n)[0], fullgraph=True, backend="aot_eager", dynamic=dynamic
+    )
+    assert [float(square(n)) for n in (3, 4, 5)] == [6, 8, 10]

@@ -147,3 +147,31 @@ def test_value_and_derivative_of_forwarddiff_are_of_one_draw(draw: Callable[[Ten
     for run in runs:
         value, (g,) = run(POINT)
         torch.testing.assert_close(g @ POINT, 3 * value)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_complex_numbers(backend: str) -> None:
+    torch._dynamo.reset()
+    z = torch.complex(X, X.cos())
+
+    def by_complex(z: Tensor) -> Tensor:
+        return gradient(lambda z: forwarddiff(lambda z: z.abs() ** 2, z).sum(), z)[0]
+
+    def through_complex(x: Tensor) -> Tensor:
+        return gradient(lambda x: forwarddiff(lambda x: x * (1 + 1j), x).abs().sum(), x)[0]
+
+    found = torch.compile(by_complex, fullgraph=True, backend=backend)(z)
+    torch.testing.assert_close(found, 2 * z)
+    torch.testing.assert_close(compiled(through_complex, backend), through_complex(X))
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (2, 0)])
+def test_nothing_at_all(shape: tuple[int, ...]) -> None:
+    x = torch.zeros(shape)
+    for outer in (torch.func.jacfwd, torch.func.jacrev):
+        found = outer(lambda x: forwarddiff(torch.sin, x))(x)
+        assert found.shape == (*shape, *shape)
+    batch = torch.zeros(0, 3)
+    assert torch.func.vmap(lambda x: gradient(lambda x: forwarddiff(torch.sin, x).sum(), x)[0])(
+        batch
+    ).shape == (0, 3)

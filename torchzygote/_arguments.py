@@ -301,7 +301,8 @@ def _fill(prepared: Prepared, value: Any, where: str, kinds: Callable[[object], 
             ) from None
         prepared.inputs.append(tensor)
         prepared.owned.append(True)
-        if is_promoted(value):
+        # Dynamo, which can't follow the words for a number that varies, shows an error of its own anyway.
+        if is_promoted(value) and not torch.compiler.is_compiling():
             prepared.promoted.append(_describe(value, where, tensor))
     elif kind is STRUCTURE:
         leaves, slot.spec = pytree.tree_flatten(value, is_leaf=is_size)

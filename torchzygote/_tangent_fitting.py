@@ -26,7 +26,8 @@ def fit_cotangent(leaf: Any, ybar: Any) -> Tensor | None:
     if ybar is None:
         return None
     if not isinstance(leaf, Tensor) and kind_of(leaf) not in (NUMBER, ARRAY):
-        raise ValueError(f"ybar: expected None, as y is {type_name(leaf)} there, got {type_name(ybar)}")
+        way = "; let f return its to_vector(), which can be pulled back" if hasattr(leaf, "to_vector") else ""
+        raise ValueError(f"ybar: expected None, as y is {type_name(leaf)} there, got {type_name(ybar)}{way}")
     cotangent = _fitted(leaf, ybar, "ybar", "cotangent for y")
     return cotangent if is_inexact(leaf) else None
 

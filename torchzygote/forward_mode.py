@@ -176,13 +176,21 @@ def _follows_others(x: object, start: int) -> bool:
     )
 
 
+# Not by to_real(), which Dynamo can't trace.
+_REAL = {kind: kind.to_real() for kind in (torch.complex32, torch.complex64, torch.complex128)}
+
+
 def _real(dtype: torch.dtype) -> torch.dtype:
-    return dtype.to_real() if dtype.is_complex else dtype
+    return _REAL.get(dtype, dtype)
 
 
 def _as_real(x: Tensor) -> Tensor:
     # No view_as_real: the way back would be view_as_complex, which refuses odd offsets into the flat vector.
     return torch.stack([x.real, x.imag], dim=-1) if x.is_complex() else x
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.reshape(math.prod(x.shape))
 
 
 class _Packing:
@@ -197,7 +205,8 @@ class _Packing:
         self.sizes = [math.prod(shape) * (2 if dtype.is_complex else 1) for shape, dtype in self.forms]
 
     def pack(self, tensors: list[Tensor]) -> Tensor:
-        parts = [_as_real(tensor).reshape(-1).to(self.dtype) for tensor in tensors]
+        # Not -1: in an empty batch it could be anything.
+        parts = [_flat(_as_real(tensor)).to(self.dtype) for tensor in tensors]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def unpack(self, flat: Tensor) -> list[Tensor]:
@@ -349,7 +358,7 @@ class _Run:
             what="direction",
             values=values,
         )
-        blocks = [products.reshape(hi - lo, -1) for lo, hi, products in pushed]
+        blocks = [products.reshape(hi - lo, y.numel()) for lo, hi, products in pushed]
         return torch.cat(blocks).to(y.dtype), values[0].detach().to(y.dtype)
 
     def warn(self) -> None:

@@ -98,7 +98,7 @@ def _is_number(tensor: Tensor) -> bool:
 def _flat(node: Any) -> Tensor:
     """Flat, or a number as it is."""
     tensor: Tensor = node.whole if isinstance(node, _Chunks) else node
-    return tensor if tensor.ndim <= 1 else tensor.reshape(-1)
+    return tensor if tensor.ndim <= 1 else tensor.reshape(tensor.numel())  # -1 could be anything if empty
 
 
 class ElementLog:
