@@ -71,6 +71,7 @@ class Metadata:
 
     __slots__ = (
         "__weakref__",
+        "_extents",
         "_fitting",
         "common",
         "devices",
@@ -105,8 +106,8 @@ class Metadata:
         self.solid = strided and not any(
             x.is_conj() or x.is_neg() or not (x.is_contiguous() or non_overlapping(x)) for x in xs
         )
-        self.extents = np.array([extent_of(x) for x in xs], dtype=np.uint64) if strided else None
-
+        self.extents = [extent_of(x) for x in xs] if strided else None
+        self._extents: Any = None
         self._fitting: Callable[[], Metadata | None] = _nothing
 
     def fits(self, other: Metadata) -> bool:
@@ -117,6 +118,12 @@ class Metadata:
             return False
         self._fitting = weakref.ref(other)
         return True
+
+    def extents_as_array(self) -> Any:
+        """The same as uint64."""
+        if self._extents is None:
+            self._extents = np.array(self.extents, dtype=np.uint64)
+        return self._extents
 
     def recorded(self) -> bool:
         """Whether an operation on one of them is recorded."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ _STRIDED = torch.strided
 _COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 
 _address: Callable[[Any], int] = Tensor.data_ptr
+_FEW = 64
+_NOTHING = Metadata(())
 
 
 def is_unresolved(x: Tensor) -> bool:
@@ -102,19 +105,18 @@ def known_apart(
     if mine.extents is None or not mine.writable():
         return False
     if theirs is None:
-        return _are_apart(written, mine.extents)
+        theirs, read = _NOTHING, ()
     if theirs.extents is None:
         return False
-    return _are_apart([*written, *read], np.concatenate((mine.extents, theirs.extents)))
-
-
-def _are_apart(xs: Sequence[Tensor], extents: Any) -> bool:
-    """Whether no two of the tensors share memory."""
+    xs = [*written, *read]
     try:
+        if len(xs) <= _FEW:  # NumPy takes ten microseconds to begin
+            spans = sorted(zip(map(_address, xs), [*mine.extents, *theirs.extents], strict=True))
+            return all(start + extent <= after for (start, extent), (after, _) in pairwise(spans))
         starts = np.fromiter(map(_address, xs), dtype=np.uint64, count=len(xs))
     except RuntimeError:  # wrappers have no addresses
         return False
-    ends = starts + extents
+    ends = starts + np.concatenate((mine.extents_as_array(), theirs.extents_as_array()))
     # As many spans have ended as have begun exactly where none lies over another.
     starts.sort()
     ends.sort()
