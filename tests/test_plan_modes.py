@@ -205,7 +205,17 @@ def test_what_has_a_forward_derivative_alone_is_pushed_whatever_is_cheaper() -> 
 @pytest.mark.parametrize(("numel", "mode"), [(20, "reverse"), (20_000, "forward")])
 def test_where_colors_are_as_many_few_elements_are_pulled_back(numel: int, mode: str) -> None:
     x = torch.rand(numel, dtype=torch.float64)
-    plan = plan_jacobian(lambda x: x[1:] * x[:-1], x)
+    plan = plan_jacobian(lambda x: x * x.roll(1), x)
     assert f"2 colors, mode {mode!r}" in repr(plan)
-    matrix = plan(x)[0]
-    torch.testing.assert_close(matrix.values().view(-1, 2).flip(1), torch.stack([x[:-1], x[1:]], 1))
+    values = plan(x)[0].values()
+    assert values.numel() == 2 * numel
+    expected = torch.stack([x, x.roll(1)], 1)  # of columns i - 1 and i, but for the first row
+    torch.testing.assert_close(values.view(-1, 2)[1:], expected[1:])
+
+
+def test_fewer_colors_are_preferred_whatever_the_mode() -> None:
+    """A column that all rows have, and a diagonal: two colors of columns, ten of rows."""
+    plan = plan_jacobian(lambda x: x * x[0], torch.rand(10))
+    assert "2 colors, mode 'forward'" in repr(plan)
+    plan = plan_jacobian(lambda x: x[1:] * x[:-1], torch.rand(5))
+    assert "2 colors, mode 'forward'" in repr(plan)
