@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -301,13 +302,8 @@ def test_parts_of_complex_numbers_may_be_written(name: str, f: Callable[[Tensor]
         torch.testing.assert_close(found.to_dense(), expected)
 
 
-class TripleReal(Function):
+class TripleReal(Triple):
     """In place, with a backward that leaves autograd."""
-
-    @staticmethod
-    def forward(ctx: Any, v: Tensor) -> Tensor:
-        ctx.mark_dirty(v.mul_(3))
-        return v
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Tensor:
@@ -322,3 +318,14 @@ def test_a_cut_in_a_part_of_complex_numbers_is_refused(name: str) -> None:
         return (b.abs() ** 2).sum()
 
     refused(ALL[name], f)
+
+
+@pytest.mark.parametrize("name", REVERSE)
+def test_what_another_thread_has_computed_is_looked_at_too(name: str) -> None:
+    """Each thread numbers its nodes from the beginning: they look older than the function is."""
+
+    def f(x: Tensor) -> Tensor:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(lambda: apply(TripleByNumpy, 2 * x).sum()).result()
+
+    refused(REVERSE[name], f)

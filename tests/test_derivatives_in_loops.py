@@ -18,10 +18,6 @@ def energy(x: Tensor) -> Tensor:
     return (x**2).cos().sum() + x.prod()
 
 
-def scaled_by(factor: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda x: energy(x) * factor
-
-
 INNER: dict[str, Callable[[Tensor], Tensor]] = {
     "gradient": lambda x: gradient(energy, x)[0],
     "pullback": lambda x: pullback(energy, x)[1](1.0)[0],
@@ -29,8 +25,6 @@ INNER: dict[str, Callable[[Tensor], Tensor]] = {
     "jacobian": lambda x: jacobian(lambda x: x.prod() * x.sin(), x)[0].sum(0),
     "hessian": lambda x: hessian(energy, x) @ x,
     "diaghessian": lambda x: diaghessian(energy, x)[0],
-    "of what closes over a step": lambda x: gradient(scaled_by(x.norm()), x)[0],
-    "hessian of what closes over one": lambda x: hessian(scaled_by(x.norm()), x) @ x,
     "checkpointed gradient": lambda x: checkpointed(lambda x: gradient(energy, x)[0], x),
 }
 

@@ -43,7 +43,6 @@ from ._torch_private import (
     leave_grad_level,
     mark_as_own,
     only_pushed,
-    passes_leave_their_thread,
     pytree,
     scripts_as_written,
     sequence_number,
@@ -77,7 +76,7 @@ class Linearization:
     ``inputs``: the tensors that are differentiated by. ``y`` is what ``f`` returned, as the code around this
     differentiation may see it. ``start``: what :func:`hooks_made` and :func:`sequence_number` said before
     ``f`` ran, if that is known. ``nested``: in a level of ``torch.func``. ``ends``: nodes of inputs that have
-    a history, which no pullback comes to; nor to those that were recorded before ``since``, if it is set.
+    a history, which no pullback comes to.
     """
 
     __slots__ = (
@@ -85,7 +84,6 @@ class Linearization:
         "_ends",
         "_nested",
         "_pull",
-        "_since",
         "_start",
         "_survey",
         "_y",
@@ -106,7 +104,6 @@ class Linearization:
         start: tuple[int, int] | None = None,
         nested: bool = False,
         ends: frozenset[Any] = frozenset(),
-        since: int = 0,
     ) -> None:
         self.prepared = prepared
         self.roots = roots
@@ -121,7 +118,6 @@ class Linearization:
         self._start = start
         self._nested = nested
         self._ends = ends
-        self._since = since
 
     @property
     def y(self) -> Any:
@@ -132,7 +128,7 @@ class Linearization:
 
     def onward(self, roots: list[Tensor], inputs: list[Tensor]) -> Linearization:
         """What has been computed from this one, by ``inputs``."""
-        return Linearization(self.prepared, roots, inputs, self._start, self._nested, self._ends, self._since)
+        return Linearization(self.prepared, roots, inputs, self._start, self._nested, self._ends)
 
     def may_be_bent(self) -> bool:
         """Whether hooks may change what is pulled back, or keep it: the recorded graph doesn't show them."""
@@ -169,7 +165,7 @@ class Linearization:
             seeds = [batched_like(seed, root) for seed, root in zip(seeds, roots, strict=True)]
         custom = sparse = biased = copies = []
         if create_graph:
-            found = self.survey() if len(roots) == len(self.roots) else survey(roots, self._ends, self._since)
+            found = self.survey() if len(roots) == len(self.roots) else survey(roots, self._ends)
             if not (pushed or only_pushed()):
                 biased = found.biased
                 if found.once:
@@ -185,7 +181,7 @@ class Linearization:
             results = pulled(roots, seeds, self.inputs, retain, create_graph)
         for result in results:
             if result is None:
-                refuse_reentrant(roots, self._ends, self._since)
+                refuse_reentrant(roots, self._ends)
                 break
         return results
 
@@ -199,7 +195,7 @@ class Linearization:
     def survey(self) -> Survey:
         """What the recorded graph of all roots tells."""
         if self._survey is None:
-            self._survey = survey(self.roots, self._ends, self._since)
+            self._survey = survey(self.roots, self._ends)
         return self._survey
 
     def nbytes(self) -> int:
@@ -208,7 +204,7 @@ class Linearization:
 
     def coarsest(self) -> float:
         """Relative spacing of the coarsest numbers that have been recorded."""
-        return max(coarsest(self.roots, self._ends, self._since), self.survey().rounded)
+        return max(coarsest(self.roots, self._ends), self.survey().rounded)
 
     def restricted(self, root: int, by: int) -> Linearization:
         """``roots[root]`` alone, by ``inputs[by]`` alone: what isn't asked for isn't computed."""
@@ -294,10 +290,10 @@ def _linearize_on_tape(
         with torch.enable_grad():
             tracked = _tracked_on_tape(prepared, keep)
             y = call(f, prepared, tracked)
-    # A loop of derivatives would walk along all that came before, each time. Threads count by themselves.
+    # A loop of derivatives would walk along all that came before, each time. Not by sequence numbers: what f
+    # computes in other threads has theirs.
     ends = [x.grad_fn for x, owned in zip(tracked, prepared.owned, strict=True) if owned] if keep else []
-    since = start[1] if keep and not passes_leave_their_thread() else 0
-    lin = Linearization(prepared, [], tracked, start, ends=frozenset(filter(None, ends)), since=since)
+    lin = Linearization(prepared, [], tracked, start, ends=frozenset(filter(None, ends)))
     _take_outputs(lin, y, scalar_aux)
     lin._y, lin._y_is_recorded = y, not keep
     return lin

@@ -50,9 +50,9 @@ def _nodes_below(starts: Iterable[Any]) -> Iterator[Any]:
 
 
 def is_recorded_by(
-    function: type[torch.autograd.Function], roots: Sequence[Tensor], ends: Collection[Any], since: int
+    function: type[torch.autograd.Function], roots: Sequence[Tensor], ends: Collection[Any]
 ) -> bool:
-    """Whether this function has recorded a node below ``roots``; ``ends``, ``since`` as for a survey.
+    """Whether this function has recorded a node below ``roots``; ``ends`` as for a survey.
 
     Half a microsecond for each node.
     """
@@ -61,7 +61,7 @@ def is_recorded_by(
     stack: list[Any] = [node_of(root) for root in roots]
     while stack:
         node = stack.pop()
-        if node in seen or (since and node._sequence_nr() < since):
+        if node in seen:
             continue
         if type(node) is kind:
             return True

@@ -198,11 +198,10 @@ class _Told:
                 self.once.append(("group_norm", bias))
 
 
-def survey(roots: Sequence[Tensor], ends: Collection[Any] = (), since: int = 0) -> Survey:
+def survey(roots: Sequence[Tensor], ends: Collection[Any] = ()) -> Survey:
     """Walk along the graph recorded below ``roots``: 1.5 to 3 microseconds for each operation.
 
-    ``ends``: nodes that a backward pass doesn't come to, nor to what is below; nor does it come to those with
-    a :func:`sequence_number` before ``since``.
+    ``ends``: nodes that a backward pass doesn't come to, nor to what is below.
     """
     # Written out, and not by a generator, which takes a microsecond for each node: small calls wait for this.
     seen: set[Any] = {None, *ends}
@@ -212,12 +211,10 @@ def survey(roots: Sequence[Tensor], ends: Collection[Any] = (), since: int = 0) 
     told = _Told()
     while stack:
         node = stack.pop()
-        if node in seen or (since and node._sequence_nr() < since):
+        if node in seen:
             continue
         alike = 1
         while type(node) in _as_many and (below := node.next_functions[0][0]) not in seen:
-            if since and below._sequence_nr() < since:
-                break
             seen.add(node)
             node = below
             alike += 1
@@ -255,17 +252,14 @@ def survey(roots: Sequence[Tensor], ends: Collection[Any] = (), since: int = 0) 
     )
 
 
-def coarsest(roots: Sequence[Tensor], ends: Collection[Any] = (), since: int = 0) -> float:
-    """Relative spacing of the coarsest numbers among the gradients, as after autocast in ``f``.
-
-    ``ends``, ``since``: as for :func:`survey`.
-    """
+def coarsest(roots: Sequence[Tensor], ends: Collection[Any] = ()) -> float:
+    """Relative spacing of the coarsest numbers among the gradients, as after autocast in ``f``."""
     seen: set[Any] = {None, *ends}
     stack: list[Any] = list(map(node_of, roots))
     dtypes: set[torch.dtype] = set()
     while stack:
         node = stack.pop()
-        if node not in seen and not (since and node._sequence_nr() < since):
+        if node not in seen:
             seen.add(node)
             dtypes.update(meta.dtype for meta in node._input_metadata)
             stack.extend(following for following, _ in node.next_functions)
