@@ -244,7 +244,9 @@ class JacobianPlan(Plan):
             except NotImplementedError:  # a custom function may have a forward derivative alone
                 if not choosing:
                     raise
-                return self._by_columns(first, constants, options)
+                found = self._over_to("forward", first, constants, options)
+                _state.forget_since(first.position, but_inner=True)
+                return found
         if not (choosing and must_be_pulled(first)):
             position = _state.mark()
             try:
@@ -259,21 +261,16 @@ class JacobianPlan(Plan):
                 # nothing is pulled back: what hooks wait for never comes
                 _state.forget_since(first.position, but_inner=True)
                 return found
-        rows = by_mode(self.patterns, "reverse")
-        constants = self._constants_for(rows, constants.dtype, constants.device)
-        found = evaluation.jacobian_values(first, constants, options)
-        self._recovery = rows  # from now on
-        return found
+        return self._over_to("reverse", first, constants, options)
 
-    def _by_columns(
-        self, first: FirstOrder, constants: Constants, options: Options
+    def _over_to(
+        self, mode: str, first: FirstOrder, constants: Constants, options: Options
     ) -> tuple[list[Tensor], list[Comparison]]:
-        """Where reverse mode has just failed; by forward mode from now on, if that doesn't."""
-        columns = by_mode(self.patterns, "forward")
-        constants = self._constants_for(columns, constants.dtype, constants.device)
+        """By the other mode, from now on if that doesn't fail."""
+        recovery = by_mode(self.patterns, mode)
+        constants = self._constants_for(recovery, constants.dtype, constants.device)
         found = evaluation.jacobian_values(first, constants, options)
-        _state.forget_since(first.position, but_inner=True)
-        self._recovery = columns
+        self._recovery = recovery
         return found
 
     def _color_rows(self) -> None:
