@@ -263,7 +263,7 @@ def test_a_checkpoint_runs_again_a_few_times(layers: int, taken: list[bool]) -> 
 
     x = points(BATCH, 3)
     (h,) = diaghessian(lambda x: checkpoint(inner, x, use_reentrant=False).pow(2).sum(), x)
-    assert len(runs) <= 8
+    assert len(runs) <= 1 + 2 + 3  # forward; two gradients, and one pass for each column
     assert taken == []
     torch.testing.assert_close(h, by_rows(lambda x: inner(x).pow(2).sum(), x)[0])
 

@@ -139,20 +139,27 @@ def slopes(
     return (first, second) if keep else (first.detach(), second)
 
 
-_SAVED = ("_saved_result", "_saved_self", "_saved_other", "_saved_mat1", "_saved_mat2")
+# Where nodes of each type keep what they saved, as it is kept.
+_raw_names: dict[type, tuple[str, ...]] = {}
 
 
 def saves_by_hooks(node: Any) -> bool:
     """Whether what a node saved is made anew each time that it is asked for, as in a checkpoint.
 
-    Asked for outside of a backward pass, it makes ``torch.utils.checkpoint`` run all again each time. Whether
-    a saved tensor has hooks can't be asked.
+    Asked for outside of a backward pass, it makes ``torch.utils.checkpoint`` run all again each time.
     """
-    for name in _SAVED:
-        saved = getattr(node, name, None)
-        if isinstance(saved, Tensor):
-            again: Tensor = getattr(node, name)
-            return saved.data_ptr() != again.data_ptr()
+    names = _raw_names.get(type(node))
+    if names is None:
+        names = tuple(name for name in dir(node) if name.startswith("_raw_saved_"))
+        if type(node).__name__ == node_name(node):  # not a type that many functions share
+            _raw_names[type(node)] = names
+    for name in names:
+        raw = getattr(node, name)
+        if isinstance(raw, tuple):
+            if any(one.unpack_hook is not None for one in raw):
+                return True
+        elif raw.unpack_hook is not None:
+            return True
     return False
 
 
