@@ -40,8 +40,10 @@ from ._torch_private import (
     hooks_made,
     in_functorch,
     innermost_level,
+    keep_number,
     leave_grad_level,
     mark_as_own,
+    next_number,
     only_pushed,
     pytree,
     scripts_as_written,
@@ -76,13 +78,14 @@ class Linearization:
     ``inputs``: the tensors that are differentiated by. ``y`` is what ``f`` returned, as the code around this
     differentiation may see it. ``start``: what :func:`hooks_made` and :func:`sequence_number` said before
     ``f`` ran, if that is known. ``nested``: in a level of ``torch.func``. ``ends``: nodes of inputs that have
-    a history, which no pullback comes to.
+    a history, which no pullback comes to. ``number``: as for a survey.
     """
 
     __slots__ = (
         "__weakref__",
         "_ends",
         "_nested",
+        "_number",
         "_pull",
         "_start",
         "_survey",
@@ -104,6 +107,7 @@ class Linearization:
         start: tuple[int, int] | None = None,
         nested: bool = False,
         ends: frozenset[Any] = frozenset(),
+        number: int | None = None,
     ) -> None:
         self.prepared = prepared
         self.roots = roots
@@ -118,6 +122,7 @@ class Linearization:
         self._start = start
         self._nested = nested
         self._ends = ends
+        self._number = number
 
     @property
     def y(self) -> Any:
@@ -128,7 +133,9 @@ class Linearization:
 
     def onward(self, roots: list[Tensor], inputs: list[Tensor]) -> Linearization:
         """What has been computed from this one, by ``inputs``."""
-        return Linearization(self.prepared, roots, inputs, self._start, self._nested, self._ends)
+        return Linearization(
+            self.prepared, roots, inputs, self._start, self._nested, self._ends, self._number
+        )
 
     def may_be_bent(self) -> bool:
         """Whether hooks may change what is pulled back, or keep it: the recorded graph doesn't show them."""
@@ -165,7 +172,8 @@ class Linearization:
             seeds = [batched_like(seed, root) for seed, root in zip(seeds, roots, strict=True)]
         custom = sparse = biased = copies = []
         if create_graph:
-            found = self.survey() if len(roots) == len(self.roots) else survey(roots, self._ends)
+            whole = len(roots) == len(self.roots)
+            found = self.survey() if whole else survey(roots, self._ends, self._number)
             if not (pushed or only_pushed()):
                 biased = found.biased
                 if found.once:
@@ -181,7 +189,7 @@ class Linearization:
             results = pulled(roots, seeds, self.inputs, retain, create_graph)
         for result in results:
             if result is None:
-                refuse_reentrant(roots, self._ends)
+                refuse_reentrant(roots, self._ends, self._number)
                 break
         return results
 
@@ -195,7 +203,7 @@ class Linearization:
     def survey(self) -> Survey:
         """What the recorded graph of all roots tells."""
         if self._survey is None:
-            self._survey = survey(self.roots, self._ends)
+            self._survey = survey(self.roots, self._ends, self._number)
         return self._survey
 
     def nbytes(self) -> int:
@@ -204,7 +212,7 @@ class Linearization:
 
     def coarsest(self) -> float:
         """Relative spacing of the coarsest numbers that have been recorded."""
-        return max(coarsest(self.roots, self._ends), self.survey().rounded)
+        return max(coarsest(self.roots, self._ends, self._number), self.survey().rounded)
 
     def restricted(self, root: int, by: int) -> Linearization:
         """``roots[root]`` alone, by ``inputs[by]`` alone: what isn't asked for isn't computed."""
@@ -233,8 +241,11 @@ class Linearization:
         return list(self._pull(tuple(full)))
 
 
-def _tracked_on_tape(prepared: Prepared, keep: bool) -> list[Tensor]:
-    """Twins of the inputs that the tape records; writing into one in place is refused by PyTorch."""
+def _tracked_on_tape(prepared: Prepared, keep: bool, number: int | None) -> list[Tensor]:
+    """Twins of the inputs that the tape records; writing into one in place is refused by PyTorch.
+
+    ``number``: as for a survey.
+    """
     tracked = []
     for x, owned in zip(prepared.inputs, prepared.owned, strict=True):
         if not owned:
@@ -247,6 +258,9 @@ def _tracked_on_tape(prepared: Prepared, keep: bool) -> list[Tensor]:
             if keep:
                 mark_as_own(twin)
             tracked.append(twin)
+    if number is not None:
+        for twin in tracked:
+            keep_number(twin, number)
     return tracked
 
 
@@ -283,17 +297,18 @@ def _linearize_on_tape(
     f: Callable[..., Any], prepared: Prepared, keep: bool, scalar_aux: bool
 ) -> Linearization:
     start = (hooks_made(), sequence_number())
+    # A loop of derivatives would walk along all that came before, each time. Not by sequence numbers: what f
+    # computes in other threads has theirs.
+    number = next_number() if keep and all(prepared.owned) else None
     if torch.is_grad_enabled():
-        tracked = _tracked_on_tape(prepared, keep)
+        tracked = _tracked_on_tape(prepared, keep, number)
         y = call(f, prepared, tracked)
     else:
         with torch.enable_grad():
-            tracked = _tracked_on_tape(prepared, keep)
+            tracked = _tracked_on_tape(prepared, keep, number)
             y = call(f, prepared, tracked)
-    # A loop of derivatives would walk along all that came before, each time. Not by sequence numbers: what f
-    # computes in other threads has theirs.
     ends = [x.grad_fn for x, owned in zip(tracked, prepared.owned, strict=True) if owned] if keep else []
-    lin = Linearization(prepared, [], tracked, start, ends=frozenset(filter(None, ends)))
+    lin = Linearization(prepared, [], tracked, start, ends=frozenset(filter(None, ends)), number=number)
     _take_outputs(lin, y, scalar_aux)
     lin._y, lin._y_is_recorded = y, not keep
     return lin

@@ -20,6 +20,7 @@ from .._torch_private import (
     node_name,
     node_shape,
     node_type,
+    number_of,
     source_of,
     value_of_node,
 )
@@ -140,7 +141,7 @@ def entrances(
     elsewhere, ``None`` to record it. It may append to ``inputs`` and ``which``. Nothing is found where inputs
     are used more than ``most`` times.
     """
-    consumers = consumers_below(root)
+    consumers, number = consumers_below(root, inputs), number_of(inputs)
     if sum(len(consumers.get(source_of(inputs[i]), ())) for i in which) > most:
         return [], {}
     maps: dict[tuple[Value, int | None], list[Term]] = {}
@@ -154,7 +155,7 @@ def entrances(
         for value, channel, term in entries:
             maps.setdefault(_advance(consumers, value, channel), []).append(term)
     return [
-        AffineMap(value_of_node(*value), channel, terms) for (value, channel), terms in maps.items()
+        AffineMap(value_of_node(*value, number), channel, terms) for (value, channel), terms in maps.items()
     ], found
 
 

@@ -15,7 +15,16 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .._torch_private import is_leaf, node_attribute, node_name, node_names, node_shape, source_of
+from .._torch_private import (
+    came_before,
+    is_leaf,
+    node_attribute,
+    node_name,
+    node_names,
+    node_shape,
+    number_of,
+    source_of,
+)
 from .alignment_rules import ELEMENTWISE, FREE, RULES, Alignment, Rule, Shape, all_free, meeting
 from .moves import Value, kind_of_node
 
@@ -115,6 +124,7 @@ class _Walk:
         self._known: dict[tuple[Any, int], tuple[Alignment, Shape] | None] = {}
         self._given = given
         self._is_unsure = False
+        self._number = number_of(sources)
         if not chained:
             self._known.update(given)
 
@@ -127,12 +137,15 @@ class _Walk:
         """``None`` where ``root`` depends on none of the inputs, or nothing can be said."""
         if root.grad_fn is None:
             return None
-        known, value = self._known, (root.grad_fn, root.output_nr)
+        known, number, value = self._known, self._number, (root.grad_fn, root.output_nr)
         # Reading what a node comes from builds a tuple of new objects, so that it is done once.
         stack: list[tuple[tuple[Any, int], Any]] = [(value, None)]
         while stack:
             current, before = stack.pop()
             if current in known:
+                continue
+            if number is not None and came_before(current[0], number):
+                known[current] = None
                 continue
             if before is None:
                 before = current[0].next_functions

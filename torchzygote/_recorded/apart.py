@@ -131,7 +131,7 @@ def paired_values(into: Entering, *, one_by_one: bool) -> list[Apart]:
         values.append((m.z, () if m.channel is None else (m.channel,)))
         makers.append(functools.partial(OfMap, m))
     for (value, own), layers in by_value.items():
-        values.append((value_of_node(*value), own))
+        values.append((value_of_node(*value, into.number), own))
         makers.append(functools.partial(OfLayers, layers))
     common, apart = all_apart(y, values, one_by_one=one_by_one)
     if not common:

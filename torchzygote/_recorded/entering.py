@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .._torch_private import node_name, node_shape, value_of_node
+from .._torch_private import node_name, node_shape, number_of, value_of_node
 from .affine import AffineMap, Other, entrances
 from .layers import Layer, Lookup, layer
 from .moves import Value, Way, kind_of_node
@@ -32,6 +32,7 @@ class Entering:
 
     def __init__(self, y: Tensor, inputs: Sequence[Tensor], most: int, between: Collection[Any] = ()) -> None:
         self.y = y
+        self.number = number_of(inputs)
         self.values = list(inputs)
         self.maps: list[AffineMap] = []
         self.layers: list[tuple[int, Layer]] = []
@@ -52,14 +53,18 @@ class Entering:
             return None
         found = layer(node, other.position, other.way, self.values[which].dtype)
         if isinstance(found, Lookup):
-            if not apart_from(self.y, value_of_node(*found.layer.z), found.layer.own):
+            if not apart_from(self.y, value_of_node(*found.layer.z, self.number), found.layer.own):
                 return [found.onward]
             found = found.layer
         shape = node_shape(node, 0)
         if shape is None or not may_have_samples(self.y, shape):
             return self._derived(which, node)
         if found is None:
-            return None if apart_from(self.y, value_of_node(node, 0), ()) else self._derived(which, node)
+            return (
+                None
+                if apart_from(self.y, value_of_node(node, 0, self.number), ())
+                else self._derived(which, node)
+            )
         self.layers.append((which, found))
         return []
 
@@ -72,7 +77,7 @@ class Entering:
         for k in outputs:
             if (node, k) not in self._numbers:
                 self._numbers[node, k] = len(self.values)
-                self.values.append(value_of_node(node, k))
+                self.values.append(value_of_node(node, k, self.number))
                 self._which.append(self._numbers[node, k])
             self._made.setdefault(which, set()).add(self._numbers[node, k])
         return []

@@ -94,6 +94,7 @@ from .tensors import (
     weak_storage,
 )
 from .tracer import known_to_be_one, trace_name, tracer_follows_lower_hooks, tracer_follows_pullbacks
+from .walked import came_before, keep_number, next_number, number_of
 from .wants import under_hooks, want, wanted_here, wanted_here_as
 from .weight_norm import WEIGHT_NORM, forget_exchanged, fused_weight_norm_enabled
 from .wrappers import (
@@ -133,6 +134,7 @@ __all__ = [
     "batched_everywhere",
     "batched_like",
     "below_autograd",
+    "came_before",
     "coarsest",
     "concrete",
     "consumers_below",
@@ -175,6 +177,7 @@ __all__ = [
     "is_tracing",
     "is_wrapped",
     "jvp_flat",
+    "keep_number",
     "known_to_be_one",
     "layer_below",
     "layers",
@@ -188,12 +191,14 @@ __all__ = [
     "names_of_fields",
     "nested_batches_watched",
     "nested_tangents_watched",
+    "next_number",
     "no_torch_function",
     "node_attribute",
     "node_name",
     "node_names",
     "node_shape",
     "node_type",
+    "number_of",
     "only_pushed",
     "outside_functorch",
     "pass_along",

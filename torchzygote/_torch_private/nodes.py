@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import graph as _graph
 
 from .levels import vmap_flat
+from .walked import keep_number
 
 __all__ = [
     "ValueOfNode",
@@ -44,12 +45,17 @@ class ValueOfNode(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
 
-def value_of_node(node: Any, output: int) -> Tensor:
-    """What stands for an output of a node where derivatives by it are asked for."""
+def value_of_node(node: Any, output: int, number: int | None = None) -> Tensor:
+    """What stands for an output of a node where derivatives by it are asked for.
+
+    ``number``: of the differentiation that it was recorded in, if its inputs are new.
+    """
     meta = node._input_metadata[output]
     value: Any = torch.empty((), dtype=meta.dtype, device=meta.device).expand(tuple(meta.shape))
     value = value.as_subclass(ValueOfNode)
     value.edge = _graph.GradientEdge(node, output)
+    if number is not None:
+        keep_number(value, number)
     if meta.dtype.is_floating_point or meta.dtype.is_complex:
         value.requires_grad_()
     return value  # type: ignore[no-any-return]

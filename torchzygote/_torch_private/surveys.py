@@ -13,8 +13,16 @@ from torch import Tensor
 from .lacking import LACKING
 from .levels import transform_stack
 from .nodes import node_name, node_of, node_shape
+from .walked import came_before, next_number, noted
 
-__all__ = ["Survey", "coarsest", "hides_another", "is_compiled_function", "rounding_of_cudnn", "survey"]
+__all__ = [
+    "Survey",
+    "coarsest",
+    "hides_another",
+    "is_compiled_function",
+    "rounding_of_cudnn",
+    "survey",
+]
 
 
 class Survey(NamedTuple):
@@ -198,11 +206,14 @@ class _Told:
                 self.once.append(("group_norm", bias))
 
 
-def survey(roots: Sequence[Tensor], ends: Collection[Any] = ()) -> Survey:
+def survey(roots: Sequence[Tensor], ends: Collection[Any] = (), number: int | None = None) -> Survey:
     """Walk along the graph recorded below ``roots``: 1.5 to 3 microseconds for each operation.
 
-    ``ends``: nodes that a backward pass doesn't come to, nor to what is below.
+    ``ends``: nodes that a backward pass doesn't come to, nor to what is below. ``number``: of the
+    differentiation, if its inputs are new. Nodes that a walk had come to before it began don't lead to these,
+    so that this one ends there: what a loop of derivatives closes over grows from step to step.
     """
+    walk = None if number is None else next_number()
     # Written out, and not by a generator, which takes a microsecond for each node: small calls wait for this.
     seen: set[Any] = {None, *ends}
     passed = len(seen)
@@ -212,6 +223,8 @@ def survey(roots: Sequence[Tensor], ends: Collection[Any] = ()) -> Survey:
     while stack:
         node = stack.pop()
         if node in seen:
+            continue
+        if walk is not None and noted(node, walk) < number:  # type: ignore[operator]
             continue
         alike = 1
         while type(node) in _as_many and (below := node.next_functions[0][0]) not in seen:
@@ -252,14 +265,17 @@ def survey(roots: Sequence[Tensor], ends: Collection[Any] = ()) -> Survey:
     )
 
 
-def coarsest(roots: Sequence[Tensor], ends: Collection[Any] = ()) -> float:
-    """Relative spacing of the coarsest numbers among the gradients, as after autocast in ``f``."""
+def coarsest(roots: Sequence[Tensor], ends: Collection[Any] = (), number: int | None = None) -> float:
+    """Relative spacing of the coarsest numbers among the gradients, as after autocast in ``f``.
+
+    ``ends``, ``number``: as for :func:`survey`.
+    """
     seen: set[Any] = {None, *ends}
     stack: list[Any] = list(map(node_of, roots))
     dtypes: set[torch.dtype] = set()
     while stack:
         node = stack.pop()
-        if node not in seen:
+        if node not in seen and (number is None or not came_before(node, number)):
             seen.add(node)
             dtypes.update(meta.dtype for meta in node._input_metadata)
             stack.extend(following for following, _ in node.next_functions)
