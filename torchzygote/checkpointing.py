@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from ._call_options import check_callable
 from ._checkpoint.tape import checkpoint_on_tape
 from ._checkpoint.transforms import checkpoint_in_transforms
-from ._torch_private import in_forward_ad, in_functorch, in_functorch_compiled, is_tracing
+from ._state import in_outer_forward_mode
+from ._torch_private import in_functorch, in_functorch_compiled, is_tracing
 
 __all__ = ["checkpointed"]
 
@@ -90,7 +91,7 @@ def checkpointed(f: Callable[..., Any], /, *xs: Any, **kwargs: Any) -> Any:
         return f(*xs, **kwargs) if in_functorch_compiled() else _compiled(f, xs, kwargs)
     if in_functorch():
         return checkpoint_in_transforms(f, xs, kwargs)
-    if not torch.is_grad_enabled() or in_forward_ad() or is_tracing():
+    if not torch.is_grad_enabled() or in_outer_forward_mode() or is_tracing():
         return f(*xs, **kwargs)
     return checkpoint_on_tape(f, xs, kwargs)
 

@@ -30,7 +30,6 @@ from ._random import RandomState
 from ._stop_iteration import released
 from ._torch_private import (
     depends_on_others,
-    in_forward_ad,
     in_functorch,
     is_tracing,
     layers,
@@ -130,7 +129,7 @@ def forwarddiff(f: Callable[[Any], R], x: Any, *, chunk_threshold: int | None = 
     if not isinstance(x, Tensor):
         leaves = [_as_tensor(leaf) for leaf in leaves]
         x = pytree.tree_unflatten(leaves, spec)
-    if not _engine.compiling() and in_forward_ad() and "jvp" not in transform_stack():
+    if not _engine.compiling() and _state.in_outer_forward_mode() and "jvp" not in transform_stack():
         return f(x)  # plain torch.autograd.forward_ad: it runs forward, and allows no level within another
     slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and _is_followed(leaf)]
     run = _Run(f, leaves, spec, slots, chunk)

@@ -25,6 +25,7 @@ __all__ = [
     "in_functorch",
     "in_functorch_compiled",
     "in_functorch_derivative",
+    "in_functorch_forward",
     "innermost_level",
     "innermost_transform",
     "jvp_flat",
@@ -85,6 +86,11 @@ def innermost_transform() -> str | None:
 def in_functorch_derivative() -> bool:
     """Whether one of the running ``torch.func`` transforms differentiates (``vmap`` alone does not)."""
     return in_functorch() and any(name in ("grad", "jvp") for name in transform_stack())
+
+
+def in_functorch_forward() -> bool:
+    """Whether one of the running ``torch.func`` transforms is forward mode."""
+    return in_functorch() and "jvp" in transform_stack()
 
 
 def only_pushed() -> bool:

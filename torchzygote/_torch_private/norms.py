@@ -14,11 +14,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .exchanges import Exchange
 from .forward import has_tangent, in_forward_ad
-from .levels import in_functorch, in_functorch_derivative
+from .levels import in_functorch, in_functorch_derivative, in_functorch_forward
 from .wants import norms_are_wanted, runs_fused_here, under_hooks
+from .wrappers import layers
 
 __all__ = ["NORMS", "TRACED_NORMS", "may_be_fused", "may_be_pushed"]
 
@@ -30,22 +32,26 @@ _HALVES = (torch.float16, torch.bfloat16)
 
 def may_be_fused(*tensors: Tensor | None) -> bool:
     """Whether nobody here wants the formula: what comes of these is differentiated once, in reverse mode."""
-    if torch.compiler.is_compiling() or in_functorch_derivative():
+    if torch.compiler.is_compiling():
         return False
-    if under_hooks():
+    if under_hooks() or runs_fused_here():  # as without the derivatives of other threads
         return runs_fused_here()
-    if norms_are_wanted():
-        return False
-    return not may_be_pushed(*tensors)
+    return not (in_functorch_derivative() or norms_are_wanted() or may_be_pushed(*tensors))
 
 
 def may_be_pushed(*tensors: Any) -> bool:
-    """Whether forward mode may differentiate these: a level may be another thread's, but no tangent is."""
-    return in_forward_ad() and (in_functorch() or any(map(_may_be_dual, tensors)))
+    """Whether forward mode may differentiate these: it may run for another thread, but no tangent does."""
+    return in_forward_ad() and (in_functorch_forward() or any(map(_may_be_dual, tensors)))
 
 
 def _may_be_dual(x: Any) -> bool:
-    return isinstance(x, Tensor) and has_tangent(x)
+    if not isinstance(x, Tensor):
+        return False
+    if not in_functorch():
+        return has_tangent(x)
+    # Under vmap a tangent can be asked for below its level alone.
+    *_, (_, inner) = layers(x)
+    return isinstance(inner, FakeTensor) or has_tangent(inner)
 
 
 def _standardized(
