@@ -6,6 +6,7 @@ know how the structure was found, nor what becomes of the values.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import _engine, _plan, _products, native
+from ._certificate import all_finite
 from ._engine import Linearization
 from ._first_order import FirstOrder
 from ._plan import RowCost
@@ -21,7 +23,7 @@ from ._pulling import Options
 from ._random import RandomState, restored_after
 from ._second_order import SecondOrder, gradient_by
 from ._torch_private import in_functorch_compiled, unchecked_select
-from ._transposed import Transposed, transposed
+from ._transposed import Transposed, or_else, transposed
 from .coloring.recovery import Recovery
 
 __all__ = [
@@ -36,6 +38,8 @@ __all__ = [
     "jacobian_products",
     "plain_products",
 ]
+
+_log = logging.getLogger("torchzygote")
 
 # Seeds of one operation that a core's caches hold: 4 rows of 32768 doubles are best together, and rows of a
 # million one at a time (6.6 gradients instead of 9 for three colors).
@@ -96,8 +100,37 @@ def jacobian_products(
     seeds, total = make_seeds(dtype, inputs[0].device)
     if (found := transposed(first)) is not None:
         linear = lin.onward([_joined(inputs, found)], [found.cotangent])
-        return _pulled(linear, seeds, total, chunk(total), options)
+        on_tape = _pulled(linear, seeds, total, chunk(total), options)
+        if not all(first.prepared.owned):  # no dual number can replace them there
+            return on_tape
+        return _on_tape_or_pushed(on_tape, first, seeds, total, chunk(total), options)
     return _pushed(first, seeds, total, chunk(total), options)
+
+
+def _on_tape_or_pushed(
+    on_tape: Products, first: FirstOrder, seeds: Seeds, total: int, chunk: int, options: Options
+) -> Iterator[_products.Chunk]:
+    """What the tape gives; dual numbers where it fails, or gives what isn't finite, as they may not."""
+
+    def pushed(lo: int, hi: int) -> Iterator[_products.Chunk]:
+        rest = _pushed(first, lambda a, b: seeds(lo + a, lo + b), hi - lo, chunk, options)
+        for a, b, products in rest:
+            yield lo + a, lo + b, products
+
+    reached = 0
+    try:
+        for lo, hi, products in on_tape:
+            if all(p is None or all_finite(p.detach()) for p in products):
+                yield lo, hi, products
+            else:
+                yield from or_else(lambda lo=lo, hi=hi: list(pushed(lo, hi)), [(lo, hi, products)])  # type: ignore[misc]
+            reached = hi
+        return
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        _log.debug("forward mode on the tape: %s: %s", type(error).__name__, error)
+    yield from pushed(reached, total)
 
 
 def _pulled(

@@ -5,7 +5,9 @@ Decides where that is known to be right; knows nothing of seeds or matrices.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import logging
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,11 +17,14 @@ from ._engine import Linearization
 from ._first_order import FirstOrder
 from ._torch_private import node_name
 
-__all__ = ["Transposed", "transposed"]
+__all__ = ["Transposed", "or_else", "transposed"]
+
+_T = TypeVar("_T")
+_log = logging.getLogger("torchzygote")
 
 
 class Transposed(NamedTuple):
-    """A cotangent, zero, and what it gives by each input, recorded: it is linear in the cotangent."""
+    """A cotangent and what it gives by each input, recorded: it is linear in the cotangent."""
 
     cotangent: Tensor
     pulled: list[Tensor | None]
@@ -37,17 +42,29 @@ def transposed(first: FirstOrder) -> Transposed | None:
     lin, identical = first.lin, not all(first.prepared.owned)
     if identical:
         _refuse_nonlinear(lin)
-    elif first.hooked or lin.survey().nonlinear:
+    elif first.hooked or lin.survey().nonlinear or lin.survey().fused:
         return None
     try:
         # the caller may have switched autograd off
         with _engine.recording_if(not torch.is_grad_enabled()), _state.pushing():
-            u = torch.zeros_like(lin.roots[0]).requires_grad_()
+            # Not zeros, where some backwards are masked, as that of xlogy is.
+            u = torch.ones_like(lin.roots[0]).requires_grad_()
             return Transposed(u, lin.pull([u], retain=True, create_graph=True))
     except Exception:
         if identical:
             raise
         return None
+
+
+def or_else(attempt: Callable[[], _T], known: _T) -> _T:
+    """What dual numbers give, or what the tape gave, if they can't be had."""
+    try:
+        return attempt()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        _log.debug("dual numbers: %s: %s", type(error).__name__, error)
+        return known
 
 
 def _refuse_nonlinear(lin: Linearization) -> None:

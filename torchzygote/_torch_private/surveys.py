@@ -53,6 +53,8 @@ class Survey(NamedTuple):
     """Nodes of sparse tensors: what their backward gives can't be differentiated by what it got."""
     biased: list[Any]
     """Normalizations with a bias and no weight: PyTorch's second derivative by the bias is zero."""
+    fused: bool
+    """Whether there is attention in one kernel, whose backward can't be differentiated."""
     by_lu: bool
     """Whether one solves by an LU decomposition, which forward mode gets wrong inside ``vmap``."""
     rounded: float
@@ -63,6 +65,15 @@ class Survey(NamedTuple):
 _MISBATCHED = {"CdistBackward0": "torch.cdist", "MaskedSelectBackward0": "torch.masked_select"}
 # Their derivative by the cotangent is NaN where that is zero (2.13), though they are linear in it.
 _NOT_LINEAR_AT_ZERO = frozenset({"LogcumsumexpBackward0"})
+# Attention in one kernel, whose backward can't be differentiated.
+_FUSED = frozenset(
+    {
+        "ScaledDotProductCudnnAttentionBackward0",
+        "ScaledDotProductEfficientAttentionBackward0",
+        "ScaledDotProductFlashAttentionBackward0",
+        "ScaledDotProductFlashAttentionForCpuBackward0",
+    }
+)
 # Without a weight, PyTorch's second derivative by the bias is zero (2.13).
 _BIASED = frozenset(
     {
@@ -100,6 +111,7 @@ _TOLD_BY_NAME = frozenset(
     {
         *LACKING,
         *_NOT_LINEAR_AT_ZERO,
+        *_FUSED,
         *_SPARSE,
         *_BY_LU,
         *_BY_CUDNN,
@@ -135,6 +147,7 @@ class _Told:
         "by_lu",
         "copies",
         "custom",
+        "fused",
         "lacking",
         "misbatched",
         "nonlinear",
@@ -153,7 +166,7 @@ class _Told:
         self.copies: list[Any] = []
         self.sparse: list[Any] = []
         self.biased: list[Any] = []
-        self.by_lu = self.lacking = False
+        self.by_lu = self.fused = self.lacking = False
         self.rounded = 0.0
 
     def look_at(self, node: Any) -> None:
@@ -179,6 +192,8 @@ class _Told:
     def _look_up(self, node: Any, name: str) -> None:
         if name == _COPIES:
             self.copies.append(node)
+        elif name in _FUSED:
+            self.fused = True
         elif name in _NOT_LINEAR_AT_ZERO:
             self.nonlinear.append(node)
         elif name in _SPARSE:
@@ -260,6 +275,7 @@ def survey(roots: Sequence[Tensor], ends: Collection[Any] = (), number: int | No
         copies=told.copies,
         sparse=told.sparse,
         biased=told.biased,
+        fused=told.fused,
         by_lu=told.by_lu,
         rounded=told.rounded,
     )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._torch_private import in_forward_ad, in_functorch
+from .._torch_private import has_tangent, in_forward_ad, in_functorch
 from ._loading import loaded_devices
 
 __all__ = ["compiled", "mark_written", "on_cpu", "on_cuda"]
@@ -22,15 +22,15 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 def compiled(*tensors: Tensor | None) -> bool:
     """Whether the compiled operator is there for these tensors, and right: nothing differentiates them."""
-    if torch.compiler.is_compiling() or not on_cpu or in_functorch() or in_forward_ad():
+    if torch.compiler.is_compiling() or not on_cpu or in_functorch():
         return False
-    recording = torch.is_grad_enabled()
+    recording, pushing = torch.is_grad_enabled(), in_forward_ad()  # by any thread
     for x in tensors:
         if x is None:
             continue
         if type(x) not in _PLAIN or not (x.is_cpu or (on_cuda and x.is_cuda)):
             return False
-        if recording and x.requires_grad:
+        if (recording and x.requires_grad) or (pushing and has_tangent(x)):
             return False
     return True
 

@@ -1,0 +1,88 @@
+"""Forward mode by the recorded pullback, at the edges of functions: as dual numbers have it, silently."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torchzygote import jacobian, plan_jacobian
+
+nan = torch.nan
+
+
+def of(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+# Where the derivative of the backward by its cotangent is masked, or 0/0, and f has a derivative, or an
+# infinite one; and beside NaN. All are diagonal, but for NaN times zero, for which there are no entries.
+EDGES: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
+    "xlogy of a constant": (lambda x: torch.xlogy(x, of(0, 0.5, -1)), of(0.3, 0.4, 0.5)),
+    "xlogy of both": (lambda x: torch.xlogy(x, x), of(-0.5, 0.5, 2)),
+    "xlog1py": (lambda x: torch.special.xlog1py(x, of(-1, 0.5, 3)), of(0.3, 0.4, 0.5)),
+    "divergence": (lambda x: F.kl_div(of(0.2, 0.3, 0.5).log(), x, reduction="none"), of(0, 0.5, 0.5)),
+    "sinc": (torch.sinc, of(0, 0.5, 1)),
+    "sinc beside NaN": (torch.sinc, of(nan, 0, 1)),
+    "logit": (lambda x: torch.logit(x, 1e-6), of(0, 0.5, 1)),
+    "powers": (lambda x: x ** of(0, 2, 3), of(0, 0, 1)),
+    "norm of zeros": (lambda x: torch.linalg.vector_norm(x[:, None] * of(1, 0), 3, 1), of(0, 1, 2)),
+    "deviation of equals": (lambda x: torch.stack([x, x.flip(0)], 1).std(1), of(0, 1, 2)),
+}
+
+
+def tall(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: torch.cat([f(x) * k for k in range(1, 9)])
+
+
+WAYS: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]] = {
+    "dense": lambda f, x: jacobian(f, x, mode="forward")[0],
+    "sparse": lambda f, x: jacobian(f, x, mode="forward", sparse=True)[0].to_dense(),
+    "plan": lambda f, x: plan_jacobian(f, x, mode="forward")(x)[0].to_dense(),
+    "differentiable": lambda f, x: jacobian(f, x, mode="forward", create_graph=True)[0].detach(),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", EDGES)
+def test_edges(name: str, way: str) -> None:
+    f, x = EDGES[name]
+    expected = torch.func.jacfwd(f)(x)
+    found = WAYS[way](f, x)
+    if way in ("sparse", "plan"):
+        found, expected = found.diagonal(), expected.diagonal()
+    torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("name", EDGES)
+def test_edges_in_tall_matrices(name: str, sparse: bool) -> None:
+    f, x = tall(EDGES[name][0]), EDGES[name][1]
+    J, expected = jacobian(f, x, sparse=sparse)[0], torch.func.jacfwd(f)(x)
+    if sparse:
+        on_diagonal = torch.eye(3).repeat(8, 1) == 1
+        J, expected = J.to_dense()[on_diagonal], expected[on_diagonal]
+    torch.testing.assert_close(J, expected, equal_nan=True)
+
+
+def test_attention() -> None:
+    """What the tape lacks, dual numbers have, by the formula of attention."""
+    x = torch.linspace(-1, 1, 24, dtype=torch.float64).view(3, 1, 4, 2)
+    f = lambda x: F.scaled_dot_product_attention(x, x.cos(), x)
+    written = lambda x: torch.softmax(x @ x.cos().mT / 2**0.5, -1) @ x
+    expected = torch.func.jacfwd(written)(x).reshape(24, 24)
+    torch.testing.assert_close(jacobian(f, x, mode="forward", sparse=True)[0].to_dense(), expected)
+    torch.testing.assert_close(plan_jacobian(f, x, mode="forward")(x)[0].to_dense(), expected)
+
+
+def test_a_few_columns_at_a_time() -> None:
+    """The chunk that isn't finite is pushed by dual numbers, the others stay."""
+    x = torch.linspace(-1, 1, 9, dtype=torch.float64)
+    J = jacobian(torch.sinc, x, mode="forward", chunk_size=2)[0]
+    torch.testing.assert_close(J, torch.func.jacfwd(torch.sinc)(x))
+    f = lambda x: torch.sinc(x[:, None] - x[None, :]).sum(1)
+    J = jacobian(f, x, mode="forward", sparse=True, chunk_size=2)[0].to_dense()
+    torch.testing.assert_close(J, torch.func.jacfwd(f)(x))
