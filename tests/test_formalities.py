@@ -31,8 +31,8 @@ STAGES: dict[str, str] = {
         _structure_matching _torch_private _version _warning native
     """,
     "state": """
-        _custom_backwards _deriving_traced _exchange _flags _forward_mode_lock _holder _linear_node
-        _linear_node_traced _metadata _overlap _pullback_traced _state _unfused
+        _after_fork _custom_backwards _deriving_traced _exchange _flags _forward_mode_lock _holder
+        _linear_node _linear_node_traced _metadata _overlap _pullback_traced _state _unfused
     """,
     "arguments": "_arguments _buffer _keeping _notes _outputs _real_arguments _tangent_fitting",
     "values": """

@@ -25,7 +25,15 @@ from ._torch_private import (
     swap_tensors,
 )
 
-__all__ = ["exchanged", "exchanging", "finding", "finds_by_identity", "forward_mode_held", "swapped"]
+__all__ = [
+    "exchanged",
+    "exchanging",
+    "finding",
+    "finds_by_identity",
+    "forget_other_threads",
+    "forward_mode_held",
+    "swapped",
+]
 
 # How long an exchange waits for the others, in seconds: for ever could be for ever, if one waits for us.
 _PATIENCE = 300.0
@@ -44,6 +52,18 @@ _HELD_BY_ARGUMENT = (Tensor, int, float, complex, str, np.ndarray, np.generic, t
 def finds_by_identity(args: Sequence[Any]) -> bool:
     """Whether ``args`` may hold something else than tensors and numbers: modules, ``Params``."""
     return any(not isinstance(x, _HELD_BY_ARGUMENT) for x in args)
+
+
+def forget_other_threads() -> None:
+    """In a forked process, which has none."""
+    # As the standard library does with its own locks; nothing public does it.
+    _lock._at_fork_reinit()  # type: ignore[attr-defined]
+    _changed._waiters.clear()  # type: ignore[attr-defined]
+    me = threading.get_ident()
+    for thread in set(_finding) - {me}:
+        del _finding[thread]
+    _exchanging[:] = [thread for thread in _exchanging if thread == me]
+    _waiting.clear()
 
 
 # ``us``: a thread, and those that wait for its backward pass.

@@ -9,12 +9,31 @@ from __future__ import annotations
 import threading
 from typing import NamedTuple
 
-from ._torch_private import backward_pass, pass_along, passed_along
+from ._torch_private import backward_pass, leave_forward_mode, pass_along, passed_along
 
-__all__ = ["Behalf", "Hold", "behalf", "behalf_from", "forward_mode_lock", "releasing", "take", "try_to_take"]
+__all__ = [
+    "Behalf",
+    "Hold",
+    "behalf",
+    "behalf_from",
+    "forget_other_threads",
+    "forward_mode_lock",
+    "releasing",
+    "take",
+    "try_to_take",
+]
 
 # PyTorch's forward-AD levels are process-wide: two threads in forward mode get errors or wrong numbers.
 forward_mode_lock = threading.RLock()
+
+
+def forget_other_threads() -> bool:
+    """In a forked process: whether forward mode isn't this thread's, and was left if it was another's."""
+    if forward_mode_lock._is_owned():  # type: ignore[attr-defined]
+        return False
+    forward_mode_lock._at_fork_reinit()  # type: ignore[attr-defined]
+    leave_forward_mode()
+    return True
 
 
 class Hold:

@@ -30,6 +30,8 @@ __all__ = [
     "deriving",
     "differentiated",
     "differentiation",
+    "forget_all",
+    "forget_forward_mode",
     "forward_mode_opened",
     "ignoring",
     "in_outer_forward_mode",
@@ -74,6 +76,18 @@ class _State(threading.local):
 
 
 _state = _State()
+
+
+def forget_forward_mode() -> None:
+    """In a forked process, where forward mode was that of a thread that it doesn't have."""
+    global _opened
+    _counting._at_fork_reinit()  # type: ignore[attr-defined]
+    _opened = 0
+
+
+def forget_all() -> None:
+    """In a process that begins anew: nothing is being differentiated here."""
+    _state.__init__()  # type: ignore[misc]
 
 
 def deriving() -> bool:

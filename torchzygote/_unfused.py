@@ -28,6 +28,7 @@ from ._torch_private import (
     enable_optimized_scripts,
     exchange,
     forget_exchanged,
+    forget_wants,
     fuse_attention_again,
     fused_weight_norm_enabled,
     unfuse_attention,
@@ -36,7 +37,7 @@ from ._torch_private import (
     wanted_here_as,
 )
 
-__all__ = ["unfused", "unfused_as_before", "unfused_but_norms", "unfused_for"]
+__all__ = ["forget_threads", "unfused", "unfused_as_before", "unfused_but_norms", "unfused_for"]
 
 _ALWAYS = Exchanges(*WEIGHT_NORM, *NORMS, *DISTANCES)
 _WITH_NORMS = Exchanges(*WRITTEN)
@@ -97,6 +98,15 @@ def _leave(norms: int) -> None:
             _count(-1)
         else:  # another thread has set this one aside
             _count(0, -1)
+
+
+def forget_threads(*, this_one: bool) -> None:
+    """In a forked process, which has no others; ``this_one``: nor does this thread want anything."""
+    _lock._at_fork_reinit()  # type: ignore[attr-defined]
+    users, norms = forget_wants(this_one)
+    with _lock:
+        _count_norms(norms - _users_of_norms)
+        _count(users - _users, -_set_aside)
 
 
 def unfused_for() -> tuple[bool, int]:

@@ -11,7 +11,14 @@ from .backward import backward_pass, pull_back
 from .checkpoints import aside_of_checkpoint, hooks_in_force, is_of_checkpoint, runs_again
 from .exchanges import Exchanges, exchange
 from .formulas import are_formulas_pushed, pushed_by_formulas
-from .forward import forward_mode_enabled, has_tangent, in_forward_ad, in_plain_eager, primal
+from .forward import (
+    forward_mode_enabled,
+    has_tangent,
+    in_forward_ad,
+    in_plain_eager,
+    leave_forward_mode,
+    primal,
+)
 from .graph import (
     consumers_below,
     depends_on_others,
@@ -95,7 +102,7 @@ from .tensors import (
 )
 from .tracer import known_to_be_one, trace_name, tracer_follows_lower_hooks, tracer_follows_pullbacks
 from .walked import came_before, keep_number, next_number, number_of
-from .wants import under_hooks, want, wanted_here, wanted_here_as
+from .wants import forget_wants, under_hooks, want, wanted_here, wanted_here_as
 from .weight_norm import WEIGHT_NORM, forget_exchanged, fused_weight_norm_enabled
 from .wrappers import (
     batched_everywhere,
@@ -147,6 +154,7 @@ __all__ = [
     "exchange",
     "flatten_dense",
     "forget_exchanged",
+    "forget_wants",
     "forward_mode_enabled",
     "functorch_depth",
     "fuse_attention_again",
@@ -182,6 +190,7 @@ __all__ = [
     "layer_below",
     "layers",
     "leads_to",
+    "leave_forward_mode",
     "leave_grad_level",
     "library_operators_watched",
     "load_decompositions",

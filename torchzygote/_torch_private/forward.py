@@ -6,6 +6,7 @@ import functools
 
 import torch
 from torch import Tensor
+from torch._functorch import eager_transforms as _eager_transforms
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad as _forward_ad
 
@@ -16,6 +17,7 @@ __all__ = [
     "has_tangent",
     "in_forward_ad",
     "in_plain_eager",
+    "leave_forward_mode",
     "primal",
     "tangent",
 ]
@@ -24,6 +26,13 @@ __all__ = [
 def in_forward_ad() -> bool:
     """Whether a level of ``torch.autograd.forward_ad`` is open: dual tensors may be about."""
     return _forward_ad._current_level >= 0
+
+
+def leave_forward_mode() -> None:
+    """Close all levels, as those of a thread that is no more; ``torch.func`` counts its own in a global."""
+    while in_forward_ad():
+        _forward_ad.exit_dual_level()  # type: ignore[no-untyped-call]
+    _eager_transforms.JVP_NESTING = 0
 
 
 def in_plain_eager() -> bool:

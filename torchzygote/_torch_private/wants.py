@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import torch
 
 __all__ = [
+    "forget_wants",
     "norms_are_wanted",
     "runs_fused_here",
     "under_hooks",
@@ -47,6 +48,15 @@ def want(users: int, of_norms: int) -> None:
     here = _here
     here.users += users
     here.of_norms += of_norms
+
+
+def forget_wants(of_this_thread: bool) -> tuple[int, int]:
+    """Of other threads, and of this one, too; how many users are left, and how many of norms."""
+    global _of_norms
+    if of_this_thread:
+        _here.__init__()  # type: ignore[misc]
+    _of_norms = _here.of_norms
+    return _here.users, _here.of_norms
 
 
 def norms_are_wanted() -> bool:
