@@ -52,12 +52,37 @@ def partly_unrecorded(x: Tensor) -> Tensor:
     return (factor * x).repeat(20).sin()
 
 
-# function, where: its derivative of the backward formula, or PyTorch's forward formula, is wrong there
+class Wrong(torch.autograd.Function):
+    """Says another thing in forward mode than in reverse."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return 2 * g
+
+    @staticmethod
+    def jvp(ctx: Any, t: Tensor) -> Tensor:
+        return 3 * t
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[int], x: Tensor) -> tuple[Tensor, int]:
+        return 2 * x, dims[0]
+
+
+# function, where: its derivative of the backward formula, or a forward formula, is wrong there
 WRONG: list[tuple[str, Callable[[Tensor], Tensor], Tensor]] = [
     ("std of equal numbers", lambda c: (ONES * c).std(1), doubled(1, 1, 1)),
     ("sinc at zero", lambda c: torch.sinc(ONES * c), doubled(0, 1)),
     ("3-norm at zero", lambda c: torch.linalg.vector_norm(POINTS - c, ord=3, dim=1), POINTS[3].clone()),
     ("product scattered", lambda c: _scattered(c), doubled(0.5, -1.5)),
+    ("custom function", lambda c: Wrong.apply(c).repeat(20), doubled(0.5, -1.5)),
 ]
 
 
@@ -81,7 +106,7 @@ def test_forward_mode_that_a_pullback_contradicts_is_not_returned(
 
 
 def test_the_warning_says_what_may_be_wrong() -> None:
-    f, x = WRONG[0][1:]
+    f, x = WRONG[-1][1:]
     said = r"jacobian: forward mode gave another derivative of f than a plain"
     with pytest.warns(UserWarning, match=said) as warned:
         jacobian(f, x, mode="forward")
@@ -142,7 +167,7 @@ def test_plans_with_a_given_sparsity_refuse_as_they_are_called() -> None:
 
 
 def test_a_plan_in_forward_mode_is_compared_with_a_pullback_as_it_is_made() -> None:
-    f, x = WRONG[0][1:]
+    f, x = WRONG[-1][1:]
     with pytest.warns(UserWarning, match="plan_jacobian: forward mode gave another derivative"):
         plan = plan_jacobian(f, x)
     assert plan.mode == "reverse"

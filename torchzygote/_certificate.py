@@ -127,7 +127,7 @@ class Comparison:
     doesn't. ``branches``: the values may be looked at, which saves asking of each whether it is finite.
     """
 
-    __slots__ = ("_breaks_down", "_eps", "_for_the_largest", "_own", "_refuted", "difference")
+    __slots__ = ("_breaks_down", "_eps", "_excused", "_for_the_largest", "_own", "_refuted", "difference")
 
     def __init__(
         self,
@@ -161,6 +161,7 @@ class Comparison:
         else:
             self._breaks_down = ~torch.isfinite(got) & ~torch.isfinite(expected)
         self._refuted: Tensor | None = None
+        self._excused: Tensor | None = None
 
     @property
     def fine(self) -> Tensor:
@@ -168,6 +169,8 @@ class Comparison:
         agree = self.difference <= self._own + self._for_the_largest
         if self._refuted is not None:
             agree = agree & ~self._refuted
+        if self._excused is not None:
+            agree = agree | self._excused
         return agree | self._breaks_down
 
     @property
@@ -189,6 +192,14 @@ class Comparison:
     def refute(self, wrong: Tensor) -> None:
         """These elements are not fine after all."""
         self._refuted = wrong
+
+    def excuse(self, noise: Tensor) -> None:
+        """Elements that differ by no more than a few times their ``noise``, of rounding, are fine."""
+        self._excused = self.difference <= _LOST * noise
+
+
+# Times what was seen to be lost in a few products.
+_LOST = 64
 
 
 def _finite(sizes: Tensor) -> Tensor:

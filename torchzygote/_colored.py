@@ -21,6 +21,7 @@ from ._plan import RowCost
 from ._products import Seeds
 from ._pulling import Options
 from ._random import RandomState, restored_after
+from ._row_cost import is_linear
 from ._second_order import SecondOrder, gradient_by
 from ._torch_private import in_functorch_compiled, unchecked_select
 from ._transposed import Transposed, or_else, transposed
@@ -29,6 +30,7 @@ from .coloring.recovery import Recovery
 __all__ = [
     "Collected",
     "Products",
+    "are_linear",
     "chunk_of",
     "collect",
     "color_seeds",
@@ -105,6 +107,13 @@ def jacobian_products(
             return on_tape
         return _on_tape_or_pushed(on_tape, first, seeds, total, chunk(total), options)
     return _pushed(first, seeds, total, chunk(total), options)
+
+
+def are_linear(first: FirstOrder, recovery: Recovery, products: Sequence[Tensor]) -> bool:
+    """Whether products are linear in the seeds, and of one run of ``f``: none is by dual numbers."""
+    if recovery.mode == "forward" and not all(all_finite(p) for p in products):
+        return False
+    return is_linear(first.lin) and (recovery.mode == "reverse" or transposed(first) is not None)
 
 
 def _on_tape_or_pushed(

@@ -15,7 +15,15 @@ from torch import Tensor
 from . import _engine, _structure
 from ._assembly import result_dtype
 from ._certificate import agreement, precision, probe_rows, warn_mismatch
-from ._colored import Products, chunk_of, collect, color_seeds, hessian_products, jacobian_products
+from ._colored import (
+    Products,
+    are_linear,
+    chunk_of,
+    collect,
+    color_seeds,
+    hessian_products,
+    jacobian_products,
+)
 from ._crosscheck import explains_pullback
 from ._custom_backwards import is_cut_off, suppressed
 from ._engine import Linearization
@@ -24,7 +32,7 @@ from ._plan import RowCost
 from ._pulling import Options
 from ._random import RandomState
 from ._recorded.alignment import keeps_elements_apart
-from ._repetition import refute_colored
+from ._repetition import settle_colored
 from ._second_order import SecondOrder
 from ._separable import find_hessian_layouts, find_layout
 from ._warning import making_sparse
@@ -84,10 +92,11 @@ def certified(
     probed: Sequence[Tensor],
     eps: float,
     multiply: Callable[[Callable[..., Any]], Products],
+    linear: Callable[[], bool],
 ) -> bool:
     """Whether the values agree with the plain products; a warning says so if not.
 
-    ``multiply``: the products of other seeds.
+    ``multiply``: the products of other seeds. ``linear()``: as for :func:`settle_colored`.
     """
     if probes is None:
         return True
@@ -95,8 +104,7 @@ def certified(
     with torch.no_grad():
         found = agreement(recovery, [v.detach() for v in values], probes, plain, eps, True)
 
-    refute_colored(found, recovery, probes, plain, multiply)
-    if all(bool(one.fine.all()) for one in found):
+    if settle_colored(found, recovery, probes, plain, multiply, linear):
         return True
     warn_mismatch(caller, recovery)
     return False
@@ -184,7 +192,8 @@ def _jacobian_values(
         if not right:
             warn_mismatch(first.caller, recovery)
     else:
-        right = certified(first.caller, recovery, values, probes, probed, eps, multiply)
+        linear = lambda: are_linear(first, recovery, probed)
+        right = certified(first.caller, recovery, values, probes, probed, eps, multiply, linear)
     return values if right else None
 
 
@@ -283,7 +292,9 @@ def _hessian_values(
         finally:
             failed = None  # whose traceback holds this frame
     eps = precision([x], x, second.coarsest())
-    return values[0] if certified(caller, recovery, values, probes, probed, eps, multiply) else None
+    linear = lambda: way == "reverse_over_reverse" and second.is_linear_again(which)
+    right = certified(caller, recovery, values, probes, probed, eps, multiply, linear)
+    return values[0] if right else None
 
 
 def add_diagonals(

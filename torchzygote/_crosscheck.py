@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ._certificate import Comparison, all_finite, is_plain, precision, pulled_agreement, random_vector, wide
 from ._engine import Linearization
+from ._repetition import noise_of
+from ._row_cost import is_linear
 from ._warning import warn
 from .coloring.recovery import Recovery
 
@@ -84,15 +86,38 @@ def _is_explained(
     if probe is None:
         return None
     cotangent, pulled = probe
-    if _agree(compare(cotangent, pulled, None), pulled):
+    comparisons = compare(cotangent, pulled, None)
+    if _agree(comparisons, pulled):
         return True
     if all(g is None or all_finite(g) for g in pulled):
-        return False
+        return is_linear(lin) and _are_rounding(lin, y, comparisons, cotangent, pulled)
     rows = finite_rows()
     if bool(rows.all()):
         return False
     probe = _pulled_probe(lin, y, rows)
     return None if probe is None else _agree(compare(probe[0], probe[1], rows), probe[1])
+
+
+def _are_rounding(
+    lin: Linearization,
+    y: Tensor,
+    comparisons: Sequence[Comparison | None],
+    cotangent: Tensor,
+    pulled: Sequence[Tensor | None],
+) -> bool:
+    """Whether what differs does by no more than these elements of a pullback lose."""
+    which = [i for i, g in enumerate(pulled) if g is not None]
+
+    def again(vector: Tensor) -> list[Tensor]:
+        found = lin.pull_dense([vector.view(y.shape)])
+        return [torch.zeros(()) if (g := found[i]) is None else g.detach() for i in which]
+
+    with torch.no_grad():
+        noise = noise_of([g for g in pulled if g is not None], again, cotangent)
+        for i, lost in zip(which, noise, strict=True):
+            if (one := comparisons[i]) is not None:
+                one.excuse(lost.reshape(-1))
+    return _agree(comparisons, pulled)
 
 
 @torch.no_grad()

@@ -17,14 +17,26 @@ from ._certificate import Comparison, compared, probe_parts
 from ._colored import Products, given_seeds, plain_products
 from .coloring.recovery import Recovery
 
-__all__ = ["Repetition", "refute_colored"]
+__all__ = ["FACTORS", "Repetition", "noise_of", "settle_colored"]
 
 # Fractions of the way to the next power of two, which loses none: digits are lost at other places for each.
-_FACTORS = (2**0.25, 2**0.5, 2**0.75)
+FACTORS = (2**0.25, 2**0.5, 2**0.75)
 
 
 # Times the largest that was seen to be lost in a few products.
 _LOST = 64
+_Pull = Callable[[Tensor], "list[Tensor]"]
+
+
+def noise_of(products: Sequence[Tensor], again: _Pull, probes: Tensor) -> list[Tensor]:
+    """What each element of the ``products`` with ``probes`` loses, as far as a few repetitions show."""
+    noise = [torch.zeros_like(part).abs() for part in products]
+    for factor in FACTORS:
+        noise = [
+            torch.maximum(n, ((b / factor).to(a) - a).abs())
+            for n, a, b in zip(noise, products, again(probes * factor), strict=True)
+        ]
+    return noise
 
 
 class Repetition:
@@ -61,6 +73,17 @@ class Repetition:
             for one, mask in zip(comparisons, wrong, strict=True):
                 one.refute(mask)
 
+    def excuse(self, comparisons: Sequence[Comparison]) -> None:
+        """Let pass what is no more than these elements lose, where a function loses digits in some.
+
+        Only for products that are linear, as for :meth:`are_rounding`, and of one run of ``f``.
+        """
+        with torch.no_grad():
+            for one, noise in zip(
+                comparisons, noise_of(self._compared, self._again, self._probes), strict=True
+            ):
+                one.excuse(noise)
+
     def are_rounding(self, differences: Sequence[Tensor]) -> bool:
         """Whether so little is lost in the products anyway, as where all of a derivative cancels.
 
@@ -86,7 +109,7 @@ class Repetition:
 
     def _repeated(self) -> Iterator[list[Tensor]]:
         """What would be the same without rounding, the cheapest first."""
-        for factor in _FACTORS:
+        for factor in FACTORS:
             yield [product / factor for product in self._again(self._probes * factor)]
         total: list[Tensor] | None = None
         for part in self._parts():
@@ -96,23 +119,33 @@ class Repetition:
             yield total
 
 
-def refute_colored(
+def settle_colored(
     comparisons: Sequence[Comparison],
     recovery: Recovery,
     probes: Tensor,
     probed: Sequence[Tensor],
     multiply: Callable[[Callable[..., Any]], Products],
-) -> None:
-    """:meth:`Repetition.refute` for a coloring's ``probes`` and ``probed``, the products with them.
+    linear: Callable[[], bool],
+) -> bool:
+    """Whether all is fine, after looking again with a coloring's ``probes``; ``probed``: products with them.
 
-    ``multiply``: the products of other seeds.
+    ``multiply``: the products of other seeds. ``linear()``: whether they are as :meth:`Repetition.excuse`
+    needs them.
     """
     if not comparisons:
-        return
+        return True
     plain = [one.detach() for one in probed]
 
     def again(rows: Tensor) -> list[Tensor]:
         return [compared(recovery, one) for one in plain_products(multiply(given_seeds(rows)), plain)]
 
     elements = [compared(recovery, one) for one in plain]
-    Repetition(probes, lambda: probe_parts(recovery, probes), elements, again).refute(comparisons)
+    repetition = Repetition(probes, lambda: probe_parts(recovery, probes), elements, again)
+    repetition.refute(comparisons)
+    if not _are_fine(comparisons) and linear():
+        repetition.excuse(comparisons)
+    return _are_fine(comparisons)
+
+
+def _are_fine(comparisons: Sequence[Comparison]) -> bool:
+    return all(bool(one.fine.all()) for one in comparisons)

@@ -9,7 +9,7 @@ from . import _state
 from ._engine import Linearization
 from ._plan import RowCost
 
-__all__ = ["is_plain", "row_cost"]
+__all__ = ["is_linear", "is_plain", "row_cost"]
 
 
 def is_plain(lin: Linearization) -> bool:
@@ -19,6 +19,11 @@ def is_plain(lin: Linearization) -> bool:
     """
     session = _state.session()
     return not ((session is not None and session.recomputes) or lin.may_be_bent())
+
+
+def is_linear(lin: Linearization) -> bool:
+    """Whether a pullback is linear in its cotangent: no hooks, nor custom functions, may do otherwise."""
+    return not (lin.may_be_bent() or lin.survey().nonlinear)
 
 
 def row_cost(lin: Linearization) -> RowCost:

@@ -20,7 +20,7 @@ from ._outputs import real_scalar
 from ._plan import FREE, RowCost
 from ._random import RandomState
 from ._recorded.affine import AffineMap, Entrance, entrances
-from ._row_cost import is_plain
+from ._row_cost import is_linear, is_plain
 from ._torch_private import is_leaf
 from ._unfused import unfused
 
@@ -127,6 +127,11 @@ class SecondOrder:
     def is_plain(self) -> bool:
         """Whether pulling back does what the recorded graph shows, at its cost."""
         return self._lin is not None and is_plain(self._lin)
+
+    def is_linear_again(self, i: int) -> bool:
+        """Whether the pullback of the recorded gradient by input ``i`` is linear in its cotangent."""
+        lin = self.by_input(i)
+        return lin is not None and is_linear(lin)
 
     def coarsest(self) -> float:
         """Relative spacing of the coarsest numbers that ``f`` has computed with, where it was recorded."""

@@ -21,6 +21,7 @@ from ._plan import RowCost
 from ._pulling import Options, pulled_rows
 from ._recorded.alignment import Separation, aligned_axes, separation, shared_axes, summed_axes
 from ._repetition import Repetition
+from ._row_cost import is_linear
 from ._torch_private import node_names
 from ._warning import warn
 
@@ -183,8 +184,8 @@ def _are_confirmed(
     repetition.refute(list(doubtful.values()))
     if all(bool(one.fine.all()) for one in doubtful.values()):
         return True
-    linear = not (lin.may_be_bent() or lin.survey().nonlinear)  # else products differ for another reason
-    if linear and repetition.are_rounding([one.difference for one in doubtful.values()]):
+    # else products differ for another reason
+    if is_linear(lin) and repetition.are_rounding([one.difference for one in doubtful.values()]):
         return True
     warn_mismatch(lin)
     return False

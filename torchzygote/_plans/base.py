@@ -234,8 +234,8 @@ class Plan:
             # tensors: a compiler can't follow how a NumPy array becomes one
             values, doubts = self._compiled(*prepared.arguments(prepared.inputs))
             wrong, unknown, faint = (False,) * 3 if doubts is None else doubts.tolist()
-            if wrong or not faint:  # else compiled code can't look again
-                return Checked(prepared, list(values), self._doubt(wrong, unknown), None)
+            if not (wrong or faint):  # else compiled code can't look again
+                return Checked(prepared, list(values), self._doubt(False, unknown), None)
             if random is not None:
                 random.restore()
         prepared, values, comparisons = self._run(args, create_graph)

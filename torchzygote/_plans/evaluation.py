@@ -19,6 +19,7 @@ from .._certificate import Comparison, agreement, precision, probe_rows
 from .._colored import (
     Collected,
     Products,
+    are_linear,
     chunk_of,
     collect,
     color_seeds,
@@ -31,7 +32,7 @@ from .._plan import FREE
 from .._products import Seeds
 from .._pulling import Options
 from .._random import RandomState
-from .._repetition import refute_colored
+from .._repetition import settle_colored
 from .._row_cost import row_cost
 from .._second_order import SecondOrder, run
 from ..coloring.recovery import Recovery
@@ -117,15 +118,19 @@ def _settle(
     found: Collected,
     products: Callable[[Callable[..., Any], Options], Products],
     options: Options,
+    linear: Callable[[], bool],
 ) -> None:
-    """Look again at what passed beside far larger elements only; not where a traced program can't branch."""
+    """Look again at what passed beside far larger elements only, and at what may have lost digits.
+
+    Not where a traced program can't branch. ``linear()``: as for :func:`settle_colored`.
+    """
     if constants.probes is None or _engine.compiling() or _engine.in_transform():
         return
 
     def once(seeds: Callable[..., Any]) -> Products:
         return products(seeds, options.once)
 
-    refute_colored(comparisons, constants.recovery, constants.probes, found.probed, once)
+    settle_colored(comparisons, constants.recovery, constants.probes, found.probed, once, linear)
 
 
 def jacobian_values(
@@ -150,7 +155,8 @@ def jacobian_values(
         return found.values, [] if first.hooked else pushes_what_is_pulled(lin, y, constants.probes, pushed)
     coarsest = 0.0 if _engine.compiling() else lin.coarsest()
     comparisons = constants.check(found, precision(inputs, y, coarsest))
-    _settle(comparisons, constants, found, products, options)
+    linear = lambda: are_linear(first, recovery, found.probed)
+    _settle(comparisons, constants, found, products, options, linear)
     return found.values, comparisons
 
 
@@ -188,5 +194,6 @@ def hessian_values(
 
     found = collect(recovery, products(constants.seeds, options), [x.dtype], x.device, options.keep)
     comparisons = constants.check(found, precision([x], x, second.coarsest()))
-    _settle(comparisons, constants, found, products, options)
+    linear = lambda: mode == "reverse_over_reverse" and second.is_linear_again(0)
+    _settle(comparisons, constants, found, products, options, linear)
     return found.values[0], comparisons
