@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchzygote import jacobian, plan_jacobian
+from torchzygote import Params, jacobian, plan_jacobian
 
 nan = torch.nan
 
@@ -86,3 +86,15 @@ def test_a_few_columns_at_a_time() -> None:
     f = lambda x: torch.sinc(x[:, None] - x[None, :]).sum(1)
     J = jacobian(f, x, mode="forward", sparse=True, chunk_size=2)[0].to_dense()
     torch.testing.assert_close(J, torch.func.jacfwd(f)(x))
+
+
+def test_by_params() -> None:
+    """No dual number can stand in for a tensor that f finds: the tape alone."""
+    w = torch.tensor([0.0, 40.0, -40.0, 3.0], dtype=torch.float64)
+    for f in (
+        lambda w: torch.logcumsumexp(w, 0),
+        lambda w: torch.relu(torch.logcumsumexp(w, 0) - 1),
+        lambda w: torch.xlogy(w.abs(), of(0.5, 2, 0.1, 3)),
+    ):
+        found = jacobian(lambda f=f: f(w), Params([w]), mode="forward")[w]
+        torch.testing.assert_close(found, torch.func.jacrev(f)(w))

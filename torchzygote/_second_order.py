@@ -346,12 +346,12 @@ def gradient_by(
         inputs = list(prepared.inputs)
         inputs[which] = primal
         inner = run(caller, f, prepared.at(inputs), True, recorded=False)
+        grad = None
         if seen is not None:
             seen.look(inner)
-            if seen.stopped:
-                return (torch.zeros_like(primal),)
-        inner.take_gradient(pushed=True)
-        grad = inner.grads[which]
+        if seen is None or not seen.stopped:
+            inner.take_gradient(pushed=True)
+            grad = inner.grads[which]
         grad = torch.zeros_like(primal) if grad is None else grad
         return (grad, inner.value) if seen is not None and isinstance(inner.value, Tensor) else (grad,)
 

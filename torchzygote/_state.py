@@ -210,13 +210,14 @@ class differentiation:
     ``back`` runs now); ``defer=True`` leaves the callbacks in ``waiting`` instead of calling them.
     """
 
-    __slots__ = ("defer", "entered", "outermost", "waiting")
+    __slots__ = ("before", "defer", "entered", "outermost", "waiting")
 
     def __init__(self, waiting: list[Waiting] | None = None, defer: bool = False) -> None:
         self.waiting = waiting
         self.defer = defer
         self.entered = False
         self.outermost = False
+        self.before = 0
 
     def __enter__(self) -> None:
         if torch.compiler.is_compiling():
@@ -225,12 +226,13 @@ class differentiation:
         self.outermost = _state.callbacks is None
         if self.outermost:
             _state.callbacks = Session() if self.waiting is None else self.waiting
+        self.before = _state.depth
         _state.depth += 1
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         if not self.entered:  # where a graph breaks in between, what is around may be traced, and this not
             return
-        _state.depth -= 1
+        _state.depth = self.before  # whatever an interrupt has left inside
         if not self.outermost:
             return
         callbacks, _state.callbacks = _state.callbacks, None
@@ -247,23 +249,33 @@ def depth() -> tuple[int, bool]:
     return _state.depth, in_recorded_pass()
 
 
-@contextlib.contextmanager
-def at_depth(depth: tuple[int, bool]) -> Iterator[None]:
-    """Around code that is to see as many differentiations as ran when :func:`depth` was asked."""
-    before = _state.depth, _state.told
-    _state.depth, _state.told = depth[0], (backward_pass(), depth[1])
-    try:
-        yield
-    finally:
-        _state.depth, _state.told = before
+class at_depth:
+    """Around code that is to see as many differentiations as ran when :func:`depth` was asked.
+
+    A class, as a generator that an interrupt leaves behind is closed later, and restores this then.
+    """
+
+    __slots__ = ("_before", "_depth")
+
+    def __init__(self, depth: tuple[int, bool]) -> None:
+        self._depth = depth
+
+    def __enter__(self) -> None:
+        self._before = _state.depth, _state.told
+        _state.depth, _state.told = self._depth[0], (backward_pass(), self._depth[1])
+
+    def __exit__(self, *error: object) -> None:
+        _state.depth, _state.told = self._before
 
 
-@contextlib.contextmanager
-def ignoring() -> Iterator[None]:
+class ignoring:
     """Around code whose derivative is to be ignored: :func:`differentiated` is ``False`` inside."""
-    depth, hidden = _state.depth, _state.hidden
-    _state.depth, _state.hidden = 0, functorch_depth()
-    try:
-        yield
-    finally:
-        _state.depth, _state.hidden = depth, hidden
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> None:
+        self._before = _state.depth, _state.hidden
+        _state.depth, _state.hidden = 0, functorch_depth()
+
+    def __exit__(self, *error: object) -> None:
+        _state.depth, _state.hidden = self._before

@@ -321,7 +321,8 @@ def pushforward(f: Callable[..., Any], *args: Any) -> Callable[..., Any]:
     ValueError
         By ``push``: a tangent doesn't fit its argument.
     RuntimeError
-        By ``push``: a tensor among the arguments has been written to since (a NumPy array may be).
+        By ``push``: a tensor among the arguments has been written to since (a NumPy array may be; a module is
+        taken as it is at each push).
 
     Examples
     --------

@@ -67,8 +67,15 @@ class Surroundings:
     def restored(self) -> contextlib.ExitStack:
         """A context in which all is as it was; on leaving it, all is as it would be without it."""
         stack = contextlib.ExitStack()
-        after = RandomState()
-        stack.callback(after.restore)
+        try:
+            self._restore(stack)
+        except BaseException:  # an interrupt, too
+            stack.close()
+            raise
+        return stack
+
+    def _restore(self, stack: contextlib.ExitStack) -> None:
+        stack.callback(RandomState().restore)
         self._random.restore()
         for (device, enabled, dtype, cached), now in zip(self._autocast, _autocast(), strict=True):
             if (device, enabled, dtype, cached) != now:
@@ -85,4 +92,3 @@ class Surroundings:
             stack.enter_context(unfused_as_before(self._unfused))
         if self._formulas and not are_formulas_pushed():
             stack.enter_context(pushed_by_formulas())
-        return stack
