@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ._certificate import Comparison, all_finite, is_plain, precision, pulled_agreement, random_vector, wide
 from ._engine import Linearization
-from ._repetition import noise_of
+from ._repetition import may_be_lost
 from ._row_cost import is_linear
 from ._warning import warn
 from .coloring.recovery import Recovery
@@ -113,8 +113,8 @@ def _are_rounding(
         return [torch.zeros(()) if (g := found[i]) is None else g.detach() for i in which]
 
     with torch.no_grad():
-        noise = noise_of([g for g in pulled if g is not None], again, cotangent)
-        for i, lost in zip(which, noise, strict=True):
+        allowed = may_be_lost([g for g in pulled if g is not None], again, cotangent)
+        for i, lost in zip(which, allowed, strict=True):
             if (one := comparisons[i]) is not None:
                 one.excuse(lost.reshape(-1))
     return _agree(comparisons, pulled)

@@ -56,7 +56,6 @@ def finds_by_identity(args: Sequence[Any]) -> bool:
 
 def forget_other_threads() -> None:
     """In a forked process, which has none."""
-    # As the standard library does with its own locks; nothing public does it.
     _lock._at_fork_reinit()  # type: ignore[attr-defined]
     _changed._waiters.clear()  # type: ignore[attr-defined]
     me = threading.get_ident()

@@ -28,9 +28,11 @@ forward_mode_lock = threading.RLock()
 
 
 def forget_other_threads() -> bool:
-    """In a forked process: whether forward mode isn't this thread's, and was left if it was another's."""
-    if forward_mode_lock._is_owned():  # type: ignore[attr-defined]
+    """In a forked process, which has none: whether one of them was in forward mode, which is left then."""
+    if forward_mode_lock.acquire(blocking=False):
+        forward_mode_lock.release()
         return False
+    # As the standard library does with its own locks; nothing public does it.
     forward_mode_lock._at_fork_reinit()  # type: ignore[attr-defined]
     leave_forward_mode()
     return True

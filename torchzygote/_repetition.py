@@ -17,10 +17,10 @@ from ._certificate import Comparison, compared, probe_parts
 from ._colored import Products, given_seeds, plain_products
 from .coloring.recovery import Recovery
 
-__all__ = ["FACTORS", "Repetition", "noise_of", "settle_colored"]
+__all__ = ["Repetition", "may_be_lost", "settle_colored"]
 
 # Fractions of the way to the next power of two, which loses none: digits are lost at other places for each.
-FACTORS = (2**0.25, 2**0.5, 2**0.75)
+_FACTORS = (2**0.25, 2**0.5, 2**0.75)
 
 
 # Times the largest that was seen to be lost in a few products.
@@ -28,15 +28,18 @@ _LOST = 64
 _Pull = Callable[[Tensor], "list[Tensor]"]
 
 
-def noise_of(products: Sequence[Tensor], again: _Pull, probes: Tensor) -> list[Tensor]:
-    """What each element of the ``products`` with ``probes`` loses, as far as a few repetitions show."""
+def may_be_lost(products: Sequence[Tensor], again: _Pull, probes: Tensor) -> list[Tensor]:
+    """How much of each element of ``products`` may be rounding, by what a few repetitions show.
+
+    ``again``: the products with other vectors than ``probes``.
+    """
     noise = [torch.zeros_like(part).abs() for part in products]
-    for factor in FACTORS:
+    for factor in _FACTORS:
         noise = [
             torch.maximum(n, ((b / factor).to(a) - a).abs())
             for n, a, b in zip(noise, products, again(probes * factor), strict=True)
         ]
-    return noise
+    return [_LOST * n for n in noise]
 
 
 class Repetition:
@@ -79,10 +82,9 @@ class Repetition:
         Only for products that are linear, as for :meth:`are_rounding`, and of one run of ``f``.
         """
         with torch.no_grad():
-            for one, noise in zip(
-                comparisons, noise_of(self._compared, self._again, self._probes), strict=True
-            ):
-                one.excuse(noise)
+            allowed = may_be_lost(self._compared, self._again, self._probes)
+            for one, lost in zip(comparisons, allowed, strict=True):
+                one.excuse(lost)
 
     def are_rounding(self, differences: Sequence[Tensor]) -> bool:
         """Whether so little is lost in the products anyway, as where all of a derivative cancels.
@@ -109,7 +111,7 @@ class Repetition:
 
     def _repeated(self) -> Iterator[list[Tensor]]:
         """What would be the same without rounding, the cheapest first."""
-        for factor in FACTORS:
+        for factor in _FACTORS:
             yield [product / factor for product in self._again(self._probes * factor)]
         total: list[Tensor] | None = None
         for part in self._parts():
