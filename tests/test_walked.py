@@ -6,12 +6,15 @@ import functools
 import gc
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from torchzygote import (
+    checkpointed,
     diaghessian,
     gradient,
     hessian,
@@ -21,7 +24,7 @@ from torchzygote import (
     pushforward,
     withgradient,
 )
-from torchzygote._torch_private import surveys
+from torchzygote._torch_private import walked
 
 W = torch.linspace(-1, 1, 9, dtype=torch.float64).view(3, 3)
 
@@ -74,13 +77,13 @@ def loop(step: Callable[[Tensor, Tensor], Tensor], q: Tensor, steps: int) -> Ten
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """A list that grows with every node that a walk looks at."""
     found: list[object] = []
-    noted = surveys.noted
+    noted = walked._noted
 
     def counted(node: object, walk: int) -> int:
         found.append(node)
         return noted(node, walk)
 
-    monkeypatch.setattr(surveys, "noted", counted)
+    monkeypatch.setattr(walked, "_noted", counted)
     return found
 
 
@@ -117,6 +120,55 @@ def test_by_an_outer_backward_pass(looks: list[object]) -> None:
     assert counts[2] - counts[1] <= 2 * (counts[1] - counts[0]) + 4
     expected = torch.func.grad(lambda q: loop(lambda q, p: by_hand("gradient", q, p), q, 32))(q.detach())
     torch.testing.assert_close(g, expected)
+
+
+class Cube(torch.autograd.Function):
+    """Told of by a walk, unlike PyTorch's own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return 3 * ctx.saved_tensors[0] ** 2 * g
+
+
+# What a checkpoint runs again finds the same, though its first run has walked along what it closes over.
+BEFORE: dict[str, Callable[[Tensor], Tensor]] = {
+    "a custom function": lambda w: Cube.apply(w),
+    "much": lambda w: torch.outer(w, w).sum(1),
+    "half precision": lambda w: w.to(torch.float16).to(torch.float64) + w,
+}
+INNER: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "gradient": lambda u, h: gradient(lambda z: (z.sin() * h * z).sum(), u)[0].sum(),
+    "jacobian": lambda u, h: jacobian(lambda z: z.sin() * h, u)[0].sum(),
+    "jacobian, forward": lambda u, h: jacobian(lambda z: z.sin() * h, u, mode="forward")[0].sum(),
+    "hessian": lambda u, h: hessian(lambda z: ((z * h) ** 3).sum(), u).sum(),
+    "diaghessian": lambda u, h: diaghessian(lambda z: ((z * h) ** 3).sum(), u)[0].sum(),
+    "twice": lambda u, h: sum(gradient(lambda z: (z**3 * h).sum(), u)[0].sum() for _ in range(2)),
+}
+
+
+@pytest.mark.parametrize("n", [3, 100])
+@pytest.mark.parametrize("inner", INNER)
+@pytest.mark.parametrize("before", BEFORE)
+def test_checkpoints_around_loops(before: str, inner: str, n: int) -> None:
+    w = torch.linspace(0.1, 1, n, dtype=torch.float64)
+
+    def through(call: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
+        def f(w: Tensor) -> Tensor:
+            h = BEFORE[before](w)
+            return call(lambda u: INNER[inner](u, h), w)
+
+        return f
+
+    expected = gradient(through(lambda g, w: g(w)), w)[0]
+    torch.testing.assert_close(gradient(through(checkpointed), w)[0], expected)
+    if inner in ("gradient", "twice"):  # PyTorch's fails around batched rows, in any case
+        by_pytorch = functools.partial(checkpoint, use_reentrant=False)
+        torch.testing.assert_close(gradient(through(by_pytorch), w)[0], expected)
 
 
 def test_nobody_holds_the_graph() -> None:

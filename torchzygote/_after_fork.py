@@ -22,7 +22,10 @@ def _forget_other_threads() -> None:
 
 
 def _begin_anew(_: object) -> None:
-    """In a process of ``multiprocessing``, which goes on with nothing that ran where it was forked."""
+    """In a process of ``multiprocessing``, which goes on with no derivative that ran where it was forked.
+
+    But with the levels of ``torch.func`` that were open there.
+    """
     _state.forget_all()
     _unfused.forget_threads(this_one=True)
 

@@ -120,8 +120,9 @@ def _on_tape_or_pushed(
     on_tape: Products, first: FirstOrder, seeds: Seeds, total: int, chunk: int, options: Options
 ) -> Iterator[_products.Chunk]:
     """What the tape gives; dual numbers where it fails, or gives what isn't finite, as they may not."""
+    quiet = options._replace(progress=False)
 
-    def pushed(lo: int, hi: int) -> Iterator[_products.Chunk]:
+    def pushed(lo: int, hi: int, options: Options = quiet) -> Iterator[_products.Chunk]:
         rest = _pushed(first, lambda a, b: seeds(lo + a, lo + b), hi - lo, chunk, options)
         for a, b, products in rest:
             yield lo + a, lo + b, products
@@ -139,7 +140,7 @@ def _on_tape_or_pushed(
         raise
     except Exception as error:
         _log.debug("forward mode on the tape: %s: %s", type(error).__name__, error)
-    yield from pushed(reached, total)
+    yield from pushed(reached, total, options)
 
 
 def _pulled(

@@ -87,6 +87,8 @@ def forward(first: FirstOrder, options: Options) -> list[Tensor]:
                 _by_columns_on_tape(first.lin, x, first.y, g, found.cotangent, options)
                 for x, g in zip(first.prepared.inputs, found.pulled, strict=True)
             ]
+        except torch.OutOfMemoryError:
+            raise
         except Exception:
             if not owned:
                 raise  # no dual number can replace them there

@@ -92,12 +92,12 @@ def _summed_biases(nodes: list[Any]) -> Iterator[None]:
         yield
 
 
-def refuse_reentrant(roots: list[Tensor], ends: Collection[Any], number: int | None) -> None:
+def refuse_reentrant(roots: list[Tensor], ends: Collection[Any]) -> None:
     """Refuse what hides the tensors that a function closes over: they would seem unused.
 
-    ``ends``, ``number``: as for :func:`survey`.
+    ``ends``: as for :func:`survey`.
     """
-    if is_recorded_by(CheckpointFunction, roots, ends, number):
+    if is_recorded_by(CheckpointFunction, roots, ends):
         raise RuntimeError(
             "f calls torch.utils.checkpoint with use_reentrant=True, which can't be differentiated "
             "by what the checkpointed function closes over; pass use_reentrant=False, or use "

@@ -173,7 +173,7 @@ class Linearization:
         custom = sparse = biased = copies = []
         if create_graph:
             whole = len(roots) == len(self.roots)
-            found = self.survey() if whole else survey(roots, self._ends, self._number)
+            found = self.survey() if whole else survey(roots, self._ends, self.inputs, self._number)
             if not (pushed or only_pushed()):
                 biased = found.biased
                 if found.once:
@@ -189,7 +189,7 @@ class Linearization:
             results = pulled(roots, seeds, self.inputs, retain, create_graph)
         for result in results:
             if result is None:
-                refuse_reentrant(roots, self._ends, self._number)
+                refuse_reentrant(roots, self._ends)
                 break
         return results
 
@@ -203,7 +203,7 @@ class Linearization:
     def survey(self) -> Survey:
         """What the recorded graph of all roots tells."""
         if self._survey is None:
-            self._survey = survey(self.roots, self._ends, self._number)
+            self._survey = survey(self.roots, self._ends, self.inputs, self._number)
         return self._survey
 
     def nbytes(self) -> int:
@@ -212,7 +212,7 @@ class Linearization:
 
     def coarsest(self) -> float:
         """Relative spacing of the coarsest numbers that have been recorded."""
-        return max(coarsest(self.roots, self._ends, self._number), self.survey().rounded)
+        return max(coarsest(self.roots, self._ends, self.inputs, self._number), self.survey().rounded)
 
     def restricted(self, root: int, by: int) -> Linearization:
         """``roots[root]`` alone, by ``inputs[by]`` alone: what isn't asked for isn't computed."""

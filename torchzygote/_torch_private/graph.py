@@ -51,12 +51,9 @@ def _nodes_below(starts: Iterable[Any], number: int | None = None) -> Iterator[A
 
 
 def is_recorded_by(
-    function: type[torch.autograd.Function],
-    roots: Sequence[Tensor],
-    ends: Collection[Any],
-    number: int | None,
+    function: type[torch.autograd.Function], roots: Sequence[Tensor], ends: Collection[Any]
 ) -> bool:
-    """Whether this function has recorded a node below ``roots``; ``ends`` and ``number`` as for a survey.
+    """Whether this function has recorded a node below ``roots``; ``ends`` as for a survey.
 
     Half a microsecond for each node.
     """
@@ -65,7 +62,7 @@ def is_recorded_by(
     stack: list[Any] = [node_of(root) for root in roots]
     while stack:
         node = stack.pop()
-        if node in seen or (number is not None and came_before(node, number)):
+        if node in seen:
             continue
         if type(node) is kind:
             return True

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .lacking import LACKING
 from .levels import transform_stack
-from .nodes import node_name, node_of, node_shape
-from .walked import came_before, next_number, noted
+from .nodes import is_leaf, node_name, node_of, node_shape, source_of
+from .walked import leading
 
 __all__ = [
     "Survey",
@@ -169,6 +169,24 @@ class _Told:
         self.by_lu = self.fused = self.lacking = False
         self.rounded = 0.0
 
+    def survey(self, numel: int, nodes: int) -> Survey:
+        return Survey(
+            numel=numel,
+            nodes=nodes,
+            misbatched=self.misbatched,
+            custom=self.custom,
+            nonlinear=self.custom + self.nonlinear,
+            unpushable=self.unpushable,
+            once=self.once,
+            lacking=self.lacking,
+            copies=self.copies,
+            sparse=self.sparse,
+            biased=self.biased,
+            fused=self.fused,
+            by_lu=self.by_lu,
+            rounded=self.rounded,
+        )
+
     def look_at(self, node: Any) -> None:
         name = node_name(node)
         if isinstance(node, _PythonNode):
@@ -221,14 +239,19 @@ class _Told:
                 self.once.append(("group_norm", bias))
 
 
-def survey(roots: Sequence[Tensor], ends: Collection[Any] = (), number: int | None = None) -> Survey:
+def survey(
+    roots: Sequence[Tensor],
+    ends: Collection[Any] = (),
+    inputs: Sequence[Tensor] = (),
+    number: int | None = None,
+) -> Survey:
     """Walk along the graph recorded below ``roots``: 1.5 to 3 microseconds for each operation.
 
     ``ends``: nodes that a backward pass doesn't come to, nor to what is below. ``number``: of the
-    differentiation, if its inputs are new. Nodes that a walk had come to before it began don't lead to these,
-    so that this one ends there: what a loop of derivatives closes over grows from step to step.
+    differentiation, if its inputs are new; then nothing counts but what leads to ``inputs``.
     """
-    walk = None if number is None else next_number()
+    if number is not None:
+        return _survey_of(_leading(roots, ends, inputs, number))
     # Written out, and not by a generator, which takes a microsecond for each node: small calls wait for this.
     seen: set[Any] = {None, *ends}
     passed = len(seen)
@@ -238,8 +261,6 @@ def survey(roots: Sequence[Tensor], ends: Collection[Any] = (), number: int | No
     while stack:
         node = stack.pop()
         if node in seen:
-            continue
-        if walk is not None and noted(node, walk) < number:  # type: ignore[operator]
             continue
         alike = 1
         while type(node) in _as_many and (below := node.next_functions[0][0]) not in seen:
@@ -263,35 +284,46 @@ def survey(roots: Sequence[Tensor], ends: Collection[Any] = (), number: int | No
             total += (alike - 1) * largest
         for following, _ in node.next_functions:
             stack.append(following)
-    return Survey(
-        numel=total,
-        nodes=len(seen) - passed,
-        misbatched=told.misbatched,
-        custom=told.custom,
-        nonlinear=told.custom + told.nonlinear,
-        unpushable=told.unpushable,
-        once=told.once,
-        lacking=told.lacking,
-        copies=told.copies,
-        sparse=told.sparse,
-        biased=told.biased,
-        fused=told.fused,
-        by_lu=told.by_lu,
-        rounded=told.rounded,
-    )
+    return told.survey(total, len(seen) - passed)
 
 
-def coarsest(roots: Sequence[Tensor], ends: Collection[Any] = (), number: int | None = None) -> float:
+def _survey_of(nodes: Sequence[Any]) -> Survey:
+    told = _Told()
+    for node in nodes:
+        if type(node) not in _ordinary:
+            told.look_at(node)
+    metas = [meta for node in nodes for meta in node._input_metadata if not meta.is_nested_tensor]
+    return told.survey(sum(int(math.prod(meta.shape)) for meta in metas), len(nodes))
+
+
+def _leading(
+    roots: Sequence[Tensor], ends: Collection[Any], inputs: Sequence[Tensor], number: int
+) -> list[Any]:
+    leaves = {id(x) for x in inputs if is_leaf(x)}
+    targets = {source_of(x)[0] for x in inputs if not is_leaf(x)}
+    return leading(list(map(node_of, roots)), targets, leaves, ends, number)
+
+
+def coarsest(
+    roots: Sequence[Tensor],
+    ends: Collection[Any] = (),
+    inputs: Sequence[Tensor] = (),
+    number: int | None = None,
+) -> float:
     """Relative spacing of the coarsest numbers among the gradients, as after autocast in ``f``.
 
-    ``ends``, ``number``: as for :func:`survey`.
+    ``ends``, ``inputs``, ``number``: as for :func:`survey`.
     """
+    dtypes: set[torch.dtype] = set()
+    if number is not None:
+        for node in _leading(roots, ends, inputs, number):
+            dtypes.update(meta.dtype for meta in node._input_metadata)
+        return max(map(_spacing, dtypes), default=0.0)
     seen: set[Any] = {None, *ends}
     stack: list[Any] = list(map(node_of, roots))
-    dtypes: set[torch.dtype] = set()
     while stack:
         node = stack.pop()
-        if node not in seen and (number is None or not came_before(node, number)):
+        if node not in seen:
             seen.add(node)
             dtypes.update(meta.dtype for meta in node._input_metadata)
             stack.extend(following for following, _ in node.next_functions)

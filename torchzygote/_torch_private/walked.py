@@ -1,17 +1,19 @@
 """Which nodes of the graph walks have come to, and when: noted on the nodes, which nobody holds by that.
 
+A loop of derivatives would walk along all that came before, each time. Notes only say where nothing is to be
+found: what a walk finds must not depend on others, or a checkpoint that runs again would do something else.
 Knows nothing of what walks are for.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["came_before", "keep_number", "next_number", "noted", "number_of"]
+__all__ = ["came_before", "keep_number", "leading", "next_number", "number_of"]
 
 # Numbers of differentiations as they begin, and of walks, in one order for all threads.
 _numbers = itertools.count()
@@ -24,7 +26,7 @@ def next_number() -> int:
     return next(_numbers)
 
 
-def noted(node: Any, walk: int) -> int:
+def _noted(node: Any, walk: int) -> int:
     """The number of the first walk that came to ``node``: this one, if there was none."""
     first: int = node.metadata.setdefault(_KEY, walk)
     return first
@@ -37,6 +39,47 @@ def came_before(node: Any, number: int) -> bool:
     """
     first: int = node.metadata.get(_KEY, number)
     return first < number
+
+
+def leading(
+    starts: Sequence[Any],
+    targets: Collection[Any],
+    leaves: Collection[int],
+    ends: Collection[Any],
+    number: int,
+) -> list[Any]:
+    """Nodes on the ways from ``starts`` to ``targets``, or to leaves of these ids.
+
+    Nothing is looked at below ``ends``, nor below what a walk had come to before the differentiation of this
+    ``number`` began: that leads to neither.
+    """
+    walk = next_number()
+    before: dict[Any, list[Any]] = {}
+    leads: dict[Any, bool] = {None: False}
+    found: list[Any] = []
+    stack = list(starts)
+    while stack:
+        node = stack[-1]
+        if node in leads:
+            stack.pop()
+            continue
+        taken = before.get(node)
+        if taken is None:
+            old = _noted(node, walk) < number
+            taken = before[node] = [] if old or node in ends else [one for one, _ in node.next_functions]
+            missing = [one for one in taken if one not in leads]
+            if missing:
+                stack.extend(missing)
+                continue
+            if not (old or taken) and id(getattr(node, "variable", None)) in leaves:
+                leads[node] = True
+                found.append(node)
+                continue
+        stack.pop()
+        leads[node] = node in targets or any(map(leads.__getitem__, taken))
+        if leads[node]:
+            found.append(node)
+    return found
 
 
 def keep_number(twin: Tensor, number: int) -> None:
