@@ -78,6 +78,16 @@ def test_attention() -> None:
     torch.testing.assert_close(plan_jacobian(f, x, mode="forward")(x)[0].to_dense(), expected)
 
 
+def test_an_operator_whose_backward_has_no_derivative() -> None:
+    x = 4 * torch.linspace(-4, 4, 12, dtype=torch.float64).sin()
+    expected = torch.func.jacrev(lambda x: (x / 6 + 0.5).clamp(0, 1))(x)
+    for found in (
+        jacobian(F.hardsigmoid, x, mode="forward", sparse=True)[0],
+        plan_jacobian(F.hardsigmoid, x, mode="forward")(x)[0],
+    ):
+        torch.testing.assert_close(found.to_dense(), expected)
+
+
 def test_a_few_columns_at_a_time() -> None:
     """The chunk that isn't finite is pushed by dual numbers, the others stay."""
     x = torch.linspace(-1, 1, 9, dtype=torch.float64)
