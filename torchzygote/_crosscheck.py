@@ -21,6 +21,7 @@ from .coloring.recovery import Recovery
 __all__ = [
     "explains_pullback",
     "is_confirmed",
+    "is_plainly_confirmed",
     "pushes_what_is_pulled",
     "refuse_unpushable",
     "unpushable",
@@ -172,29 +173,51 @@ def pushes_what_is_pulled(lin: Linearization, y: Tensor, tangent: Tensor, pushed
     return [Comparison(left.sum().unsqueeze(0), scale, right.sum().unsqueeze(0), eps)]
 
 
+def is_plainly_confirmed(lin: Linearization, y: Tensor, matrices: Sequence[Tensor]) -> bool:
+    """Whether dense matrices, one per input, explain a pullback up to rounding in each element of it.
+
+    Those that do are finite.
+    """
+    probe = _pulled_probe(lin, y)
+    return probe is not None and all(
+        one is None for one in _dense_comparisons(lin, y, matrices, *probe, None)
+    )
+
+
 def is_confirmed(lin: Linearization, y: Tensor, matrices: Sequence[Tensor]) -> bool:
     """Whether dense matrices, one per input, do; also where nothing can be pulled back to compare with."""
-    eps = _precision(lin, y)
-    found = [matrix.detach() for matrix in matrices]
 
     def compare(
         cotangent: Tensor, pulled: list[Tensor | None], rows: Tensor | None
     ) -> list[Comparison | None]:
-        comparisons: list[Comparison | None] = []
-        for matrix, expected in zip(found, pulled, strict=True):
-            got = _row_times(cotangent, matrix, rows)
-            wanted = torch.zeros_like(got) if expected is None else expected.reshape(-1).to(got)
-            if is_plain(got, wanted, eps):
-                comparisons.append(None)
-                continue
-            scale = _row_times(cotangent, matrix, rows, sizes=True)
-            comparisons.append(Comparison(got, scale, wanted, eps, branches=True))
-        return comparisons
+        return _dense_comparisons(lin, y, matrices, cotangent, pulled, rows)
 
     def finite_rows() -> Tensor:
-        return torch.stack([matrix.isfinite().all(1).to(y.device) for matrix in found]).all(0)
+        return torch.stack([J.detach().isfinite().all(1).to(y.device) for J in matrices]).all(0)
 
     return _is_explained(lin, y, compare, finite_rows) is not False
+
+
+def _dense_comparisons(
+    lin: Linearization,
+    y: Tensor,
+    matrices: Sequence[Tensor],
+    cotangent: Tensor,
+    pulled: Sequence[Tensor | None],
+    rows: Tensor | None,
+) -> list[Comparison | None]:
+    """Of each matrix with what was pulled back by its input; ``None`` where they plainly agree."""
+    eps = _precision(lin, y)
+    comparisons: list[Comparison | None] = []
+    for matrix, expected in zip((J.detach() for J in matrices), pulled, strict=True):
+        got = _row_times(cotangent, matrix, rows)
+        wanted = torch.zeros_like(got) if expected is None else expected.reshape(-1).to(got)
+        if is_plain(got, wanted, eps):
+            comparisons.append(None)
+            continue
+        scale = _row_times(cotangent, matrix, rows, sizes=True)
+        comparisons.append(Comparison(got, scale, wanted, eps, branches=True))
+    return comparisons
 
 
 def _row_times(row: Tensor, matrix: Tensor, rows: Tensor | None, *, sizes: bool = False) -> Tensor:

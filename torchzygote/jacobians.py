@@ -18,8 +18,8 @@ from ._call_arguments import prepare_call
 from ._call_options import check_callable, check_flags
 from ._certificate import all_finite
 from ._cotangents import own
-from ._crosscheck import is_confirmed, refuse_unpushable, warn_disagreement
-from ._dense_jacobians import by_rows, forward, traced_columns
+from ._crosscheck import is_confirmed, is_plainly_confirmed, refuse_unpushable, warn_disagreement
+from ._dense_jacobians import are_finite, by_rows, forward, traced_columns
 from ._first_order import FirstOrder, must_be_pulled, record
 from ._flags import held
 from ._pulling import Options, chunk_for
@@ -166,16 +166,23 @@ def _mode_for(first: FirstOrder, options: _Options) -> str:
 def _forward(first: FirstOrder, options: _Options) -> list[Tensor] | None:
     """By columns; ``None`` where reverse mode is to be taken."""
     taped = _state.mark()
+    # Hooks are for reverse mode: a pullback would tell something else, and they would see it.
+    nested = _engine.compiling() or _engine.in_transform()
+    verify, confirmed = options.verify and not (first.hooked or nested), False
+
+    def sound(matrices: Sequence[Tensor]) -> bool:
+        nonlocal confirmed
+        confirmed = verify and is_plainly_confirmed(first.lin, first.y, matrices)
+        return confirmed or are_finite(matrices)
+
     try:
-        matrices = forward(first, options.products)
+        matrices = forward(first, options.products, sound)
     except Exception:
         if options.mode == "forward":
             raise
         _state.forget_since(taped)
         return None
-    # Hooks are for reverse mode: a pullback would tell something else, and they would see it.
-    nested = _engine.compiling() or _engine.in_transform()
-    if options.verify and not (first.hooked or nested or is_confirmed(first.lin, first.y, matrices)):
+    if verify and not (confirmed or is_confirmed(first.lin, first.y, matrices)):
         _state.forget_since(taped)
         warn_disagreement(first.caller)
         return None
