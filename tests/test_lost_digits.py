@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from doubles import Doubled
 from torch import Tensor
 
 from torchzygote import hessian, jacobian, plan_hessian, plan_jacobian
@@ -65,30 +66,6 @@ def test_missing_entries_are_found(points: str, mode: str) -> None:
         J = plan(x)[0]
     assert close(J, torch.func.jacrev(g)(x))
     assert bool((J.to_dense()[torch.arange(3, 200), torch.arange(197)] != 0).all())
-
-
-class Doubled(torch.autograd.Function):
-    """Is pushed by dual numbers: the tape doesn't know how it goes on."""
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return 2 * x
-
-    @staticmethod
-    def setup_context(ctx: object, inputs: object, output: object) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: object, g: Tensor) -> Tensor:
-        return 2 * g
-
-    @staticmethod
-    def jvp(ctx: object, t: Tensor) -> Tensor:
-        return 2 * t
-
-    @staticmethod
-    def vmap(info: object, dims: tuple[int], x: Tensor) -> tuple[Tensor, int]:
-        return 2 * x, dims[0]
 
 
 def test_what_differs_from_run_to_run_is_no_rounding() -> None:

@@ -47,6 +47,7 @@ _UNMEASURED = 16
 # Recorded, batched and pushed anew in each chunk, an operation takes so many times what it takes in a
 # pullback. (Rosenbrock, n = 1000: 37 ms in chunks of 96, 20 of 256, 16 of 512 and of 1000.)
 _ANEW = 8
+# A walk along the gradient's graph takes as long as moving so many bytes for each operation.
 _LOOK = 160_000
 
 
@@ -148,7 +149,6 @@ def _by_rows(second: SecondOrder, lin: Linearization, options: Options, cost: Ro
     """Reverse over reverse: the recorded gradient is pulled back."""
     x = second.prepared.inputs[0]
     n = x.numel()
-    # A walk along the gradient's graph takes as long as moving so many bytes for each operation.
     worth = n * cost.nbytes >= cost.nodes * _LOOK
     layouts = _separable.find_hessian_layouts(lin, cost, second.scalar) if worth else None
     if layouts is not None:

@@ -41,7 +41,7 @@ def transposed(first: FirstOrder) -> Transposed | None:
         return None
     lin, identical = first.lin, not all(first.prepared.owned)
     if identical:
-        _refuse_custom(lin)
+        _refuse_nonlinear(lin)
     elif first.hooked or lin.survey().nonlinear or lin.survey().fused:
         return None
     try:
@@ -67,10 +67,10 @@ def or_else(attempt: Callable[[], _T], known: _T) -> _T:
         return known
 
 
-def _refuse_custom(lin: Linearization) -> None:
-    if custom := lin.survey().custom:
+def _refuse_nonlinear(lin: Linearization) -> None:
+    if custom := lin.survey().nonlinear:
         names = ", ".join(node_name(node).removesuffix("Backward") for node in custom)
         raise RuntimeError(
             "mode 'forward' with Params differentiates the pullback by its cotangent, which is not known to "
-            f"be right for custom autograd functions, found {names}; use mode 'reverse'"
+            f"be right for custom autograd functions and a few others, found {names}; use mode 'reverse'"
         )

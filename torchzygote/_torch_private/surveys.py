@@ -65,7 +65,6 @@ class Survey(NamedTuple):
 _MISBATCHED = {"CdistBackward0": "torch.cdist", "MaskedSelectBackward0": "torch.masked_select"}
 # Their derivative by the cotangent is NaN where that is zero (2.13), though they are linear in it.
 _NOT_LINEAR_AT_ZERO = frozenset({"LogcumsumexpBackward0"})
-# Attention in one kernel, whose backward can't be differentiated.
 _FUSED = frozenset(
     {
         "ScaledDotProductCudnnAttentionBackward0",
