@@ -80,12 +80,15 @@ def _together(op: Operator, xs: list[Tensor], right: Operand) -> bool:
     )
 
 
-def plain(xs: list[Tensor], right: Operand) -> tuple[Metadata, Metadata | None] | None:
+def plain(
+    xs: list[Tensor], right: Operand, known: Metadata | None = None
+) -> tuple[Metadata, Metadata | None] | None:
     """What ``xs`` and a list of operands are, in the common case.
 
-    All are dense and not recorded, and each fits its operand as it is.
+    All are dense and not recorded, and each fits its operand as it is. ``known``: the metadata of ``xs``, for
+    those who have asked for them already.
     """
-    mine = None if isinstance(right, complex) else metadata_of(xs)
+    mine = None if isinstance(right, complex) else known or metadata_of(xs)
     if mine is None or not mine.common or mine.recorded():
         return None
     if isinstance(right, list):
@@ -155,18 +158,21 @@ def apply(op: Operator, xs: list[Tensor], right: Operand, label: Label = _positi
     return out
 
 
-def apply_(op: Operator, xs: list[Tensor], right: Operand, label: Label = _position) -> list[Tensor]:
+def apply_(
+    op: Operator, xs: list[Tensor], right: Operand, label: Label = _position, known: Metadata | None = None
+) -> list[Tensor]:
     """The same, written into each ``x`` where that can be; returns the tensors that hold the results.
 
     What can't be written into is replaced: see ``_overlap``. Errors come before anything is written.
+    ``known``: as for :func:`plain`.
     """
     assert op.many_ is not None
-    known = plain(xs, right)
+    found = plain(xs, right, known)
     # A power may be too large for one dtype of several.
-    if known is None or (op.symbol == "**" and len(known[0].groups) > 1):
+    if found is None or (op.symbol == "**" and len(found[0].groups) > 1):
         _check(op, xs, right, label, in_place=True)
-    if known is not None and _apart(xs, right, *known):
-        in_groups_(op.many_, known[0].groups, xs, right)
+    if found is not None and _apart(xs, right, *found):
+        in_groups_(op.many_, found[0].groups, xs, right)
         return xs
     if recorded(_operands(xs, right)):
         return [y.to(x.dtype) for x, y in zip(xs, apply(op, xs, right), strict=True)]
@@ -295,12 +301,12 @@ def _unfit_dtype(op: Operator, x: Tensor, y: Any, label: str) -> TypeError:
     )
 
 
-def clone_all(xs: list[Tensor]) -> list[Tensor]:
-    """Copies with memory of their own."""
+def clone_all(xs: list[Tensor], known: Metadata | None = None) -> list[Tensor]:
+    """Copies with memory of their own; ``known``: as for :func:`plain`."""
     many = getattr(torch, "_foreach_clone", None)  # newer than the oldest PyTorch that we support
-    known = plain(xs, 1)
-    if many is not None and known is not None:
-        return in_groups(lambda group, _: many(group), known[0].groups, xs, 1)
+    found = plain(xs, 1, known)
+    if many is not None and found is not None:
+        return in_groups(lambda group, _: many(group), found[0].groups, xs, 1)
     if many is None or recorded(xs) or not all(map(_is_strided, xs)):
         return [x.clone() for x in xs]
     return in_groups(lambda group, _: many(group), by_kind(xs), xs, 1) if xs else []

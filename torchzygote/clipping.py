@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ._call_options import check_flags
-from ._metadata import Metadata, by_kind
+from ._metadata import Metadata, by_kind, metadata_of
 from ._multi_tensor import apply, apply_, describe, plain, recorded
 from ._operators import OPERATORS, Operator
 from ._torch_private import group_by_device_and_dtype
@@ -33,8 +33,14 @@ _HALF = (torch.float16, torch.bfloat16, torch.complex32)
 
 def total_norm(xs: list[Tensor], norm_type: float = 2.0, error_if_nonfinite: bool = False) -> Tensor:
     """The norm of all elements together, on the device of the first tensor, without host synchronization."""
+    return _total_norm(xs, norm_type, error_if_nonfinite, None)
+
+
+def _total_norm(
+    xs: list[Tensor], norm_type: float, error_if_nonfinite: bool, known: Metadata | None
+) -> Tensor:
     norm_type = _order(norm_type)
-    found = plain(xs, 1)
+    found = plain(xs, 1, known)
     known = None if found is None or (norm_type == 0 and found[0].has_complex) else found[0]
     if known is None:
         xs = [_elements(x, norm_type) for x in xs]
@@ -122,11 +128,12 @@ def clip_norm(
     max_norm = _bound("max_norm", max_norm)
     if not max_norm >= 0:
         raise ValueError(f"clip_norm: expected max_norm to be at least 0, got {max_norm}")
-    total = total_norm(xs, norm_type, error_if_nonfinite)
+    known = metadata_of(xs)
+    total = _total_norm(xs, norm_type, error_if_nonfinite, known)
     # clamped instead of compared: a comparison would wait for the device
     coefficient = torch.clamp(max_norm / (total + 1e-6), max=1.0)
     if in_place:
-        return apply_(OPERATORS["*"], xs, coefficient), total
+        return apply_(OPERATORS["*"], xs, coefficient, known=known), total
     scaled = apply(OPERATORS["*"], xs, coefficient)
     # 0-dim values would take on the wider dtype of a norm over several
     return [y.to(x.dtype) if _narrowed(x, y) else y for x, y in zip(xs, scaled, strict=True)], total

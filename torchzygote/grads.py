@@ -332,10 +332,10 @@ class Grads(GradDict):
         >>> w.grad, w
         (tensor([2., 4.]), tensor([0.5000, 1.0000], requires_grad=True))
         """
-        params, values, _ = fitting("assign_", self._keys, self._present(), self._label)
+        params, values, known = fitting("assign_", self._keys, self._present(), self._label)
         check_flags(share=share)
         if not share:
-            values = clone_all(values)
+            values = clone_all(values, known)
         for p, value in zip(params, values, strict=True):
             p.grad = value
 

@@ -255,19 +255,22 @@ def survey(
     seen: set[Any] = {None, *ends}
     passed = len(seen)
     stack: list[Any] = list(map(node_of, roots))
-    total = 0
-    told = _Told()
+    total = alike = 0
+    told = None
     while stack:
         node = stack.pop()
         if node in seen:
             continue
-        alike = 1
-        while type(node) in _as_many and (below := node.next_functions[0][0]) not in seen:
-            seen.add(node)
-            node = below
-            alike += 1
         seen.add(node)
-        if type(node) not in _ordinary:
+        onward = node.next_functions
+        kind = type(node)
+        if kind in _as_many:
+            if onward[0][0] not in seen:  # it comes next, and is asked for both
+                alike += 1
+                stack.append(onward[0][0])
+                continue
+        elif kind not in _ordinary:
+            told = told or _Told()
             told.look_at(node)
         largest = 0
         for meta in node._input_metadata:
@@ -278,12 +281,14 @@ def survey(
                     raise
                 continue
             total += numel
-            largest = max(largest, numel)
-        if alike > 1:  # of several outputs, one goes on
-            total += (alike - 1) * largest
-        for following, _ in node.next_functions:
+            if numel > largest:
+                largest = numel
+        if alike:  # of several outputs, one goes on
+            total += alike * largest
+            alike = 0
+        for following, _ in onward:
             stack.append(following)
-    return told.survey(total, len(seen) - passed)
+    return (told or _Told()).survey(total, len(seen) - passed)
 
 
 def _survey_of(nodes: Sequence[Any]) -> Survey:
