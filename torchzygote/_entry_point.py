@@ -18,7 +18,13 @@ import torch
 from ._exchange import finding, finds_by_identity
 from ._keeping import keeps_graph
 from ._stop_iteration import Carried
-from ._torch_private import aside_of_checkpoint, hooks_in_force, is_of_checkpoint
+from ._torch_private import (
+    aside_of_checkpoint,
+    hooks_in_force,
+    inside_checkpoint,
+    is_of_checkpoint,
+    is_of_pytorchs,
+)
 
 __all__ = ["entry_point"]
 
@@ -42,9 +48,12 @@ def entry_point(worker: Callable[Given, Returned]) -> Callable[Given, Returned]:
             return worker(*args, **kwargs)  # Dynamo can't trace the questions below
         hooks = hooks_in_force(False)
         create_graph: Any = None if asks is None else args[asks]
-        if hooks is not None and is_of_checkpoint(hooks) and not keeps_graph(create_graph):
-            with aside_of_checkpoint():
-                return outside(*args, **kwargs)
+        if hooks is not None and is_of_checkpoint(hooks):
+            if not keeps_graph(create_graph):
+                with aside_of_checkpoint():
+                    return outside(*args, **kwargs)
+            if is_of_pytorchs(hooks):
+                return inside_checkpoint(hooks, functools.partial(outside, *args, **kwargs))
         try:  # not `released`: small calls wait for this
             inference = torch.is_inference_mode_enabled()
             recording = torch.is_grad_enabled() and not inference

@@ -8,7 +8,14 @@ from torch.utils import _pytree as pytree  # the registry that torch.func itself
 
 from .attention import fuse_attention_again, unfuse_attention
 from .backward import backward_pass, pull_back
-from .checkpoints import aside_of_checkpoint, hooks_in_force, is_of_checkpoint, runs_again
+from .checkpoints import (
+    aside_of_checkpoint,
+    hooks_in_force,
+    inside_checkpoint,
+    is_of_checkpoint,
+    is_of_pytorchs,
+    runs_again,
+)
 from .exchanges import Exchanges, exchange
 from .formulas import are_formulas_pushed, pushed_by_formulas
 from .forward import (
@@ -177,9 +184,11 @@ __all__ = [
     "innermost_layer",
     "innermost_level",
     "innermost_transform",
+    "inside_checkpoint",
     "is_compiled_function",
     "is_leaf",
     "is_of_checkpoint",
+    "is_of_pytorchs",
     "is_recorded",
     "is_recorded_by",
     "is_tracing",

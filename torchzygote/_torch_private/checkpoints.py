@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import weakref
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,15 +15,28 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import CheckpointFunction
 
 from . import backward
+from .levels import outside_functorch
 
-__all__ = ["aside_of_checkpoint", "hooks_in_force", "is_of_checkpoint", "runs_again"]
+__all__ = [
+    "aside_of_checkpoint",
+    "hooks_in_force",
+    "inside_checkpoint",
+    "is_of_checkpoint",
+    "is_of_pytorchs",
+    "runs_again",
+]
+
+Returned = TypeVar("Returned")
 
 # The pack and unpack hooks, if there are any: others that call them can then be put on top. A function around
 # it would be traced where a graph breaks.
 hooks_in_force: Any = torch._C._autograd._top_saved_tensors_default_hooks
 
 # The modules of the functions by which a checkpoint packs.
-_CHECKPOINTS = ("torch.utils.checkpoint", "torchzygote._checkpoint.tape")
+_PYTORCHS = "torch.utils.checkpoint"
+_CHECKPOINTS = (_PYTORCHS, "torchzygote._checkpoint.tape")
+# What a function that packs has from another one, whose errors it hands on.
+_BENEATH = "torchzygote_beneath"
 # What runs a function again: the backward of a reentrant checkpoint, the hook that unpacks of another one.
 _REENTRANT = CheckpointFunction.backward.__code__
 _UNPACKS = (_REENTRANT.co_filename, "unpack_hook")
@@ -41,7 +55,12 @@ def _as_it_is(x: Tensor) -> Tensor:
 
 def is_of_checkpoint(hooks: tuple[Any, Any]) -> bool:
     """Whether what is recorded under these hooks is left to a checkpoint, which runs it again."""
-    return getattr(hooks[0], "__module__", None) in _CHECKPOINTS
+    return getattr(hooks[0], "__module__", None) in _CHECKPOINTS or hasattr(hooks[0], _BENEATH)
+
+
+def is_of_pytorchs(hooks: tuple[Any, Any]) -> bool:
+    """Whether these are the hooks of ``torch.utils.checkpoint`` itself."""
+    return getattr(hooks[0], "__module__", None) == _PYTORCHS
 
 
 def aside_of_checkpoint() -> saved_tensors_hooks:
@@ -64,7 +83,54 @@ def runs_again() -> bool:
         frame = frame.f_back
     hooks = hooks_in_force(False)
     if hooks is not None and is_of_checkpoint(hooks):
-        inside = dict(zip(hooks[0].__code__.co_freevars, hooks[0].__closure__ or (), strict=True))
+        pack = getattr(hooks[0], _BENEATH, hooks[0])
+        inside = dict(zip(pack.__code__.co_freevars, pack.__closure__ or (), strict=True))
         if "frame" in inside:  # not so in ours, which restores what was
             _begun_in_passes.add(inside["frame"].cell_contents)
     return False
+
+
+class _Ended(BaseException):
+    """What a checkpoint raises to end a second run, in a form that ``except Exception`` doesn't catch."""
+
+    def __init__(self, through: _Through, error: Exception) -> None:
+        self.through = through
+        self.error = error
+
+
+class _Through(saved_tensors_hooks):
+    """The hooks of a checkpoint, while a derivative is taken in its function, and recorded.
+
+    The checkpoint ends its second run by an exception, which says nothing about the way that the derivative
+    is being taken. That one's backward passes run the function again, also under ``vmap``: out of it.
+    """
+
+    def __init__(self, hooks: tuple[Any, Any]) -> None:
+        pack_beneath, unpack_beneath = hooks
+
+        def pack(x: Tensor) -> Any:
+            try:
+                return pack_beneath(x)
+            except Exception as error:
+                raise _Ended(self, error) from None
+
+        def unpack(packed: Any) -> Tensor:
+            with outside_functorch():
+                return unpack_beneath(packed)  # type: ignore[no-any-return]
+
+        setattr(pack, _BENEATH, pack_beneath)
+        super().__init__(pack, unpack)
+
+
+def inside_checkpoint(hooks: tuple[Any, Any], derivative: Callable[[], Returned]) -> Returned:
+    """What ``derivative`` returns, recorded inside the function of a checkpoint, whose hooks these are."""
+    through = _Through(hooks)
+    try:
+        with through:
+            return derivative()
+    except _Ended as ended:
+        if ended.through is not through:
+            raise
+        held = [ended.error]
+    # Out here, to keep its context; popped, so that no frame keeps it alive.
+    raise held.pop()
