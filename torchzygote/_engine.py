@@ -24,7 +24,7 @@ from ._entry_point import entry_point
 from ._exchange import exchanged, finding, swapped
 from ._forward import forward_mode, jvp
 from ._holder import Holder, each_tensor
-from ._keeping import compiling, keeps_graph, recording_if
+from ._keeping import compiling, keeps_graph, recording_if, refuse_recorders
 from ._memory_layout import separate
 from ._notes import call, pulled
 from ._outputs import differentiated_part
@@ -282,6 +282,7 @@ def linearize(
     ``keep``: results will be differentiable themselves. ``scalar_aux``: only the first field of a returned
     tuple is differentiated. The caller is inside :func:`_state.differentiation`.
     """
+    refuse_recorders()
     if compiling():
         with unfused():
             return _linearize_compiled(f, prepared, scalar_aux)

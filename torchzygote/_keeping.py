@@ -6,6 +6,7 @@ Knows nothing of how they are computed.
 from __future__ import annotations
 
 import contextlib
+from typing import NoReturn
 
 import torch
 
@@ -14,7 +15,7 @@ from ._call_options import check_flags
 from ._state import in_outer_forward_mode, in_transform
 from ._torch_private import in_functorch_derivative
 
-__all__ = ["compiling", "keeps_graph", "recording_if"]
+__all__ = ["compiling", "keeps_graph", "recording_if", "refuse_recorders"]
 
 
 def compiling() -> bool:
@@ -38,3 +39,20 @@ def keeps_graph(create_graph: bool | None) -> bool:
 def recording_if(keep: bool) -> contextlib.AbstractContextManager[None]:
     """Autograd switched on where results keep a graph; without one, nothing needs to be recorded."""
     return torch.enable_grad() if keep and not compiling() else contextlib.nullcontext()
+
+
+def refuse_recorders() -> None:
+    """Refuse tracers that don't follow a backward pass: programs without it, or the end of the process."""
+    if compiling():
+        if torch.compiler.is_exporting():
+            _refuse("torch.export", "export")
+    elif torch.jit.is_tracing():  # type: ignore[no-untyped-call, attr-defined]
+        _refuse("torch.jit.trace", "trace")
+
+
+def _refuse(tracer: str, verb: str) -> NoReturn:
+    raise RuntimeError(
+        f"{tracer} doesn't follow derivatives in reverse mode, torch.func's and torch.autograd's included; "
+        f"{verb} the function that is differentiated, compile the derivative (torch.compile), or trace it "
+        "with torch.fx.experimental.proxy_tensor.make_fx"
+    )
