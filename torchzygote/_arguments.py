@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ._call_options import check_argnums
+from ._distributed import refuse_reduced
 from ._flags import requires_grad
 from ._structure_matching import parts_for
 from ._torch_private import pytree
@@ -154,6 +155,7 @@ def is_promoted(x: Any) -> bool:
 
 def trainable(module: nn.Module) -> dict[str, Tensor]:
     """Qualified name to parameter, trainable ones only, each once."""
+    refuse_reduced(module)
     return {name: p for name, p in module.named_parameters() if requires_grad(p)}
 
 

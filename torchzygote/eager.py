@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from . import _updates
 from ._arguments import type_name
+from ._distributed import refuse_reduced
 from ._flags import held_flags, requires_grad
 from ._torch_private import is_wrapped, memory_holders, outside_functorch
 from .params import Params, qualified
@@ -161,6 +162,7 @@ def _named(source: nn.Module | Params | Iterable[Any]) -> list[tuple[str, Tensor
 def _members(source: Any, name: str) -> Iterator[tuple[str, Any]]:
     """What ``Params`` would find, with its name if it has one; unlike there, as often as it is there."""
     if isinstance(source, nn.Module):
+        refuse_reduced(source)
         for own, p in source.named_parameters(remove_duplicate=False):
             if requires_grad(p):
                 yield qualified(name, own), p
@@ -199,9 +201,9 @@ def _check(named: list[tuple[str, Tensor]]) -> None:
 def _check_memory(named: list[tuple[str, Tensor]]) -> None:
     spans = []
     for name, p in named:
-        if p.layout is torch.strided and p.numel() > 0:
+        if p.layout is torch.strided and p.numel() > 0 and (start := p.data_ptr()):  # a wrapper has none
             reach = sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True)) + 1
-            spans.append((str(p.device), p.data_ptr(), p.data_ptr() + reach * p.element_size(), name))
+            spans.append((str(p.device), start, start + reach * p.element_size(), name))
     spans.sort()
     for (device, _, end, name), (other_device, start, _, other) in itertools.pairwise(spans):
         if device == other_device and start < end and device != "meta":

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ._arguments import trainable
 from ._buffer.refusal import NotATensor
-from ._flags import requires_grad
 from ._keeping import keeps_graph
 from ._members import advice, checked, what
 from ._multi_tensor import describe, flatten
@@ -342,9 +342,8 @@ def _collect(source: Any, name: str = "", path: str = "") -> Iterator[tuple[Tens
     if isinstance(source, Tensor):
         yield source, name, path
     elif isinstance(source, nn.Module):
-        for own, parameter in source.named_parameters():
-            if requires_grad(parameter):
-                yield parameter, qualified(name, own), qualified(path, own)
+        for own, parameter in trainable(source).items():
+            yield parameter, qualified(name, own), qualified(path, own)
     elif isinstance(source, Params):
         for key, p in source._members.items():
             own = source._names.get(key, "")
