@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,6 +53,11 @@ def pull_back(
     The public function looks at its arguments for longer than the backward pass of a small function takes (60
     and 45 microseconds). Subclasses and modes that override it get to see it.
     """
+    compiler = sys.modules.get("torch._dynamo.compiled_autograd")
+    if compiler is not None and compiler.compiled_autograd_enabled:
+        # Compiled passes are cut off where a hook unpacks or a custom function runs, and refuse batched rows.
+        with compiler._disable():
+            return pull_back(roots, seeds, inputs, retain, create_graph)
     if (
         _run_backward is not None
         and torch._C._len_torch_function_stack() == 0
