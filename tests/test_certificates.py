@@ -24,7 +24,6 @@ from torchzygote import (
     plan_hessian,
     plan_jacobian,
 )
-from torchzygote._torch_private import surveys
 from torchzygote.sparsity.rules import RULES
 from torchzygote.sparsity.rules._table import LINEAR, Call, Context, Rule, zero_ids
 
@@ -393,21 +392,3 @@ def test_a_large_problem_is_compressed_at_the_thresholds_as_they_are(products: l
     assert len(entries) == 5 * 3600
     v = torch.randn(3600, dtype=torch.float64)
     torch.testing.assert_close(J @ v, torch.func.jvp(stencil, (u,), (v.view(60, 60),))[1].reshape(-1))
-
-
-def test_convolutions_on_cuda_are_compared_as_coarsely_as_they_are_computed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    cuda, cpu = torch.device("cuda"), torch.device("cpu")
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    assert surveys.rounding_of_cudnn(cuda, torch.float32) == 2.0**-10
-    assert (
-        surveys.rounding_of_cudnn(cuda, torch.float64) == surveys.rounding_of_cudnn(cpu, torch.float32) == 0
-    )
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    assert surveys.rounding_of_cudnn(cuda, torch.float32) == 0
-    seen: list[tuple[torch.device, torch.dtype]] = []
-    monkeypatch.setattr(surveys, "rounding_of_cudnn", lambda *args: seen.append(args) or 0.25)
-    images, w = torch.randn(2, 3, 5, 5), torch.randn(4, 3, 2, 2, requires_grad=True)
-    assert surveys.survey([torch.nn.functional.conv2d(images, w).sin()]).rounded == 0.25
-    assert seen == [(cpu, torch.float32)]

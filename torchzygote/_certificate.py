@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ._torch_private import rounding_of_products
 from ._warning import warn
 from .coloring.recovery import Recovery
 
@@ -70,6 +71,7 @@ def _kept_roots(numel: int) -> Tensor:
 # A loop asks for the same one in every call.
 _kept_vector = functools.lru_cache(maxsize=8)(_new_vector)
 _MOST_KEPT = 1 << 16
+_SINGLE = torch.finfo(torch.float32).eps
 _PERIODS = (65_521, 65_519)  # without a common factor
 
 
@@ -105,17 +107,9 @@ def precision(inputs: Sequence[Tensor], y: Tensor, recorded: float = 0.0) -> flo
     device = y.device.type
     if torch.is_autocast_enabled(device):
         coarsest = max(coarsest, torch.finfo(torch.get_autocast_dtype(device)).eps)
-    if device == "cuda" and not _multiplies_exactly():
-        coarsest = max(coarsest, 2.0**-10)  # TF32
+    if coarsest >= _SINGLE:
+        coarsest = max(coarsest, rounding_of_products(device))
     return coarsest
-
-
-def _multiplies_exactly() -> bool:
-    """Whether matrix products on CUDA are computed in float32 where that is their dtype."""
-    try:
-        return torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError:  # set by the newer interface, for each backend
-        return False
 
 
 class Comparison:

@@ -92,6 +92,7 @@ from .operators import (
     uncompiled,
 )
 from .passing import pass_along, passed_along, passes_leave_their_thread
+from .rounding import rounding_of_products
 from .scripts import enable_optimized_scripts, scripts_as_written, scripts_kept_from
 from .structures import names_of_fields
 from .surveys import Survey, coarsest, hides_another, is_compiled_function, survey
@@ -234,6 +235,7 @@ __all__ = [
     "reaches",
     "refuse_writes",
     "register_autograd_kernel",
+    "rounding_of_products",
     "runs_again",
     "saves_by_hooks",
     "scripts_as_written",

@@ -13,6 +13,7 @@ from torch import Tensor
 from .lacking import LACKING
 from .levels import transform_stack
 from .nodes import is_leaf, node_name, node_of, node_shape, source_of
+from .rounding import rounding_of_convolutions
 from .walked import leading
 
 __all__ = [
@@ -20,7 +21,6 @@ __all__ = [
     "coarsest",
     "hides_another",
     "is_compiled_function",
-    "rounding_of_cudnn",
     "survey",
 ]
 
@@ -99,9 +99,15 @@ _BY_LU = frozenset(
 )
 # Inside vmap, PyTorch's batching rule gives noise for the derivatives of its backward (2.13).
 _MISBATCHED_IN_VMAP = {"LinalgLuSolveBackward0": "torch.linalg.lu_solve"}
-# On CUDA, cuDNN computes these in TF32 unless told otherwise.
-_BY_CUDNN = frozenset({"ConvolutionBackward0", "ConvolutionBackwardBackward0", "CudnnRnnBackward0"})
-_TF32 = 2.0**-10
+# Factors may be rounded there by settings of their own; cuDNN does so, unless told otherwise.
+_ROUNDED = frozenset(
+    {
+        "ConvolutionBackward0",
+        "ConvolutionBackwardBackward0",
+        "CudnnRnnBackward0",
+        "MkldnnRnnLayerBackward0",
+    }
+)
 # That one's gradient by the bias fails where it is to be differentiated (2.13).
 _GROUPED = "NativeGroupNormBackward0"
 _GROUPED_BIAS_FAILS = torch.__version__ < "2.14"  # its derivatives by a bias without a weight
@@ -113,7 +119,7 @@ _TOLD_BY_NAME = frozenset(
         *_FUSED,
         *_SPARSE,
         *_BY_LU,
-        *_BY_CUDNN,
+        *_ROUNDED,
         *_MISBATCHED,
         *_BIASED,
         *_ONCE_BY,
@@ -219,9 +225,9 @@ class _Told:
             self.by_lu = True
             if name in _MISBATCHED_IN_VMAP and "vmap" in transform_stack():
                 self.misbatched = _MISBATCHED_IN_VMAP[name]
-        elif name in _BY_CUDNN:
+        elif name in _ROUNDED:
             meta = node._input_metadata[0]
-            self.rounded = max(self.rounded, rounding_of_cudnn(meta.device, meta.dtype))
+            self.rounded = max(self.rounded, rounding_of_convolutions(meta.device, meta.dtype))
         elif name in LACKING:
             self.lacking = True
             self.misbatched = _MISBATCHED.get(name, self.misbatched)
@@ -353,16 +359,6 @@ def is_compiled_function(node: Any) -> bool:
     made_by: Any = getattr(node, "_forward_cls", None)
     compiled: bool = node_name(node) == "CompiledFunctionBackward" and made_by.__module__.startswith("torch.")
     return compiled
-
-
-def rounding_of_cudnn(device: torch.device, dtype: torch.dtype) -> float:
-    """Relative spacing of what a convolution multiplies there, where it isn't that of its dtype."""
-    if device.type != "cuda" or dtype != torch.float32:
-        return 0.0
-    try:
-        return _TF32 if torch.backends.cudnn.allow_tf32 else 0.0
-    except RuntimeError:  # set by the newer interface, for each operation
-        return _TF32
 
 
 @functools.cache
