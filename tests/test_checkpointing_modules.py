@@ -6,12 +6,14 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from checkpoint_cases import Checkpoint, plainly
 from torch import Tensor, nn
 
 from torchzygote import Params, checkpointed, gradient, hessian, jacobian, pullback
+from torchzygote._checkpoint.modules import ModuleBuffers
 
 X = torch.linspace(-1, 1, 32, dtype=torch.float64).reshape(8, 4).sin()
 
@@ -146,3 +148,49 @@ def test_buffers_that_are_not_changed_are_not_kept() -> None:
     gradient(lambda x: checkpointed(f, x).sin().sum(), X)
     assert len(runs) == 2
     assert runs[0] is runs[1] is m.table
+
+
+class Averaged(nn.Module):
+    """Keeps a mean of what it has got, of which its result is made; ``write`` says how."""
+
+    def __init__(self, write: Callable[[Tensor, Tensor], object]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.ones(3, dtype=torch.float64))
+        self.write = write
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean: Any = self.mean
+        self.write(mean, x.detach().mean(0))
+        return x * mean
+
+
+def by_batch_norm(mean: Tensor, x: Tensor) -> None:
+    variance = torch.ones(3, dtype=torch.float64)
+    torch.nn.functional.batch_norm(torch.stack([x, 2 * x]), mean, variance, training=True)
+
+
+UNCOUNTED: dict[str, Callable[[Tensor, Tensor], object]] = {
+    "data": lambda mean, x: mean.data.lerp_(x, 0.5),
+    "NumPy": lambda mean, x: np.multiply(mean.numpy(), 2.0, out=mean.numpy()),
+    "a batch norm's statistics of another name": by_batch_norm,
+}
+
+
+@pytest.mark.parametrize("way", UNCOUNTED)
+def test_writes_that_pytorch_does_not_count_are_undone_for_the_second_run(way: str) -> None:
+    x = torch.randn(4, 3, dtype=torch.float64)
+    plain, watched = Averaged(UNCOUNTED[way]), Averaged(UNCOUNTED[way])
+    expected = gradient(lambda x: (plain(x) ** 3).sum(), x)[0]
+    found = gradient(lambda x: (checkpointed(watched, x) ** 3).sum(), x)[0]
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(watched.mean, plain.mean)
+    assert not torch.equal(watched.mean, torch.ones(3, dtype=torch.float64))
+
+
+def test_buffers_that_are_no_state_of_a_module_are_kept_by_nobody() -> None:
+    module = nn.Linear(2, 2)
+    module.register_buffer("mask", torch.ones(1000, 1000), persistent=False)
+    module.register_buffer("table", torch.ones(1000, 1000))
+    held = ModuleBuffers([vars(module)])
+    held.settle()
+    assert held._entries == []

@@ -7,7 +7,7 @@ made of them, once. Knows nothing of derivatives.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,19 @@ from .._torch_private import is_wrapped, outside_functorch, set_versions
 __all__ = ["ModuleBuffers", "insides_of", "modules_among", "parameters_in"]
 
 _Buffers = dict[str, Tensor | None]
-# The buffers of a module and a name among them, what was there, its version and a copy of it.
-_Entry = tuple[_Buffers, str, Tensor, int, Tensor]
+
+
+class _Entry(NamedTuple):
+    """A buffer before the first run."""
+
+    buffers: _Buffers
+    """Those of its module."""
+    name: str
+    x: Tensor
+    version: int
+    copy: Tensor
+    persistent: bool
+    """Whether a saved module has it; masks and tables mostly aren't."""
 
 
 def modules_among(values: Iterable[Any]) -> Iterator[nn.Module]:
@@ -56,12 +67,16 @@ def parameters_in(insides: Iterable[dict[str, Any]]) -> Iterator[Tensor]:
             yield from (p for p in parameters.values() if p is not None)
 
 
-def _updated_by_running(insides: Iterable[dict[str, Any]]) -> Iterator[_Buffers]:
+def _updated_by_running(insides: Iterable[dict[str, Any]]) -> Iterator[_Entry]:
     """The buffers of modules in training mode."""
     for inside in insides:
         buffers = inside.get("_buffers")
-        if buffers and inside.get("training") and type(buffers) is dict:
-            yield buffers
+        if not (buffers and inside.get("training") and type(buffers) is dict):
+            continue
+        passing = inside.get("_non_persistent_buffers_set") or ()
+        for name, x in buffers.items():
+            if x is not None and _is_plain(x):
+                yield _Entry(buffers, name, x, x._version, _copy(x, x._version), name not in passing)
 
 
 def _is_plain(x: Any) -> bool:
@@ -76,33 +91,37 @@ def _copy(x: Tensor, version: int) -> Tensor:
     return copy
 
 
+def _may_have_changed(entry: _Entry) -> bool:
+    """PyTorch's norms write without counting it, and so does who writes to ``.data``.
+
+    On a device nobody waits to see whether one did.
+    """
+    x = entry.x
+    if x._version != entry.version or entry.buffers.get(entry.name) is not x:
+        return True
+    if not entry.persistent or not x.is_cpu:
+        return entry.persistent
+    with torch.no_grad(), outside_functorch():
+        return not torch.equal(x, entry.copy)
+
+
 class ModuleBuffers:
     """Buffers of modules, by their attributes, before the first run; :meth:`settle` keeps what changed."""
 
     __slots__ = ("_entries",)
 
     def __init__(self, insides: Iterable[dict[str, Any]]) -> None:
-        self._entries: list[_Entry] = [
-            (buffers, name, x, x._version, _copy(x, x._version))
-            for buffers in _updated_by_running(insides)
-            for name, x in buffers.items()
-            if x is not None and _is_plain(x)
-        ]
+        self._entries = list(_updated_by_running(insides))
 
     def settle(self) -> None:
         """The first run is over."""
-        changed = {
-            id(buffers)
-            for buffers, name, x, version, _ in self._entries
-            # PyTorch's norms write into these without counting it
-            if name.startswith("running_") or x._version != version or buffers.get(name) is not x
-        }
-        self._entries = [entry for entry in self._entries if id(entry[0]) in changed]
+        changed = {id(entry.buffers) for entry in self._entries if _may_have_changed(entry)}
+        self._entries = [entry for entry in self._entries if id(entry.buffers) in changed]
 
     def put_back(self) -> Callable[[], None]:
         """They are as they were before the first run, until the function returned is called."""
         present: list[tuple[_Buffers, str, Tensor | None]] = []
-        for buffers, name, _, version, copy in self._entries:
+        for buffers, name, _, version, copy, _ in self._entries:
             if name in buffers:
                 present.append((buffers, name, buffers[name]))
                 buffers[name] = _copy(copy, version)
