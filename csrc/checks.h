@@ -172,20 +172,18 @@ inline std::pair<int64_t, int64_t> extremes_on_device(const Tensor& x) {
   return {value(smallest), value(largest)};
 }
 
-// least <= x < below
+// least <= x < below. Tensors are known to be on the device of the library that this is compiled into.
 inline void check_values(
     const std::string& name, const Tensor& x, int64_t least, int64_t below = std::numeric_limits<int64_t>::max()) {
   if (x.numel() == 0) {
     return;
   }
-  std::pair<int64_t, int64_t> found;
-  if (!x.is_cpu()) {
-    found = extremes_on_device(x);
-  } else if (x.scalar_type() == ScalarType::Int) {
-    found = extremes<int32_t>(x, least, below);
-  } else {
-    found = extremes<int64_t>(x, least, below);
-  }
+#ifdef USE_CUDA
+  const std::pair<int64_t, int64_t> found = extremes_on_device(x);
+#else
+  const std::pair<int64_t, int64_t> found = x.scalar_type() == ScalarType::Int ? extremes<int32_t>(x, least, below)
+                                                                               : extremes<int64_t>(x, least, below);
+#endif
   if (found.first < least) {
     refuse(name, ": expected at least ", least, ", got ", found.first);
   }

@@ -27,7 +27,7 @@ template <typename... Args>
 }
 
 // Aligned as its halves are on the CPU, where memory that torch did not allocate may lie anywhere.
-#ifdef __CUDACC__
+#ifdef USE_CUDA
 struct alignas(16) Bits128 {
 #else
 struct Bits128 {

@@ -45,21 +45,34 @@ inline int blocks_for(int64_t count) {
   return static_cast<int>(std::min(kMaxBlocks, (count + kThreads - 1) / kThreads));
 }
 
+// The one place that is not C++. Without nvcc it is a test that compiles this: tests/native/cuda_on_host has a
+// cuda_runtime.h whose launch runs all threads on the CPU.
+template <typename... Parameters, typename... Args>
+void start(
+    const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 threads, const OnDevice& device,
+    const Args&... args) {
+#ifdef __CUDACC__
+  kernel<<<grid, threads, 0, device.stream()>>>(args...);
+#else
+  cuda_on_host::launch(kernel, grid, threads, device.stream(), args...);
+#endif
+  check_cuda(cudaGetLastError(), name);
+}
+
 // One thread for each of count elements, or several elements for each thread.
 template <typename... Parameters, typename... Args>
-void launch(const char* name, void (*kernel)(Parameters...), int64_t count, const OnDevice& device, Args... args) {
+void launch(const char* name, void (*kernel)(Parameters...), int64_t count, const OnDevice& device, const Args&... args) {
   if (count == 0) {
     return;
   }
-  kernel<<<blocks_for(count), kThreads, 0, device.stream()>>>(args...);
-  check_cuda(cudaGetLastError(), name);
+  start(name, kernel, blocks_for(count), kThreads, device, args...);
 }
 
 // The same for a matrix: threads along its columns, rows in the second dimension of the grid.
 template <typename... Parameters, typename... Args>
 void launch_rows(
     const char* name, void (*kernel)(Parameters...), int64_t rows, int64_t columns, int64_t layers,
-    const OnDevice& device, Args... args) {
+    const OnDevice& device, const Args&... args) {
   if (rows == 0 || columns == 0 || layers == 0) {
     return;
   }
@@ -72,8 +85,7 @@ void launch_rows(
   const dim3 grid(
       static_cast<unsigned>(std::min<int64_t>(kMaxBlocks, (columns + across - 1) / across)),
       static_cast<unsigned>(std::min<int64_t>(16384, (rows + down - 1) / down)), static_cast<unsigned>(layers));
-  kernel<<<grid, threads, 0, device.stream()>>>(args...);
-  check_cuda(cudaGetLastError(), name);
+  start(name, kernel, grid, threads, device, args...);
 }
 
 // For loops over all elements, and over rows and columns.

@@ -28,6 +28,9 @@ needs_library = pytest.mark.skipif(
     reason=f"the native library is not loaded: {native.info()['missing']}",
 )
 
+# where the operators are that a test calls: those of the library, or the CUDA kernels on the CPU
+namespace = "torchzygote"
+
 dtypes = st.sampled_from(DTYPES)
 index_dtypes = st.sampled_from(INDEX_DTYPES)
 layouts = st.sampled_from(LAYOUTS)
@@ -69,7 +72,7 @@ def integers(
 
 def raw(name: str) -> Callable[..., Any]:
     """The registered operator, without what is in Python around it."""
-    return getattr(torch.ops.torchzygote, name).default
+    return getattr(getattr(torch.ops, namespace), name).default
 
 
 def mirrored(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from native_samples import needs_library
+from native_samples import needs_library, raw
 
 from torchzygote import native
 from torchzygote.native import reference
@@ -139,14 +139,7 @@ def tensors(arguments: dict[str, Any]) -> list[torch.Tensor]:
     return [x for x in found if x.device.type == "cpu"]
 
 
-@pytest.mark.parametrize(
-    "module", [pytest.param(native, marks=needs_library), reference], ids=["native", "reference"]
-)
-@pytest.mark.parametrize(("name", "arguments", "message"), CASES)
-def test_bad_input_is_refused_before_anything_is_written(
-    module: Any, name: str, arguments: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(native._rows, "_SMALL", 0)
+def assert_refused(module: Any, name: str, arguments: dict[str, Any], message: str) -> None:
     before = [x.clone() for x in tensors(arguments)]
     with pytest.raises(ValueError, match=f"^{message}"):
         getattr(module, name)(**arguments)
@@ -154,9 +147,24 @@ def test_bad_input_is_refused_before_anything_is_written(
         assert torch.equal(x, kept)
 
 
-def operators() -> list[tuple[str, Callable[[], tuple], str]]:
-    products = torch.ones(2, 3)
-    csr = (torch.tensor([0, 1, 2]), torch.tensor([0, 2]), torch.ones(2))
+@needs_library
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize(("name", "arguments", "message"), CASES)
+def test_bad_input_is_refused_before_anything_is_written(
+    name: str, arguments: dict[str, Any], message: str
+) -> None:
+    assert_refused(native, name, arguments, message)
+
+
+@pytest.mark.parametrize(("name", "arguments", "message"), CASES)
+def test_the_reference_refuses_it_in_the_same_words(
+    name: str, arguments: dict[str, Any], message: str
+) -> None:
+    assert_refused(reference, name, arguments, message)
+
+
+def on_the_cpu() -> list[tuple[str, Callable[[], tuple], str]]:
+    """Refusals of operators that are there for the CPU alone."""
     members = torch.tensor([0, 1], dtype=torch.int32)
     pairs = (torch.tensor([0, 1, 2]), members, torch.tensor([0]), torch.tensor([1]))
     shifts, scales = torch.tensor([0, 1, 1], dtype=torch.uint8), torch.ones(2, 3)
@@ -222,6 +230,13 @@ def operators() -> list[tuple[str, Callable[[], tuple], str]]:
             lambda: (*pairs, torch.tensor([0, 2**31]), 100),
             "bounds: expected at most the largest",
         ),
+    ]
+
+
+def on_both_devices() -> list[tuple[str, Callable[[], tuple], str]]:
+    products = torch.ones(2, 3)
+    csr = (torch.tensor([0, 1, 2]), torch.tensor([0, 2]), torch.ones(2))
+    return [
         ("seed_rows_", lambda: (torch.ones(2, 3), LAST, None), "hi: expected at most the number of columns"),
         (
             "seed_rows_",
@@ -262,8 +277,18 @@ def operators() -> list[tuple[str, Callable[[], tuple], str]]:
 
 
 @needs_library
-@pytest.mark.parametrize(("name", "arguments", "message"), operators())
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize(("name", "arguments", "message"), on_both_devices())
 def test_operators_refuse_what_the_functions_never_pass(
+    name: str, arguments: Callable[[], tuple], message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        raw(name)(*arguments())
+
+
+@needs_library
+@pytest.mark.parametrize(("name", "arguments", "message"), on_the_cpu())
+def test_operators_for_the_cpu_alone_refuse_likewise(
     name: str, arguments: Callable[[], tuple], message: str
 ) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):

@@ -1,10 +1,11 @@
-"""Every native operator gives what its pure-PyTorch reference gives, for any shapes, strides and dtypes."""
+"""Operators for both devices give what their reference in PyTorch gives, for any shapes, strides and dtypes.
+
+Each test runs with the kernels for the CPU, and with those for CUDA on the CPU (``kernels`` in conftest.py).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -18,26 +19,16 @@ from native_samples import (
     integers,
     laid_out,
     layouts,
-    mirrored,
     needs_library,
     numbers,
+    raw,
     sizes,
 )
 
 from torchzygote import native
 from torchzygote.native import reference
-from torchzygote.native.elementwise import push_elementwise, push_elementwise_plainly
-from torchzygote.native.mirrored import mirrored_blocks, mirrored_blocks_plainly, read_blocks
 
-pytestmark = needs_library
-
-
-@pytest.fixture(autouse=True, scope="module")
-def always_compiled() -> Iterator[None]:
-    """Small blocks too, where the wrapper would prefer two operators of PyTorch's own."""
-    small, native._rows._SMALL = native._rows._SMALL, 0
-    yield
-    native._rows._SMALL = small
+pytestmark = [needs_library, pytest.mark.usefixtures("kernels")]
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -78,7 +69,7 @@ def test_seeds_can_be_written_into_strided_memory(
     dtype: torch.dtype, layout: str, lo: int, rows: int, more: int
 ) -> None:
     out = laid_out(torch.full((rows, lo + rows + more), 7.0).to(dtype), layout)
-    torch.ops.torchzygote.seed_rows_(out, lo, None)
+    raw("seed_rows_")(out, lo, None)
     assert same(out.contiguous(), torch.eye(lo + rows + more).to(dtype)[lo : lo + rows])
 
 
@@ -262,108 +253,6 @@ def test_what_was_compressed_is_decompressed_again() -> None:
     for lo in (0, 1):
         native.decompress(products[lo : lo + 1], lo, colors[columns], rows, values)
     assert torch.equal(values, matrix[rows, columns])
-
-
-WIDTHS = [[1, 1], [2], [1, 2], [3], [2, 0, 1], [1, 3], [1, 1, 1, 1], [4]]
-
-
-@given(
-    st.sampled_from([torch.float32, torch.float64]),
-    layouts,
-    st.sampled_from(WIDTHS),
-    st.integers(0, 200),
-    st.integers(0, 3),
-    st.integers(0, 1 << 20),
-    st.booleans(),
-)
-def test_mirrored_blocks_are_read_and_compared(
-    dtype: torch.dtype, layout: str, widths: list[int], blocks: int, kind: int, where: int, flat: bool
-) -> None:
-    products, shifts, scales, entries = mirrored(widths, blocks, dtype, layout)
-    if flat:  # vectors may be strided
-        products = [torch.stack([x.reshape(-1), x.reshape(-1)], 1)[:, 1] for x in products]
-    product = products[where % len(products)]
-    changed = kind > 0 and product.numel() > 0
-    if changed:  # one element isn't what it was
-        at = tuple(where % n for n in product.shape)
-        product[at] = (0.0, product[at] + 0.5, math.inf, math.nan)[kind]
-    found, agree = mirrored_blocks(products, shifts, scales, widths, 1e-6)
-    expected, told = mirrored_blocks_plainly(products, shifts, scales, widths, 1e-6)
-    assert [x.shape for x in found] == [(blocks * width,) for width in widths]
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
-    assert (agree.dtype, agree.shape) == (told.dtype, told.shape) == (torch.bool, ())
-    assert bool(agree) == bool(told)
-    if changed:
-        assert kind == 1 or not bool(agree)
-    else:
-        assert bool(agree)
-        assert torch.equal(read_blocks(products, shifts, scales, widths), entries)
-        diagonal = entries.diagonal(dim1=1, dim2=2)
-        for part, x in zip(torch.split(diagonal, widths, 1), found, strict=True):
-            assert torch.equal(part.reshape(-1), x)
-
-
-@pytest.mark.parametrize("widths", WIDTHS)
-@pytest.mark.parametrize("run", [mirrored_blocks, mirrored_blocks_plainly])
-def test_blocks_that_are_not_symmetric_are_told_in_every_place(widths: list[int], run: Any) -> None:
-    k, blocks = sum(widths), 5000
-    products, shifts, scales, _ = mirrored(widths, blocks, torch.float64)
-    assert bool(run(products, shifts, scales, widths, 1e-12)[1])
-    for c in range(k):
-        for i, width in enumerate(widths):
-            for row in range(width):
-                for block in (0, 17, blocks - 1):
-                    on_it = sum(widths[:i]) + row == (c + int(shifts[block])) % k
-                    changed = [x.clone() for x in products]
-                    changed[c * len(widths) + i][block, row] += 0.0 if on_it else 1.0
-                    assert bool(run(changed, shifts, scales, widths, 1e-6)[1]) == on_it
-
-
-@given(
-    st.sampled_from([torch.float32, torch.float64]),
-    layouts,
-    st.integers(0, 5),
-    st.integers(0, 40),
-    st.integers(0, 70),
-    st.sampled_from([(False, ""), (True, ""), (False, "tanh"), (False, "sigmoid")]),
-    st.booleans(),
-)
-def test_tangents_are_pushed_through_functions_of_elements(
-    dtype: torch.dtype,
-    layout: str,
-    rows: int,
-    samples: int,
-    within: int,
-    way: tuple[bool, str],
-    overwrite: bool,
-) -> None:
-    squared, function = way
-    tangents = numbers((rows, samples, within), dtype, layout)
-    slope, weight = (numbers((samples, within), dtype, layout, seed) for seed in (1, 2))
-    given = [x.clone() for x in (tangents, slope, weight)]
-    expected, sums = push_elementwise_plainly(*given, squared=squared, function=function)
-    found, terms = push_elementwise(
-        tangents, slope, weight, squared=squared, function=function, overwrite=overwrite
-    )
-    eps = torch.finfo(dtype).eps  # a difference from one is rounded otherwise in one step
-    torch.testing.assert_close(found, expected, rtol=0, atol=64 * eps if function else 0)
-    torch.testing.assert_close(terms, sums, rtol=1e3 * eps, atol=1e4 * eps)
-    written = overwrite and tangents.is_contiguous()
-    assert written == (found.data_ptr() == tangents.data_ptr()) or found.numel() == 0
-    assert torch.equal(tangents, found if written else given[0])
-    assert torch.equal(slope, given[1])
-    assert torch.equal(weight, given[2])
-
-
-@pytest.mark.parametrize("shape", [(2, 70_000, 3), (3, 5, 40_000), (40_000, 2, 3)])
-def test_many_tangents_are_divided_among_threads_without_gaps(shape: tuple[int, int, int]) -> None:
-    tangents = numbers(shape, torch.float64)
-    slope, weight = (numbers(shape[1:], torch.float64, seed=seed) for seed in (1, 2))
-    expected, sums = push_elementwise_plainly(tangents, slope, weight, squared=True)
-    found, terms = push_elementwise(tangents, slope, weight, squared=True)
-    assert torch.equal(found, expected)
-    torch.testing.assert_close(terms, sums)
 
 
 @pytest.mark.parametrize("index", INDEX_DTYPES)
