@@ -32,6 +32,9 @@ void gather_diagonal_cuda(
     const Tensor& out, const Tensor& products, int64_t lo, const std::optional<Tensor>& colors) {
   check_gather_diagonal(out, products, lo, colors);
   const OnDevice device(products);
+  if (products.numel() == 0) {
+    return;
+  }
   with_bits(out.element_size(), [&](auto zero) {
     using T = decltype(zero);
     T* to = static_cast<T*>(out.mutable_data_ptr());

@@ -6,6 +6,8 @@ Each test runs with the kernels for the CPU, and with those for CUDA on the CPU 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from native_samples import (
     DTYPES,
     INDEX_DTYPES,
+    LAYOUTS,
     dtypes,
     index_dtypes,
     integers,
@@ -132,6 +135,54 @@ def test_conjugated_and_expanded_products_are_read_as_what_they_are() -> None:
     imaginary = torch.zeros(4, 6)
     native.scatter_rows_([imaginary], [product.conj().imag], 0)
     assert torch.equal(imaginary, -product.imag)
+
+
+def resolved(x: torch.Tensor) -> torch.Tensor:
+    return x.resolve_conj().resolve_neg()
+
+
+@pytest.mark.parametrize("view", [torch.Tensor.conj, lambda x: x.conj().imag], ids=["conjugate", "negative"])
+@pytest.mark.parametrize("read", [False, True])
+@pytest.mark.parametrize("written", [False, True])
+def test_lazy_views_are_read_and_written_as_what_they_are(
+    view: Callable[[torch.Tensor], torch.Tensor], read: bool, written: bool
+) -> None:
+    products = view(numbers((4, 6), torch.complex64))
+    products = products if read else resolved(products)
+    place = torch.arange(4)
+
+    def target(*shape: int) -> torch.Tensor:
+        out = view(numbers(shape, torch.complex64, seed=1))
+        return out if written else resolved(out)
+
+    calls: list[tuple[Callable[[ModuleType, torch.Tensor], object], tuple[int, ...]]] = [
+        (lambda m, out: m.scatter_rows_([out], [products], 1), (6, 6)),
+        (lambda m, out: m.gather_diagonal(products, 1, out=out), (4,)),
+        (lambda m, out: m.gather_diagonal(products, 0, out=out, colors=torch.arange(6)), (6,)),
+        (lambda m, out: m.decompress(products, 0, place, place, out), (4,)),
+        (lambda m, out: m.decompress_dense(products, 0, place, place, place, place, out), (4, 6)),
+    ]
+    for call, shape in calls:
+        out, wanted = target(*shape), target(*shape)
+        call(native, out)
+        call(reference, wanted)
+        assert torch.equal(out, wanted)
+
+
+def test_more_arguments_are_scattered_than_one_launch_takes() -> None:
+    pairs = [(a, b) for a in DTYPES for b in DTYPES if b.is_complex or not a.is_complex]
+    blocks, wanted, products = [], [], []
+    for i in range(5 * len(pairs)):
+        source, to = pairs[i % len(pairs)]
+        shape = ((), (3, 2), (0, 2), (2, 1, 3), (2, 2, 2, 2, 2, 2, 2))[i % 5]
+        products.append(numbers((4, *shape), source, LAYOUTS[i // 5 % len(LAYOUTS)], seed=i))
+        blocks.append(numbers((7, math.prod(shape)), to, LAYOUTS[i // 3 % len(LAYOUTS)], seed=-i))
+        wanted.append(blocks[-1].clone())
+    native.scatter_rows_(blocks, products, 2)
+    reference.scatter_rows_(wanted, products, 2)
+    assert all(map(same, blocks, wanted))
+    dtypes = [x.dtype for x in blocks]
+    assert min(map(dtypes.count, dtypes)) > 16
 
 
 @given(dtypes, layouts, sizes, sizes, sizes)

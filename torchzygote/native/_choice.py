@@ -13,7 +13,7 @@ from torch import Tensor
 from .._torch_private import has_tangent, in_forward_ad, in_functorch
 from ._loading import loaded_devices
 
-__all__ = ["compiled", "mark_written", "on_cpu", "on_cuda"]
+__all__ = ["as_stored", "compiled", "mark_written", "on_cpu", "on_cuda"]
 
 on_cpu = "cpu" in loaded_devices
 on_cuda = "cuda" in loaded_devices
@@ -33,6 +33,14 @@ def compiled(*tensors: Tensor | None) -> bool:
         if (recording and x.requires_grad) or (pushing and has_tangent(x)):
             return False
     return True
+
+
+def as_stored(x: Tensor) -> bool:
+    """Whether memory has its numbers as they are, not for a view that conjugates or negates them.
+
+    PyTorch resolves such views where an operator reads them, but not where one without a result writes.
+    """
+    return not (x.is_conj() or x.is_neg())
 
 
 def mark_written(tensors: Sequence[Tensor]) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from .._torch_private import below_autograd
 from . import reference
 from ._checks import check_compress
-from ._choice import compiled, mark_written, on_cpu
+from ._choice import as_stored, compiled, mark_written, on_cpu
 from ._loading import operator
 
 __all__ = ["compress", "decompress", "decompress_dense"]
@@ -49,7 +49,7 @@ def decompress(products: Tensor, lo: int, slot_row: Tensor, slot_column: Tensor,
     >>> values
     tensor([5., 0., 6.])
     """
-    if compiled(products, slot_row, slot_column, out):
+    if compiled(products, slot_row, slot_column, out) and as_stored(out):
         with below_autograd():
             _decompress_(out, products, lo, slot_row, slot_column)
         mark_written([out])
@@ -96,7 +96,7 @@ def decompress_dense(
     tensor([[0., 0.],
             [6., 0.]])
     """
-    if compiled(products, slot_row, slot_column, rows, columns, out):
+    if compiled(products, slot_row, slot_column, rows, columns, out) and as_stored(out):
         with below_autograd():
             _decompress_dense_(out, products, lo, slot_row, slot_column, rows, columns)
         mark_written([out])

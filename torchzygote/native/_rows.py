@@ -10,7 +10,7 @@ from torch import Tensor
 from .._torch_private import below_autograd
 from . import reference
 from ._checks import check_scatter, scattered_rows
-from ._choice import compiled, mark_written, on_cpu, on_cuda
+from ._choice import as_stored, compiled, mark_written, on_cpu, on_cuda
 from ._loading import operator
 
 __all__ = ["gather_diagonal", "scatter_rows_", "seed_rows"]
@@ -121,7 +121,7 @@ def scatter_rows_(
             [3., 4.]])
     """
     apart = on_cuda and any(block.device != blocks[0].device for block in blocks)
-    if apart or not compiled(*blocks, *products):
+    if apart or not (compiled(*blocks, *products) and all(map(as_stored, blocks))):
         reference.scatter_rows_(blocks, products, lo, hi)
     elif hi is None and products and all(x is not None for x in products):
         with below_autograd():
@@ -176,7 +176,7 @@ def gather_diagonal(
     >>> gather_diagonal(torch.tensor([[1., 2., 3.]]), 0, out=torch.zeros(3), colors=torch.tensor([0, 1, 0]))
     tensor([1., 0., 3.])
     """
-    if not compiled(products, out, colors) or (colors is not None and out is None):
+    if not compiled(products, out, colors) or not (colors is None if out is None else as_stored(out)):
         return reference.gather_diagonal(products, lo, out=out, colors=colors)
     found = products.new_empty(products.shape[0] if products.dim() > 0 else 0) if out is None else out
     with below_autograd():
