@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import host_kernels
-import native_samples
 import pytest
 import torch
 
 from torchzygote import native
-
-_FUNCTIONS = {
-    native._rows: ("seed_rows_", "scatter_rows_", "gather_diagonal_"),
-    native._colored: ("decompress_", "decompress_dense_", "compress_"),
-}
 
 
 @pytest.fixture(scope="session")
@@ -32,15 +27,10 @@ def cuda_on_host(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="module", params=["cpu", *host_kernels.WAYS])
 def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
     """Each test once with the kernels for the CPU, and in several ways with those for CUDA."""
-    with pytest.MonkeyPatch.context() as patch:
+    if request.param != "cpu":
+        request.getfixturevalue("cuda_on_host")
+    run_by = nullcontext() if request.param == "cpu" else host_kernels.run_by(request.param)
+    with pytest.MonkeyPatch.context() as patch, run_by:
         # small blocks too, where the wrapper would prefer two operators of PyTorch's own
         patch.setattr(native._rows, "_SMALL", 0)
-        if request.param != "cpu":
-            request.getfixturevalue("cuda_on_host")
-            for name, value in host_kernels.WAYS[request.param].items():
-                patch.setenv(name, value)
-            patch.setattr(native_samples, "namespace", host_kernels.NAMESPACE)
-            for module, names in _FUNCTIONS.items():
-                for name in names:
-                    patch.setattr(module, f"_{name}", native_samples.raw(name))
         yield

@@ -11,10 +11,16 @@ import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+import native_samples
+import pytest
 import torch
+
+from torchzygote import native
 
 ROOT = Path(__file__).parents[2]
 STAND_IN = Path(__file__).parent / "cuda_on_host"
@@ -25,6 +31,25 @@ WAYS = {
     "cuda reverse": {"CUDA_ON_HOST_ORDER": "reverse"},
     "cuda interleaved": {"CUDA_ON_HOST_ORDER": "interleaved", "CUDA_ON_HOST_BLOCKS": "2"},
 }
+
+
+_FUNCTIONS = {
+    native._rows: ("seed_rows_", "scatter_rows_", "gather_diagonal_"),
+    native._colored: ("decompress_", "decompress_dense_", "compress_"),
+}
+
+
+@contextmanager
+def run_by(way: str) -> Iterator[None]:
+    """Functions of torchzygote.native, and native_samples.raw, call the CUDA kernels, in one of the WAYS."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in WAYS[way].items():
+            patch.setenv(name, value)
+        patch.setattr(native_samples, "namespace", NAMESPACE)
+        for module, names in _FUNCTIONS.items():
+            for name in names:
+                patch.setattr(module, f"_{name}", native_samples.raw(name))
+        yield
 
 
 def missing() -> str:
@@ -49,7 +74,7 @@ def options() -> list[str]:
     assert len(shared) == 2
     torch_headers = Path(torch.__file__).parent / "include"
     found = [*shared, "-DUSE_CUDA", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
-    found += ["-I", str(STAND_IN), "-isystem", str(torch_headers)]
+    found += ["-I", str(STAND_IN), "-I", str(ROOT / "csrc"), "-isystem", str(torch_headers)]
     return found + sanitizers()
 
 
@@ -85,8 +110,8 @@ def compile_all(folder: Path, library: Path) -> None:
         run([*compiler(), *options(), *names, "-x", "c++", "-c", str(source), "-o", str(made)])
         return made
 
-    kernels = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-    sources = [*kernels, ROOT / "csrc" / "ops.cpp", *sorted(STAND_IN.glob("*.cpp"))]
+    kernels = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), STAND_IN / "probe.cu"]
+    sources = [*kernels, ROOT / "csrc" / "ops.cpp", STAND_IN / "torch.cpp"]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1) as pool:
         objects = list(pool.map(object_of, sources))
     unfinished = library.with_suffix(".unfinished")

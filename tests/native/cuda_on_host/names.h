@@ -3,6 +3,7 @@
 #pragma once
 
 #define aoti_torch_library_init_def cuda_on_host_library_init_def
+#define aoti_torch_library_init_fragment cuda_on_host_library_init_fragment
 #define aoti_torch_library_init_impl cuda_on_host_library_init_impl
 #define aoti_torch_create_device_guard cuda_on_host_create_device_guard
 #define aoti_torch_delete_device_guard cuda_on_host_delete_device_guard

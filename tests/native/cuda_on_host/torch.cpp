@@ -18,6 +18,11 @@ AOTITorchError cuda_on_host_library_init_def(const char*, const char* file, uint
   return aoti_torch_library_init_def(kNamespace, file, line, made);
 }
 
+AOTITorchError cuda_on_host_library_init_fragment(
+    const char*, const char* file, uint32_t line, TorchLibraryHandle* made) {
+  return aoti_torch_library_init_fragment(kNamespace, file, line, made);
+}
+
 AOTITorchError cuda_on_host_library_init_impl(
     const char*, const char*, const char* file, uint32_t line, TorchLibraryHandle* made) {
   return aoti_torch_library_init_impl(kNamespace, "CPU", file, line, made);
