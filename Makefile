@@ -16,7 +16,7 @@ help:
 	@echo "make bench       the comparison with other libraries, about ten minutes; bench-full: more of it"
 	@echo "make bench-peers install what the benchmarks compare with beside PyTorch (BackPACK, curvlinops, JAX, asdex)"
 	@echo "make native      compile the native library in place again"
-	@echo "make sanitize    the CPU kernels under ASan and UBSan"
+	@echo "make sanitize    the kernels under ASan and UBSan, those for CUDA on the CPU"
 	@echo "make gpu-check   everything on this machine's GPU against the CPU, with timings"
 	@echo "make wheel       build dist/*.whl and the sdist"
 	@echo "make wheel-check install the wheel beside the newest torch (TORCH=2.14.1: that one) and test it there"

@@ -31,8 +31,6 @@ WAYS = {
     "cuda reverse": {"CUDA_ON_HOST_ORDER": "reverse"},
     "cuda interleaved": {"CUDA_ON_HOST_ORDER": "interleaved", "CUDA_ON_HOST_BLOCKS": "2"},
 }
-
-
 _FUNCTIONS = {
     native._rows: ("seed_rows_", "scatter_rows_", "gather_diagonal_"),
     native._colored: ("decompress_", "decompress_dense_", "compress_"),
@@ -48,7 +46,7 @@ def run_by(way: str) -> Iterator[None]:
         patch.setattr(native_samples, "namespace", NAMESPACE)
         for module, names in _FUNCTIONS.items():
             for name in names:
-                patch.setattr(module, f"_{name}", native_samples.raw(name))
+                patch.setattr(module, f"_{name}", native_samples.raw(name), raising=False)
         yield
 
 
