@@ -105,7 +105,7 @@ def many_seeds(module: Any) -> torch.Tensor:
 
 
 def many_rows(module: Any) -> torch.Tensor:
-    block = torch.zeros(16_384 + 20, 200, dtype=torch.uint8)
+    block = torch.zeros(65_536 + 20, 130, dtype=torch.uint8)  # a grid has at most 65535 blocks along y
     module.scatter_rows_([block], [integers(0, 255, block.numel(), torch.uint8).view(block.shape)], 0)
     return block
 
