@@ -14,7 +14,6 @@ from torch import Tensor
 
 from torchzygote import (
     Params,
-    _certificate,
     _exchange,
     _plan,
     gradient,
@@ -94,16 +93,6 @@ def test_constants_of_a_plan_are_made_where_its_arguments_are(monkeypatch: pytes
         inputs = [plan._inputs[0]._replace(device="cuda")]
         type(plan)(plan._f, inputs, plan._recovery, device=second)
     assert made == [torch.device("cpu"), torch.device("cpu"), second, second]
-
-
-def test_coarse_products_are_known_by_the_newer_interface_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _certificate._multiplies_exactly()
-
-    def refuse() -> str:
-        raise RuntimeError("mixed use of the old and the new interface")
-
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", refuse)
-    assert not _certificate._multiplies_exactly()
 
 
 def test_memory_that_pytorch_keeps_is_free(monkeypatch: pytest.MonkeyPatch) -> None:

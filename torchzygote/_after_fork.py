@@ -17,6 +17,7 @@ __all__: list[str] = []
 def _forget_other_threads() -> None:
     if _forward_mode_lock.forget_other_threads():
         _state.forget_forward_mode()
+    _state.forget_other_threads()
     _exchange.forget_other_threads()
     _unfused.forget_threads(this_one=False)
 

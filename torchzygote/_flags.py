@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._forward_mode_lock import behalf
 from ._torch_private import in_functorch, outside_functorch
 
 __all__ = [
@@ -38,8 +39,8 @@ class Hold:
         self.lapsed = False
 
 
-class _Mine(threading.local):
-    """What calls of this thread hold, and how often one began to."""
+class _Mine:
+    """What calls of a thread hold, and how often one began to."""
 
     def __init__(self) -> None:
         self.begun = 0
@@ -62,12 +63,20 @@ class _Flags:
     """``requires_grad`` switched on for as long as anybody needs it, counted over threads and calls."""
 
     def __init__(self) -> None:
-        self.mine = _Mine()
+        self._of: dict[int, _Mine] = {}  # by thread
         # Reentrant: what the garbage collector runs while it is held may come here as well.
         self._lock = threading.RLock()
         self._held: dict[int, list[Any]] = {}
         self._begun = 0  # how often anything was switched on; counted before it is
         self._lasting = 0  # how many of these last
+
+    @property
+    def mine(self) -> _Mine:
+        me = threading.get_ident()
+        found = self._of.get(me)
+        if found is None:
+            found = self._of[me] = _Mine()
+        return found
 
     def hold(self, tensors: Sequence[Tensor]) -> Callable[[], None]:
         """Switch the flags on; the function returned gives them back (once)."""
@@ -122,8 +131,13 @@ class _Flags:
                 torch.clear_autocast_cache()  # which has casts of leaves that require grad, and would go on
 
     def by_others(self) -> tuple[int, bool]:
-        """How often other threads have switched flags on, and whether any of that lasts."""
-        return self._begun - self.mine.begun, self._lasting > len(self.mine.holds)
+        """How often other threads have switched flags on, and whether any of that lasts.
+
+        Those that wait for the backward pass that runs here, in a thread of a device, are none of them.
+        """
+        ours = [self._of[thread] for thread in behalf().threads if thread in self._of]
+        begun = sum(mine.begun for mine in ours)
+        return self._begun - begun, self._lasting > sum(len(mine.holds) for mine in ours)
 
     def are_needless(self, tensors: Sequence[Tensor]) -> bool:
         """Whether all flags are on, and not because somebody else holds them for a while; takes no lock."""

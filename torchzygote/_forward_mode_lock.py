@@ -9,7 +9,13 @@ from __future__ import annotations
 import threading
 from typing import NamedTuple
 
-from ._torch_private import backward_pass, leave_forward_mode, pass_along, passed_along
+from ._torch_private import (
+    backward_pass,
+    leave_forward_mode,
+    pass_along,
+    passed_along,
+    passes_leave_their_thread,
+)
 
 __all__ = [
     "Behalf",
@@ -18,6 +24,7 @@ __all__ = [
     "behalf_from",
     "forget_other_threads",
     "forward_mode_lock",
+    "on_behalf",
     "releasing",
     "take",
     "try_to_take",
@@ -139,3 +146,22 @@ class releasing:
                     hold.ended = True
             finally:
                 hold.outer.lock.release()
+
+
+class on_behalf:
+    """Around what runs backward passes: threads of devices, where these may run, find out who waits."""
+
+    __slots__ = ("_before", "_mine")
+
+    def __enter__(self) -> None:
+        self._before: object = None
+        self._mine: object = None
+        if passes_leave_their_thread():  # else nobody acts on our behalf
+            self._before = passed_along()
+            self._mine = behalf_from(self._before)
+            if self._mine is not self._before:
+                pass_along(self._mine)
+
+    def __exit__(self, *error: object) -> None:
+        if self._mine is not self._before:
+            pass_along(self._before)

@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
-from ._forward_mode_lock import behalf
+from ._forward_mode_lock import behalf, on_behalf
 from ._torch_private import (
     backward_pass,
     functorch_depth,
@@ -32,6 +33,7 @@ __all__ = [
     "differentiation",
     "forget_all",
     "forget_forward_mode",
+    "forget_other_threads",
     "forward_mode_opened",
     "ignoring",
     "in_outer_forward_mode",
@@ -40,6 +42,8 @@ __all__ = [
     "is_only_pushed",
     "pushing",
     "session",
+    "update",
+    "updating",
 ]
 
 Callback = Callable[[], None]
@@ -63,19 +67,32 @@ class Session(list[Waiting]):
     recomputes = False
 
 
+# Of each thread, for those that run a backward pass on its behalf.
+_by_thread: dict[int, dict[str, Any]] = {}
+
+
 class _State(threading.local):
     """Per thread: how deep we are, and what is to be done as the outermost differentiation ends."""
 
     def __init__(self) -> None:
+        _by_thread[threading.get_ident()] = self.__dict__
         self.depth = 0
         self.callbacks: list[Waiting] | None = None
         # How many torch.func levels, counted from the outermost, are hidden by ignoring().
         self.hidden = 0
+        self.updating = False
         # What in_recorded_pass() says in which backward pass, as it said before.
         self.told: tuple[int, bool] = (-1, False)
 
 
 _state = _State()
+
+
+def forget_other_threads() -> None:
+    """In a forked process, which has none: their numbers may be given again."""
+    me = threading.get_ident()
+    for thread in set(_by_thread) - {me}:
+        del _by_thread[thread]
 
 
 def forget_forward_mode() -> None:
@@ -92,7 +109,31 @@ def forget_all() -> None:
 
 def deriving() -> bool:
     """Whether code running now is being differentiated by this package (``ignoring`` hides it)."""
-    return _state.depth > 0
+    return _state.depth > 0 or any(state["depth"] > 0 for state in _waiting())
+
+
+def _waiting() -> list[dict[str, Any]]:
+    """The states of threads that wait for the backward pass that runs here, in one of a device's."""
+    if backward_pass() < 0:
+        return []
+    return [_by_thread[thread] for thread in reversed(behalf().threads[:-1]) if thread in _by_thread]
+
+
+def updating() -> bool:
+    """Whether an eager update runs, in this thread or one that waits for the backward pass that runs here."""
+    return _state.updating or any(state["updating"] for state in _waiting())
+
+
+class update:
+    """Around an eager update."""
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> None:
+        self._before, _state.updating = _state.updating, True
+
+    def __exit__(self, *error: object) -> None:
+        _state.updating = self._before
 
 
 def in_recorded_pass() -> bool:
@@ -110,7 +151,7 @@ def in_recorded_pass() -> bool:
 
 def differentiated() -> bool:
     """Like :func:`deriving`, but by ``torch.func`` too, in any mode."""
-    if _state.depth > 0:
+    if deriving():
         return True
     return any(name in ("grad", "jvp") for name in transform_stack()[_state.hidden :])
 
@@ -178,16 +219,29 @@ def pushing() -> Iterator[None]:
 
 
 def at_end(callback: Callback) -> bool:
-    """Call ``callback`` once as the outermost differentiation in this thread ends; ``False`` if none runs."""
-    if _state.callbacks is None:
+    """Call ``callback`` once as the outermost differentiation ends; ``False`` if none runs.
+
+    That is the one of this thread, or of those that wait for the backward pass that runs here.
+    """
+    callbacks, depth = _callbacks()
+    if callbacks is None:
         return False
-    _state.callbacks.append((callback, _state.depth))
+    callbacks.append((callback, depth))
     return True
+
+
+def _callbacks() -> tuple[list[Waiting] | None, int]:
+    """What is to be called as the outermost differentiation ends, and how deep its thread is."""
+    if _state.callbacks is None:
+        for state in _waiting():
+            if state["callbacks"] is not None:
+                return state["callbacks"], state["depth"]
+    return _state.callbacks, _state.depth
 
 
 def mark() -> int:
     """How many callbacks wait; for :func:`forget_since`."""
-    return 0 if torch.compiler.is_compiling() else len(_state.callbacks or ())
+    return 0 if torch.compiler.is_compiling() else len(_callbacks()[0] or ())
 
 
 def forget_since(position: int, *, but_inner: bool = False) -> list[Callback]:
@@ -195,12 +249,12 @@ def forget_since(position: int, *, but_inner: bool = False) -> list[Callback]:
 
     ``but_inner``: keep those of nested differentiations, which have pulled back already.
     """
-    if torch.compiler.is_compiling() or _state.callbacks is None:
+    callbacks, here = (None, 0) if torch.compiler.is_compiling() else _callbacks()
+    if callbacks is None:
         return []
-    dropped = _state.callbacks[position:]
-    kept = [waiting for waiting in dropped if but_inner and waiting[1] > _state.depth]
-    _state.callbacks[position:] = kept
-    return [callback for callback, depth in dropped if not (but_inner and depth > _state.depth)]
+    dropped = callbacks[position:]
+    callbacks[position:] = [waiting for waiting in dropped if but_inner and waiting[1] > here]
+    return [callback for callback, depth in dropped if not (but_inner and depth > here)]
 
 
 class differentiation:
@@ -210,7 +264,7 @@ class differentiation:
     ``back`` runs now); ``defer=True`` leaves the callbacks in ``waiting`` instead of calling them.
     """
 
-    __slots__ = ("before", "defer", "entered", "outermost", "waiting")
+    __slots__ = ("along", "before", "defer", "entered", "outermost", "waiting")
 
     def __init__(self, waiting: list[Waiting] | None = None, defer: bool = False) -> None:
         self.waiting = waiting
@@ -226,6 +280,8 @@ class differentiation:
         self.outermost = _state.callbacks is None
         if self.outermost:
             _state.callbacks = Session() if self.waiting is None else self.waiting
+            self.along = on_behalf()
+            self.along.__enter__()
         self.before = _state.depth
         _state.depth += 1
 
@@ -235,6 +291,7 @@ class differentiation:
         _state.depth = self.before  # whatever an interrupt has left inside
         if not self.outermost:
             return
+        self.along.__exit__()
         callbacks, _state.callbacks = _state.callbacks, None
         if callbacks and not self.defer:
             due = callbacks[:]

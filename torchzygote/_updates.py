@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _state
 from ._engine import Linearization
 from ._torch_private import innermost_transform
 
@@ -24,28 +25,24 @@ Update = Callable[[Tensor, Tensor], Any]
 registry: dict[int, tuple[weakref.ref[Tensor], Update]] = {}
 
 
-class _Running(threading.local):
-    """Whether an update runs in this thread."""
-
-    updating = False
-
-
-_running = _Running()
+# Threads in which an update runs, for a quick answer; each is there once, as updates aren't entered again.
+_running: set[int] = set()
 
 
 def updating() -> bool:
     """Whether an update runs: what it differentiates updates nothing, lest it be entered without end."""
-    return _running.updating
+    return bool(_running) and _state.updating()
 
 
 def run(update: Update, p: Tensor, gradient: Tensor) -> None:
     """Update ``p``."""
-    _running.updating = True
+    me = threading.get_ident()
+    _running.add(me)
     try:
-        with torch.no_grad():
+        with _state.update(), torch.no_grad():
             update(p, gradient)
     finally:
-        _running.updating = False
+        _running.discard(me)
 
 
 def enroll(p: Tensor, update: Update) -> None:

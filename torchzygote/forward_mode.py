@@ -192,20 +192,30 @@ def _flat(x: Tensor) -> Tensor:
     return x.reshape(math.prod(x.shape))
 
 
+def _common_device(tensors: Sequence[Tensor]) -> torch.device:
+    """Where everything is packed: the first device that isn't the CPU, if there is one."""
+    for tensor in tensors:
+        if tensor.device.type != "cpu":
+            return tensor.device
+    return tensors[0].device
+
+
 class _Packing:
     """Tensors as one flat real vector, and back."""
 
-    def __init__(self, tensors: list[Tensor]) -> None:
+    def __init__(self, tensors: list[Tensor], device: torch.device) -> None:
         self.forms = [(tensor.shape, tensor.dtype) for tensor in tensors]
         dtype = tensors[0].dtype
         for tensor in tensors[1:]:
             dtype = torch.promote_types(dtype, tensor.dtype)
         self.dtype = _real(dtype)
+        self.device = device
+        self.devices = [tensor.device for tensor in tensors]
         self.sizes = [math.prod(shape) * (2 if dtype.is_complex else 1) for shape, dtype in self.forms]
 
     def pack(self, tensors: list[Tensor]) -> Tensor:
         # Not -1: in an empty batch it could be anything.
-        parts = [_flat(_as_real(tensor)).to(self.dtype) for tensor in tensors]
+        parts = [_flat(_as_real(tensor)).to(self.device, self.dtype) for tensor in tensors]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def unpack(self, flat: Tensor) -> list[Tensor]:
@@ -220,12 +230,12 @@ class _Packing:
 
     def _shaped(self, parts: Sequence[Tensor]) -> list[Tensor]:
         tensors = []
-        for part, (shape, dtype) in zip(parts, self.forms, strict=True):
+        for part, (shape, dtype), device in zip(parts, self.forms, self.devices, strict=True):
             if dtype.is_complex:
-                pairs = part.to(_real(dtype)).reshape(*shape, 2)
+                pairs = part.to(device, _real(dtype)).reshape(*shape, 2)
                 tensors.append(torch.complex(pairs[..., 0], pairs[..., 1]))
             else:
-                tensors.append(part.to(dtype).reshape(shape))
+                tensors.append(part.to(device, dtype).reshape(shape))
         return tensors
 
 
@@ -281,7 +291,8 @@ class _Run:
         if not _engine.compiling() and any(_follows_others(outputs[i], start) for i in places):
             self.warn()
         values = [outputs[i] for i in places]
-        x_packing, y_packing = _Packing(self.inputs), _Packing(values)
+        device = _common_device([*self.inputs, *values])
+        x_packing, y_packing = _Packing(self.inputs, device), _Packing(values, device)
         x_flat, y_flat = x_packing.pack(self.inputs), y_packing.pack(values).detach()
         if _engine.compiling():
             x_flat = x_flat.clone()  # forward mode of a view of a view fails there, now and then (2.13)
