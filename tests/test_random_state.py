@@ -18,6 +18,7 @@ from torchzygote import (
     jacobian_sparsity,
     plan_hessian,
     plan_jacobian,
+    withhessian,
 )
 
 
@@ -78,3 +79,21 @@ def test_so_is_that_of_hessians_and_their_diagonals(seed: int) -> None:
     assert found._nnz() <= 3 * len(x)
     torch.manual_seed(seed)
     torch.testing.assert_close(diaghessian(energy, x)[0], expected.diagonal())
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (5, 4), (30, 4)])
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_pushed_hessians_are_of_the_same_draw_as_value_and_gradient(
+    shape: tuple[int, int], chunk_size: int | None
+) -> None:
+    """In ``torch.func``, dropout of what isn't contiguous fills its mask in another order."""
+    f = lambda x: (F.dropout(x.t(), 0.5) ** 2).sum()
+    x = torch.ones(shape)
+    torch.manual_seed(5)
+    value, grad, hess = withhessian(f, x, mode="forward_over_reverse", chunk_size=chunk_size)
+    torch.testing.assert_close(hess @ x.reshape(-1), grad.reshape(-1))
+    torch.testing.assert_close(grad.reshape(-1) @ x.reshape(-1), 2 * value)
+    after = torch.get_rng_state()
+    torch.manual_seed(5)
+    f(x)
+    assert torch.equal(after, torch.get_rng_state())

@@ -110,7 +110,7 @@ def matrix(
         return _zeros(second, options)
     if mode == "forward_over_reverse":
         second.take_gradient()
-        return _by_columns(f, second, options, random)
+        return _by_columns(f, second, options, random, own_draw=random is not None and random.has_moved())
     failed: Exception | None = None
     # Whatever one row takes: pushed, it takes more, and counts what is computed under no_grad.
     try:
@@ -190,9 +190,18 @@ def _diagonals_of_blocks(
 
 
 def _by_columns(
-    f: Callable[..., Any], second: SecondOrder, options: Options, random: RandomState | None
+    f: Callable[..., Any],
+    second: SecondOrder,
+    options: Options,
+    random: RandomState | None,
+    *,
+    own_draw: bool = False,
 ) -> Tensor:
-    """Forward over reverse: the gradient is pushed forward, and recorded anew in every chunk."""
+    """Forward over reverse: the gradient is pushed forward, and recorded anew in every chunk.
+
+    ``own_draw``: value and gradient are taken from there, too. In ``torch.func``, some random functions fill
+    their masks in another order.
+    """
     x = second.prepared.inputs[0]
     n = x.numel()
     source = _engine.separate(x if options.keep else x.detach())
@@ -201,7 +210,10 @@ def _by_columns(
     cost = FREE if _engine.compiling() else second.row_cost()
     chunk = chunk_for(options, n, cost._replace(nodes=_ANEW * cost.nodes), x.device)
     seeds = _products.identity_seeds(n, x.dtype, x.device)
-    gradient = gradient_by(f, second.caller, second.prepared, 0)
+    seen = Seen(0) if own_draw else None
+    values: list[Tensor] | None = [] if own_draw else None
+    gradient = gradient_by(f, second.caller, second.prepared, 0, seen)
+    position = _state.mark()
     with restored_after(random):
         for lo, hi, products in _products.jvps(
             gradient,
@@ -213,8 +225,13 @@ def _by_columns(
             random=random,
             progress=options.progress,
             keep=options.keep,
+            values=values,
         ):
             block.add(lo, hi, products if options.keep else products.detach())
+    if seen is not None and values:
+        _state.forget_since(position)  # hooks report from the first run
+        value = values[1] if len(values) > 1 else seen.value
+        second.take(values[0], value if options.keep else _engine.detached(value))
     return block.matrix()
 
 

@@ -26,6 +26,12 @@ class RandomState:
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             self._cuda = torch.cuda.get_rng_state_all()
 
+    def has_moved(self) -> bool:
+        """Whether anything has been drawn since."""
+        if torch.cuda.is_initialized() and not _same(self._cuda, torch.cuda.get_rng_state_all()):  # type: ignore[no-untyped-call]
+            return True
+        return not torch.equal(self._cpu, torch.get_rng_state())
+
     def restore(self) -> None:
         """Set the generators back to where they were."""
         torch.set_rng_state(self._cpu)
@@ -33,6 +39,10 @@ class RandomState:
             torch.cuda.set_rng_state_all(self._cuda)
         elif torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.manual_seed_all(torch.initial_seed())  # as its generators were made since
+
+
+def _same(before: list[Tensor], now: list[Tensor]) -> bool:
+    return len(before) == len(now) and all(map(torch.equal, before, now))
 
 
 class _Restored:

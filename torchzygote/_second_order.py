@@ -79,6 +79,10 @@ class SecondOrder:
         """What ``f`` returned."""
         return self._value if self._first is None else self._first.y
 
+    def take(self, gradient: Tensor, value: Any) -> None:
+        """Those of another run, in which the Hessian is taken, in place of what was recorded."""
+        self.grads[0], self._value, self._first = gradient, value, None
+
     def record(self, lin: Linearization, positions: list[int | None]) -> None:
         """``lin.roots[positions[i]]`` is the gradient by input ``i``."""
         self._lin, self._positions = lin, positions
