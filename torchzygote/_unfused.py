@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from ._torch_private import (
+    ATTENTION,
     DISTANCES,
     NORMS,
     TRACED_LACKING,
@@ -39,7 +40,7 @@ from ._torch_private import (
 
 __all__ = ["forget_threads", "unfused", "unfused_as_before", "unfused_but_norms", "unfused_for"]
 
-_ALWAYS = Exchanges(*WEIGHT_NORM, *NORMS, *DISTANCES)
+_ALWAYS = Exchanges(*ATTENTION, *WEIGHT_NORM, *NORMS, *DISTANCES)
 _WITH_NORMS = Exchanges(*WRITTEN)
 _TRACED = (*WEIGHT_NORM, *TRACED_NORMS, *TRACED_LACKING)
 

@@ -6,7 +6,7 @@ Nothing in here knows of gradients, arguments or results.
 
 from torch.utils import _pytree as pytree  # the registry that torch.func itself flattens with
 
-from .attention import fuse_attention_again, unfuse_attention
+from .attention import ATTENTION, fuse_attention_again, unfuse_attention
 from .backward import backward_pass, pull_back
 from .checkpoints import (
     aside_of_checkpoint,
@@ -131,6 +131,7 @@ from .wrappers import (
 )
 
 __all__ = [
+    "ATTENTION",
     "DISTANCES",
     "NORMS",
     "TRACED_LACKING",
