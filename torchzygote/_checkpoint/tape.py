@@ -19,6 +19,7 @@ from .. import _state
 from .._arguments import name_of
 from .._flags import Hold, held_again, held_by_others, holds
 from .._torch_private import backward_pass, hooks_in_force, outside_functorch, pytree, sequence_number
+from .asked_again import handed_out
 from .holdings import Holdings, Uses, written_since
 from .surroundings import Surroundings, outside_inference
 from .transforms import checkpoint_in_transforms, refusal
@@ -344,8 +345,10 @@ class _Watched(saved_tensors_hooks):
             return len(first) - 1, pack(x)
 
         def recomputed(packed: tuple[int, Any]) -> Tensor:
+            return handed_out((id(runs), packed[0]), lambda: once(*packed))
+
+        def once(number: int, holder: Any) -> Tensor:
             nonlocal recomputed_in
-            number, holder = packed
             try:
                 now = backward_pass()
                 if now == recomputed_in >= 0:  # nothing runs any more, it is only looked up
