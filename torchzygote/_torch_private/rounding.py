@@ -22,6 +22,11 @@ def rounding_of_products(device: str) -> float:
     return _coarsest(_backends.mkldnn.matmul) if device == "cpu" else 0.0
 
 
+# The tracer can't follow the question, and takes its answer for a constant: what
+# torch.compiler.assume_constant_result does, after it has imported Dynamo, which takes seconds.
+rounding_of_products._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def rounding_of_convolutions(device: torch.device, dtype: torch.dtype) -> float:
     """The same of convolutions and recurrent layers, which have settings of their own."""
     if dtype != torch.float32:

@@ -127,6 +127,7 @@ _TOLD_BY_NAME = frozenset(
         _COPIES,
     }
 )
+_Leaf = type(torch.zeros((), requires_grad=True).view(()).grad_fn.next_functions[0][0])  # type: ignore[union-attr]
 # The type of all nodes of C++ functions that nobody has told Python of.
 _UNTOLD = "CppFunction"
 _PythonNode = torch.autograd.function.BackwardCFunction
@@ -252,8 +253,9 @@ def survey(
 ) -> Survey:
     """Walk along the graph recorded below ``roots``: 1.5 to 3 microseconds for each operation.
 
-    ``ends``: nodes that a backward pass doesn't come to, nor to what is below. ``number``: of the
-    differentiation, if its inputs are new; then nothing counts but what leads to ``inputs``.
+    ``inputs``: of leaves, these alone are given gradients; without any, all are. ``ends``: nodes that a
+    backward pass doesn't come to, nor to what is below. ``number``: of the differentiation, if its inputs are
+    new; then nothing counts but what leads to ``inputs``.
     """
     if number is not None:
         return _survey_of(_leading(roots, ends, inputs, number))
@@ -261,6 +263,7 @@ def survey(
     seen: set[Any] = {None, *ends}
     passed = len(seen)
     stack: list[Any] = list(map(node_of, roots))
+    wanted = set(map(id, inputs))
     total = alike = 0
     told = None
     while stack:
@@ -274,6 +277,10 @@ def survey(
             if onward[0][0] not in seen:  # it comes next, and is asked for both
                 alike += 1
                 stack.append(onward[0][0])
+                continue
+        elif kind is _Leaf and wanted:
+            if id(node.variable) not in wanted:  # as weights: no gradient of it is made
+                alike = 0
                 continue
         elif kind not in _ordinary:
             told = told or _Told()

@@ -1,0 +1,53 @@
+"""What a row takes, as read off the recorded graph: it decides how many go at once, and which mode is cheaper."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from torchzygote import _plan, hessian, jacobian, jacobians
+from torchzygote._torch_private import surveys
+
+
+@pytest.fixture
+def chunks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows at a time, as they are chosen."""
+    found: list[int] = []
+    choose = _plan.choose_chunk
+
+    def noted(*args: object) -> int:
+        found.append(choose(*args))  # type: ignore[arg-type]
+        return found[-1]
+
+    monkeypatch.setattr(_plan, "choose_chunk", noted)
+    return found
+
+
+def test_gradients_that_nobody_asks_for_are_not_counted() -> None:
+    net = nn.Sequential(nn.Linear(8, 100), nn.Tanh(), nn.Linear(100, 100))
+    x = torch.randn(3, 8, requires_grad=True)
+    by_input = surveys.survey([net(x)], inputs=[x])
+    assert by_input.numel < 3 * (8 + 5 * 100)
+    weight = net[2].weight
+    assert surveys.survey([net(x)], inputs=[x, weight]).numel >= by_input.numel + weight.numel()
+    everything = by_input.numel + sum(p.numel() for p in net.parameters())
+    assert surveys.survey([net(x)]).numel >= everything
+
+
+def test_rows_of_a_wide_network_by_its_input_go_at_once(chunks: list[int]) -> None:
+    net = nn.Sequential(nn.Linear(8, 2000), nn.Tanh(), nn.Linear(2000, 300))
+    jacobian(net, torch.randn(8), mode="reverse")
+    assert chunks == [300]
+    hessian(lambda x: net(x).square().sum(), torch.randn(8))
+    assert chunks[1:] == [8]
+
+
+def test_few_numbers_are_pulled_back_though_there_are_more_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError("forward mode begins with what all rows take")
+
+    monkeypatch.setattr(jacobians, "_forward", refuse)
+    net = nn.Sequential(nn.Linear(32, 64), nn.LayerNorm(64), nn.GELU(), nn.Linear(64, 64))
+    x = torch.randn(32)
+    torch.testing.assert_close(jacobian(net, x)[0], torch.func.jacrev(net)(x))
