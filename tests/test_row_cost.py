@@ -1,4 +1,4 @@
-"""What a row takes, as read off the recorded graph: it decides how many go at once, and which mode is cheaper."""
+"""What a row takes, read off the recorded graph: how many go at once, and which mode is cheaper."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def chunks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_gradients_that_nobody_asks_for_are_not_counted() -> None:
     net = nn.Sequential(nn.Linear(8, 100), nn.Tanh(), nn.Linear(100, 100))
     x = torch.randn(3, 8, requires_grad=True)
-    by_input = surveys.survey([net(x)], inputs=[x])
+    for _ in range(2):  # kinds of operations are learned
+        by_input = surveys.survey([net(x)], inputs=[x])
     assert by_input.numel < 3 * (8 + 5 * 100)
     weight = net[2].weight
     assert surveys.survey([net(x)], inputs=[x, weight]).numel >= by_input.numel + weight.numel()

@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._torch_private import backward_pass
+from .._torch_private import at_end_of_pass, backward_pass, running_node
 
 __all__ = ["handed_out"]
 
 _PythonNode = torch.autograd.function.BackwardCFunction
-_engine: Any = torch.autograd.Variable._execution_engine
 
 
 class _Asked(threading.local):
@@ -38,13 +37,13 @@ _asked = _Asked()
 
 def handed_out(key: Any, unpack: Callable[[], Tensor]) -> Tensor:
     """What ``unpack`` gives, once for each ``key`` and backward of a custom function."""
-    node = torch._C._current_autograd_node()
+    node = running_node()
     if not isinstance(node, _PythonNode) or backward_pass() < 0:
         return unpack()
     if _asked.node is not node:
         _asked.forget()
         _asked.node = node
-        _engine.queue_callback(_asked.forget)
+        at_end_of_pass(_asked.forget)
     if key not in _asked.found:
         _asked.found[key] = unpack()
     return _asked.found[key]

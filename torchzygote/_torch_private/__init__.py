@@ -7,7 +7,7 @@ Nothing in here knows of gradients, arguments or results.
 from torch.utils import _pytree as pytree  # the registry that torch.func itself flattens with
 
 from .attention import ATTENTION, fuse_attention_again, unfuse_attention
-from .backward import backward_pass, pull_back
+from .backward import at_end_of_pass, backward_pass, pull_back, running_node
 from .checkpoints import (
     aside_of_checkpoint,
     hooks_in_force,
@@ -145,6 +145,7 @@ __all__ = [
     "alike",
     "are_formulas_pushed",
     "aside_of_checkpoint",
+    "at_end_of_pass",
     "axis_of",
     "backward_pass",
     "batched_everywhere",
@@ -237,6 +238,7 @@ __all__ = [
     "refuse_writes",
     "register_autograd_kernel",
     "rounding_of_products",
+    "running_node",
     "runs_again",
     "saves_by_hooks",
     "scripts_as_written",

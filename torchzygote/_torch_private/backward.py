@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch.autograd import graph as _graph
 from .nodes import ValueOfNode
 from .passing import passes_leave_their_thread
 
-__all__ = ["backward_pass", "pull_back"]
+__all__ = ["at_end_of_pass", "backward_pass", "pull_back", "running_node"]
 
 _run_by_pytorch: Any = getattr(_graph, "_engine_run_backward", None)
 _engine: Any = torch.autograd.Variable._execution_engine
@@ -25,6 +25,16 @@ _PLAIN_TENSORS = frozenset({Tensor, torch.nn.Parameter, _graph.GradientEdge})
 def backward_pass() -> int:
     """A number for the backward pass that this thread is in; -1 outside of one."""
     return int(torch._C._current_graph_task_id())
+
+
+def running_node() -> Any:
+    """The node whose backward runs in this thread, or ``None``; nothing public tells."""
+    return torch._C._current_autograd_node()
+
+
+def at_end_of_pass(callback: Callable[[], None]) -> None:
+    """Call ``callback`` as the backward pass ends that this thread is in, however it ends."""
+    _engine.queue_callback(callback)
 
 
 def _run(*args: Any, **options: Any) -> Any:
