@@ -18,7 +18,10 @@ from ._outputs import output_tensor
 from ._random import RandomState
 from ._unfused import unfused, unfused_but_norms
 
-__all__ = ["FirstOrder", "must_be_pulled", "record"]
+__all__ = ["FirstOrder", "must_be_pulled", "record", "stepwise"]
+
+# From so many rows on, those of an LSTM take less time step by step than one by one.
+_MANY = 20
 
 
 class FirstOrder(NamedTuple):
@@ -58,6 +61,18 @@ def record(
             lin = _engine.linearize(f, prepared, keep=keep)
     y = output_tensor(caller, lin.y_leaves[0] if lin.y_spec is None else lin.y)
     return FirstOrder(caller, f, prepared, lin, y, random, position, _state.mark() > position)
+
+
+def stepwise(first: FirstOrder, keep: bool) -> FirstOrder:
+    """``first``, or another run of ``f`` where rows are so many that they had better be batched."""
+    if keep or first.random is None or first.y.numel() < _MANY or _engine.in_transform():
+        return first
+    if not first.lin.survey().looped:
+        return first
+    _state.forget_since(first.position)
+    first.random.restore()
+    with unfused_but_norms():
+        return record(first.caller, first.f, first.prepared, keep)
 
 
 def must_be_pulled(first: FirstOrder) -> bool:

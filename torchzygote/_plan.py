@@ -156,12 +156,14 @@ def costs_calls_alone(rows: int, row: RowCost) -> bool:
 class RowCost(NamedTuple):
     """What one row takes while it is pulled back: bytes at most, and operations.
 
-    ``misbatched``: one of them that PyTorch batches wrongly, so that rows go one at a time.
+    ``misbatched``: one of them that PyTorch batches wrongly, so that rows go one at a time. ``looped``: they
+    do so in any case, as PyTorch batches one by a loop.
     """
 
     nbytes: int
     nodes: int
     misbatched: str | None = None
+    looped: bool = False
 
 
 FREE = RowCost(0, 0)

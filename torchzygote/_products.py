@@ -96,14 +96,17 @@ def vjps(
     progress: bool = False,
     what: str = "row",
     misbatched: str | None = UNKNOWN,
+    looped: bool = False,
 ) -> Iterator[Chunk]:
     """Pull the seeds back from ``lin.roots[root]``, ``chunk`` rows at a time.
 
     ``misbatched``: an operation that PyTorch batches wrongly, where that is known; else the graph is walked.
+    ``looped``: rows go one by one, as they would in PyTorch's loop, which warns.
     """
     shape = lin.roots[root].shape
     count = len(lin.roots)
     by_row = misbatched is not None and total > 1 and chunk > 1 and _must_not_be_batched(lin, misbatched)
+    by_row = by_row or looped
 
     @carried
     def one(seed: Tensor) -> list[Tensor | None]:

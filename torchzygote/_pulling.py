@@ -56,4 +56,5 @@ def pulled_rows(
         create_graph=options.keep,
         progress=options.progress,
         misbatched=cost.misbatched,
+        looped=cost.looped,
     )

@@ -30,4 +30,4 @@ def row_cost(lin: Linearization) -> RowCost:
     """Upper bound of what one row takes."""
     found = lin.survey()
     inputs = sum(x.numel() * x.element_size() for x in lin.inputs)
-    return RowCost(lin.nbytes() + inputs, found.nodes, found.misbatched)
+    return RowCost(lin.nbytes() + inputs, found.nodes, found.misbatched, found.looped)

@@ -21,6 +21,7 @@ from ._torch_private import (
     ATTENTION,
     DISTANCES,
     NORMS,
+    RECURRENT,
     TRACED_LACKING,
     TRACED_NORMS,
     WEIGHT_NORM,
@@ -40,7 +41,7 @@ from ._torch_private import (
 
 __all__ = ["forget_threads", "unfused", "unfused_as_before", "unfused_but_norms", "unfused_for"]
 
-_ALWAYS = Exchanges(*ATTENTION, *WEIGHT_NORM, *NORMS, *DISTANCES)
+_ALWAYS = Exchanges(*ATTENTION, *RECURRENT, *WEIGHT_NORM, *NORMS, *DISTANCES)
 _WITH_NORMS = Exchanges(*WRITTEN)
 _TRACED = (*WEIGHT_NORM, *TRACED_NORMS, *TRACED_LACKING)
 

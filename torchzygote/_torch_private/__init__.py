@@ -92,6 +92,7 @@ from .operators import (
     uncompiled,
 )
 from .passing import pass_along, passed_along, passes_leave_their_thread
+from .recurrent import RECURRENT
 from .rounding import rounding_of_products
 from .scripts import enable_optimized_scripts, scripts_as_written, scripts_kept_from
 from .structures import names_of_fields
@@ -134,6 +135,7 @@ __all__ = [
     "ATTENTION",
     "DISTANCES",
     "NORMS",
+    "RECURRENT",
     "TRACED_LACKING",
     "TRACED_NORMS",
     "WEIGHT_NORM",

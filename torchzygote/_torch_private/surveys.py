@@ -57,6 +57,8 @@ class Survey(NamedTuple):
     """Whether there is attention in one kernel, whose backward can't be differentiated."""
     by_lu: bool
     """Whether one solves by an LU decomposition, which forward mode gets wrong inside ``vmap``."""
+    looped: bool
+    """Whether there is an LSTM of oneDNN's, whose backward runs row by row though rows are batched."""
     rounded: float
     """Relative spacing that operations round to before they compute, where they do; see :func:`coarsest`."""
 
@@ -99,15 +101,9 @@ _BY_LU = frozenset(
 )
 # Inside vmap, PyTorch's batching rule gives noise for the derivatives of its backward (2.13).
 _MISBATCHED_IN_VMAP = {"LinalgLuSolveBackward0": "torch.linalg.lu_solve"}
+_LOOPED = "MkldnnRnnLayerBackward0"
 # Factors may be rounded there by settings of their own; cuDNN does so, unless told otherwise.
-_ROUNDED = frozenset(
-    {
-        "ConvolutionBackward0",
-        "ConvolutionBackwardBackward0",
-        "CudnnRnnBackward0",
-        "MkldnnRnnLayerBackward0",
-    }
-)
+_ROUNDED = frozenset({"ConvolutionBackward0", "ConvolutionBackwardBackward0", "CudnnRnnBackward0", _LOOPED})
 # That one's gradient by the bias fails where it is to be differentiated (2.13).
 _GROUPED = "NativeGroupNormBackward0"
 _GROUPED_BIAS_FAILS = torch.__version__ < "2.14"  # its derivatives by a bias without a weight
@@ -155,6 +151,7 @@ class _Told:
         "custom",
         "fused",
         "lacking",
+        "looped",
         "misbatched",
         "nonlinear",
         "once",
@@ -172,7 +169,7 @@ class _Told:
         self.copies: list[Any] = []
         self.sparse: list[Any] = []
         self.biased: list[Any] = []
-        self.by_lu = self.fused = self.lacking = False
+        self.by_lu = self.fused = self.lacking = self.looped = False
         self.rounded = 0.0
 
     def survey(self, numel: int, nodes: int) -> Survey:
@@ -190,6 +187,7 @@ class _Told:
             biased=self.biased,
             fused=self.fused,
             by_lu=self.by_lu,
+            looped=self.looped,
             rounded=self.rounded,
         )
 
@@ -228,6 +226,7 @@ class _Told:
                 self.misbatched = _MISBATCHED_IN_VMAP[name]
         elif name in _ROUNDED:
             meta = node._input_metadata[0]
+            self.looped |= name == _LOOPED
             self.rounded = max(self.rounded, rounding_of_convolutions(meta.device, meta.dtype))
         elif name in LACKING:
             self.lacking = True
