@@ -13,7 +13,7 @@ from torch._functorch import pyfunctorch
 from torch.autograd import forward_ad
 from torch.utils import _python_dispatch
 
-from torchzygote import _exchange, _forward_mode_lock
+from torchzygote import _exchange, _state
 from torchzygote._torch_private import backward
 from torchzygote._torch_private.passing import stash
 
@@ -96,7 +96,7 @@ def move_backward_passes(monkeypatch: pytest.MonkeyPatch) -> None:
             raise found[0]
         return found[0]
 
-    for asking in (_exchange, _forward_mode_lock):
+    for asking in (_exchange, _state):
         monkeypatch.setattr(asking, "passes_leave_their_thread", lambda: True)
     monkeypatch.setattr(backward, "_run_backward", threaded)
     monkeypatch.setattr(torch.autograd, "_engine_run_backward", threaded)

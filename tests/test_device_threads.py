@@ -156,5 +156,5 @@ def test_operations_of_a_backward_pass_are_logged(caplog: pytest.LogCaptureFixtu
 
 def test_an_extensions_device_counts_as_having_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not passing.passes_leave_their_thread()
-    monkeypatch.setattr(torch._C, "_get_privateuse1_backend_name", lambda: "accelerator")
+    monkeypatch.setattr(passing, "_name_of_extension", lambda: "accelerator")
     assert passing.passes_leave_their_thread()

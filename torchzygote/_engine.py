@@ -24,7 +24,7 @@ from ._entry_point import entry_point
 from ._exchange import exchanged, finding, swapped
 from ._forward import forward_mode, jvp
 from ._holder import Holder, each_tensor
-from ._keeping import compiling, keeps_graph, recording_if, refuse_recorders
+from ._keeping import compiling, keeps_graph, recording_if, refuse_export, refuse_recorder
 from ._memory_layout import separate
 from ._notes import call, pulled
 from ._outputs import differentiated_part
@@ -40,6 +40,7 @@ from ._torch_private import (
     hooks_made,
     in_functorch,
     innermost_level,
+    is_jit_tracing,
     keep_number,
     leave_grad_level,
     mark_as_own,
@@ -282,10 +283,12 @@ def linearize(
     ``keep``: results will be differentiable themselves. ``scalar_aux``: only the first field of a returned
     tuple is differentiated. The caller is inside :func:`_state.differentiation`.
     """
-    refuse_recorders()
     if compiling():
+        refuse_export()
         with unfused():
             return _linearize_compiled(f, prepared, scalar_aux)
+    if is_jit_tracing():
+        refuse_recorder("torch.jit.trace", "trace")
     nested = in_transform()
     way = _linearize_functorch if nested else _linearize_on_tape
     if not (keep or nested):

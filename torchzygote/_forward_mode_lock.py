@@ -9,13 +9,7 @@ from __future__ import annotations
 import threading
 from typing import NamedTuple
 
-from ._torch_private import (
-    backward_pass,
-    leave_forward_mode,
-    pass_along,
-    passed_along,
-    passes_leave_their_thread,
-)
+from ._torch_private import backward_pass, leave_forward_mode, pass_along, passed_along
 
 __all__ = [
     "Behalf",
@@ -154,13 +148,10 @@ class on_behalf:
     __slots__ = ("_before", "_mine")
 
     def __enter__(self) -> None:
-        self._before: object = None
-        self._mine: object = None
-        if passes_leave_their_thread():  # else nobody acts on our behalf
-            self._before = passed_along()
-            self._mine = behalf_from(self._before)
-            if self._mine is not self._before:
-                pass_along(self._mine)
+        self._before = passed_along()
+        self._mine = behalf_from(self._before)
+        if self._mine is not self._before:
+            pass_along(self._mine)
 
     def __exit__(self, *error: object) -> None:
         if self._mine is not self._before:

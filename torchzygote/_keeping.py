@@ -15,7 +15,7 @@ from ._call_options import check_flags
 from ._state import in_outer_forward_mode, in_transform
 from ._torch_private import in_functorch_derivative
 
-__all__ = ["compiling", "keeps_graph", "recording_if", "refuse_recorders"]
+__all__ = ["compiling", "keeps_graph", "recording_if", "refuse_export", "refuse_recorder"]
 
 
 def compiling() -> bool:
@@ -41,16 +41,14 @@ def recording_if(keep: bool) -> contextlib.AbstractContextManager[None]:
     return torch.enable_grad() if keep and not compiling() else contextlib.nullcontext()
 
 
-def refuse_recorders() -> None:
-    """Refuse tracers that don't follow a backward pass: programs without it, or the end of the process."""
-    if compiling():
-        if torch.compiler.is_exporting():
-            _refuse("torch.export", "export")
-    elif torch.jit.is_tracing():  # type: ignore[no-untyped-call, attr-defined]
-        _refuse("torch.jit.trace", "trace")
+def refuse_export() -> None:
+    """Refuse what is being compiled to be exported: the program would lack the backward pass."""
+    if torch.compiler.is_exporting():
+        refuse_recorder("torch.export", "export")
 
 
-def _refuse(tracer: str, verb: str) -> NoReturn:
+def refuse_recorder(tracer: str, verb: str) -> NoReturn:
+    """Refuse a tracer that doesn't follow a backward pass."""
     raise RuntimeError(
         f"{tracer} doesn't follow derivatives in reverse mode, torch.func's and torch.autograd's included; "
         f"{verb} the function that is differentiated, compile the derivative (torch.compile), or trace it "

@@ -20,6 +20,7 @@ from ._torch_private import (
     in_functorch,
     innermost_level,
     only_pushed,
+    passes_leave_their_thread,
     runs_again,
     transform_stack,
 )
@@ -280,8 +281,9 @@ class differentiation:
         self.outermost = _state.callbacks is None
         if self.outermost:
             _state.callbacks = Session() if self.waiting is None else self.waiting
-            self.along = on_behalf()
-            self.along.__enter__()
+            self.along = on_behalf() if passes_leave_their_thread() else None
+            if self.along is not None:  # else nobody acts on our behalf
+                self.along.__enter__()
         self.before = _state.depth
         _state.depth += 1
 
@@ -291,7 +293,8 @@ class differentiation:
         _state.depth = self.before  # whatever an interrupt has left inside
         if not self.outermost:
             return
-        self.along.__exit__()
+        if self.along is not None:
+            self.along.__exit__()
         callbacks, _state.callbacks = _state.callbacks, None
         if callbacks and not self.defer:
             due = callbacks[:]

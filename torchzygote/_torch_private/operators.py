@@ -19,6 +19,7 @@ __all__ = [
     "below_autograd",
     "dynamo_is_loaded",
     "in_tensor_constructor",
+    "is_jit_tracing",
     "is_tracing",
     "register_autograd_kernel",
     "trace_time",
@@ -82,6 +83,10 @@ def uncompiled() -> Iterator[None]:
 
 # One overload of an operator, such as ``aten.add.Tensor``; the class has no public name.
 OpOverload: Any = torch._ops.OpOverload
+
+
+# Whether torch.jit.trace is recording; the public name asks a second question first.
+is_jit_tracing: Callable[[], bool] = torch._C._is_tracing
 
 
 def is_tracing() -> bool:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 import torch
+from torch import cuda
 
 __all__ = ["pass_along", "passed_along", "passes_leave_their_thread"]
 
@@ -21,14 +22,14 @@ _remove: Callable[[str], None] | None = getattr(torch._C, "_remove_obj_from_tls"
 
 # Other devices than CUDA that this PyTorch knows of, whether they are there or not.
 _OTHERS = torch.backends.mps.is_built() or torch.xpu._is_compiled()
+_name_of_extension: Callable[[], str] = torch._C._get_privateuse1_backend_name
 _NOBODYS = "privateuseone"  # the device of an extension, as long as none has given it a name
 
 
 def passes_leave_their_thread() -> bool:
     """Whether backward passes may run in threads of devices; on the CPU only deep nests do."""
-    if _OTHERS or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return True
-    return bool(torch._C._get_privateuse1_backend_name() != _NOBODYS)
+    # torch.cuda.is_initialized(), but in forked processes, where nothing runs on CUDA: every call asks
+    return _OTHERS or cuda._initialized or _name_of_extension() != _NOBODYS
 
 
 def passed_along() -> object:
