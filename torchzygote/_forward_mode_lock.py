@@ -22,6 +22,7 @@ __all__ = [
     "releasing",
     "take",
     "try_to_take",
+    "update",
 ]
 
 # PyTorch's forward-AD levels are process-wide: two threads in forward mode get errors or wrong numbers.
@@ -58,10 +59,15 @@ _NOBODYS = Hold(None, False)
 
 
 class Behalf(NamedTuple):
-    """``threads``: this one last, before it those that wait for it. ``hold``: the innermost hold of them."""
+    """``threads``: this one last, before it those that wait for it. ``hold``: the innermost hold of them.
+
+    ``updating``: in an eager update. That is asked of the pass and not of the threads that wait for it: these
+    run other parts of it meanwhile, updates among them.
+    """
 
     threads: tuple[int, ...]
     hold: Hold
+    updating: bool = False
 
 
 def behalf() -> Behalf:
@@ -78,7 +84,7 @@ def behalf_from(found: object) -> Behalf:
         return found
     if backward_pass() < 0:  # PyTorch passes it along to threads that nobody waits for, too
         return Behalf((me,), _NOBODYS)
-    return Behalf((*found.threads, me), found.hold)
+    return Behalf((*found.threads, me), found.hold, found.updating)
 
 
 def _innermost() -> Hold:
@@ -124,7 +130,7 @@ class releasing:
     def __enter__(self) -> None:
         self._before = passed_along()
         try:
-            pass_along(Behalf(behalf_from(self._before).threads, self._hold))
+            pass_along(behalf_from(self._before)._replace(hold=self._hold))
         except BaseException:
             self.__exit__()
             raise
@@ -140,6 +146,19 @@ class releasing:
                     hold.ended = True
             finally:
                 hold.outer.lock.release()
+
+
+class update:
+    """Around an eager update."""
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> None:
+        self._before = passed_along()
+        pass_along(behalf_from(self._before)._replace(updating=True))
+
+    def __exit__(self, *error: object) -> None:
+        pass_along(self._before)
 
 
 class on_behalf:

@@ -43,8 +43,6 @@ __all__ = [
     "is_only_pushed",
     "pushing",
     "session",
-    "update",
-    "updating",
 ]
 
 Callback = Callable[[], None]
@@ -81,7 +79,6 @@ class _State(threading.local):
         self.callbacks: list[Waiting] | None = None
         # How many torch.func levels, counted from the outermost, are hidden by ignoring().
         self.hidden = 0
-        self.updating = False
         # What in_recorded_pass() says in which backward pass, as it said before.
         self.told: tuple[int, bool] = (-1, False)
 
@@ -118,23 +115,6 @@ def _waiting() -> list[dict[str, Any]]:
     if backward_pass() < 0:
         return []
     return [_by_thread[thread] for thread in reversed(behalf().threads[:-1]) if thread in _by_thread]
-
-
-def updating() -> bool:
-    """Whether an eager update runs, in this thread or one that waits for the backward pass that runs here."""
-    return _state.updating or any(state["updating"] for state in _waiting())
-
-
-class update:
-    """Around an eager update."""
-
-    __slots__ = ("_before",)
-
-    def __enter__(self) -> None:
-        self._before, _state.updating = _state.updating, True
-
-    def __exit__(self, *error: object) -> None:
-        _state.updating = self._before
 
 
 def in_recorded_pass() -> bool:

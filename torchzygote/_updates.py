@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _state
 from ._engine import Linearization
+from ._forward_mode_lock import behalf
+from ._forward_mode_lock import update as _update
 from ._torch_private import innermost_transform
 
 __all__ = ["Update", "enroll", "pull", "registry", "run", "updating", "withdraw"]
@@ -25,24 +26,27 @@ Update = Callable[[Tensor, Tensor], Any]
 registry: dict[int, tuple[weakref.ref[Tensor], Update]] = {}
 
 
-# Threads in which an update runs, for a quick answer; each is there once, as updates aren't entered again.
+# Threads in which an update runs, for a quick answer.
 _running: set[int] = set()
 
 
 def updating() -> bool:
     """Whether an update runs: what it differentiates updates nothing, lest it be entered without end."""
-    return bool(_running) and _state.updating()
+    return bool(_running) and behalf().updating
 
 
 def run(update: Update, p: Tensor, gradient: Tensor) -> None:
     """Update ``p``."""
     me = threading.get_ident()
+    # Another one may run here: while it waits for another device, this one's thread goes on with its pass.
+    outermost = me not in _running
     _running.add(me)
     try:
-        with _state.update(), torch.no_grad():
+        with _update(), torch.no_grad():
             update(p, gradient)
     finally:
-        _running.discard(me)
+        if outermost:
+            _running.discard(me)
 
 
 def enroll(p: Tensor, update: Update) -> None:
