@@ -10,6 +10,7 @@ from device_cases import SECOND, case
 from torch import Tensor
 
 from torchzygote import (
+    Buffer,
     Params,
     checkpointed,
     copy_,
@@ -21,10 +22,13 @@ from torchzygote import (
     hessian_reverse,
     hook,
     jacobian,
+    plan_hessian,
+    plan_jacobian,
     pullback,
     pushforward,
     withgradient,
 )
+from torchzygote.native import seed_rows
 
 
 def point() -> Tensor:
@@ -107,3 +111,46 @@ def records_of_waits_are_complete() -> None:
     g = gradient(lambda: energy(x), Params([x]))
     assert len(waits(lambda: g.clip_norm_(1.0, error_if_nonfinite=True))) == 1
     assert len(waits(lambda: g.nonfinite())) == 1
+
+
+@case
+def plans_keep_their_structure_on_the_device() -> None:
+    x = point()
+    by_rows = plan_jacobian(neighbours, x, mode="reverse")
+    of_energy = plan_hessian(lambda x: neighbours(x).sum(), x)
+    for plan in (by_rows, of_energy):
+        assert not [one for one in waits(lambda: plan(x)) if "copy" in one]
+        # but not beyond a write into a result
+        first = plan(x)
+        first = first[0] if isinstance(first, tuple) else first
+        first.col_indices().zero_()
+        again = plan(x)
+        again = again[0] if isinstance(again, tuple) else again
+        assert again.col_indices().any()
+        assert again.device == x.device
+
+
+@case
+def numbers_written_to_a_buffer() -> None:
+    x = point()
+
+    def f(x: Tensor) -> Tensor:
+        buffer = Buffer(x, 8)
+        buffer[:] = x
+        buffer[3] = 2.0
+        buffer[4:6] = 1
+        buffer[6] = True
+        return (buffer.copy() ** 2).sum()
+
+    assert len([one for one in waits(lambda: gradient(f, x)) if "values.py" in one]) == 0
+    for number, dtype in ((1e300, torch.float32), (-1e300, torch.bfloat16), (1 + 2j, torch.complex64)):
+        here, there = (Buffer(torch.ones((), dtype=dtype, device=d), 2) for d in ("cpu", SECOND))
+        here[0] = there[0] = number
+        assert torch.equal(there.copy().cpu(), here.copy())
+
+
+@case
+def colors_are_looked_at_once() -> None:
+    colors = torch.arange(4, device=SECOND)
+    make = lambda: seed_rows(0, 4, 4, dtype=torch.float32, device=SECOND, colors=colors)
+    assert len(waits(make)) == 1

@@ -102,7 +102,7 @@ def as_value(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     if isinstance(value, (bool, int, float, complex)):
         kind = torch.complex64 if isinstance(value, complex) else torch.float32
         _check_kind(value, kind if isinstance(value, (float, complex)) else torch.int64, dtype)
-        return torch.tensor(value, dtype=dtype, device=device)
+        return _number(value, dtype, device)
     if isinstance(value, np.generic):
         return as_value(value.item(), dtype, device)
     if isinstance(value, np.ndarray):
@@ -110,6 +110,13 @@ def as_value(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
             return torch.tensor(value.tolist(), dtype=dtype, device=device)
         return as_value(numpy_to_tensor(value).clone(), dtype, device)
     raise not_a_value(value)
+
+
+def _number(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type == "cpu" or torch.compiler.is_compiling():
+        return torch.tensor(value, dtype=dtype, device=device)
+    # Filled in there, as a copy would have the CPU wait; converted here, where what is too large is infinite.
+    return torch.full((), torch.tensor(value, dtype=dtype, device="cpu").item(), dtype=dtype, device=device)
 
 
 def not_a_value(value: Any) -> TypeError:

@@ -49,23 +49,22 @@ class PlanResults:
 class _SharedStructure:
     """A copy of the structure that sparse results share, lest a write into one of them gets into the plan.
 
-    A copy for each of them would take a tenth of what evaluating a compiled plan of a banded Hessian does.
+    A copy for each of them would take a tenth of what evaluating a compiled plan of a banded Hessian does; to
+    a device, it would be waited for.
     Once PyTorch has written into one, later results get another copy; what NumPy writes can't be seen.
     """
 
-    __slots__ = ("_copy", "_pattern")
+    __slots__ = ("_copies", "_pattern")
 
     def __init__(self, pattern: Pattern) -> None:
         self._pattern = pattern
-        self._copy: tuple[Pattern, list[tuple[Tensor, int]]] | None = None
+        self._copies: dict[torch.device, tuple[Pattern, list[tuple[Tensor, int]]]] = {}
 
     def csr(self, values: Tensor, device: torch.device) -> Tensor:
         """A matrix of these values."""
-        if device.type != "cpu":
-            return _compressed.csr(self._pattern, values, device)  # copies to the device
-        if self._copy is None or _is_spent(self._copy[1]):
-            self._copy = self._pattern.copy(), []
-        copy, watched = self._copy
+        if device not in self._copies or _is_spent(self._copies[device][1]):
+            self._copies[device] = self._pattern.copy(device), []
+        copy, watched = self._copies[device]
         matrix = _compressed.csr(copy, values, device)
         # These count what is written into the matrix, and outlive it. The vectors it was made of don't.
         columns = matrix.col_indices()

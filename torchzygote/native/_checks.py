@@ -75,7 +75,7 @@ def _check_values(name: str, x: Tensor, least: int, below: int | None) -> None:
         return  # values are not known while a program is traced
     if x.numel() == 0 or is_wrapped(x):
         return
-    smallest, largest = (int(value) for value in torch.aminmax(x))
+    smallest, largest = torch.stack(torch.aminmax(x)).tolist()  # at once: a device is waited for
     if smallest < least:
         raise ValueError(f"{name}: expected at least {least}, got {smallest}")
     if below is not None and largest >= below:

@@ -119,11 +119,12 @@ class Pattern:
         indptr = indptr_of(torch.bincount(self.indices, minlength=shape[0]))
         return self._told_of(Pattern(shape, indptr, self.rows()[order]))
 
-    def copy(self) -> Pattern:
-        """The same positions in memory of its own."""
-        if self._dense:
+    def copy(self, device: torch.device | None = None) -> Pattern:
+        """The same positions in memory of its own; on a device for a matrix there, and nothing else."""
+        if self._dense and (device is None or device.type == "cpu"):
             return self._told_of(Pattern.full(self.shape))
-        return self._told_of(Pattern(self.shape, self.indptr.clone(), self.indices.clone()))
+        indptr, indices = (part.to(device or "cpu", copy=True) for part in (self.indptr, self.indices))
+        return self._told_of(Pattern(self.shape, indptr, indices))
 
     def _told_of(self, other: Pattern) -> Pattern:
         """``other``, with what is known of how this one was found."""
