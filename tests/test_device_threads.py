@@ -106,6 +106,7 @@ def test_memory_that_pytorch_keeps_is_free(monkeypatch: pytest.MonkeyPatch) -> N
 def test_generators_of_a_device_that_f_was_first_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
     state, seeds = RandomState(), []
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
     state.restore()
     assert seeds == [torch.initial_seed()]

@@ -20,6 +20,7 @@ from torchzygote import (
     plan_jacobian,
     withhessian,
 )
+from torchzygote._random import RandomState
 
 
 @pytest.mark.parametrize("find", [jacobian_sparsity, plan_jacobian, hessian_sparsity, plan_hessian])
@@ -97,3 +98,53 @@ def test_pushed_hessians_are_of_the_same_draw_as_value_and_gradient(
     torch.manual_seed(5)
     f(x)
     assert torch.equal(after, torch.get_rng_state())
+
+
+class Generators:
+    """CUDA's, which refuse questions while a graph is captured."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.state = torch.zeros(1)
+        self.capturing = False
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.capturing)
+        monkeypatch.setattr(torch.cuda, "get_rng_state_all", self.get)
+        monkeypatch.setattr(torch.cuda, "set_rng_state_all", self.set)
+        monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: self.set([torch.zeros(1)]))
+
+    def get(self) -> list[Tensor]:
+        assert not self.capturing
+        return [self.state]
+
+    def set(self, states: list[Tensor]) -> None:
+        assert not self.capturing
+        (self.state,) = states
+
+
+def test_generators_are_not_asked_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    generators = Generators(monkeypatch)
+    before = RandomState()
+    generators.capturing = True
+    within = RandomState()
+    drawn = torch.rand(2)
+    assert within.has_moved()
+    within.restore()
+    assert not within.has_moved()
+    assert torch.equal(torch.rand(2), drawn)  # the CPU's go on as ever
+    before.restore()
+    generators.capturing = False
+    generators.state = torch.ones(1)
+    within.restore()
+    assert generators.state == 1  # nothing is known of where they were
+    assert before.has_moved()
+    before.restore()
+    assert generators.state == 0
+    assert not before.has_moved()
+
+
+def test_capturing_is_asked_of_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.delattr(torch.cuda, "is_current_stream_capturing")
+    state = RandomState()
+    state.restore()
+    assert not state.has_moved()

@@ -22,23 +22,36 @@ class RandomState:
 
     def __init__(self) -> None:
         self._cpu: Tensor = torch.get_rng_state()
-        self._cuda: list[Tensor] = []
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            self._cuda = torch.cuda.get_rng_state_all()
+        self._cuda = _cuda_states()
 
     def has_moved(self) -> bool:
         """Whether anything has been drawn since."""
-        if torch.cuda.is_initialized() and not _same(self._cuda, torch.cuda.get_rng_state_all()):  # type: ignore[no-untyped-call]
+        cuda = _cuda_states()
+        if self._cuda is not None and cuda is not None and not _same(self._cuda, cuda):
             return True
         return not torch.equal(self._cpu, torch.get_rng_state())
 
     def restore(self) -> None:
         """Set the generators back to where they were."""
         torch.set_rng_state(self._cpu)
+        if self._cuda is None or not torch.cuda.is_initialized() or _capturing():  # type: ignore[no-untyped-call]
+            return
         if self._cuda:
             torch.cuda.set_rng_state_all(self._cuda)
-        elif torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        else:
             torch.cuda.manual_seed_all(torch.initial_seed())  # as its generators were made since
+
+
+def _capturing() -> bool:
+    """Whether a CUDA graph is being captured: it counts what is drawn, and refuses questions about that."""
+    return torch.cuda.is_current_stream_capturing()
+
+
+def _cuda_states() -> list[Tensor] | None:
+    """The states of CUDA's generators, ``None`` where they can't be had."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return []
+    return None if _capturing() else torch.cuda.get_rng_state_all()
 
 
 def _same(before: list[Tensor], now: list[Tensor]) -> bool:
