@@ -16,7 +16,7 @@ from ._flags import held
 from ._outputs import output_tensor, real_scalar
 from ._plans.hessian import HessianPlan
 from ._plans.jacobian import JacobianPlan, by_mode
-from ._plans.signature import specs_of
+from ._plans.signature import numbers_beside_arrays, specs_of
 from ._random import OneRun
 from ._real_arguments import prepare_one
 from ._torch_private import survey
@@ -144,7 +144,8 @@ def plan_jacobian(
     *example_args
         Arguments of the shapes, kinds of dtype and devices that the plan will be called with. Or one
         :class:`Params`; then ``f`` takes no arguments, and the plan is called with these ``Params`` again
-        when their values have changed.
+        when their values have changed. Arrays are on one device; numbers, and what a plan gives by them, go
+        to it.
     argnums : int or sequence of int, optional
         Differentiate these arguments only. The structure doesn't depend on the values of other tensors and
         arrays, unless ``.patterns[0].is_local`` says so; what becomes of a Python number can't be followed.
@@ -192,6 +193,7 @@ def plan_jacobian(
     refuse_transforms(caller)
     _plan.check_mode(mode, _plan.JACOBIAN_MODES)
     params, prepared = prepared_by(caller, example_args, argnums, arrays_only=True)
+    numbers_beside_arrays(prepared)
     inputs = prepared.inputs
     if not inputs:
         raise ValueError(f"{caller}: expected an array or a number to differentiate by, got none")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -10,7 +11,19 @@ from torch import Tensor
 
 from torchzygote import GradDict
 
-__all__ = ["CASES", "FIRST", "SECOND", "Case", "arrays", "assert_same", "beside", "case", "leaves", "places"]
+__all__ = [
+    "CASES",
+    "FIRST",
+    "SECOND",
+    "Case",
+    "arrays",
+    "assert_same",
+    "beside",
+    "case",
+    "float64_numbers",
+    "leaves",
+    "places",
+]
 
 Case = Callable[[], None]
 
@@ -77,3 +90,14 @@ def arrays(a: str, b: str) -> tuple[Tensor, Tensor]:
     """Two vectors of six elements, on two devices."""
     steps = torch.linspace(0.5, 1.7, 6, dtype=torch.float64)
     return steps.to(a), steps.cos().add(0.9).to(b)
+
+
+@contextlib.contextmanager
+def float64_numbers() -> Iterator[None]:
+    """Numbers become float64, as on the CPU, in which they are compared."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from typing import Any
 
 import pytest
 import torch
-from device_cases import FIRST, arrays, beside, case, places
+from device_cases import FIRST, arrays, beside, case, float64_numbers, places
 from torch import Tensor, nn
 
 from torchzygote import (
     Buffer,
-    HessianPlan,
-    JacobianPlan,
     Params,
     checkpointed,
     copy_,
@@ -26,7 +22,6 @@ from torchzygote import (
     hessian_reverse,
     hook,
     jacobian,
-    jacobian_sparsity,
     plan_hessian,
     plan_jacobian,
     pullback,
@@ -257,53 +252,10 @@ def pushed_functions(a: str, b: str) -> Any:
 
 
 @places
-def structures(a: str, b: str) -> Any:
-    x = torch.linspace(0.1, 2, 40, dtype=torch.float64).to(a)
-    backwards = torch.arange(38, -1, -1)
-    there = backwards.to(a)
-    functions = (
-        lambda x: ((x[1:] * x[:-1].sin()) ** 2)[there].to(b),
-        lambda x: torch.where(x[1:] > 1, x[1:] * x[:-1], x[:-1])[backwards].sort().values,
-        lambda x: (x.gather(0, there) + x[1:].scatter(0, there, x[:-1])).topk(4).values,
-    )
-    found: list[Any] = []
-    for f in functions:
-        found += [beside(jacobian(f, x, sparse=True, mode=mode), x) for mode in MODES]
-        found.append(jacobian_sparsity(f, x)[0].to_dense())
-        found.append(hessian(lambda x: f(x).square().sum(), x, sparse=True))
-    return found
-
-
-@places
-def plans(a: str, b: str) -> Any:
-    x = torch.linspace(0.1, 2, 40, dtype=torch.float64).to(a)
-    f = lambda x: (x[1:] * x[:-1].sin()) ** 2
-    energy = lambda x: f(x).sum()
-    elsewhere = [a, a.replace("0", "1")]  # a plan is for a kind of device
-    found: list[Any] = []
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [os.path.join(folder, name) for name in ("jacobian", "hessian")]
-        for mode in MODES:
-            jacobian_plan, hessian_plan = plan_jacobian(f, x, mode=mode), plan_hessian(energy, x)
-            jacobian_plan.save(paths[0])
-            hessian_plan.save(paths[1])
-            for device in elsewhere:
-                z = (x * 1.5).to(device)
-                for one in (jacobian_plan, JacobianPlan.load(paths[0], f)):
-                    found.append(beside(one(z), z))
-                    found.append(beside(one(z, dense=True), z))
-                for other in (hessian_plan, HessianPlan.load(paths[1], energy)):
-                    found.append(beside([other(z)], z))
-    return found
-
-
-@places
 def numbers_beside_tensors(a: str, b: str) -> Any:
     x, _ = arrays(a, b)
     f = lambda x, n: x * n
-    with_default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
+    with float64_numbers():
         return [
             gradient(lambda x, n: (x * n).sum(), x, 2),
             diaghessian(lambda x, n: (x * n * n).sum(), x, 2.0),
@@ -311,8 +263,6 @@ def numbers_beside_tensors(a: str, b: str) -> Any:
             *(jacobian(f, x, 2.0, mode=mode) for mode in MODES),
             jacobian(f, x, 2.0, sparse=True),
         ]
-    finally:
-        torch.set_default_dtype(with_default)
 
 
 @places

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from .._arguments import numpy_to_tensor, type_name
+from .._filling import filled_in
 from .._torch_private import batched_everywhere, in_plain_eager, innermost_level, no_torch_function
 from .refusal import NotATensor
 
@@ -113,10 +114,10 @@ def as_value(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def _number(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
-    if device.type == "cpu" or torch.compiler.is_compiling():
+    if device.type == "cpu":
         return torch.tensor(value, dtype=dtype, device=device)
-    # Filled in there, as a copy would have the CPU wait; converted here, where what is too large is infinite.
-    return torch.full((), torch.tensor(value, dtype=dtype, device="cpu").item(), dtype=dtype, device=device)
+    # converted on the CPU: what is too large is infinite there, and refused where it is filled in
+    return filled_in(torch.tensor(value, dtype=dtype, device="cpu"), device)
 
 
 def not_a_value(value: Any) -> TypeError:

@@ -84,7 +84,8 @@ class Plan:
         devices = {spec.device for spec in inputs}
         if len(devices) != 1:
             raise ValueError(
-                f"{type(self).__name__}: expected all arguments on one device, got {sorted(devices)}"
+                f"{type(self).__name__}: expected all arrays on one device, got {sorted(devices)}; move them "
+                "to one, or leave those of another device out of argnums"
             )
         dtypes = [getattr(torch, spec.dtype) for spec in inputs]
         if devices == {"cpu"} or torch.cuda.is_available():  # made now: a compiler can't make them

@@ -26,7 +26,7 @@ from . import evaluation
 from .base import Plan, no_values, random_state
 from .evaluation import Constants
 from .results import listing_all
-from .signature import check_inputs
+from .signature import check_inputs, numbers_beside_arrays
 
 __all__ = ["JacobianPlan", "by_mode"]
 
@@ -167,6 +167,9 @@ class JacobianPlan(Plan):
         if checked.doubt is not None:
             self._give_up(checked.doubt, random)
             found = jacobian(self._f, *args, argnums=self._argnums, create_graph=create_graph)
+            if implicit(args) is None:  # by numbers, beside the arrays here as well
+                inputs = checked.prepared.results(checked.prepared.inputs)
+                found = tuple(J if x is None else J.to(x.device) for J, x in zip(found, inputs, strict=True))
             return found if dense else _all_as_csr(found, create_graph)
         matrices = self._results.matrices(checked.values, checked.prepared.inputs, dense, create_graph)
         matrices = checked.or_nan(matrices)
@@ -208,6 +211,7 @@ class JacobianPlan(Plan):
 
     def _prepare(self, args: tuple[Any, ...]) -> Prepared:
         _, prepared = prepared_by(type(self).__name__, args, self._argnums, arrays_only=True)
+        numbers_beside_arrays(prepared)
         check_inputs(type(self).__name__, self._inputs, prepared.inputs)
         return prepared
 

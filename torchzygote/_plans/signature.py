@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .._arguments import Prepared
+from .._arguments import NUMBER, Prepared
+from .._filling import filled_in
 
-__all__ = ["InputSpec", "check_inputs", "specs_of"]
+__all__ = ["InputSpec", "check_inputs", "numbers_beside_arrays", "specs_of"]
 
 
 class InputSpec(NamedTuple):
@@ -32,6 +33,18 @@ def _spec_of(x: Tensor) -> InputSpec:
 def specs_of(prepared: Prepared) -> tuple[InputSpec, ...]:
     """Those of a call."""
     return tuple(_spec_of(x) for x in prepared.inputs)
+
+
+def numbers_beside_arrays(prepared: Prepared) -> None:
+    """Have numbers on the device of the arrays, if it is one: what a plan keeps is on one device."""
+    numbers = [slot.start for slot in prepared.slots if slot.kind is NUMBER]
+    devices = {x.device for i, x in enumerate(prepared.inputs) if i not in numbers}
+    if len(devices) != 1:
+        return
+    (device,) = devices
+    for i in numbers:
+        if prepared.inputs[i].device != device:
+            prepared.inputs[i] = filled_in(prepared.inputs[i], device)
 
 
 def check_inputs(caller: str, expected: Sequence[InputSpec], given: Sequence[Any]) -> None:
