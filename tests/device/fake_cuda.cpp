@@ -158,6 +158,7 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("empty.memory_format", &empty);
   m.impl("empty_strided", &empty_strided);
   m.impl("copy_", &copy_);
+  m.impl("native_dropout", &native_dropout);
   m.impl("resize_", &resize_);
   m.impl("as_strided", TORCH_FN(at::native::as_strided_tensorimpl));
   m.impl("view", TORCH_FN(at::native::view));
@@ -216,15 +217,6 @@ at::Generator on_cpu(const c10::IValue& given, Device device) {
   TORCH_CHECK(generator.device().is_cuda(), "Expected a 'cuda' device type for generator but found '",
               generator.device(), "'");
   return at::Generator(static_cast<Generator*>(generator.unsafeGetGeneratorImpl())->inner);
-}
-
-void with_generator_of(Device device, const std::function<void()>& run) {
-  at::Generator cpu = at::detail::getDefaultCPUGenerator(), own = default_generator(device.index());
-  auto before = cpu.get_state();
-  cpu.set_state(own.get_state());
-  run();
-  own.set_state(cpu.get_state());
-  cpu.set_state(before);
 }
 
 }  // namespace fake_cuda

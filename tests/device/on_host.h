@@ -8,7 +8,6 @@
 #include <torch/library.h>
 
 #include <cstring>
-#include <functional>
 #include <map>
 #include <set>
 #include <string>
@@ -27,8 +26,7 @@ c10::Allocator& memory();
 Device current_device();
 // What is told of each operation that has the CPU wait for the device, or copies between the two.
 void waits(const std::string& what);
-// Run with the device's generator in the place of the CPU's default one, for operators that take none.
-void with_generator_of(Device device, const std::function<void()>& run);
+// The CPU's generator that stands for the one given, or for the device's default one.
 at::Generator on_cpu(const c10::IValue& generator, Device device);
 
 // Tensors of one call and what stands for them on the CPU. Storages are shared, so that views stay views.
@@ -237,10 +235,7 @@ inline void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   }
   {
     auto guard = kernels_alone();
-    if (call.name == "aten::native_dropout")
-      with_generator_of(call.target, [&] { op.callBoxed(stack); });
-    else
-      op.callBoxed(stack);
+    op.callBoxed(stack);
   }
   aliases.adopt_sizes();
   for (size_t i = stack->size() - schema.returns().size(); i < stack->size(); ++i) {
@@ -253,6 +248,15 @@ inline void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
       v = list;
     }
   }
+}
+
+// Draws from the device's generator, which it isn't given.
+inline std::tuple<Tensor, Tensor> native_dropout(const Tensor& input, double p, std::optional<bool> train) {
+  auto guard = kernels_alone();
+  Tensor mask = at::empty_like(input, input.options().dtype(at::kBool));
+  if (!train.value_or(true)) return {input.clone(), mask.fill_(true)};
+  mask.bernoulli_(1 - p);
+  return {input.mul(mask).mul_(p < 1 ? 1 / (1 - p) : 0.0), mask};
 }
 
 inline Tensor& copy_(Tensor& self, const Tensor& source, bool non_blocking) {

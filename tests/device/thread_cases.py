@@ -210,22 +210,23 @@ def generators_go_on_as_after_a_plain_call() -> None:
 
 
 @case
-def checkpoints_of_two_devices_at_once() -> None:
-    """Their second runs set the generators, which are everybody's: one after the other."""
+def checkpoints_of_two_devices() -> None:
+    """Their second runs are in two threads, one after the other."""
+
+    def layers(x: Tensor) -> Tensor:
+        for _ in range(4):
+            x = F.dropout(x * 1.0, 0.1) * x.cos().exp().cos()
+        return x
+
     for _ in range(AGAIN):
         values: list[Tensor] = []
 
-        def layers(x: Tensor) -> Tensor:
-            for _ in range(4):
-                x = F.dropout(x * 1.0, 0.1) * x.cos().exp().cos()
-            return x
+        def loss(x: Tensor) -> Tensor:
+            values[:] = [checkpointed(layers, checkpointed(layers, x).to(SECOND))]
+            return values[0].sum()
 
-        def loss(x: Tensor, y: Tensor) -> Tensor:
-            values[:] = [checkpointed(layers, x), checkpointed(layers, y)]
-            return values[0].sum() + values[1].sum().to(FIRST)
-
-        gs = gradient(loss, *(torch.ones(500, dtype=torch.float64, device=d) for d in (FIRST, SECOND)))
-        assert all(torch.equal(g == 0, y == 0) for g, y in zip(gs, values, strict=True))
+        (g,) = gradient(loss, torch.ones(500, dtype=torch.float64, device=FIRST))
+        assert torch.equal(g.cpu() == 0, values[0].cpu() == 0)
 
 
 @case
