@@ -176,6 +176,7 @@ def _patch(cuda: Any, ops: Any) -> None:
         "manual_seed": lambda seed: ops.seed(index(), int(seed)),
         "manual_seed_all": manual_seed_all,
     }
+    cuda._initialized = True
     for name, value in {**patches, **random}.items():
         setattr(cuda, name, value)
     for name, value in random.items():
