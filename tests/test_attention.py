@@ -96,6 +96,16 @@ def test_the_formula_is_that_of_the_operator(setting: str) -> None:
         torch.testing.assert_close(mine, theirs)
 
 
+def test_half_precision_does_not_overflow_where_the_operator_does_not() -> None:
+    q = torch.full((1, 1, 2, 64), 60.0).half()
+    q[0, 0, 0] *= -1
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = F.scaled_dot_product_attention(q, q, q)
+    torch.testing.assert_close(_written_attention(q, q, q, None, 0.0, False, None, False), expected)
+    negative = _written_attention(Q, Q, Q, None, 0.0, False, -0.5, False)
+    torch.testing.assert_close(negative, (Q @ Q.mT * -0.5).softmax(-1) @ Q)
+
+
 def test_dropout_in_forward_mode_under_vmap() -> None:
     """PyTorch's own formula ends the process there (2.13)."""
     f = lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.25)

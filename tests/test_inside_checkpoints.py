@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -159,3 +161,22 @@ def test_a_failure_in_a_second_run_is_the_functions() -> None:
 def test_forward_mode_says_that_it_is_not_to_be_had() -> None:
     with pytest.raises(RuntimeError, match=r"torchzygote\.checkpointed works there"):
         checkpoint(loss, lambda x: hessian_dual(energy, x, create_graph=True), X, use_reentrant=False)
+
+
+def test_nothing_waits_for_the_garbage_collector() -> None:
+    alive: list[weakref.ref[Tensor]] = []
+
+    def inside(x: Tensor) -> Tensor:
+        alive.append(weakref.ref(x))
+        return gradient(energy, x, create_graph=True)[0]
+
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            x = X * 1.0
+            torch.autograd.grad(checkpoint(inside, x, use_reentrant=False).sum(), x)
+            del x
+        assert [x() for x in alive] == [None] * len(alive)
+    finally:
+        gc.enable()

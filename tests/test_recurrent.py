@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils.checkpoint import checkpoint as pytorchs
 
 from torchzygote import (
     Params,
@@ -78,16 +80,44 @@ def test_rows_by_weights() -> None:
         torch.testing.assert_close(found[p], plain[name].reshape(40, -1), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("f", "runs"), [(all_steps, 2), (lambda x: all_steps(x)[:, -1], 1)])
-def test_many_rows_take_another_run(f: Callable[[Tensor], Tensor], runs: int) -> None:
+def test_f_runs_once_and_batch_norms_count_once() -> None:
     ran: list[None] = []
+    norm = nn.BatchNorm1d(4)
 
-    def counted(x: Tensor) -> Tensor:
+    def f(x: Tensor) -> Tensor:
         ran.append(None)
-        return f(x)
+        y: Tensor = norm(all_steps(x).mT)
+        return y
 
-    jacobian(counted, X, mode="reverse")
-    assert len(ran) == runs
+    jacobian(f, X, mode="reverse")
+    assert len(ran) == int(norm.num_batches_tracked) == 1
+
+
+@pytest.mark.filterwarnings("ignore:rows are computed one at a time")  # as autocast takes oneDNN's
+def test_autocast_rounds_as_it_does_outside() -> None:
+    def f(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return all_steps(x)
+
+    def g(x: Tensor) -> Tensor:
+        y = f(x)
+        seen.append(y.dtype)
+        return y.float().square().sum()
+
+    seen: list[torch.dtype] = []
+    assert withjacobian(f, X).val.dtype is torch.bfloat16
+    gradient(g, X)
+    hessian(g, X)
+    assert set(seen) == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("checkpoint", [checkpointed, functools.partial(pytorchs, use_reentrant=False)])
+def test_what_a_checkpoint_runs_again_does_the_same(checkpoint: Callable[..., Tensor]) -> None:
+    x = X.clone().requires_grad_()
+    y = gradient(lambda x: checkpoint(all_steps, x).square().sum(), x, create_graph=True)[0].sum()
+    (found,) = torch.autograd.grad(y, x)
+    torch.testing.assert_close(found, hessian(lambda x: all_steps(x).square().sum(), X).sum(0).view_as(X))
+    torch.testing.assert_close(jacobian(lambda x: checkpoint(all_steps, x), X)[0], jacobian(all_steps, X)[0])
 
 
 def test_a_failure_leaves_the_switch_as_it_was() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torchzygote import _plan, hessian, jacobian, jacobians
 from torchzygote._torch_private import surveys
@@ -34,6 +37,36 @@ def test_gradients_that_nobody_asks_for_are_not_counted() -> None:
     assert surveys.survey([net(x)], inputs=[x, weight]).numel >= by_input.numel + weight.numel()
     everything = by_input.numel + sum(p.numel() for p in net.parameters())
     assert surveys.survey([net(x)]).numel >= everything
+
+
+class Product(torch.autograd.Function):
+    """Gives all gradients, whoever wants them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(x, w)
+        return x @ w
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+        x, w = ctx.saved_tensors
+        return g @ w.T, x.T @ g
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x, w: Product.apply(x, w),  # type: ignore[no-untyped-call]
+        lambda x, w: torch.cdist(x, w),
+        lambda x, w: torch.einsum("bij,bj->bi", w.view(4, 25, 100), x[:, :1] * torch.ones(4, 100)),
+    ],
+    ids=["custom", "cdist", "einsum"],
+)
+def test_gradients_that_are_made_in_any_case_are_counted(f: Callable[[Tensor, Tensor], Tensor]) -> None:
+    w = torch.randn(100, 100, requires_grad=True)
+    x = torch.randn(4, 100, requires_grad=True)
+    for _ in range(2):
+        assert surveys.survey([f(x, w)], inputs=[x]).numel >= w.numel()
 
 
 def test_rows_of_a_wide_network_by_its_input_go_at_once(chunks: list[int]) -> None:

@@ -10,6 +10,7 @@ import os
 from multiprocessing import util
 
 from . import _exchange, _forward_mode_lock, _state, _unfused
+from ._torch_private import forget_recorded
 
 __all__: list[str] = []
 
@@ -20,6 +21,7 @@ def _forget_other_threads() -> None:
     _state.forget_other_threads()
     _exchange.forget_other_threads()
     _unfused.forget_threads(this_one=False)
+    forget_recorded()
 
 
 def _begin_anew(_: object) -> None:

@@ -16,12 +16,10 @@ from ._arguments import Prepared
 from ._engine import Linearization
 from ._outputs import output_tensor
 from ._random import RandomState
+from ._torch_private import stepwise
 from ._unfused import unfused, unfused_but_norms
 
-__all__ = ["FirstOrder", "must_be_pulled", "record", "stepwise"]
-
-# From so many rows on, those of an LSTM take less time step by step than one by one.
-_MANY = 20
+__all__ = ["FirstOrder", "must_be_pulled", "record"]
 
 
 class FirstOrder(NamedTuple):
@@ -52,7 +50,7 @@ def record(
     random = None if _engine.compiling() else RandomState()
     position = _state.mark()
     pulled_twice = forward and not all(prepared.owned)
-    with unfused_but_norms() if pulled_twice else contextlib.nullcontext():
+    with _around(pulled_twice):
         lin = _engine.linearize(f, prepared, keep=keep)
     if pulled_twice and random is not None and not (keep or _engine.in_transform()) and lin.survey().lacking:
         _state.forget_since(position)
@@ -63,16 +61,10 @@ def record(
     return FirstOrder(caller, f, prepared, lin, y, random, position, _state.mark() > position)
 
 
-def stepwise(first: FirstOrder, keep: bool) -> FirstOrder:
-    """``first``, or another run of ``f`` where rows are so many that they had better be batched."""
-    if keep or first.random is None or first.y.numel() < _MANY or _engine.in_transform():
-        return first
-    if not first.lin.survey().looped:
-        return first
-    _state.forget_since(first.position)
-    first.random.restore()
-    with unfused_but_norms():
-        return record(first.caller, first.f, first.prepared, keep)
+def _around(pulled_twice: bool) -> contextlib.AbstractContextManager[None]:
+    if pulled_twice:
+        return unfused_but_norms()
+    return contextlib.nullcontext() if _engine.compiling() else stepwise()
 
 
 def must_be_pulled(first: FirstOrder) -> bool:

@@ -20,7 +20,7 @@ from ._certificate import all_finite
 from ._cotangents import own
 from ._crosscheck import is_confirmed, is_plainly_confirmed, refuse_unpushable, warn_disagreement
 from ._dense_jacobians import are_finite, by_rows, forward, traced_columns
-from ._first_order import FirstOrder, must_be_pulled, record, stepwise
+from ._first_order import FirstOrder, must_be_pulled, record
 from ._flags import held
 from ._pulling import Options, chunk_for
 from ._row_cost import is_plain, row_cost
@@ -89,8 +89,6 @@ def matrices_of(
 ) -> tuple[Any, list[Tensor]]:
     """Value and one matrix per input, dense or sparse as ``options`` say."""
     first = record(caller, f, prepared, options.products.keep, options.mode == "forward")
-    if options.mode != "forward" and options.products.chunk_size != 1:
-        first = stepwise(first, options.products.keep)
     value, y = first.lin.y, first.y
     rows, columns = y.numel(), sum(x.numel() for x in prepared.inputs)
     complex_input = any(x.dtype.is_complex for x in prepared.inputs)

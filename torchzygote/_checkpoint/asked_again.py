@@ -1,12 +1,13 @@
 """Tensors that the backward of a custom function asks for again: a checkpoint hands each out once.
 
-Each look at ``ctx.saved_tensors`` unpacks all of them. They are kept for the function that looked last, until
-another one does, or the backward pass ends.
+Each look at ``ctx.saved_tensors`` unpacks all of them. They are kept with the function that looked last,
+until another one does, or the backward pass ends.
 """
 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -18,32 +19,37 @@ from .._torch_private import at_end_of_pass, backward_pass, running_node
 __all__ = ["handed_out"]
 
 _PythonNode = torch.autograd.function.BackwardCFunction
+_FOUND = "torchzygote_handed_out"  # an attribute of the node: in which pass, and what
 
 
-class _Asked(threading.local):
-    """Per thread: whose backward runs, and what it has got."""
+class _Last(threading.local):
+    """Per thread: who looked last. Nobody holds it, as a pass may fail."""
 
-    node: Any = None
-
-    def __init__(self) -> None:
-        self.found: dict[Any, Tensor] = {}
+    node: Callable[[], Any] = staticmethod(lambda: None)
 
     def forget(self) -> None:
-        self.node, self.found = None, {}
+        node, self.node = self.node(), staticmethod(lambda: None)
+        if node is not None:
+            vars(node).pop(_FOUND, None)
 
 
-_asked = _Asked()
+_last = _Last()
 
 
-def handed_out(key: Any, unpack: Callable[[], Tensor]) -> Tensor:
-    """What ``unpack`` gives, once for each ``key`` and backward of a custom function."""
+def handed_out(key: Any, unpack: Callable[[Any], Tensor], packed: Any) -> Tensor:
+    """``unpack(packed)``, once for each ``key`` and backward of a custom function."""
     node = running_node()
-    if not isinstance(node, _PythonNode) or backward_pass() < 0:
-        return unpack()
-    if _asked.node is not node:
-        _asked.forget()
-        _asked.node = node
-        at_end_of_pass(_asked.forget)
-    if key not in _asked.found:
-        _asked.found[key] = unpack()
-    return _asked.found[key]
+    if not isinstance(node, _PythonNode):
+        return unpack(packed)
+    if _last.node() is not node:
+        _last.forget()
+        _last.node = weakref.ref(node)
+        at_end_of_pass(_last.forget)
+    now = backward_pass()
+    in_pass, found = vars(node).get(_FOUND, (None, {}))
+    if in_pass != now:  # an earlier one has failed
+        found = {}
+        setattr(node, _FOUND, (now, found))
+    if key not in found:
+        found[key] = unpack(packed)
+    return found[key]  # type: ignore[no-any-return]

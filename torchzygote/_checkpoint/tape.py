@@ -344,11 +344,11 @@ class _Watched(saved_tensors_hooks):
             first.append((x._version, x.requires_grad, x.shape, x.dtype))
             return len(first) - 1, pack(x)
 
-        def recomputed(packed: tuple[int, Any]) -> Tensor:
-            return handed_out((id(runs), packed[0]), lambda: once(*packed))
+        recomputed = lambda packed: handed_out((id(runs), packed[0]), once, packed)
 
-        def once(number: int, holder: Any) -> Tensor:
+        def once(packed: tuple[int, Any]) -> Tensor:
             nonlocal recomputed_in
+            number, holder = packed
             try:
                 now = backward_pass()
                 if now == recomputed_in >= 0:  # nothing runs any more, it is only looked up

@@ -93,11 +93,12 @@ from .operators import (
     uncompiled,
 )
 from .passing import pass_along, passed_along, passes_leave_their_thread
-from .recurrent import RECURRENT
+from .recurrent import RECURRENT, forget_recorded, stepwise
 from .rounding import rounding_of_products
 from .scripts import enable_optimized_scripts, scripts_as_written, scripts_kept_from
 from .structures import names_of_fields
-from .surveys import Survey, coarsest, hides_another, is_compiled_function, survey
+from .surveys import coarsest, survey
+from .telling import Survey, hides_another, is_compiled_function
 from .tensors import (
     alike,
     flatten_dense,
@@ -167,6 +168,7 @@ __all__ = [
     "exchange",
     "flatten_dense",
     "forget_exchanged",
+    "forget_recorded",
     "forget_wants",
     "forward_mode_enabled",
     "functorch_depth",
@@ -252,6 +254,7 @@ __all__ = [
     "signed",
     "slopes",
     "source_of",
+    "stepwise",
     "storage_key",
     "survey",
     "swap_tensors",

@@ -100,7 +100,9 @@ def _written_attention(
     if repeats_heads:
         heads = query.shape[-3]
         key, value = (x.repeat_interleave(heads // x.shape[-3], -3) for x in (key, value))
-    scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    root = math.sqrt(abs(scale))  # of each, lest half precision overflows
+    scores = (query * math.copysign(root, scale)) @ (key * root).transpose(-2, -1)
     if is_causal:
         if mask is not None:
             raise RuntimeError("scaled_dot_product_attention: attn_mask goes without is_causal=True")

@@ -33,7 +33,7 @@ def running_node() -> Any:
 
 
 def at_end_of_pass(callback: Callable[[], None]) -> None:
-    """Call ``callback`` as the backward pass ends that this thread is in, however it ends."""
+    """Call ``callback`` as the backward pass ends that this thread is in, unless it fails."""
     _engine.queue_callback(callback)
 
 

@@ -93,8 +93,8 @@ def runs_again() -> bool:
 class _Ended(BaseException):
     """What a checkpoint raises to end a second run, in a form that ``except Exception`` doesn't catch."""
 
-    def __init__(self, through: _Through, error: Exception) -> None:
-        self.through = through
+    def __init__(self, mark: object, error: Exception) -> None:
+        self.mark = mark
         self.error = error
 
 
@@ -107,12 +107,13 @@ class _Through(saved_tensors_hooks):
 
     def __init__(self, hooks: tuple[Any, Any]) -> None:
         pack_beneath, unpack_beneath = hooks
+        mark = self.mark = object()  # not self, which holds pack
 
         def pack(x: Tensor) -> Any:
             try:
                 return pack_beneath(x)
             except Exception as error:
-                raise _Ended(self, error) from None
+                raise _Ended(mark, error) from None
 
         def unpack(packed: Any) -> Tensor:
             with outside_functorch():
@@ -129,7 +130,7 @@ def inside_checkpoint(hooks: tuple[Any, Any], derivative: Callable[[], Returned]
         with through:
             return derivative()
     except _Ended as ended:
-        if ended.through is not through:
+        if ended.mark is not through.mark:
             raise
         held = [ended.error]
     # Out here, to keep its context; popped, so that no frame keeps it alive.

@@ -1,247 +1,20 @@
-"""What one walk along the recorded graph tells of a backward pass, without running it."""
+"""Walks along the recorded graph, which tell of a backward pass without running it."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .lacking import LACKING
-from .levels import transform_stack
-from .nodes import is_leaf, node_name, node_of, node_shape, source_of
-from .rounding import rounding_of_convolutions
+from .nodes import is_leaf, node_of, source_of
+from .telling import AS_MANY, LEAN, ORDINARY, Leaf, Survey, Told
 from .walked import leading
 
-__all__ = [
-    "Survey",
-    "coarsest",
-    "hides_another",
-    "is_compiled_function",
-    "survey",
-]
-
-
-class Survey(NamedTuple):
-    """What one walk along the recorded graph tells of a backward pass, without running it."""
-
-    numel: int
-    """Elements of all gradients that the pass makes, but of nested ones: for what one row needs at most while
-    rows are batched. To ask each for its dtype, too, takes a third more."""
-    nodes: int
-    """Operations."""
-    misbatched: str | None
-    """One of them that must not run under ``vmap``, if there is one."""
-    custom: list[Any]
-    """Nodes that are not PyTorch's own: Python and C++ autograd functions. Their backward need not be
-    differentiable by its cotangent, and may say so by silence; those of this package, which are, say so by a
-    class attribute ``torchzygote_composes``."""
-    nonlinear: list[Any]
-    """These, and nodes whose derivative by the cotangent is wrong where that is zero."""
-    unpushable: list[str]
-    """Names of operators made with ``torch.library``: forward mode gives zeros for them, silently."""
-    once: list[tuple[str, Any]]
-    """Operations whose second derivative PyTorch gets wrong, and the node below that it is wrong by."""
-    lacking: bool
-    """Whether there are operations whose backward can't be differentiated, but that have a formula."""
-    copies: list[Any]
-    """Nodes of what is written into views in place: they hide the node of the operation that does it."""
-    sparse: list[Any]
-    """Nodes of sparse tensors: what their backward gives can't be differentiated by what it got."""
-    biased: list[Any]
-    """Normalizations with a bias and no weight: PyTorch's second derivative by the bias is zero."""
-    fused: bool
-    """Whether there is attention in one kernel, whose backward can't be differentiated."""
-    by_lu: bool
-    """Whether one solves by an LU decomposition, which forward mode gets wrong inside ``vmap``."""
-    looped: bool
-    """Whether there is an LSTM of oneDNN's, whose backward runs row by row though rows are batched."""
-    rounded: float
-    """Relative spacing that operations round to before they compute, where they do; see :func:`coarsest`."""
-
-
-# PyTorch's batching rule of these backwards gives wrong numbers where the rows alone are batched (2.13).
-_MISBATCHED = {"CdistBackward0": "torch.cdist", "MaskedSelectBackward0": "torch.masked_select"}
-# Their derivative by the cotangent is NaN where that is zero (2.13), though they are linear in it.
-_NOT_LINEAR_AT_ZERO = frozenset({"LogcumsumexpBackward0"})
-_FUSED = frozenset(
-    {
-        "ScaledDotProductCudnnAttentionBackward0",
-        "ScaledDotProductEfficientAttentionBackward0",
-        "ScaledDotProductFlashAttentionBackward0",
-        "ScaledDotProductFlashAttentionForCpuBackward0",
-    }
-)
-# Without a weight, PyTorch's second derivative by the bias is zero (2.13).
-_BIASED = frozenset(
-    {
-        "NativeLayerNormBackward0",
-        "NativeBatchNormBackward0",
-        "CudnnBatchNormBackward0",
-        "MiopenBatchNormBackward0",
-    }
-)
-# The backward of values() cuts the graph, whatever the layout; what comes back to a CSR tensor made of values
-# is read by values(), too, or by an operation that knows COO only (2.13).
-_SPARSE = frozenset({"ValuesBackward0", "SparseCompressedTensorBackward0"})
-# PyTorch's second derivative by this source is wrong: norms count as constant, or all is zero (2.13).
-_ONCE_BY = {
-    "WeightNormInterfaceBackward0": ("weight_norm", 0),
-    "SparseCooTensorWithDimsAndTensorsBackward0": ("sparse_coo_tensor", 0),
-    "NativeLayerNormBackwardBackward0": ("norm's gradient", 1),
-    "NativeBatchNormBackwardBackward0": ("norm's gradient", 1),
-    "CudnnBatchNormBackwardBackward0": ("norm's gradient", 0),
-    "MiopenBatchNormBackwardBackward0": ("norm's gradient", 0),
-}
-_BY_LU = frozenset(
-    {"LinalgDetBackward0", "LinalgLuSolveBackward0", "LinalgSlogdetBackward0", "LinalgSolveExBackward0"}
-)
-# Inside vmap, PyTorch's batching rule gives noise for the derivatives of its backward (2.13).
-_MISBATCHED_IN_VMAP = {"LinalgLuSolveBackward0": "torch.linalg.lu_solve"}
-_LOOPED = "MkldnnRnnLayerBackward0"
-# Factors may be rounded there by settings of their own; cuDNN does so, unless told otherwise.
-_ROUNDED = frozenset({"ConvolutionBackward0", "ConvolutionBackwardBackward0", "CudnnRnnBackward0", _LOOPED})
-# That one's gradient by the bias fails where it is to be differentiated (2.13).
-_GROUPED = "NativeGroupNormBackward0"
-_GROUPED_BIAS_FAILS = torch.__version__ < "2.14"  # its derivatives by a bias without a weight
-_COPIES = "torch::autograd::CopySlices"
-_TOLD_BY_NAME = frozenset(
-    {
-        *LACKING,
-        *_NOT_LINEAR_AT_ZERO,
-        *_FUSED,
-        *_SPARSE,
-        *_BY_LU,
-        *_ROUNDED,
-        *_MISBATCHED,
-        *_BIASED,
-        *_ONCE_BY,
-        _GROUPED,
-        _COPIES,
-    }
-)
-_Leaf = type(torch.zeros((), requires_grad=True).view(()).grad_fn.next_functions[0][0])  # type: ignore[union-attr]
-# The type of all nodes of C++ functions that nobody has told Python of.
-_UNTOLD = "CppFunction"
-_PythonNode = torch.autograd.function.BackwardCFunction
-# Types of nodes of which nothing has to be told but their gradients,
-_ordinary: set[type] = set()
-# and those of them of one input, that has as many elements: one is asked for all that follow each other.
-_as_many: set[type] = set()
-_AS_MANY = frozenset(
-    f"{kind}Backward0"
-    for kind in """
-    Abs Alias Clone Cos Elu Erf Exp Expm1 Gelu LeakyRelu Log Log1P Neg Permute Pow Reciprocal Relu
-    ReshapeAlias Rsqrt Sigmoid Silu Sin Softplus Sqrt Squeeze T Tanh ToCopy Transpose UnsafeView Unsqueeze
-    View
-    """.split()  # noqa: SIM905
-) | {"RsubBackward1"}
-
-
-class _Told:
-    """What is told of nodes by their names, or by the functions that made them; see :class:`Survey`."""
-
-    __slots__ = (
-        "biased",
-        "by_lu",
-        "copies",
-        "custom",
-        "fused",
-        "lacking",
-        "looped",
-        "misbatched",
-        "nonlinear",
-        "once",
-        "rounded",
-        "sparse",
-        "unpushable",
-    )
-
-    def __init__(self) -> None:
-        self.misbatched: str | None = None
-        self.custom: list[Any] = []
-        self.nonlinear: list[Any] = []
-        self.unpushable: list[str] = []
-        self.once: list[tuple[str, Any]] = []
-        self.copies: list[Any] = []
-        self.sparse: list[Any] = []
-        self.biased: list[Any] = []
-        self.by_lu = self.fused = self.lacking = self.looped = False
-        self.rounded = 0.0
-
-    def survey(self, numel: int, nodes: int) -> Survey:
-        return Survey(
-            numel=numel,
-            nodes=nodes,
-            misbatched=self.misbatched,
-            custom=self.custom,
-            nonlinear=self.custom + self.nonlinear,
-            unpushable=self.unpushable,
-            once=self.once,
-            lacking=self.lacking,
-            copies=self.copies,
-            sparse=self.sparse,
-            biased=self.biased,
-            fused=self.fused,
-            by_lu=self.by_lu,
-            looped=self.looped,
-            rounded=self.rounded,
-        )
-
-    def look_at(self, node: Any) -> None:
-        name = node_name(node)
-        if isinstance(node, _PythonNode):
-            self._look_at_python(node, name)
-        elif name in _TOLD_BY_NAME:
-            self._look_up(node, name)
-        elif type(node).__name__ != _UNTOLD:
-            _ordinary.add(type(node))
-            if name in _AS_MANY:
-                _as_many.add(type(node))
-        elif not name.startswith("torch::autograd::") or "CppNode" in name:
-            self.custom.append(node)
-
-    def _look_at_python(self, node: Any, name: str) -> None:
-        made_by = _written(node._forward_cls)
-        if not getattr(made_by, "torchzygote_composes", False):
-            self.custom.append(node)
-            if made_by.__module__ == "torch._library.autograd":
-                self.unpushable.append(_operator_name(name))
-
-    def _look_up(self, node: Any, name: str) -> None:
-        if name == _COPIES:
-            self.copies.append(node)
-        elif name in _FUSED:
-            self.fused = True
-        elif name in _NOT_LINEAR_AT_ZERO:
-            self.nonlinear.append(node)
-        elif name in _SPARSE:
-            self.sparse.append(node)
-        elif name in _BY_LU:
-            self.by_lu = True
-            if name in _MISBATCHED_IN_VMAP and "vmap" in transform_stack():
-                self.misbatched = _MISBATCHED_IN_VMAP[name]
-        elif name in _ROUNDED:
-            meta = node._input_metadata[0]
-            self.looped |= name == _LOOPED
-            self.rounded = max(self.rounded, rounding_of_convolutions(meta.device, meta.dtype))
-        elif name in LACKING:
-            self.lacking = True
-            self.misbatched = _MISBATCHED.get(name, self.misbatched)
-        elif name in _MISBATCHED:
-            self.misbatched = _MISBATCHED[name] if _misbatches(node, name) else self.misbatched
-        elif name in _ONCE_BY:
-            operation, place = _ONCE_BY[name]
-            if getattr(node, "_saved_train", True):  # batch norm by given statistics is right
-                self.once.append((operation, node.next_functions[place][0]))
-        elif (bias := _only_bias(node)) is not None:
-            if name != _GROUPED:
-                self.biased.append(node)
-            elif _GROUPED_BIAS_FAILS:
-                self.once.append(("group_norm", bias))
+__all__ = ["coarsest", "survey"]
 
 
 def survey(
@@ -272,17 +45,13 @@ def survey(
         seen.add(node)
         onward = node.next_functions
         kind = type(node)
-        if kind in _as_many:
+        if kind in AS_MANY:
             if onward[0][0] not in seen:  # it comes next, and is asked for both
                 alike += 1
                 stack.append(onward[0][0])
                 continue
-        elif kind is _Leaf and wanted:
-            if id(node.variable) not in wanted:  # as weights: no gradient of it is made
-                alike = 0
-                continue
-        elif kind not in _ordinary:
-            told = told or _Told()
+        elif kind not in ORDINARY:
+            told = told or Told()
             told.look_at(node)
         largest = 0
         for meta in node._input_metadata:
@@ -298,15 +67,24 @@ def survey(
         if alike:  # of several outputs, one goes on
             total += alike * largest
             alike = 0
+        lean = wanted and kind in LEAN
         for following, _ in onward:
-            stack.append(following)
-    return (told or _Told()).survey(total, len(seen) - passed)
+            if not (lean and _is_unwanted(following, wanted)):
+                stack.append(following)
+    return (told or Told()).survey(total, len(seen) - passed)
+
+
+def _is_unwanted(node: Any, wanted: set[int]) -> bool:
+    """Whether below ``node`` there is a leaf alone, as a weight, whose gradient nobody wants."""
+    while type(node) in AS_MANY:
+        node = node.next_functions[0][0]
+    return type(node) is Leaf and id(node.variable) not in wanted
 
 
 def _survey_of(nodes: Sequence[Any]) -> Survey:
-    told = _Told()
+    told = Told()
     for node in nodes:
-        if type(node) not in _ordinary:
+        if type(node) not in ORDINARY:
             told.look_at(node)
     metas = [meta for node in nodes for meta in node._input_metadata if not meta.is_nested_tensor]
     return told.survey(sum(int(math.prod(meta.shape)) for meta in metas), len(nodes))
@@ -346,53 +124,6 @@ def coarsest(
     return max(map(_spacing, dtypes), default=0.0)
 
 
-def _written(function: Any) -> Any:
-    """The custom function as it was written; ``torch.func`` generates another for each level of its own."""
-    if issubclass(function, torch.autograd.Function):
-        return function
-    backward = function.backward
-    inside = dict(zip(backward.__code__.co_freevars, backward.__closure__ or (), strict=True))
-    return inside["autograd_function"].cell_contents if "autograd_function" in inside else function
-
-
-def hides_another(node: Any) -> bool:
-    """Whether a node is of what was written into a view in place: the node of that operation is inside."""
-    return node_name(node) == _COPIES
-
-
-def is_compiled_function(node: Any) -> bool:
-    """Whether a node is of a function made with ``torch.compile``, and no other that has the name."""
-    made_by: Any = getattr(node, "_forward_cls", None)
-    compiled: bool = node_name(node) == "CompiledFunctionBackward" and made_by.__module__.startswith("torch.")
-    return compiled
-
-
 @functools.cache
 def _spacing(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps if dtype.is_floating_point or dtype.is_complex else 0.0
-
-
-def _operator_name(node: str) -> str:
-    """``ns::op`` of ``GeneratedBackwardFor_ns_op_overloadBackward``, as far as that can be told."""
-    return node.removeprefix("GeneratedBackwardFor_").removesuffix("Backward").removesuffix("_default")
-
-
-def _misbatches(node: Any, name: str) -> bool:
-    """Whether this one is wrong: ``masked_select`` is where the mask has more dimensions than its input."""
-    if name != "MaskedSelectBackward0":
-        return True
-    try:
-        return len(node._saved_mask.shape) > len(node_shape(*node.next_functions[0]) or ())
-    except RuntimeError:  # freed: there will be no backward pass
-        return False
-
-
-def _only_bias(node: Any) -> Any:
-    """What the bias of a normalization comes from, if it has one and no weight."""
-    (weight, _), (bias, _) = node.next_functions[1:3]
-    if bias is None or weight is not None:
-        return None
-    try:
-        return bias if node._saved_weight is None else None
-    except RuntimeError:  # freed: there will be no backward pass
-        return None
