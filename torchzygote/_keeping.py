@@ -42,8 +42,11 @@ def recording_if(keep: bool) -> contextlib.AbstractContextManager[None]:
 
 
 def refuse_export() -> None:
-    """Refuse what is being compiled to be exported: the program would lack the backward pass."""
-    if torch.compiler.is_exporting():
+    """Refuse what is being recorded to be exported: the program would lack the backward pass.
+
+    Dynamo raises an error of its own where it exports; as it compiles, older ones take this for that.
+    """
+    if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
         refuse_recorder("torch.export", "export")
 
 
