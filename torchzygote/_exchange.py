@@ -18,8 +18,6 @@ from torch import Tensor
 from . import _forward_mode_lock
 from ._flags import remembered
 from ._torch_private import (
-    pass_along,
-    passed_along,
     passes_leave_their_thread,
     scripts_kept_from,
     swap_tensors,
@@ -82,29 +80,27 @@ class finding:
     A class, and the lock itself: small calls wait for this.
     """
 
-    __slots__ = ("_before", "_me", "_mine")
+    __slots__ = ("_along", "_me")
 
     def __enter__(self) -> None:
         me = self._me = threading.get_ident()
-        self._before: Any = None
-        self._mine: Any = None
-        if passes_leave_their_thread():  # else nobody acts on our behalf
-            self._before = passed_along()
-            self._mine = _forward_mode_lock.behalf_from(self._before)
+        self._along: _forward_mode_lock.on_behalf | None = None
         with _lock:
             if (_waiting or _exchanging) and me not in _finding:
                 _wait_for_exchanges()
             _finding[me] = _finding.get(me, 0) + 1
-        if self._mine is not self._before:
+        if passes_leave_their_thread():  # else nobody acts on our behalf
+            along = _forward_mode_lock.on_behalf()
             try:
-                pass_along(self._mine)
+                along.__enter__()
             except BaseException:
                 self.__exit__()
                 raise
+            self._along = along
 
     def __exit__(self, *error: object) -> None:
-        if self._mine is not self._before:
-            pass_along(self._before)
+        if self._along is not None:
+            self._along.__exit__()
         with _lock:
             _leave(self._me)
 

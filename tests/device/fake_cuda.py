@@ -1,6 +1,7 @@
 """Two devices ``cuda`` for a PyTorch without CUDA: the library of ``fake_cuda.cpp``, built and switched on.
 
-Imports nothing of torch: the library has to be there before torch is.
+Imports nothing of torch: the library has to be there before torch is. (Nor what compiles the native tests'
+library, which imports torch, and goes with them where they run apart from the others.)
 """
 
 from __future__ import annotations

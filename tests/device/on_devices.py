@@ -23,7 +23,7 @@ def main(library: str, names: list[str]) -> None:
     faulthandler.dump_traceback_later(LONG_ENOUGH, exit=True)
     fake_cuda.switch_on(library)
     with fake_cuda.unavailable():  # the package would load its kernels, which need a device
-        import torchzygote  # noqa: F401
+        import torchzygote  # noqa: F401 (here, not where the cases import it)
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
     # from one device to another, as docs/limitations.md says
