@@ -247,8 +247,8 @@ def jacobian(
     Parameters
     ----------
     f : callable
-        Returns an array or a number, real-valued. Called once in reverse mode, once plus its pushforwards in
-        forward mode.
+        Returns an array or a number, real-valued. Called once; in forward mode once more for each chunk of
+        columns where the recorded pullback can't stand in for dual numbers (as for custom functions).
     *args
         Numbers and arrays are differentiated; anything else, structures and modules included, reaches ``f``
         untouched and gets ``None``. Or one :class:`Params`; then ``f`` takes no arguments.
