@@ -15,6 +15,7 @@ from torchzygote import (
     Params,
     _compressed,
     _products,
+    _worth_looking,
     diaghessian,
     gradient,
     hessian,
@@ -48,7 +49,7 @@ def x() -> Tensor:
 def eager_to_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """Structure is looked for in problems of any size."""
     for threshold in ("_WORTH_LOOKING", "_WORTH_LOOKING_LOCAL", "_WORTH_LOOKING_NODE"):
-        monkeypatch.setattr(_compressed, threshold, 0)
+        monkeypatch.setattr(_worth_looking, threshold, 0)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from torchzygote import _compressed, jacobian, withhessian
+from torchzygote import _worth_looking, diaghessian, jacobian, withhessian
 from torchzygote._recorded.stencils import stencil
 from torchzygote.sparsity.pattern import Pattern
 
@@ -188,8 +188,8 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return original(one, rows)
 
     monkeypatch.setattr(_products, "batched", counted)
-    monkeypatch.setattr(_compressed, "_WORTH_READING", 0)
-    monkeypatch.setattr(_compressed, "_WORTH_READING_NODE", 0)
+    monkeypatch.setattr(_worth_looking, "_WORTH_READING", 0)
+    monkeypatch.setattr(_worth_looking, "_WORTH_READING_NODE", 0)
     return counts
 
 
@@ -217,6 +217,13 @@ def test_hessians_take_a_product_for_each_color(
     assert sum(rows) <= 12
 
 
+@pytest.mark.parametrize("name", SUMS)
+def test_diagonals_take_a_product_for_each_color(name: str, rows: list[int]) -> None:
+    f = SUMS[name][0]
+    torch.testing.assert_close(diaghessian(f, X)[0], torch.func.hessian(f)(X).diagonal())
+    assert sum(rows) <= 12
+
+
 def test_results_are_differentiable(rows: list[int]) -> None:
     f = VALUES["three neighbors"][0]
     x = X.clone().requires_grad_()
@@ -228,7 +235,7 @@ def test_results_are_differentiable(rows: list[int]) -> None:
 def test_a_wrong_rule_is_noticed(rows: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     f = VALUES["three neighbors"][0]
     diagonal = Pattern.from_dense(torch.eye(40, 42))
-    monkeypatch.setattr(_compressed, "stencil", lambda root, x: diagonal)
+    monkeypatch.setattr(_worth_looking, "stencil", lambda root, x: diagonal)
     with pytest.warns(UserWarning, match="differs from plain automatic differentiation"):
         (J,) = jacobian(f, X)
     torch.testing.assert_close(J, torch.func.jacrev(f)(X))

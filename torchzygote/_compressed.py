@@ -26,36 +26,22 @@ from ._colored import (
 )
 from ._crosscheck import explains_pullback
 from ._custom_backwards import is_cut_off, suppressed
-from ._engine import Linearization
 from ._first_order import FirstOrder
 from ._plan import RowCost
 from ._pulling import Options
 from ._random import RandomState
-from ._recorded.alignment import keeps_elements_apart
-from ._recorded.stencils import stencil
 from ._repetition import settle_colored
-from ._row_cost import is_plain
 from ._second_order import SecondOrder
-from ._separable import find_hessian_layouts, find_layout
+from ._separable import find_hessian_layouts
 from ._warning import making_sparse
+from ._worth_looking import has_batch_axis, is_worth_looking, read_stencil
 from .coloring.recovery import Recovery, jacobian_recovery, symmetric_recovery, symmetrized
 from .sparsity.pattern import Pattern
 
 __all__ = ["add_diagonals", "csr", "dense", "full_csr", "hessian", "jacobian", "refuse_nested"]
 
-# Bytes that the dense products must move before anybody looks for structure: a core moves some 4 GB a second,
-# and detection takes 2 ms and 0.1 ms for each recorded operation. Where every operation keeps elements apart,
-# the derivative is sparse nearly always, so that detection need be no more than three times faster.
-_WORTH_LOOKING = 1 << 29
-_WORTH_LOOKING_LOCAL = 24 << 20
-_WORTH_LOOKING_NODE = 5 << 18
-# What the recorded graph shows by itself takes 0.1 ms, and some microseconds for each operation.
-_WORTH_READING = 4 << 20
-_WORTH_READING_NODE = 1 << 16
 # Structure pays if it saves at least this factor of products.
 _GAIN = 2
-# Fewer products than this take no longer than walking over all elements of f for their structure.
-_LEAST_PRODUCTS = 8
 
 
 def refuse_nested(caller: str) -> None:
@@ -66,30 +52,6 @@ def refuse_nested(caller: str) -> None:
             "torch.compile, which know no CSR tensors; make a plan outside (plan_jacobian, plan_hessian) and "
             "use its values(...)"
         )
-
-
-def _is_worth_looking(products: int, cost: RowCost, roots: Sequence[Tensor]) -> bool:
-    if products < _LEAST_PRODUCTS:
-        return False
-    nbytes = products * cost.nbytes
-    if nbytes >= _WORTH_LOOKING or nbytes < _WORTH_LOOKING_LOCAL + cost.nodes * _WORTH_LOOKING_NODE:
-        return nbytes >= _WORTH_LOOKING
-    return keeps_elements_apart(roots)
-
-
-def _read(lin: Linearization, cost: RowCost, products: int) -> list[Pattern] | None:
-    """The structure of a stencil, as the recorded graph alone shows it."""
-    if len(lin.inputs) > 1 or products < _LEAST_PRODUCTS:
-        return None
-    if products * cost.nbytes < _WORTH_READING + cost.nodes * _WORTH_READING_NODE or not is_plain(lin):
-        return None
-    found = stencil(lin.roots[0], lin.inputs[0])
-    return None if found is None else [found]
-
-
-def _has_batch_axis(lin: Linearization, cost: RowCost) -> bool:
-    """Whether the graph alone shows a block-diagonal structure, which the dense way makes use of."""
-    return all(find_layout(lin.roots[0], x, cost) is not None for x in lin.inputs)
 
 
 def _make_seeds(recovery: Recovery, colors: Tensor, probes: Tensor | None) -> Callable[..., Any]:
@@ -149,9 +111,9 @@ def jacobian(
     products = {"reverse": rows, "forward": columns}.get(mode, min(rows, columns))
     patterns: Sequence[Pattern] | None = None
     if not sparse:
-        patterns = _read(lin, cost, products)
-        worth = patterns is not None or _is_worth_looking(products, cost, lin.roots)
-        if not worth or _has_batch_axis(lin, cost):
+        patterns = read_stencil(lin, cost, products)
+        worth = patterns is not None or is_worth_looking(products, cost, lin.roots)
+        if not worth or has_batch_axis(lin, cost):
             return None
     if len({x.device for x in (first.y, *inputs)}) > 1:
         return None
@@ -250,8 +212,8 @@ def hessian(
     patterns: Sequence[Pattern] | None = None
     if not sparse:
         lin = second.by_input(0)
-        patterns = None if lin is None else _read(lin, cost, n)
-        if patterns is None and not _is_worth_looking(n, cost, [] if lin is None else lin.roots):
+        patterns = None if lin is None else read_stencil(lin, cost, n)
+        if patterns is None and not is_worth_looking(n, cost, [] if lin is None else lin.roots):
             return None
         if mode != "forward_over_reverse" and (
             lin is None or find_hessian_layouts(lin, cost, second.scalar) is not None
@@ -335,22 +297,26 @@ def add_diagonals(
     if _engine.compiling() or _engine.in_transform() or all(h is not None for h in found):
         return
     cost = second.row_cost()
-    worth = []
+    patterns: dict[int, Pattern] = {}
+    unread = []
     for i, x in enumerate(inputs):
         lin = second.by_input(i)
-        if found[i] is None and lin is not None and _is_worth_looking(x.numel(), cost, lin.roots):
-            worth.append(i)
-    if not worth:
-        return
-    limit = sum(inputs[i].numel() for i in worth) * cost.nbytes
-    patterns = _structure.hessian_patterns(caller, f, second.prepared, limit, random)
-    if patterns is None:
-        return
-    for i in worth:
-        n = inputs[i].numel()
-        if patterns[i].dense or _GAIN * patterns[i].nnz > n * n:
+        if found[i] is not None or lin is None:
             continue
-        recovery = symmetric_recovery(symmetrized(patterns[i]), diagonal=True)
+        read = read_stencil(lin, cost, x.numel())
+        if read is not None:
+            patterns[i] = read[0]
+        elif is_worth_looking(x.numel(), cost, lin.roots):
+            unread.append(i)
+    if unread:
+        limit = sum(inputs[i].numel() for i in unread) * cost.nbytes
+        traced = _structure.hessian_patterns(caller, f, second.prepared, limit, random)
+        patterns.update({i: traced[i] for i in unread} if traced is not None else {})
+    for i, pattern in sorted(patterns.items()):
+        n = inputs[i].numel()
+        if pattern.dense or _GAIN * pattern.nnz > n * n:
+            continue
+        recovery = symmetric_recovery(symmetrized(pattern), diagonal=True)
         if 2 * recovery.ncolors * _GAIN > n:
             continue
         mode = "reverse_over_reverse"
