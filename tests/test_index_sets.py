@@ -72,7 +72,7 @@ def test_compiled_couplings_are_those_of_the_specification(members_each: int, in
     found = [start + torch.randperm(800)[:members_each].sort().values for start in starts]
     ptr = torch.tensor([0, 0, *(members_each * (k + 1) for k in range(60))])
     m = torch.cat(found).to(index)
-    a, b = torch.randint(0, 61, (2, 90))
+    a, b = torch.randint(0, 61, (2, 25))
     for bounds in (torch.tensor([0, size]), torch.tensor([0, 100, 4500, 4500, size])):
         expected = reference_sets.expand_pairs(ptr, m, a, b, bounds, 10**8)
         indptr, indices = index_sets.expand_pairs(ptr, m, a, b, bounds, 10**8)
