@@ -23,6 +23,7 @@ class Row(NamedTuple):
 
 
 A = torch.linspace(-1, 1, 24, dtype=torch.float64)
+POWERS = torch.tensor([[0.0, 1.0, 2.0, -1.0, 0.5], [1.0, 0.0, 0.0, 3.0, 0.0]], dtype=torch.float64)
 MASK = torch.tensor([True, False, True, True, False, False])
 
 
@@ -99,6 +100,10 @@ ELEMENTWISE = [
     Row("pow 2.5", lambda x: x**2.5, (4,)),
     Row("number to a power", lambda x: 2**x, (4,)),
     Row("pow", halves(torch.pow), (4,)),
+    Row("pow by constants", lambda x: x**POWERS, (2, 5)),
+    Row("pow by constants, repeated", lambda x: x.float_power(POWERS), (5,)),
+    Row("pow by constants in place", lambda x: (x * 2).pow_(POWERS), (2, 5)),
+    Row("products of powers", lambda x: (x**POWERS).prod(1), (5,)),
     Row("add", halves(torch.add), (4,)),
     Row("sub", halves(torch.sub), (4,)),
     Row("rsub", lambda x: 1 - x, (4,)),

@@ -111,4 +111,66 @@ SOLVES = [
         (2, N),
     ),
 ]
-PRODUCTS = [*BATCHES, *SPARSE, *SOLVES]
+
+
+def each(x: Tensor) -> Tensor:
+    """A batch of matrices that can be inverted."""
+    return x + 2 * torch.eye(x.shape[-1], dtype=x.dtype)
+
+
+def roots(x: Tensor) -> Tensor:
+    return torch.linalg.cholesky(x @ x.mT + torch.eye(x.shape[-1], dtype=x.dtype))
+
+
+def factors(x: Tensor, right: Tensor, **options: bool) -> Tensor:
+    return torch.linalg.lu_solve(*torch.linalg.lu_factor(each(x)), right, **options)
+
+
+def lowered(x: Tensor, right: Tensor) -> Tensor:
+    return torch.linalg.solve_triangular(each(x), right, upper=False)
+
+
+def nearest(x: Tensor, right: Tensor) -> Tensor:
+    return torch.linalg.lstsq(x, right).solution
+
+
+ONES = torch.arange(1, 13).double().sin()
+# What the operands' batches don't have in common is repeated.
+REPEATED = [
+    Row("solve by each, one constant side", lambda x: torch.linalg.solve(each(x), ONES[:2, None]), (3, 2, 2)),
+    Row("solve by each, a constant vector", lambda x: torch.linalg.solve(each(x), ONES[:2]), (3, 2, 2)),
+    Row("as many as rows", lambda x: torch.linalg.solve(each(x), ONES[:2]), (2, 2, 2)),
+    Row(
+        "from the right by each",
+        lambda x: torch.linalg.solve(each(x), ONES[None, :2], left=False),
+        (3, 2, 2),
+    ),
+    Row("solve by each for one of them", lambda x: torch.linalg.solve(each(x), x[0]), (3, 2, 2), exact=""),
+    Row("solve by one for each", lambda x: torch.linalg.solve(each(x[0]), x[1:]), (3, 2, 2), exact=""),
+    Row(
+        "rows for columns",
+        lambda x: torch.linalg.solve(each(x[:2, None]), x[None, 2:]),
+        (4, 2, 2),
+        exact="",
+    ),
+    Row("batches of batches", lambda x: torch.linalg.solve(each(x), ONES[:8].view(2, 2, 2)), (2, 2, 2, 2)),
+    Row(
+        "pairs by one batch",
+        lambda x: torch.linalg.solve(each(x), ONES[:8].view(2, 2, 2, 1)),
+        (2, 2, 2),
+    ),
+    Row(
+        "triangular solve by each",
+        lambda x: lowered(x, ONES[:4].view(2, 2)),
+        (3, 2, 2),
+        exact="",
+    ),
+    Row("cholesky_solve by each", lambda x: torch.cholesky_solve(ONES[:2, None], roots(x)), (3, 2, 2)),
+    Row("lu_solve by each, one side", lambda x: factors(x, ONES[:2, None]), (3, 2, 2)),
+    Row("lu_solve by each, adjoint", lambda x: factors(x, ONES[:2, None], adjoint=True), (3, 2, 2)),
+    Row("lstsq", lambda x: nearest(x, ONES[:12].view(2, 3, 2)), (2, 3, 2)),
+    Row("lstsq for vectors", lambda x: nearest(x, ONES[:6].view(2, 3)), (2, 3, 2)),
+    Row("lstsq, square", lambda x: nearest(each(x), ONES[:8].view(2, 2, 2)), (2, 2, 2)),
+    Row("lstsq for what is given", lambda x: nearest(ONES[:12].view(2, 3, 2), x), (2, 3, 2), exact=""),
+]
+PRODUCTS = [*BATCHES, *SPARSE, *SOLVES, *REPEATED]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +12,8 @@ from coloring_checks import VALID, greedy, is_star
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchzygote.coloring import color
-from torchzygote.coloring.choice import refined
+from torchzygote.coloring import choice, color
+from torchzygote.coloring.choice import is_least, refined
 from torchzygote.coloring.greedy import KINDS, ORDERS, color_graph
 from torchzygote.coloring.recovery import jacobian_recovery, symmetric_recovery, symmetrized
 from torchzygote.sparsity.pattern import Pattern
@@ -172,6 +175,51 @@ def test_the_better_order_is_taken() -> None:
         for order in ORDERS
     ]
     assert chosen.ncolors == min(by_order)
+
+
+@given(drawn=st.tuples(st.integers(1, 6), st.just(0), st.floats(0, 1), st.integers(0, 2**32 - 1)))
+def test_what_counts_as_least_can_not_be_beaten(drawn: tuple[int, int, float, int]) -> None:
+    """All assignments of one color less, one by one: none is a star coloring."""
+    matrix = random_matrix(drawn, symmetric=True)
+    pattern = pattern_of(matrix)
+    found = color(pattern, "star")
+    for ncolors in range(1, found.ncolors + 1):
+        if is_least(pattern, found._replace(ncolors=ncolors)):
+            assignments = itertools.product(range(ncolors - 1), repeat=len(matrix))
+            assert not any(is_star(matrix, list(colors)) for colors in assignments)
+
+
+def test_a_coloring_that_can_not_be_beaten_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    orders: list[str] = []
+    plain = choice._color_graph
+
+    def counted(*arguments: object) -> torch.Tensor:
+        orders.append(str(arguments[-1]))
+        return plain(*arguments)
+
+    monkeypatch.setattr(choice, "_color_graph", counted)
+    block = banded(300, 1, 1)
+    block[:100, :100] = 1
+    assert color(pattern_of(block), "star").ncolors == 100
+    assert orders == ["natural"]
+    for kind in KINDS:
+        assert color(pattern_of(np.ones((20, 20), dtype=int)), kind).ncolors == 20
+    assert orders == ["natural"]  # a full pattern is known at once
+
+
+def test_cliques_are_colored_in_proportion_to_their_entries() -> None:
+    def seconds(size: int) -> float:
+        pattern = Pattern.from_dense(torch.ones(size, size))
+        start = time.process_time()
+        assert (
+            int(choice._color_graph(pattern.indptr, pattern.indices, size, "star", "natural").max())
+            == size - 1
+        )
+        return time.process_time() - start
+
+    seconds(200)
+    # Sixteen times the entries, which was sixty-four times the work; a loose bound, as machines are busy.
+    assert seconds(2400) < 40 * max(seconds(600), 1e-3)
 
 
 def test_dense_and_empty_patterns() -> None:

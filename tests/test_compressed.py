@@ -66,6 +66,21 @@ def test_only_what_the_structure_allows_is_listed(name: str) -> None:
         assert J.values().numel() == int((expected != 0).sum())
 
 
+def test_what_is_found_to_be_full_is_not_colored(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("a full pattern needs no coloring")
+
+    monkeypatch.setattr(tz._compressed, "symmetric_recovery", refuse)
+    monkeypatch.setattr(tz._compressed, "jacobian_recovery", refuse)
+    x = torch.rand(30, dtype=torch.float64)
+    f = lambda x: torch.logsumexp(x, 0)
+    found = hessian(f, x, sparse=True)
+    assert found.layout == torch.sparse_csr
+    torch.testing.assert_close(found.to_dense(), func_hessian(f, x))
+    (found,) = jacobian(lambda x: x.softmax(0), x, sparse=True)
+    torch.testing.assert_close(found.to_dense(), func_jacobian(lambda x: x.softmax(0), x)[0])
+
+
 def test_value_and_gradient_come_along() -> None:
     x = torch.rand(6)
     val, (J,) = withjacobian(lambda x: x[1:] * x[:-1], x, sparse=True)

@@ -63,6 +63,24 @@ def test_couplings_against_a_dense_matrix(blocks: list[int], compiled: bool) -> 
         assert expand(sets.ptr, sets.members, a, b, torch.tensor(blocks), 0)[0].numel() in (0, 10)
 
 
+@pytest.mark.parametrize("members_each", [3, 200])
+@pytest.mark.parametrize("index", [torch.int32, torch.int64])
+def test_compiled_couplings_are_those_of_the_specification(members_each: int, index: torch.dtype) -> None:
+    """Rows with few columns far apart, and with many close ones; several parts of them."""
+    size = 9000
+    starts = torch.randint(0, size - 800, (60,))
+    found = [start + torch.randperm(800)[:members_each].sort().values for start in starts]
+    ptr = torch.tensor([0, 0, *(members_each * (k + 1) for k in range(60))])
+    m = torch.cat(found).to(index)
+    a, b = torch.randint(0, 61, (2, 25))
+    for bounds in (torch.tensor([0, size]), torch.tensor([0, 100, 4500, 4500, size])):
+        expected = reference_sets.expand_pairs(ptr, m, a, b, bounds, 10**8)
+        indptr, indices = index_sets.expand_pairs(ptr, m, a, b, bounds, 10**8)
+        assert torch.equal(indptr, expected[0])
+        assert torch.equal(indices, expected[1])
+        assert index_sets.expand_pairs(ptr, m, a, b, bounds, int(indptr[-1]) // 9)[0].numel() == 0
+
+
 def test_compiled_couplings_refuse_what_does_not_fit() -> None:
     if not native.info()["devices"]:
         pytest.skip("the native library is not there")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import time
 
+import pytest
 import torch
 from detection import detect_hessian, detect_jacobian
+from oracles import func_hessian
 from sparse_cases import brusselator
 from torch import Tensor
+
+from torchzygote import native
 
 
 def test_a_budget_ends_detection_with_dense() -> None:
@@ -36,6 +40,23 @@ def test_couplings_within_larger_ones_cost_nothing() -> None:
     x = torch.rand(100)
     (pattern,) = detect_hessian(heat, [x], budget=100 * 81**2)
     assert pattern.nnz == 100 * 81
+
+
+@pytest.mark.skipif(not native.info()["devices"], reason="the plain way holds all couplings at once")
+def test_couplings_that_overlap_take_the_memory_of_what_they_give() -> None:
+    """Those of a time step and of the next are part of no single larger one: read often, held once."""
+
+    def burgers(u: Tensor) -> Tensor:
+        for _ in range(40):
+            ahead, behind = u.roll(-1), u.roll(1)
+            u = u - 0.1 * u * (ahead - behind) + 0.1 * (behind - 2 * u + ahead)
+        return u.square().sum()
+
+    n, u = 200, torch.rand(200, dtype=torch.float64)
+    (pattern,) = detect_hessian(burgers, [u], budget=4_000_000)
+    apart = (torch.arange(n)[:, None] - torch.arange(n)).abs()
+    assert torch.equal(pattern.to_dense(), torch.minimum(apart, n - apart) <= 80)
+    assert not ((func_hessian(burgers, u) != 0) & ~pattern.to_dense()).any()
 
 
 def test_elements_that_meet_a_large_set_that_contains_them_cost_little() -> None:

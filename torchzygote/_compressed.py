@@ -122,7 +122,7 @@ def jacobian(
         patterns = _structure.jacobian_patterns(
             first.caller, first.f, first.prepared, rows, limit, first.random
         )
-    if patterns is None or all(pattern.dense for pattern in patterns):
+    if patterns is None or all(pattern.lists_all for pattern in patterns):
         return None
     most = products if sparse else products / _GAIN
     for way in ("auto", "reverse") if mode == "auto" else (mode,):
@@ -222,7 +222,7 @@ def hessian(
     if patterns is None:
         limit = None if sparse else n * cost.nbytes
         patterns = _structure.hessian_patterns(caller, f, second.prepared, limit, random)
-    if patterns is None or patterns[0].dense:
+    if patterns is None or patterns[0].lists_all:
         return None
     pattern = symmetrized(patterns[0])
     if pattern.nnz * (1 if sparse else _GAIN) > n * n:

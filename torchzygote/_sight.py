@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-__all__ = ["out_of_sight", "watching"]
+from torch import Tensor
+
+__all__ = ["cut", "cutting", "out_of_sight", "watching"]
 
 
 class _Watched(threading.local):
     def __init__(self) -> None:
         self.notes: list[str] | None = None
+        self.cut: Callable[[Tensor], Tensor] | None = None
 
 
 _watched = _Watched()
@@ -24,6 +27,21 @@ def out_of_sight(what: str) -> None:
     """Say that the derivative from here on isn't that of the operators (a gradient is bent)."""
     if _watched.notes is not None:
         _watched.notes.append(what)
+
+
+def cut(x: Tensor) -> Tensor:
+    """``x`` without its derivative, and so that whoever reads operators sees it: they know memory alone."""
+    return x.detach() if _watched.cut is None else _watched.cut(x)
+
+
+@contextlib.contextmanager
+def cutting(how: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Around a run of a function: how values are cut off their derivatives there."""
+    before, _watched.cut = _watched.cut, how
+    try:
+        yield
+    finally:
+        _watched.cut = before
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import Tensor
 
-from . import _state
+from . import _sight, _state
 from ._arguments import type_name
 from ._torch_private import pytree
 from .buffer import Buffer
@@ -40,7 +40,7 @@ def ignore_derivatives(x_or_fn: Any) -> Any:
     -------
     object
         The same value; all derivatives that run, in any mode and by whatever means, take it for a constant.
-        Detached tensors share their memory with the given ones.
+        Detached tensors share their memory with the given ones, except in the run that finds a structure.
 
     Raises
     ------
@@ -75,13 +75,18 @@ def ignore_derivatives(x_or_fn: Any) -> Any:
 
 def _detached(x: Any) -> Any:
     if isinstance(x, Tensor):
-        return x.detach()
+        return _cut(x)
     return pytree.tree_map(_detached_leaf, x)
+
+
+def _cut(x: Tensor) -> Tensor:
+    # Dynamo can't follow thread-local state; nobody reads operators while it traces.
+    return x.detach() if torch.compiler.is_compiling() else _sight.cut(x)
 
 
 def _detached_leaf(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
-        return leaf.detach()
+        return _cut(leaf)
     if isinstance(leaf, GradDict):
         return leaf._like([_detached(value) for value in leaf.values()])
     if isinstance(leaf, Buffer):

@@ -2,6 +2,7 @@
 // it, so that the result is that of torchzygote/coloring/greedy.py. Memory is linear in the entries.
 
 #include "../checks.h"
+#include "vertex_colors.h"
 
 #include <torch/csrc/stable/library.h>
 
@@ -23,33 +24,6 @@ struct Graph {
   int64_t degree(int64_t row) const {
     return ptr[row + 1] - ptr[row];
   }
-};
-
-// Colors that one vertex may not have, and the smallest it may.
-class Forbidden {
- public:
-  explicit Forbidden(int64_t vertices) : last_(static_cast<size_t>(vertices) + 1, -1) {}
-
-  void start(int64_t vertex) {
-    vertex_ = vertex;
-  }
-  void add(int64_t color) {
-    last_[color] = vertex_;
-  }
-  bool contains(int64_t color) const {
-    return last_[color] == vertex_;
-  }
-  int64_t smallest() const {
-    int64_t color = 0;
-    while (last_[color] == vertex_) {
-      ++color;
-    }
-    return color;
-  }
-
- private:
-  std::vector<int64_t> last_;  // the vertex that each color was last forbidden to
-  int64_t vertex_ = -1;
 };
 
 // Vertices by descending weight, equal ones in their natural order.
@@ -106,15 +80,9 @@ class GroupColors {
     return sizes_[group];
   }
 
-  void forbid(int64_t group, Forbidden* forbidden, std::vector<uint64_t>* words) const {
+  void forbid(int64_t group, Forbidden* forbidden) const {
     if (sizes_[group] > kLong) {
-      const std::vector<uint64_t>& own = bits_[group];
-      if (words->size() < own.size()) {
-        words->resize(own.size(), 0);
-      }
-      for (size_t i = 0; i < own.size(); ++i) {
-        (*words)[i] |= own[i];
-      }
+      forbidden->add(bits_[group]);
       return;
     }
     const int64_t* first = list_.data() + start_[group];
@@ -125,12 +93,7 @@ class GroupColors {
 
   void add(int64_t group, int64_t color) {
     if (sizes_[group] > kLong) {
-      std::vector<uint64_t>& own = bits_[group];
-      const size_t word = static_cast<size_t>(color) / 64;
-      if (own.size() <= word) {
-        own.resize(word + 1, 0);
-      }
-      own[word] |= uint64_t{1} << (color % 64);
+      set_bit(&bits_[group], color);
       return;
     }
     list_[start_[group] + used_[group]++] = color;
@@ -160,18 +123,12 @@ void color_members(const Graph<T>& graph, int64_t groups, bool largest_first, in
   }
   GroupColors taken(std::move(sizes));
   Forbidden forbidden(graph.rows);
-  std::vector<uint64_t> words;
   for (const int64_t v : sequence(graph.rows, largest_first, weights)) {
     forbidden.start(v);
-    std::fill(words.begin(), words.end(), 0);
     for (int64_t e = graph.ptr[v]; e < graph.ptr[v + 1]; ++e) {
-      taken.forbid(graph.columns[e], &forbidden, &words);
+      taken.forbid(graph.columns[e], &forbidden);
     }
-    int64_t color = 0;
-    while (forbidden.contains(color) ||
-           (static_cast<size_t>(color) / 64 < words.size() && (words[color / 64] >> (color % 64) & 1) != 0)) {
-      ++color;
-    }
+    const int64_t color = forbidden.smallest();
     colors[v] = color;
     for (int64_t e = graph.ptr[v]; e < graph.ptr[v + 1]; ++e) {
       taken.add(graph.columns[e], color);
@@ -179,59 +136,13 @@ void color_members(const Graph<T>& graph, int64_t groups, bool largest_first, in
   }
 }
 
-// A color among a vertex's neighbors.
-struct Near {
-  int32_t color;
-  int32_t first;         // the first neighbor that has it
-  bool twice = false;    // another one has it as well
-  bool closed = false;   // one of them has another neighbor of the vertex's own color
-};
-
-class NearColors {
- public:
-  template <typename T>
-  explicit NearColors(const Graph<T>& graph)
-      : start_(graph.ptr, graph.ptr + graph.rows + 1),
-        used_(static_cast<size_t>(graph.rows), 0),
-        list_(static_cast<size_t>(graph.ptr[graph.rows])) {}
-
-  Near* begin(int64_t v) {
-    return list_.data() + start_[v];
-  }
-  Near* end(int64_t v) {
-    return begin(v) + used_[v];
-  }
-  Near* find(int64_t v, int64_t color) {
-    Near* const last = end(v);
-    return std::find_if(begin(v), last, [color](const Near& near) { return near.color == color; });
-  }
-  void add(int64_t v, int64_t color, int64_t first) {
-    if (start_[v] + used_[v] == start_[v + 1]) {
-      refuse("indices: expected a symmetric pattern, got one that is not, at row ", v);
-    }
-    *end(v) = Near{static_cast<int32_t>(color), static_cast<int32_t>(first)};
-    ++used_[v];
-  }
-  void close(int64_t v, int64_t color) {
-    Near* const near = find(v, color);
-    if (near == end(v)) {
-      refuse("indices: expected a symmetric pattern, got one that is not, at row ", v);
-    }
-    near->closed = true;
-  }
-
- private:
-  std::vector<int64_t> start_, used_;
-  std::vector<Near> list_;
-};
-
 // Neighbors differ, and no path of four vertices has two colors only. The next neighbor of a vertex may have none of
 // the colors that are closed there, nor, where it lies between two of one color, any that is near those two.
 template <typename T>
 void color_stars(const Graph<T>& graph, bool largest_first, int64_t* colors) {
   Forbidden forbidden(graph.rows);
   Forbidden repeated(graph.rows);
-  NearColors near(graph);
+  NearColors near(graph.ptr, graph.rows);
   for (const int64_t v : sequence(graph.rows, largest_first, largest_first ? degrees(graph) : std::vector<int64_t>())) {
     forbidden.start(v);
     repeated.start(v);
@@ -246,12 +157,7 @@ void color_stars(const Graph<T>& graph, bool largest_first, int64_t* colors) {
       if (w == v || colors[w] < 0) {
         continue;
       }
-      const bool between = repeated.contains(colors[w]);
-      for (const Near* x = near.begin(w); x != near.end(w); ++x) {
-        if (between || x->closed) {
-          forbidden.add(x->color);
-        }
-      }
+      near.forbid(w, repeated.contains(colors[w]), &forbidden);
     }
     const int64_t color = forbidden.smallest();
     colors[v] = color;
@@ -268,7 +174,7 @@ void color_stars(const Graph<T>& graph, bool largest_first, int64_t* colors) {
         found = near.find(w, color);
       }
       if (its >= 0 && repeated.contains(its)) {
-        found->closed = true;
+        near.close(w, found);
       }
       if (!known) {
         continue;
@@ -276,11 +182,11 @@ void color_stars(const Graph<T>& graph, bool largest_first, int64_t* colors) {
       if (!found->twice) {
         found->twice = true;
         if (its >= 0) {
-          near.close(found->first, its);
+          near.close(found->first, near.find(found->first, its));
         }
       }
       if (its >= 0) {
-        near.close(v, its);
+        near.close(v, near.find(v, its));
       }
     }
   }

@@ -1,29 +1,19 @@
-// Couplings of index sets as a symmetric pattern: entries are counted by row, filled in, then sorted and made unique
-// within each row.
+// Couplings of index sets as a symmetric pattern, row by row: what a row is coupled with is read set by set, and
+// each column kept once, so that memory is that of the pattern, however often its entries are coupled.
 
 #include "../checks.h"
 
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <cstring>
+#include <atomic>
 #include <limits>
 
 namespace torchzygote {
 namespace {
 
-constexpr int64_t kRows = 1 << 12;  // rows that a thread sorts at a time
-
-// Members of a set that lie in one diagonal block.
-template <typename T>
-struct Span {
-  const T* begin;
-  const T* end;
-
-  int64_t size() const {
-    return end - begin;
-  }
-};
+constexpr int64_t kRows = 1 << 12;  // rows that a thread expands at a time
+constexpr int64_t kReads = 8;       // entries that may be read, as a multiple of those that may be kept
 
 template <typename T>
 struct Couplings {
@@ -35,39 +25,18 @@ struct Couplings {
   const int64_t* bounds;
   int64_t blocks;
 
-  Span<T> all(int64_t set) const {
-    return {members + ptr[set], members + ptr[set + 1]};
-  }
-
-  // Calls f with the two spans of each coupling, block by block, and whether both are one and the same set.
-  template <typename F>
-  void each(const F& f) const {
-    for (int64_t k = 0; k < count; ++k) {
-      Span<T> first = all(a[k]);
-      Span<T> second = all(b[k]);
-      const bool same = a[k] == b[k];
-      if (blocks == 1) {
-        f(first, second, same);
-        continue;
-      }
-      for (int64_t c = 0; c < blocks && first.size() > 0 && second.size() > 0; ++c) {
-        const T limit = static_cast<T>(bounds[c + 1]);
-        const T* middle = std::lower_bound(first.begin, first.end, limit);
-        const T* other = std::lower_bound(second.begin, second.end, limit);
-        f(Span<T>{first.begin, middle}, Span<T>{second.begin, other}, same);
-        first.begin = middle;
-        second.begin = other;
-      }
-    }
+  int64_t size(int64_t set) const {
+    return ptr[set + 1] - ptr[set];
   }
 };
 
+// How many entries there are to read, or more than `most`.
 template <typename T>
 int64_t total_entries(const Couplings<T>& couplings, int64_t most) {
   int64_t total = 0;
   for (int64_t k = 0; k < couplings.count && total <= most; ++k) {
-    const int64_t first = couplings.all(couplings.a[k]).size();
-    const int64_t second = couplings.all(couplings.b[k]).size();
+    const int64_t first = couplings.size(couplings.a[k]);
+    const int64_t second = couplings.size(couplings.b[k]);
     // Dividing instead of multiplying: the product may not fit.
     if (first > 0 && second > (most - total) / first) {
       return most + 1;
@@ -77,40 +46,108 @@ int64_t total_entries(const Couplings<T>& couplings, int64_t most) {
   return total;
 }
 
-// Where each row's entries start, before they are made unique.
+// For each row the sets that it is coupled with.
 template <typename T>
-std::vector<int64_t> row_starts(const Couplings<T>& couplings, int64_t size) {
-  std::vector<int64_t> starts(size + 1, 0);
-  couplings.each([&](Span<T> first, Span<T> second, bool same) {
-    for (const T* i = first.begin; i != first.end; ++i) {
-      starts[*i + 1] += second.size();
-    }
-    for (const T* j = second.begin; !same && j != second.end; ++j) {
-      starts[*j + 1] += first.size();
-    }
-  });
-  for (int64_t row = 0; row < size; ++row) {
-    starts[row + 1] += starts[row];
-  }
-  return starts;
-}
+struct Partners {
+  std::vector<int64_t> start;
+  std::vector<int64_t> sets;
 
+  // Calls f with the members that get a partner, and that partner.
+  template <typename F>
+  static void each(const Couplings<T>& couplings, const F& f) {
+    for (int64_t k = 0; k < couplings.count; ++k) {
+      const int64_t first = couplings.a[k], second = couplings.b[k];
+      if (couplings.size(first) == 0 || couplings.size(second) == 0) {
+        continue;
+      }
+      f(first, second);
+      if (first != second) {
+        f(second, first);
+      }
+    }
+  }
+
+  // False if there are more than `most`.
+  bool collect(const Couplings<T>& couplings, int64_t size, int64_t most) {
+    int64_t total = 0;
+    each(couplings, [&](int64_t set, int64_t) { total += couplings.size(set); });
+    if (total > most) {
+      return false;
+    }
+    start.assign(size + 1, 0);
+    sets.resize(total);
+    each(couplings, [&](int64_t set, int64_t) {
+      for (int64_t m = couplings.ptr[set]; m < couplings.ptr[set + 1]; ++m) {
+        ++start[couplings.members[m] + 1];
+      }
+    });
+    for (int64_t row = 0; row < size; ++row) {
+      start[row + 1] += start[row];
+    }
+    std::vector<int64_t> next(start.begin(), start.end() - 1);
+    each(couplings, [&](int64_t set, int64_t partner) {
+      for (int64_t m = couplings.ptr[set]; m < couplings.ptr[set + 1]; ++m) {
+        sets[next[couplings.members[m]]++] = partner;
+      }
+    });
+    return true;
+  }
+};
+
+// The columns of one row after the other, each once and in ascending order.
 template <typename T>
-std::vector<T> row_entries(const Couplings<T>& couplings, const std::vector<int64_t>& starts) {
-  std::vector<T> entries(starts.back());
-  std::vector<int64_t> next(starts.begin(), starts.end() - 1);
-  couplings.each([&](Span<T> first, Span<T> second, bool same) {
-    for (const T* i = first.begin; i != first.end; ++i) {
-      std::copy(second.begin, second.end, entries.begin() + next[*i]);
-      next[*i] += second.size();
+class Rows {
+ public:
+  Rows(const Couplings<T>& couplings, const Partners<T>& partners, int64_t size)
+      : couplings_(couplings), partners_(partners), seen_(static_cast<size_t>(size), -1) {}
+
+  // Appends the columns of a row; returns how many.
+  int64_t append(int64_t row, std::vector<T>* columns) {
+    const size_t before = columns->size();
+    const int64_t* bounds = couplings_.bounds;
+    const int64_t* block = std::upper_bound(bounds, bounds + couplings_.blocks, row);
+    for (int64_t p = partners_.start[row]; p < partners_.start[row + 1]; ++p) {
+      const T* from = couplings_.members + couplings_.ptr[partners_.sets[p]];
+      const T* to = couplings_.members + couplings_.ptr[partners_.sets[p] + 1];
+      if (couplings_.blocks > 1) {
+        from = std::lower_bound(from, to, static_cast<T>(block[-1]));
+        to = std::lower_bound(from, to, static_cast<T>(block[0]));
+      }
+      for (; from != to; ++from) {
+        if (seen_[*from] != static_cast<T>(row)) {
+          seen_[*from] = static_cast<T>(row);
+          columns->push_back(*from);
+        }
+      }
     }
-    for (const T* j = second.begin; !same && j != second.end; ++j) {
-      std::copy(first.begin, first.end, entries.begin() + next[*j]);
-      next[*j] += first.size();
+    sort(row, columns->begin() + before, columns->end());
+    return static_cast<int64_t>(columns->size() - before);
+  }
+
+ private:
+  template <typename I>
+  void sort(int64_t row, I from, const I to) const {
+    if (std::is_sorted(from, to)) {
+      return;
     }
-  });
-  return entries;
-}
+    const auto ends = std::minmax_element(from, to);
+    const T first = *ends.first, last = *ends.second;
+    if (static_cast<int64_t>(last - first) > kSparse * static_cast<int64_t>(to - from)) {
+      std::sort(from, to);
+      return;
+    }
+    for (T column = first; column <= last; ++column) {  // as they have been marked
+      if (seen_[column] == static_cast<T>(row)) {
+        *from++ = column;
+      }
+    }
+  }
+
+  static constexpr int64_t kSparse = 16;  // columns to look at for one that is there, instead of sorting
+  const Couplings<T>& couplings_;
+  const Partners<T>& partners_;
+  std::vector<T> seen_;  // the row that each column was last met in
+};
 
 Tensor new_vector(int64_t size) {
   return torch::stable::empty({size}, ScalarType::Long);
@@ -118,35 +155,34 @@ Tensor new_vector(int64_t size) {
 
 template <typename T>
 std::tuple<Tensor, Tensor> expand_typed(const Couplings<T>& couplings, int64_t size, int64_t most) {
-  if (total_entries(couplings, most) > most) {
+  const int64_t reads = most > std::numeric_limits<int64_t>::max() / kReads - 1 ? most : kReads * most;
+  Partners<T> partners;
+  if (total_entries(couplings, reads) > reads || !partners.collect(couplings, size, most)) {
     return {new_vector(0), new_vector(0)};
   }
-  const std::vector<int64_t> starts = row_starts(couplings, size);
-  std::vector<T> entries = row_entries(couplings, starts);
   Tensor indptr = new_vector(size + 1);
   int64_t* bounds = static_cast<int64_t*>(indptr.mutable_data_ptr());
   bounds[0] = 0;
-  torch::stable::parallel_for(0, size, kRows, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const auto from = entries.begin() + starts[row];
-      const auto to = entries.begin() + starts[row + 1];
-      if (!std::is_sorted(from, to)) {
-        std::sort(from, to);
-      }
-      bounds[row + 1] = std::unique(from, to) - from;
+  std::vector<std::vector<T>> parts(static_cast<size_t>((size + kRows - 1) / kRows));
+  std::atomic<int64_t> kept{0};
+  torch::stable::parallel_for(0, static_cast<int64_t>(parts.size()), 1, [&](int64_t begin, int64_t end) {
+    Rows<T> rows(couplings, partners, size);
+    for (int64_t row = begin * kRows; row < std::min(end * kRows, size) && kept <= most; ++row) {
+      bounds[row + 1] = rows.append(row, &parts[row / kRows]);
+      kept += bounds[row + 1];
     }
   });
+  if (kept > most) {
+    return {new_vector(0), new_vector(0)};
+  }
   for (int64_t row = 0; row < size; ++row) {
     bounds[row + 1] += bounds[row];
   }
   Tensor indices = new_vector(bounds[size]);
   int64_t* columns = static_cast<int64_t*>(indices.mutable_data_ptr());
-  torch::stable::parallel_for(0, size, kRows, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const auto from = entries.begin() + starts[row];
-      std::copy(from, from + (bounds[row + 1] - bounds[row]), columns + bounds[row]);
-    }
-  });
+  for (const std::vector<T>& part : parts) {
+    columns = std::copy(part.begin(), part.end(), columns);
+  }
   return {indptr, indices};
 }
 

@@ -119,6 +119,27 @@ def test_long_rows_are_colored_as_short_ones_are() -> None:
         assert torch.equal(found, greedy.color_graph(ptr, indices, 400, kind, "largest_first"))
 
 
+@pytest.mark.parametrize("order", greedy.ORDERS)
+@pytest.mark.parametrize("permuted", [False, True])
+def test_stars_of_long_rows_are_colored_as_those_of_short_ones(order: str, permuted: bool) -> None:
+    """A clique, vertices that meet far more colors than they have neighbors, and a part at random."""
+    matrix = torch.zeros(900, 900, dtype=torch.bool)
+    matrix[:600, :600] = True
+    for v in range(600, 640):
+        matrix[v, torch.randperm(600)[:70]] = True
+    matrix[640:, 640:] = torch.rand(260, 260) < 0.4
+    matrix[640:, :640] = torch.rand(260, 640) < 0.01
+    matrix |= matrix.t().clone()
+    if permuted:
+        places = torch.randperm(900)
+        matrix = matrix[places][:, places]
+    ptr = torch.cat([torch.zeros(1, dtype=torch.int64), matrix.sum(1).cumsum(0)])
+    indices = matrix.nonzero()[:, 1].contiguous()
+    found = native.color_graph(ptr, indices, 900, "star", order)
+    assert found is not None
+    assert torch.equal(found, greedy.color_graph(ptr, indices, 900, "star", order))
+
+
 def graph(**changes: object) -> dict:
     sample = {
         "indptr": torch.tensor([0, 1, 2]),

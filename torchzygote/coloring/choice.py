@@ -45,19 +45,19 @@ def color(pattern: Pattern, kind: str) -> Coloring:
     tensor([0, 0, 0, 0])
     """
     count = pattern.shape[0] if kind == "distance2_rows" else pattern.shape[1]
-    if pattern.dense:
+    if pattern.lists_all:
         return Coloring(torch.arange(count, device="cpu"), count, kind, "natural")
-    best: Coloring | None = None
-    least = _least(pattern, kind)
-    for order in greedy.ORDERS:
-        colors = _color_graph(pattern.indptr, pattern.indices, pattern.shape[1], kind, order)
-        ncolors = int(colors.max()) + 1 if colors.numel() > 0 else 0
-        if best is None or ncolors < best.ncolors:
-            best = Coloring(colors, ncolors, kind, order)
-        if best.ncolors <= least:
-            break
-    assert best is not None
-    return best
+    first, second = greedy.ORDERS
+    found = _in_order(pattern, kind, first)
+    if is_least(pattern, found):
+        return found
+    other = _in_order(pattern, kind, second)
+    return other if other.ncolors < found.ncolors else found
+
+
+def _in_order(pattern: Pattern, kind: str, order: str) -> Coloring:
+    colors = _color_graph(pattern.indptr, pattern.indices, pattern.shape[1], kind, order)
+    return Coloring(colors, int(colors.max()) + 1 if colors.numel() > 0 else 0, kind, order)
 
 
 def refined(pattern: Pattern, coloring: Coloring, rounds: int = 7) -> Coloring:
@@ -96,18 +96,33 @@ def refined(pattern: Pattern, coloring: Coloring, rounds: int = 7) -> Coloring:
 
 
 def least_colors(pattern: Pattern, kind: str) -> int:
-    """Colors that no distance-2 coloring does without: entries of the longest row (column)."""
+    """Colors that no coloring does without: at distance 2, entries of the longest row (column)."""
     if pattern.nnz == 0:
         return min(1, pattern.shape[1])
     if kind == "distance2_rows":
         return int(torch.bincount(pattern.indices).max())
-    return int(pattern.indptr.diff().max())
-
-
-def _least(pattern: Pattern, kind: str) -> int:
-    if kind.startswith("distance2"):
-        return least_colors(pattern, kind)
+    if kind == "distance2_columns":
+        return int(pattern.indptr.diff().max())
     return 2 if pattern.nnz > pattern.shape[0] else 1
+
+
+def is_least(pattern: Pattern, coloring: Coloring) -> bool:
+    """Whether it is plain to see that no coloring has fewer colors.
+
+    For stars by a count: two colors together leave no cycle, so that of ``n`` vertices ``c`` colors join
+    ``(c - 1) n - c (c - 1) / 2`` pairs at most. The vertices counted are those that a clique could be of.
+    """
+    colors = coloring.ncolors
+    if colors <= least_colors(pattern, coloring.kind):
+        return True
+    lengths = pattern.indptr.diff()
+    long = lengths >= colors - 1
+    count = int(long.sum())
+    if coloring.kind != "star" or count < colors:
+        return False
+    near = pattern.indices[torch.repeat_interleave(long, lengths, output_size=pattern.nnz)]
+    pairs = (int(long[near].sum()) - count) // 2  # as if the diagonal were full
+    return pairs > (colors - 2) * count - (colors - 1) * (colors - 2) // 2
 
 
 def _color_graph(indptr: Tensor, indices: Tensor, ncols: int, kind: str, order: str) -> Tensor:

@@ -50,7 +50,8 @@ def expand_pairs(
     """The symmetric pattern with the entries (i, j) and (j, i) for all i in set ``a[k]``, j in set ``b[k]``.
 
     Only entries within one of the diagonal blocks ``bounds[c]`` to ``bounds[c + 1]`` count. Row pointers and
-    ascending columns, int64; both empty if that takes more than ``most`` entries on the way.
+    ascending columns, int64; both empty with more than ``most`` entries, or if many times as many have to be
+    read.
     """
     if not _compiled:
         return reference_sets.expand_pairs(ptr, members, a, b, bounds, most)

@@ -150,7 +150,7 @@ def expand_pairs(
     """The symmetric pattern with the entries (i, j) and (j, i) for all i in set ``a[k]``, j in set ``b[k]``.
 
     Only entries within one of the diagonal blocks ``bounds[c]`` to ``bounds[c + 1]`` count. Row pointers and
-    ascending columns, int64; both empty if that takes more than ``most`` entries on the way.
+    ascending columns, int64; both empty with more than ``most`` entries, repeated ones counted here.
     """
     a, b = a.long(), b.long()
     size = int(bounds[-1])

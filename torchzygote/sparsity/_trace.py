@@ -180,6 +180,7 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
         self._volatile: set[int] = set()
         self._memory = Memory()
         self._local = False
+        self._cutting = False
         self._names: dict[str, None] = {}
         self._probes = probes
         self._listener: _Listener | None = _Listener(self._handed_out)
@@ -211,6 +212,16 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
         self._seen.add(key)
         if key:
             self._volatile.add(self._memory.keep(x, key))
+
+    def cut(self, x: Tensor) -> Tensor:
+        """``x`` in memory of its own, which depends on no input but varies with them."""
+        if x.layout != torch.strided or not carries_derivative(x.dtype):
+            return x.detach()
+        self._cutting = True
+        try:
+            return x.detach().clone()
+        finally:
+            self._cutting = False
 
     def depends(self, x: Tensor) -> Ref:
         """Make the memory of ``x`` depend on the inputs, and say where ``x`` lies in it."""
@@ -275,7 +286,8 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
             key_of.setdefault(id(x), storage_key(x))
         # What has no memory to be known by (sparse layouts) is never taken for a view.
         fresh = [x for x in results if not key_of[id(x)] or key_of[id(x)] not in keys]
-        dependent = any(carries_derivative(x.dtype) and key_of[id(x)] in self._dependent for x in given)
+        carrying = {key_of[id(x)] for x in given if carries_derivative(x.dtype)}
+        dependent = not self._cutting and not carrying.isdisjoint(self._dependent)
         self._look_at(given, key_of)
         seen = dependent or not keys.isdisjoint(self._seen) or not keys.isdisjoint(self._dependent)
         if facts.reveals_values and seen:

@@ -19,7 +19,7 @@ from .._notes import call
 from .._outputs import real_scalar
 from .._random import OneRun, RandomState
 from .._real_arguments import prepare_one
-from .._sight import watching
+from .._sight import cutting, watching
 from .._torch_private import dynamo_is_loaded, in_functorch, node_name, reaches, survey, uncompiled
 from .._unfused import unfused
 from ..native.index_sets import expand_pairs, expand_sets
@@ -87,7 +87,7 @@ def _recorded(
         refs = [written.depends(x) for x in twins]
         reason = None
         try:
-            with uncompiled(), written:
+            with uncompiled(), written, cutting(written.cut):
                 value = f(*twins)
         except Exception as error:
             reason = f"f can't be recorded: {type(error).__name__}: {error}"

@@ -77,6 +77,11 @@ class Pattern:
         return self._dense
 
     @property
+    def lists_all(self) -> bool:
+        """Whether no entry is known to be zero, be the structure given up or found to be full."""
+        return self._dense or 0 < self.nnz == self.shape[0] * self.shape[1]
+
+    @property
     def nnz(self) -> int:
         """Number of entries."""
         return self.shape[0] * self.shape[1] if self._indices is None else self._indices.numel()

@@ -5,7 +5,17 @@ One module for each group of behavior; importing them fills the table.
 
 from __future__ import annotations
 
-from . import elementwise, interpolation, matrices, movement, recurrent, reductions, selection, windows
+from . import (
+    elementwise,
+    factorizations,
+    interpolation,
+    matrices,
+    movement,
+    recurrent,
+    reductions,
+    selection,
+    windows,
+)
 from ._table import RULES, Call, Context, Dep, Rule, zero_ids
 from .elementwise import active_couplings
 from .selection import PROBES
@@ -19,6 +29,7 @@ __all__ = [
     "Rule",
     "active_couplings",
     "elementwise",
+    "factorizations",
     "interpolation",
     "matrices",
     "movement",

@@ -130,6 +130,18 @@ def _mul(ctx: Context, call: Call) -> Any:
     return ctx.unite(ctx.ids(a), ctx.ids(b))
 
 
+def _pow(ctx: Context, call: Call) -> Any:
+    """Where the exponent is zero in every call the power is one; where it is one, nothing is curved."""
+    base, exponent = call["self"], call["exponent"]
+    if isinstance(base, Dep) and isinstance(exponent, Const) and exponent.fixed and exponent.tensor.dim() > 0:
+        power = exponent.tensor.detach().cpu()
+        if bool(((power == 0) | (power == 1)).any()):
+            ids = torch.where(power == 0, zero_ids(), base.ids)
+            ctx.couple(torch.where(power == 1, zero_ids(), ids))
+            return ids
+    return _elementwise(ctx, call)
+
+
 @rule("glu", curvature="curved")
 def _glu(ctx: Context, call: Call) -> Any:
     """The first half times a function of the second."""
@@ -209,5 +221,7 @@ for _name, _pairs in _COUPLINGS.items():
     RULES[_name] = Rule(_elementwise, _pairs)
 for _name in _ZERO.split():
     RULES[_name] = Rule(_zero)
+for _name in ("pow", "float_power"):
+    RULES[_name] = Rule(_pow, _COUPLINGS[_name])
 RULES["abs"] = Rule(_elementwise, "")
 RULES["sgn"] = Rule(_sgn, "")

@@ -1,4 +1,4 @@
-"""Products of matrices, with constant or dependent operands; factorizations, dense within a batch."""
+"""Products of matrices, with constant or dependent operands."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from ..._warning import making_sparse
 from .._sets import OverBudget, broadcast_shapes
 from .._trace import Const, Ref
-from ._table import CURVED, LINEAR, PRODUCT, Call, Context, Dep, rule, shape_of, zero_ids
+from ._table import CURVED, LINEAR, PRODUCT, Call, Context, Dep, rule, zero_ids
 
 __all__: list[str] = []
 
@@ -223,125 +223,6 @@ def _cdist(ctx: Context, call: Call) -> Any:
     united = ctx.unite(rows.unsqueeze(-1), columns.unsqueeze(-2))
     ctx.couple(united)
     return united
-
-
-@rule(
-    "linalg_inv_ex",
-    "linalg_cholesky_ex",
-    "cholesky",
-    "cholesky_inverse",
-    "cholesky_solve",
-    "_cholesky_solve_helper",
-    "_linalg_solve_ex",
-    "linalg_solve_triangular",
-    "triangular_solve",
-    "_linalg_det",
-    "_linalg_slogdet",
-    "_linalg_eigh",
-    "linalg_eig",
-    "_linalg_eigvals",
-    "linalg_eigvals",
-    "_linalg_svd",
-    "linalg_qr",
-    "linalg_lu",
-    "linalg_lu_factor_ex",
-    "linalg_lu_solve",
-    "linalg_ldl_factor_ex",
-    "linalg_ldl_solve",
-    "linalg_matrix_exp",
-    "linalg_householder_product",
-    "linalg_pinv",
-    "linalg_lstsq",
-    "_linalg_check_errors",
-    curvature=CURVED,
-)
-def _factorization(ctx: Context, call: Call) -> Any:
-    """Every result of a matrix depends on all of that matrix, twice."""
-    solved = _solved(ctx, call)
-    if solved is not None:
-        return solved
-    batch = _batch(call)
-    if batch is None:
-        united = ctx.everything(call)
-    else:
-        operands = [value for value in call.tensors() if isinstance(value, Dep)]
-        depth = len(batch)
-        united = ctx.unite(*(ctx.unite_dims(x.ids, range(depth, x.ids.dim())) for x in operands))
-    ctx.couple(united)
-    depth = united.dim()
-    return [
-        None if shape is None else united.reshape(united.shape + (1,) * (len(shape) - depth)).expand(shape)
-        for shape in call.out_shapes
-    ]
-
-
-# By operator: the argument that a solution depends on linearly.
-_RIGHT_SIDES = {
-    "_linalg_solve_ex": "B",
-    "linalg_lu_solve": "B",
-    "linalg_solve_triangular": "B",
-    "cholesky_solve": "self",
-    "_cholesky_solve_helper": "self",
-    "triangular_solve": "self",
-}
-
-
-def _solved(ctx: Context, call: Call) -> list[Tensor | None] | None:
-    """Solutions by constant matrices: nothing is coupled, and no right side meets another one."""
-    name = _RIGHT_SIDES.get(call.name)
-    if name is None:
-        return None
-    # a factor that comes out of an operator beside what is dependent has empty sets
-    others = [value for key, value in call.args.items() if key != name and isinstance(value, Dep)]
-    if any(bool(value.ids.any()) for value in others):
-        return None
-    ids = ctx.ids(call[name])
-    vector = ids.dim() == 1 or _inner(call, name) == 1
-    across = -1 if vector or call.first("left") is False else -2
-    solution = ctx.unite_dims(ids, [across], True).expand(call.shape)
-    return [solution, *(None if shape is None else zero_ids(shape) for shape in call.out_shapes[1:])]
-
-
-@rule("lu_unpack")
-def _lu_unpack(ctx: Context, call: Call) -> Any:
-    """Both triangles; the diagonal is the second one's."""
-    none = [zero_ids(shape) for shape in call.out_shapes if shape is not None]
-    if not call["unpack_data"]:
-        return none
-    ids = call["LU_data"].ids
-    size = min(ids.shape[-2:])
-    return [none[0], ids.tril(-1)[..., :size], ids.triu()[..., :size, :]]
-
-
-def _batch(call: Call) -> tuple[int, ...] | None:
-    """The batch dimensions, if all operands and results have the same; ``None`` otherwise."""
-    batches = set()
-    for name, value in call.args.items():
-        if isinstance(value, (Dep, Const)):
-            shape = tuple(shape_of(value))
-            depth = len(shape) - _inner(call, name)
-            if depth < 0:
-                return None
-            batches.add(shape[:depth])
-    if len(batches) != 1:
-        return None
-    batch = batches.pop()
-    depth = len(batch)
-    if any(shape is not None and tuple(shape[:depth]) != batch for shape in call.out_shapes):
-        return None
-    return batch
-
-
-# Operands that are no matrices: how many dimensions of theirs are not the batch's.
-_INNER = {"pivots": 1, "tau": 1, "info": 0, "atol": 0, "rtol": 0, "rcond": 0}
-
-
-def _inner(call: Call, name: str) -> int:
-    """A right-hand side is a vector if its shape is that of the matrices' rows, as PyTorch has it."""
-    if (call.name, name) in (("_linalg_solve_ex", "B"), ("linalg_lstsq", "b")):
-        matrix = call["A" if name == "B" else "self"]
-        return 1 if tuple(shape_of(call[name])) == tuple(shape_of(matrix))[:-1] else 2
-    return _INNER.get(name, 2)
 
 
 @rule("_fft_r2c", "_fft_c2c", "_fft_c2r", curvature=LINEAR)
