@@ -19,6 +19,7 @@ from ._overlap import known_apart, writable
 
 __all__ = ["accumulated", "assign", "factor_of", "fitting"]
 
+_NONE = frozenset({type(None)})
 _LARGEST_HALF = torch.finfo(torch.float16).max
 
 
@@ -94,9 +95,9 @@ def accumulated(
     grads: list[Any], values: list[Tensor], factor: Any, known: Metadata | None, label: Callable[[int], str]
 ) -> list[Tensor]:
     """``grad + factor * value`` for each, where there is a ``grad``; ``known`` are the values' metadata."""
-    first = [i for i, grad in enumerate(grads) if grad is None]
-    if not first:
+    if _NONE.isdisjoint(map(type, grads)):
         return _added_into(grads, values, factor, label, known)
+    first = [i for i, grad in enumerate(grads) if grad is None]
     more = [i for i, grad in enumerate(grads) if grad is not None]
     out = list(grads)
     for i, total in zip(first, apply(OPERATORS["*"], [values[i] for i in first], factor), strict=True):

@@ -5,9 +5,9 @@ By addresses: a view, another view of the same base and a tensor that NumPy shar
 
 from __future__ import annotations
 
+import operator
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -126,19 +126,26 @@ def known_apart(
         theirs, read = _NOTHING, ()
     if theirs.extents is None:
         return False
-    xs = [*written, *read]
     try:
-        if len(xs) <= _FEW:  # NumPy takes ten microseconds to begin
-            spans = sorted(zip(map(_address, xs), [*mine.extents, *theirs.extents], strict=True))
-            return all(start + extent <= after for (start, extent), (after, _) in pairwise(spans))
-        starts = np.fromiter(map(_address, xs), dtype=np.uint64, count=len(xs))
+        addresses = [*map(_address, written), *map(_address, read)]
     except RuntimeError:  # wrappers have no addresses
         return False
-    ends = starts + np.concatenate((mine.extents_as_array(), theirs.extents_as_array()))
+    if mine.were_apart(theirs, addresses):
+        return True
     # As many spans have ended as have begun exactly where none lies over another.
-    starts.sort()
-    ends.sort()
-    return not np.count_nonzero(ends[:-1] > starts[1:])
+    apart: bool
+    if len(addresses) <= _FEW:  # NumPy takes ten microseconds to begin
+        ends = sorted(map(operator.add, addresses, [*mine.extents, *theirs.extents]))
+        apart = True not in map(operator.gt, ends, sorted(addresses)[1:])
+    else:
+        starts = np.array(addresses, dtype=np.uint64)
+        past = starts + np.concatenate((mine.extents_as_array(), theirs.extents_as_array()))
+        starts.sort()
+        past.sort()
+        apart = not np.count_nonzero(past[:-1] > starts[1:])
+    if apart:
+        mine.found_apart(theirs, addresses)
+    return apart
 
 
 def writable(xs: Sequence[Tensor], kept: Sequence[Tensor] = ()) -> tuple[list[int], list[int]]:

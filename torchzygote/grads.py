@@ -366,10 +366,12 @@ class Grads(GradDict):
         >>> w.grad
         tensor([5.5000, 5.5000])
         """
-        params, values, known = fitting("accumulate_", self._keys, self._present(), self._label)
+        present = self._present()
+        params, values, known = fitting("accumulate_", self._keys, present, self._label)
         grads = [p.grad for p in params]
-        keys = list(self._present())
-        totals = accumulated(grads, values, factor_of(weight, params), known, lambda i: self._label(keys[i]))
+        totals = accumulated(
+            grads, values, factor_of(weight, params), known, lambda i: self._label(list(present)[i])
+        )
         if totals is not grads:
             new = [i for i, total in enumerate(totals) if total is not grads[i]]
             assign([params[i] for i in new], [totals[i] for i in new])
