@@ -114,11 +114,28 @@ def hessians(n: int) -> Iterator[tuple[str, Case]]:
     yield "a Hessian plan, called", (lambda: plan(x), peers)
 
 
+def in_place(tensors: list[Tensor], values: list[Tensor]) -> Iterator[tuple[str, Case]]:
+    """Sums, of zeros: what is added up many times must stay finite."""
+    ps = tz.Params(tensors)
+    total, zeros = tz.Grads(ps, [v.clone() for v in values]), tz.Grads(ps, [v * 0 for v in values])
+    mine, nothing = [v.clone() for v in values], list(zeros.values())
+    add: dict[str, Contender | None] = {"_foreach_add_": lambda: torch._foreach_add_(mine, nothing)}
+    yield "Grads, g += h", (lambda: total.__iadd__(zeros), add)
+    own, other = [t.clone() for t in tensors], [t.clone() for t in tensors]
+    for p, q, v in zip(own, other, values, strict=True):
+        p.grad, q.grad = v.clone(), v.clone()
+    theirs: dict[str, Contender | None] = {
+        "_foreach_add_": lambda: torch._foreach_add_([q.grad for q in other], nothing)  # type: ignore[arg-type]
+    }
+    yield "Grads.accumulate_", (tz.Grads(tz.Params(own), nothing).accumulate_, theirs)
+
+
 def mappings(n: int) -> Iterator[tuple[str, Case]]:
     tensors = [torch.randn(n, 16) for _ in range(50)]
     grads = tz.gradient(lambda: sum((t.square().sum() for t in tensors), torch.zeros(())), tz.Params(tensors))
     values = list(grads.values())
     yield "Grads, g * 2", (lambda: grads * 2, {"_foreach_mul": lambda: torch._foreach_mul(values, 2)})
+    yield from in_place(tensors, values)
     looped: dict[str, Contender | None] = {"a loop": lambda: [v.square() for v in values]}
     yield "Grads.map", (lambda: grads.map(torch.square), looped)
     held = [t.clone() for t in tensors]

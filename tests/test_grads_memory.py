@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
 import torch
 from grads_samples import BINARY, IN_PLACE, add_, close, mul_
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from torchzygote import GradDict, Grads, Params, copy_, gradient, jacobian
+from torchzygote import GradDict, Grads, Params, copy_, eager_update, gradient, jacobian
+from torchzygote._overlap import Memory, detached_from, writable
 
 Step = Callable[[Grads], Any]
 
@@ -258,3 +261,68 @@ def test_a_refused_operation_changes_nothing() -> None:
     with pytest.raises(RuntimeError, match="bool"):
         h -= h.copy()
     assert h == unchanged
+
+
+@pytest.fixture
+def every_warning() -> Iterator[None]:
+    """Warnings that PyTorch gives once, each time."""
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(before)
+
+
+@pytest.mark.usefixtures("every_warning")
+@pytest.mark.filterwarnings("error")
+def test_memory_of_fake_tensors_is_told_apart_without_their_addresses() -> None:
+    with FakeTensorMode():
+        w, b = torch.zeros(3), torch.zeros(3)
+        u, v = torch.arange(6.0), torch.ones(3)
+        g = Grads(Params([w, b]), [u[:3], u[1:4]])
+        h = Grads(Params([w, b]), [v, torch.ones(3)])
+        g += h  # the second lies over the first: replaced
+        assert (g[w].untyped_storage()._cdata == u.untyped_storage()._cdata, g[b]._is_view()) == (True, False)
+        apart = h[w], h[b]
+        h += h.copy()
+        assert (h[w] is apart[0], h[b] is apart[1]) == (True, True)
+        h *= 2
+        assert h[w] is v
+        w.grad = torch.zeros(3)
+        h.accumulate_()
+        h.clip_norm_(1.0)
+        p, q = (torch.zeros(3, requires_grad=True) for _ in range(2))
+        with eager_update(lambda p, grad: None, [p, q]):
+            pass
+
+
+def test_memory_of_meta_tensors_is_told_apart() -> None:
+    u, v = torch.zeros(6, device="meta"), torch.zeros(6, device="meta")
+    assert Memory([u[:3]]).meets(u[2:4])
+    assert Memory([u[2:4], v]).meets(u[:3])
+    assert not Memory([u[:3]]).meets(u[3:])
+    assert not Memory([u]).meets(v[2:])
+    assert not Memory([u]).meets(u[:0])
+    assert writable([u[:3], u[2:5], u[5:], v]) == ([0, 2, 3], [1])
+    ys = [u[:3], u[1:4], v[1:4]]
+    same, *moved = detached_from([u[:3], v[:3], v[3:]], [0, 1, 2], ys)
+    assert same is ys[0]
+    assert not any(map(Memory([u, v]).meets, moved))
+
+
+def test_memory_of_functional_tensors_is_that_of_the_whole() -> None:
+    u, v = (torch._to_functional_tensor(torch.zeros(6)) for _ in range(2))
+    assert Memory([u[:3]]).meets(u[2:4])
+    assert not Memory([u]).meets(v[2:])
+    assert writable([u[:3], v, u[2:5]]) == ([0, 1], [2])
+    ys = [u[1:4], v]
+    moved, same = detached_from([u[:3], v], [0, 1], ys)
+    assert same is v
+    assert not Memory([u]).meets(moved)
+
+
+def test_memory_of_fake_tensors_of_unknown_size_is_that_of_the_whole() -> None:
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    x = mode.from_tensor(torch.zeros(7), symbolic_context=StatelessSymbolicContext([DimDynamic.DYNAMIC]))
+    with mode:
+        assert Memory([x]).meets(x * 1) is False
+        assert Memory([x]).meets(x[2:])

@@ -304,3 +304,48 @@ def test_of_derivatives_by_the_points(
     expected = torch.func.vmap(torch.func.grad(one), (None, 0))(weights, points)
     for name, p in net.named_parameters():
         torch.testing.assert_close(found[p], expected[name].reshape(500, -1))
+
+
+# Networks, what goes in, and from how many samples on rows by layers were measured to take less time.
+PAYING: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor], int]] = {
+    "linear": (
+        lambda: nn.Sequential(
+            nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10)
+        ),
+        lambda n: torch.randn(n, 64),
+        8,
+    ),
+    "wide": (
+        lambda: nn.Sequential(
+            nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
+        ),
+        lambda n: torch.randn(n, 256),
+        8,
+    ),
+    "convolutions": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2048, 10)
+        ),
+        lambda n: torch.randn(n, 3, 12, 12),
+        6,
+    ),
+    "embedding": (
+        lambda: nn.Sequential(
+            nn.Embedding(1000, 32), nn.Flatten(), nn.Linear(192, 64), nn.Tanh(), nn.Linear(64, 10)
+        ),
+        lambda n: torch.arange(6 * n).view(n, 6),
+        8,
+    ),
+}
+
+
+@pytest.mark.parametrize("samples", [2, 3, 6, 8, 16, 32])
+@pytest.mark.parametrize("name", PAYING)
+def test_rows_by_layers_are_taken_where_they_take_less_time(
+    name: str, samples: int, products: list[int]
+) -> None:
+    make, inputs, least = PAYING[name]
+    net = make()
+    x = inputs(samples)
+    jacobian(lambda: net(x), Params(net))
+    assert (sum(products) == 10) == (samples >= least)

@@ -102,6 +102,25 @@ def test_what_data_assignment_changes_is_seen() -> None:
     assert [g[k].tolist() for k in (a, b, c)] == [[0, 32], [32, 32], [32, 32]]
 
 
+@pytest.mark.parametrize("count", [3, 100])
+def test_memory_that_moves_after_it_was_found_apart_is_seen(count: int) -> None:
+    keys = [torch.zeros(2) for _ in range(count)]
+    g = GradDict(zip(keys, (torch.tensor([float(i), 1.0]) for i in range(count)), strict=True))
+    h = GradDict((k, torch.ones(2)) for k in keys)
+    for _ in range(3):
+        g += h
+    assert [v.tolist() for v in g.values()] == [[i + 3.0, 4.0] for i in range(count)]
+    h[keys[1]].data = g[keys[0]]  # which is written to before it is read
+    g += h
+    assert g[keys[0]].tolist() == [4, 5]
+    assert g[keys[1]].tolist() == [4 + 3, 4 + 4]
+    h[keys[1]].data = torch.ones(2)
+    g += h
+    g += GradDict(zip(keys, [g[keys[-1]], *list(g.values())[:-1]], strict=True))
+    first = [5.0, 8.0, *[i + 5.0 for i in range(2, count)]]
+    assert [v[0].item() for v in g.values()] == [first[i] + first[i - 1] for i in range(count)]
+
+
 @pytest.mark.parametrize("symbol", BINARY)
 @pytest.mark.parametrize("kind", ["one dtype", "two dtypes", "strides"])
 def test_many_small_ones_as_one_by_one(symbol: str, kind: str) -> None:

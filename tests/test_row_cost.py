@@ -72,9 +72,10 @@ def test_gradients_that_are_made_in_any_case_are_counted(f: Callable[[Tensor, Te
 def test_rows_of_a_wide_network_by_its_input_go_at_once(chunks: list[int]) -> None:
     net = nn.Sequential(nn.Linear(8, 2000), nn.Tanh(), nn.Linear(2000, 300))
     jacobian(net, torch.randn(8), mode="reverse")
-    assert chunks == [300]
+    assert set(chunks) == {300}  # also asked where it is estimated
+    chunks.clear()
     hessian(lambda x: net(x).square().sum(), torch.randn(8))
-    assert chunks[1:] == [8]
+    assert chunks == [8]
 
 
 def test_few_numbers_are_pulled_back_though_there_are_more_rows(monkeypatch: pytest.MonkeyPatch) -> None:

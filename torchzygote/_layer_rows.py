@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from ._block_layout import BlockSeeds, by_block, of_itself
 from ._certificate import precision, random_vector, wide
 from ._first_order import FirstOrder
 from ._plan import RowCost
-from ._pulling import Options, pulled_rows
+from ._pulling import Options, chunk_for, pulled_rows
 from ._recorded.apart import Apart, OfLayers, OfMap, paired_values
 from ._recorded.entering import Entering
 from ._recorded.layers import lost_digits
@@ -38,6 +38,11 @@ __all__ = ["jacobians"]
 _OPERATION = 100_000
 _LOOK = 16_000
 _TERM = 1_200_000
+# Rows are written so many times, as they are made, put in order and compared.
+_WRITTEN = 1.3
+# Handing on is such a part of the bytes of a row, at most; one multiplication takes as long as so many bytes.
+_HANDED_ON = 0.6
+_MULTIPLIED = 0.2
 # Less than that isn't worth a look at all.
 _LEAST_BYTES = 1 << 20
 _LEAST_ROWS = 4
@@ -49,19 +54,64 @@ _MADE = 2
 _SUMMED = 4 << 20
 
 
-def _pays(first: FirstOrder, cost: RowCost, into: Entering, rows: int, saved: int) -> bool:
+class _Dense(NamedTuple):
+    """What the dense way takes: how many products, of how many bytes in all."""
+
+    products: int
+    nbytes: int
+    # Of these, what isn't moved as long as all products go at once: rows by weights are counted for each
+    # operation that hands them on, and written once, in memory that is used again.
+    handed_on: int = 0
+
+    def at_least(self) -> int:
+        """In bytes moved."""
+        return self.nbytes - self.handed_on
+
+    def takes(self, into: Entering) -> float:
+        """The same, with what is multiplied where moving doesn't hide it."""
+        if not self.handed_on:
+            return self.nbytes
+        return self.at_least() + self.products * _multiplications(into) * _MULTIPLIED
+
+
+def _dense(first: FirstOrder, cost: RowCost, options: Options, products: int) -> _Dense:
+    inputs = sum(x.numel() * x.element_size() for x in first.lin.inputs)
+    at_once = chunk_for(options, products, cost, first.y.device) >= products
+    handed_on = min(2 * inputs, int(cost.nbytes * _HANDED_ON)) if at_once else 0
+    return _Dense(products, products * cost.nbytes, products * handed_on)
+
+
+def _multiplications(into: Entering) -> float:
+    """How many one product takes on its way from values to what goes into them."""
+    of_maps = (
+        m.z.numel()
+        // (1 if m.channel is None else max(1, m.z.shape[m.channel]))
+        * into.values[term.which].numel()
+        for m in into.maps
+        for term in m.terms
+    )
+    of_layers = (
+        math.prod(node_shape(*one.z) or ()) * math.prod(into.values[i].shape[1:]) for i, one in into.layers
+    )
+    return sum(of_maps) + sum(of_layers)
+
+
+def _pays(first: FirstOrder, cost: RowCost, into: Entering, rows: int, dense: _Dense) -> bool:
     """Whether it takes less time than it saves, in bytes moved; ``rows``: of one sample."""
     which = [term.which for m in into.maps for term in m.terms] + [i for i, _ in into.layers]
     sizes = [into.values[i].numel() for i in which]
-    nodes = cost.nodes * _OPERATION
-    # one more product checks; several ways of one input are added up
-    added = (sum(sizes) - sum(dict(zip(which, sizes, strict=True)).values())) * 3
+    each = sum(dict(zip(which, sizes, strict=True)).values())
+    # several ways of one input are added up
+    added = (sum(sizes) - each) * 3
     between = [i for i in set(which) if i >= len(first.lin.inputs)]
     if between:
         added += survey([into.values[i] for i in between]).numel
-    moved = first.y.numel() * first.y.element_size() * added
-    around = 2 * cost.nodes * _LOOK + len(which) * _TERM
-    return (rows + 1) * cost.nbytes + nodes + around + moved < saved
+    moved = first.y.numel() * first.y.element_size() * (added + each * _WRITTEN)
+    inputs = sum(x.numel() * x.element_size() for x in first.lin.inputs)
+    # one more product checks, which alone goes on to the inputs
+    moved += rows * (cost.nbytes - inputs) + cost.nbytes
+    around = cost.nodes * (_OPERATION + 2 * _LOOK) + len(which) * _TERM
+    return moved + around < dense.takes(into)
 
 
 def jacobians(
@@ -77,18 +127,19 @@ def jacobians(
     least = max(_LEAST_BYTES, 2 * cost.nodes * _OPERATION, len(found) * _TERM - cost.nodes * _OPERATION)
     if products < _LEAST_ROWS or products * cost.nbytes < least:
         return found
-    if _engine.compiling() or _engine.in_transform() or not is_plain(lin):
+    dense = _dense(first, cost, options, products)
+    if dense.at_least() < least or _engine.compiling() or _engine.in_transform() or not is_plain(lin):
         return found
-    seen = _seen(first, cost, products)
+    seen = _seen(first, cost, dense)
     if seen is None:
         return found
     into, paired, whole = seen
     if len({x.device for x in (first.y, *lin.inputs, *(one.z for one in paired))}) > 1:
         return found
-    saved = products * cost.nbytes
     if set(into.used()) - set(whole):  # all other products are made in any case
-        saved = products * sum(lin.inputs[i].numel() * lin.inputs[i].element_size() for i in whole)
-    if not _pays(first, cost, into, paired[0].layout.block_rows, saved):
+        nbytes = sum(lin.inputs[i].numel() * lin.inputs[i].element_size() for i in whole)
+        dense = _Dense(products, products * nbytes)
+    if not _pays(first, cost, into, paired[0].layout.block_rows, dense):
         return found
     matrices = _matrices(first, cost, options, into, paired, whole, verify)
     if matrices is None:
@@ -103,25 +154,30 @@ def jacobians(
     return found
 
 
-def _seen(first: FirstOrder, cost: RowCost, products: int) -> tuple[Entering, list[Apart], list[int]] | None:
+def _seen(first: FirstOrder, cost: RowCost, dense: _Dense) -> tuple[Entering, list[Apart], list[int]] | None:
     """What inputs go into, where samples stay apart from there on, and the inputs of which that is all."""
     lin = first.lin
     between: set[Any] = set()
     while True:
-        into = Entering(lin.roots[0], lin.inputs, products * cost.nbytes // max(1, _TERM), between)
+        into = Entering(lin.roots[0], lin.inputs, dense.nbytes // max(1, _TERM), between)
         into.restricted(into.leading_on())
-        if not (into.maps or into.layers) or not _pays(first, cost, into, 1, products * cost.nbytes):
+        if not (into.maps or into.layers) or not _pays(first, cost, into, 1, dense):
             return None
         walk = cost.nodes * _LOOK * _WORTH_WALKS
-        dense = products * cost.nbytes
-        paired = paired_values(into, one_by_one=(len(into.maps) + len(into.layers)) * walk < dense)
+        one_by_one = (len(into.maps) + len(into.layers)) * walk < dense.nbytes
+        paired = paired_values(into, one_by_one=one_by_one)
         counts = [0] * len(into.values)
         for one in paired:
             for i in one.inputs():
                 counts[i] += 1
         mixed = _nodes(into) - {node for one in paired for node in one.nodes()}
         elements = sum(math.prod(node_shape(node, 0) or ()) for node in mixed)
-        if between or not mixed or elements > _MADE * sum(x.numel() for x in lin.inputs) or walk >= dense:
+        if (
+            between
+            or not mixed
+            or elements > _MADE * sum(x.numel() for x in lin.inputs)
+            or walk >= dense.nbytes
+        ):
             break
         between = mixed  # of the size of weights: made of weights, perhaps
     whole = into.covered(counts)

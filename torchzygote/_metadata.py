@@ -1,7 +1,8 @@
 """What is asked of many tensors before a multi-tensor call, asked once and recognized afterwards.
 
 The gradients of one step look like those of the last. One call tells that of all of them, where asking each
-one takes as long as the call itself. Knows nothing of what is done with them, and no addresses, which change.
+one takes as long as the call itself. Knows nothing of what is done with them, and of addresses,
+which change, those alone that were compared last.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ _COMMON = frozenset(
 )
 
 _strides: Callable[[Any], Any] = Tensor.stride
+_is_nested: Callable[[Any], bool] = operator.attrgetter("is_nested")
 
 
 def by_kind(xs: Sequence[Tensor]) -> list[list[int]]:
@@ -71,6 +73,8 @@ class Metadata:
 
     __slots__ = (
         "__weakref__",
+        "_apart",
+        "_apart_from",
         "_extents",
         "_fitting",
         "common",
@@ -109,6 +113,8 @@ class Metadata:
         self.extents = [extent_of(x) for x in xs] if strided else None
         self._extents: Any = None
         self._fitting: Callable[[], Metadata | None] = _nothing
+        self._apart: list[int] = []
+        self._apart_from: Callable[[], Metadata | None] = _nothing
 
     def fits(self, other: Metadata) -> bool:
         """Whether each tensor has the shape, dtype and device of its fellow."""
@@ -118,6 +124,17 @@ class Metadata:
             return False
         self._fitting = weakref.ref(other)
         return True
+
+    def were_apart(self, other: Metadata, addresses: list[int]) -> bool:
+        """Whether these addresses, of both, are the last ones that were found to be apart.
+
+        A step's gradients mostly lie where those of the last one lay.
+        """
+        return self._apart_from() is other and self._apart == addresses
+
+    def found_apart(self, other: Metadata, addresses: list[int]) -> None:
+        """Remember that."""
+        self._apart, self._apart_from = addresses, weakref.ref(other)
 
     def extents_as_array(self) -> Any:
         """The same as uint64."""
@@ -148,19 +165,22 @@ def metadata_of(xs: Sequence[Tensor]) -> Metadata | None:
         return None
     if torch.is_inference_mode_enabled() or torch.jit.is_tracing():  # type: ignore[no-untyped-call, attr-defined]
         return None
-    try:
-        deque(map(_strides, xs), maxlen=0)  # nested and lazy ones have none
-    except (RuntimeError, TypeError, ValueError):
+    # To compare nested tensors with others ends the process; lazy ones are of another type.
+    if not TENSOR_TYPES.issuperset(map(type, xs)) or True in map(_is_nested, xs):
         return None
     for i, known in enumerate(seen := _seen.get(len(xs), ())):
         if known.is_same(*xs):
             if i > 1:  # those that are seen in turns find each other at once
                 _seen[len(xs)] = (known, *seen[:i], *seen[i + 1 :])
             return known
-    return _learned(xs) if TENSOR_TYPES.issuperset(map(type, xs)) else None
+    return _learned(xs)
 
 
-def _learned(xs: Sequence[Tensor]) -> Metadata:
+def _learned(xs: Sequence[Tensor]) -> Metadata | None:
+    try:
+        deque(map(_strides, xs), maxlen=0)  # compressed ones have none
+    except RuntimeError:
+        return None
     new = Metadata(xs)
     if new.is_same(*xs):  # not if one of them comes twice
         if len(xs) not in _seen and len(_seen) >= _LENGTHS:

@@ -5,9 +5,9 @@ By addresses: a view, another view of the same base and a tensor that NumPy shar
 
 from __future__ import annotations
 
+import operator
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ._memory_layout import non_overlapping
-from ._metadata import Metadata, extent_of, metadata_of
+from ._metadata import TENSOR_TYPES, Metadata, extent_of, metadata_of
+from ._torch_private import has_meta_storage, storage_key
 
 __all__ = [
     "Memory",
@@ -24,6 +25,7 @@ __all__ = [
     "detached_from",
     "is_unresolved",
     "known_apart",
+    "span_of",
     "writable",
 ]
 
@@ -32,6 +34,7 @@ _COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.spars
 
 _address: Callable[[Any], int] = Tensor.data_ptr
 _FEW = 64
+_ALL = 1 << 63
 _NOTHING = Metadata(())
 
 
@@ -49,7 +52,7 @@ def can_be_written(x: Tensor) -> bool:
     )
 
 
-def _span(x: Tensor) -> tuple[int, int]:
+def span_of(x: Tensor) -> tuple[int, int]:
     """The addresses from the first element to behind the last; 0 for what has no memory."""
     if x.layout is not _STRIDED:
         if x.layout is torch.sparse_coo:
@@ -58,11 +61,26 @@ def _span(x: Tensor) -> tuple[int, int]:
             x = x.values()
         else:
             return 0, 0
+    if x.is_meta or (type(x) not in TENSOR_TYPES and has_meta_storage(x)):  # fake ones warn of being asked
+        return _span_in_storage(x, exact=True)
     try:
         start = x.data_ptr()
     except RuntimeError:  # a wrapper
+        start = 0
+    return (start, start + extent_of(x)) if start else _span_in_storage(x, exact=False)
+
+
+def _span_in_storage(x: Tensor, exact: bool) -> tuple[int, int]:
+    """The same of what has no address, in numbers beyond all addresses: 2**64 for each storage.
+
+    Functional tensors don't tell where in their storage they are, nor fake ones of unknown size: all of it.
+    """
+    if not (key := storage_key(x)) or x.numel() == 0:
         return 0, 0
-    return (start, start + extent_of(x)) if start else (0, 0)
+    offset, extent = (x.storage_offset() * x.element_size(), extent_of(x)) if exact else (0, _ALL)
+    if not (isinstance(offset, int) and isinstance(extent, int)):
+        offset, extent = 0, _ALL
+    return (key << 64) + offset, (key << 64) + offset + extent
 
 
 class Memory:
@@ -71,7 +89,7 @@ class Memory:
     def __init__(self, xs: Iterable[Tensor]) -> None:
         self._starts: list[int] = []
         self._ends: list[int] = []
-        for start, end in sorted(map(_span, xs)):
+        for start, end in sorted(map(span_of, xs)):
             if self._ends and start < self._ends[-1]:
                 self._ends[-1] = max(end, self._ends[-1])
             else:
@@ -80,7 +98,7 @@ class Memory:
 
     def meets(self, x: Tensor) -> bool:
         """Whether a write into the tensors might change ``x``, or the other way round."""
-        start, end = _span(x)
+        start, end = span_of(x)
         first = bisect_right(self._ends, start)
         return first < len(self._starts) and self._starts[first] < end
 
@@ -108,19 +126,26 @@ def known_apart(
         theirs, read = _NOTHING, ()
     if theirs.extents is None:
         return False
-    xs = [*written, *read]
     try:
-        if len(xs) <= _FEW:  # NumPy takes ten microseconds to begin
-            spans = sorted(zip(map(_address, xs), [*mine.extents, *theirs.extents], strict=True))
-            return all(start + extent <= after for (start, extent), (after, _) in pairwise(spans))
-        starts = np.fromiter(map(_address, xs), dtype=np.uint64, count=len(xs))
+        addresses = [*map(_address, written), *map(_address, read)]
     except RuntimeError:  # wrappers have no addresses
         return False
-    ends = starts + np.concatenate((mine.extents_as_array(), theirs.extents_as_array()))
+    if mine.were_apart(theirs, addresses):
+        return True
     # As many spans have ended as have begun exactly where none lies over another.
-    starts.sort()
-    ends.sort()
-    return not np.count_nonzero(ends[:-1] > starts[1:])
+    apart: bool
+    if len(addresses) <= _FEW:  # NumPy takes ten microseconds to begin
+        ends = sorted(map(operator.add, addresses, [*mine.extents, *theirs.extents]))
+        apart = True not in map(operator.gt, ends, sorted(addresses)[1:])
+    else:
+        starts = np.array(addresses, dtype=np.uint64)
+        past = starts + np.concatenate((mine.extents_as_array(), theirs.extents_as_array()))
+        starts.sort()
+        past.sort()
+        apart = not np.count_nonzero(past[:-1] > starts[1:])
+    if apart:
+        mine.found_apart(theirs, addresses)
+    return apart
 
 
 def writable(xs: Sequence[Tensor], kept: Sequence[Tensor] = ()) -> tuple[list[int], list[int]]:
@@ -134,7 +159,7 @@ def writable(xs: Sequence[Tensor], kept: Sequence[Tensor] = ()) -> tuple[list[in
     can = [i for i, x in enumerate(xs) if can_be_written(x) and not is_unresolved(x) and not memory.meets(x)]
     reached = 0
     apart = set()
-    for start, end, i in sorted((*_span(xs[i]), i) for i in can):
+    for start, end, i in sorted((*span_of(xs[i]), i) for i in can):
         if end == 0 or start >= reached:
             apart.add(i)
             reached = end
@@ -155,11 +180,9 @@ def detached_from(xs: list[Tensor], written: list[int], ys: list[Tensor]) -> lis
 
 
 def _same_view(x: Tensor, y: Tensor) -> bool:
-    return x is y or (
-        y.layout is _STRIDED
-        and x.data_ptr() == y.data_ptr()
-        and x.dtype is y.dtype
-        and x.shape == y.shape
-        and x.stride() == y.stride()
-        and not is_unresolved(y)
-    )
+    if x is y:
+        return True
+    if y.layout is not _STRIDED or x.dtype is not y.dtype or x.shape != y.shape or x.stride() != y.stride():
+        return False
+    start, end = span_of(x)
+    return (start, end) == span_of(y) and end - start != _ALL and not is_unresolved(y)

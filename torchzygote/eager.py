@@ -14,6 +14,7 @@ from . import _updates
 from ._arguments import type_name
 from ._distributed import refuse_reduced
 from ._flags import held_flags, requires_grad
+from ._overlap import span_of
 from ._torch_private import is_wrapped, memory_holders, outside_functorch
 from .params import Params, qualified
 
@@ -201,9 +202,9 @@ def _check(named: list[tuple[str, Tensor]]) -> None:
 def _check_memory(named: list[tuple[str, Tensor]]) -> None:
     spans = []
     for name, p in named:
-        if p.layout is torch.strided and p.numel() > 0 and (start := p.data_ptr()):  # a wrapper has none
-            reach = sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True)) + 1
-            spans.append((str(p.device), start, start + reach * p.element_size(), name))
+        start, end = span_of(p)
+        if start < end:  # a wrapper has no memory
+            spans.append((str(p.device), start, end, name))
     spans.sort()
     for (device, _, end, name), (other_device, start, _, other) in itertools.pairwise(spans):
         if device == other_device and start < end and device != "meta":

@@ -12,7 +12,7 @@ from torch import Tensor
 from ._arguments import type_name
 from ._call_options import check_flags
 from ._entries import TENSOR_TYPES, as_tensor
-from ._grad_fields import accumulated, factor_of, fitting
+from ._grad_fields import accumulated, assign, factor_of, fitting
 from ._members import checked
 from ._multi_tensor import clone_all, flatten
 from .clipping import clip_norm, clip_value, finite, total_norm, value_bounds
@@ -320,7 +320,8 @@ class Grads(GradDict):
         Notes
         -----
         A parameter whose value is ``None`` is left alone, ``p.grad`` included. A value that carries a graph
-        still does in ``p.grad``.
+        still does in ``p.grad``. The dtype is ``p.grad_dtype``, mostly that of ``p``; where ``None``, the
+        value's own.
 
         Examples
         --------
@@ -336,8 +337,7 @@ class Grads(GradDict):
         check_flags(share=share)
         if not share:
             values = clone_all(values, known)
-        for p, value in zip(params, values, strict=True):
-            p.grad = value
+        assign(params, values)
 
     def accumulate_(self, weight: float = 1.0) -> None:
         """Add ``weight`` times each value into ``p.grad``, which is set where there is none.
@@ -366,12 +366,15 @@ class Grads(GradDict):
         >>> w.grad
         tensor([5.5000, 5.5000])
         """
-        params, values, known = fitting("accumulate_", self._keys, self._present(), self._label)
+        present = self._present()
+        params, values, known = fitting("accumulate_", self._keys, present, self._label)
         grads = [p.grad for p in params]
-        totals = accumulated(grads, values, factor_of(weight, params), known)
-        for p, grad, total in zip(params, grads, totals, strict=True):
-            if total is not grad:
-                p.grad = total.to(p.dtype)
+        totals = accumulated(
+            grads, values, factor_of(weight, params), known, lambda i: self._label(list(present)[i])
+        )
+        if totals is not grads:
+            new = [i for i, total in enumerate(totals) if total is not grads[i]]
+            assign([params[i] for i in new], [totals[i] for i in new])
 
     def to_vector(self) -> Tensor:
         """All values in one new vector, in the order of ``params``, each in row-major order.

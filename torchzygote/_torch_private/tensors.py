@@ -15,6 +15,7 @@ __all__ = [
     "alike",
     "flatten_dense",
     "group_by_device_and_dtype",
+    "has_meta_storage",
     "memory_holders",
     "no_torch_function",
     "refuse_writes",
@@ -83,6 +84,17 @@ def storage_key(x: Tensor) -> int:
         return int(x.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):  # sparse and opaque layouts, wrappers
         return 0
+
+
+def has_meta_storage(x: Tensor) -> bool:
+    """Whether the memory of ``x`` is none, as of a fake tensor, which pretends to be on another device.
+
+    Nothing public tells without a warning.
+    """
+    try:
+        return x.untyped_storage().device.type == "meta"
+    except (NotImplementedError, RuntimeError):  # sparse and opaque layouts, wrappers
+        return False
 
 
 _use_count: Callable[[int], int] = torch._C._storage_Use_Count
