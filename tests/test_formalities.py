@@ -46,7 +46,8 @@ STAGES: dict[str, str] = {
         _updates
     """,
     "utilities": """
-        _bending _bending_traced _checkpoint buffer checkpointing eager forward_mode hooks nondifferentiable
+        _bending _bending_traced _checkpoint _dropping _dropping_traced buffer checkpointing eager
+        forward_mode hooks nondifferentiable
     """,
     "assembly": "_assembly",
     "certificate": """

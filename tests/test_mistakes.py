@@ -191,3 +191,37 @@ def test_a_memory_budget_is_a_number_of_bytes() -> None:
         lambda: tz.set_memory_budget("1G"),
         TypeError,
     )
+
+
+WANT_A_NUMBER: dict[str, Callable[[Any], torch.Tensor]] = {
+    "leaky_relu": lambda s: nn.functional.leaky_relu(X, s).sum(),
+    "full": lambda s: torch.full((3,), s).sum(),
+    "dropout": lambda s: nn.functional.dropout(X, s).sum(),
+    "arange": lambda s: torch.arange(0, s).sum(),
+    "norm": lambda s: X.norm(s),
+}
+
+
+@pytest.mark.parametrize("worker", WORKERS)
+@pytest.mark.parametrize("name", WANT_A_NUMBER)
+def test_a_number_that_f_needs_as_one(worker: Callable[..., Any], name: str) -> None:
+    text = error_of(lambda: worker(WANT_A_NUMBER[name], 0.1), TypeError)
+    way = "let f close over it" if worker is hessian else "leave its position out of argnums"
+    assert (
+        f"argument 0, the number 0.1, reached f as a tensor. To pass an argument to f as it was given, {way}"
+        in text
+    )
+    assert "promoted" not in text
+
+
+def test_numbers_in_structures_and_beside_integers() -> None:
+    f = lambda a, n, s: nn.functional.leaky_relu(X, s["slope"]).sum()
+    text = error_of(lambda: gradient(f, 1.5, 2, {"slope": 0.1}), TypeError)
+    assert "argument 0, the number 1.5, reached f as a tensor; a leaf of argument 2, the number 0.1" in text
+    assert "argument 1, the integer 2, was promoted" in text
+    gradient(f, 1.5, 2, {"slope": 0.1}, argnums=0)
+
+
+@pytest.mark.parametrize("f", [lambda s: s + "a", lambda s: len(s), lambda s: {}[s], lambda s: s.nothing])
+def test_other_errors_say_nothing_of_numbers(f: Callable[..., Any]) -> None:
+    assert "the number" not in error_of(lambda: gradient(f, 0.1), (TypeError, KeyError, AttributeError))

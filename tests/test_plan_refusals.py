@@ -52,6 +52,34 @@ def test_another_shape_dtype_or_device_is_refused_field_by_field(x: Tensor, diff
             call(x)
 
 
+def test_a_list_is_no_array() -> None:
+    plan = plan_jacobian(product, torch.rand(3))
+    with pytest.raises(
+        ValueError, match=r"argument 0 is a list, a structure, .*pass torch\.tensor"
+    ) as caught:
+        plan([1.0, 2.0, 3.0])
+    assert "expected 1 differentiated arguments" in str(caught.value)
+    beside = plan_jacobian(lambda x, scales: x * scales[0], torch.rand(3), [2.0], argnums=0)
+    with pytest.raises(ValueError, match="argument 0 is a tuple") as caught:
+        beside((1.0, 2.0, 3.0), [2.0])
+    assert "argument 1" not in str(caught.value)
+
+
+def test_an_argument_that_is_forgotten() -> None:
+    x = torch.rand(3)
+    plan = plan_jacobian(lambda x, t: x * t, x, 2.0, argnums=0)
+    for call in (plan, plan.values):
+        with pytest.raises(
+            TypeError, match=r"expected 2 arguments, as it was made for, got 1, .*'t'"
+        ) as caught:
+            call(x)
+        assert "Params" not in str([caught.value, *getattr(caught.value, "__notes__", ())])
+    by_default = plan_jacobian(lambda x, t=2.0: x * t, x, 2.0, argnums=0)
+    assert torch.equal(by_default(x)[0].to_dense(), 2 * torch.eye(3))
+    with pytest.raises(TypeError):
+        plan_jacobian(torch.mul, x, 2.0, argnums=0)(x)
+
+
 def test_only_the_input_that_differs_is_listed() -> None:
     a, b = torch.rand(3), torch.rand(3)
     plan = plan_jacobian(torch.mul, a, b)

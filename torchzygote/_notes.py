@@ -6,6 +6,7 @@ Looks at errors and arguments only, after the fact; it must not know how a deriv
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ._arguments import Prepared, is_number
+from ._arguments import NUMBER, Prepared, is_number, is_promoted
 from ._torch_private import pull_back
 
 __all__ = ["annotate", "call", "pulled"]
@@ -59,18 +60,20 @@ def pulled(
 def annotate(error: BaseException, prepared: Prepared) -> None:
     """Add to an error that calling ``f`` raised what explains it; the caller raises it again."""
     text = str(error)
-    if prepared.promoted:
-        listed = "; ".join(prepared.promoted)
+    made = list(prepared.promoted)
+    if isinstance(error, TypeError) and _WANTS_NUMBER.search(text):
+        made += [f"{what}, reached f as a tensor" for what in _numbers(prepared.slots)]
+    if made:
         way = "leave its position out of argnums, the positions that are differentiated"
         if not prepared.takes_argnums:
             way = "let f close over it, as in lambda x: f(x, n)"
-        _add_note(error, f"{listed}. To pass an argument to f as it was given, {way}.")
-        if any(isinstance(x, PackedSequence) for x in prepared.args):
-            _add_note(
-                error,
-                "a PackedSequence p has integers that belong to it; pass p.data, and let f make it again, as "
-                "p._replace(data=...).",
-            )
+        _add_note(error, f"{'; '.join(made)}. To pass an argument to f as it was given, {way}.")
+    if prepared.promoted and any(isinstance(x, PackedSequence) for x in prepared.args):
+        _add_note(
+            error,
+            "a PackedSequence p has integers that belong to it; pass p.data, and let f make it again, as "
+            "p._replace(data=...).",
+        )
     if isinstance(error, TypeError) and (error.__traceback__ is None or error.__traceback__.tb_next is None):
         _on_call(error, text, prepared)
     if isinstance(error, (TypeError, AttributeError)):
@@ -86,6 +89,21 @@ def annotate(error: BaseException, prepared: Prepared) -> None:
                 "NumPy's functions can't be differentiated; write f with PyTorch's, as torch.sin for "
                 "numpy.sin. What is computed from x.detach() counts as a constant.",
             )
+
+
+# What functions of PyTorch say that take no tensor for a number.
+_WANTS_NUMBER = re.compile(
+    r"must be .*, not Tensor|combination of arguments - got \(.*Tensor|only integer tensors of a single"
+)
+
+
+def _numbers(slots: Sequence[Any], within: str = "") -> Iterator[str]:
+    """In words, the numbers that became tensors and weren't integers, which have been told of."""
+    for position, slot in enumerate(slots):
+        where = within or f"argument {position}"
+        if slot.kind is NUMBER and not is_promoted(slot.value):
+            yield f"{where}, the number {slot.value!r}"
+        yield from _numbers(slot.leaves, within or f"a leaf of argument {position}")
 
 
 def _on_call(error: TypeError, text: str, prepared: Prepared) -> None:

@@ -21,6 +21,7 @@ from ._torch_private import (
     innermost_level,
     only_pushed,
     passes_leave_their_thread,
+    record_reentrant_checkpoints,
     runs_again,
     transform_stack,
 )
@@ -108,6 +109,9 @@ def forget_all() -> None:
 def deriving() -> bool:
     """Whether code running now is being differentiated by this package (``ignoring`` hides it)."""
     return _state.depth > 0 or any(state["depth"] > 0 for state in _waiting())
+
+
+record_reentrant_checkpoints(deriving)
 
 
 def _waiting() -> list[dict[str, Any]]:

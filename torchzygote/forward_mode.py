@@ -25,11 +25,11 @@ from ._arguments import (
 )
 from ._call_options import check_callable
 from ._checkpoint.surroundings import Surroundings
+from ._dropping import follows_others
 from ._linear_node import known_derivative, recomputed_derivative
 from ._random import RandomState
 from ._stop_iteration import released
 from ._torch_private import (
-    depends_on_others,
     in_functorch,
     is_tracing,
     layers,
@@ -168,13 +168,6 @@ def _is_followed(x: Tensor) -> bool:
     return x.requires_grad and torch.is_grad_enabled()
 
 
-def _follows_others(x: object, start: int) -> bool:
-    """Whether ``x`` depends on what somebody may differentiate by; nodes from ``start`` on are of ``f``."""
-    return isinstance(x, Tensor) and any(
-        layer.requires_grad and (level > 0 or depends_on_others(layer, start)) for level, layer in layers(x)
-    )
-
-
 # Not by to_real(), which Dynamo can't trace.
 _REAL = {kind: kind.to_real() for kind in (torch.complex32, torch.complex64, torch.complex128)}
 
@@ -267,10 +260,11 @@ class _Run:
         """``f(x)`` where ``x`` is followed by nobody; what ``f`` closes over may be."""
         start = 0 if _engine.compiling() else sequence_number()
         y = self.f(x)
-        if _engine.compiling():
-            return pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, y)
         leaves, spec = pytree.tree_flatten(y)
-        recorded = [_follows_others(leaf, start) for leaf in leaves]
+        if _engine.compiling():
+            self.warn_traced([leaf for leaf in leaves if is_inexact(leaf)])
+            return pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, y)
+        recorded = [follows_others(leaf, start) for leaf in leaves]
         if not any(recorded):
             return y
         self.warn()
@@ -288,9 +282,11 @@ class _Run:
         places = [i for i, leaf in enumerate(outputs) if is_inexact(leaf)]
         if not places:
             return y
-        if not _engine.compiling() and any(_follows_others(outputs[i], start) for i in places):
-            self.warn()
         values = [outputs[i] for i in places]
+        if _engine.compiling():
+            self.warn_traced(values)
+        elif any(follows_others(value, start) for value in values):
+            self.warn()
         device = _common_device([*self.inputs, *values])
         x_packing, y_packing = _Packing(self.inputs, device), _Packing(values, device)
         x_flat, y_flat = x_packing.pack(self.inputs), y_packing.pack(values).detach()
@@ -371,6 +367,11 @@ class _Run:
         blocks = [products.reshape(hi - lo, y.numel()) for lo, hi, products in pushed]
         return torch.cat(blocks).to(y.dtype), values[0].detach().to(y.dtype)
 
+    def warn_traced(self, values: list[Tensor]) -> None:
+        from ._dropping_traced import warn_if_dropped
+
+        warn_if_dropped(values, _warn_of, getattr(self.f, "__name__", "f"))
+
     def warn(self) -> None:
         """Say once per differentiation, for each ``f``, that gradients are dropped."""
         session = _state.session()
@@ -379,8 +380,12 @@ class _Run:
             if key in session.warned:
                 return
             session.warned += (key,)
-        warn(
-            f"forwarddiff: {name_of(self.f)} depends on tensors besides its argument; their gradients are "
-            "dropped. Make them part of x to differentiate by them.",
-            DroppedGradientWarning,
-        )
+        _warn_of(name_of(self.f))
+
+
+def _warn_of(name: str) -> None:
+    warn(
+        f"forwarddiff: {name} depends on tensors besides its argument; their gradients are "
+        "dropped. Make them part of x to differentiate by them.",
+        DroppedGradientWarning,
+    )

@@ -220,6 +220,7 @@ def plan_jacobian(
         detected=sparsity is None,
         device=prepared.inputs[0].device,
     )
+    plan._made_for = len(example_args)
     asked = verify and sparsity is None and plan.mode == "forward"
     if asked and not plan._agrees_with_reverse(example_args):
         warn_disagreement(caller)

@@ -26,7 +26,7 @@ from . import evaluation
 from .base import Plan, no_values, random_state
 from .evaluation import Constants
 from .results import listing_all
-from .signature import check_inputs, numbers_beside_arrays
+from .signature import check_count, check_inputs, numbers_beside_arrays
 
 __all__ = ["JacobianPlan", "by_mode"]
 
@@ -63,6 +63,7 @@ class JacobianPlan(Plan):
     """
 
     _cause = "an argument outside argnums has changed that the structure depends on"
+    _made_for: int | None = None  # how many arguments; a file doesn't tell
 
     @property
     def sparsity(self) -> tuple[Tensor, ...]:
@@ -212,7 +213,9 @@ class JacobianPlan(Plan):
     def _prepare(self, args: tuple[Any, ...]) -> Prepared:
         _, prepared = prepared_by(type(self).__name__, args, self._argnums, arrays_only=True)
         numbers_beside_arrays(prepared)
-        check_inputs(type(self).__name__, self._inputs, prepared.inputs)
+        name = type(self).__name__
+        check_inputs(name, self._inputs, prepared.inputs, args, self._argnums)
+        check_count(name, self._f, self._made_for, args)
         return prepared
 
     @_engine.entry_point

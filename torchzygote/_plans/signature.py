@@ -5,15 +5,17 @@ Knows nothing of derivatives.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .._arguments import NUMBER, Prepared
+from .._arguments import NUMBER, STRUCTURE, Prepared, kind_of
+from .._call_options import check_argnums
 from .._filling import filled_in
 
-__all__ = ["InputSpec", "check_inputs", "numbers_beside_arrays", "specs_of"]
+__all__ = ["InputSpec", "check_count", "check_inputs", "numbers_beside_arrays", "specs_of"]
 
 
 class InputSpec(NamedTuple):
@@ -47,13 +49,48 @@ def numbers_beside_arrays(prepared: Prepared) -> None:
             prepared.inputs[i] = filled_in(prepared.inputs[i], device)
 
 
-def check_inputs(caller: str, expected: Sequence[InputSpec], given: Sequence[Any]) -> None:
-    """``ValueError`` with a line for each field that differs."""
+def check_count(caller: str, f: Callable[..., Any], made_for: int | None, args: Sequence[Any]) -> None:
+    """``TypeError`` where ``f`` can't be called with so many; ``made_for``: with how many it could."""
+    if made_for is None or len(args) == made_for:
+        return
+    try:
+        called = inspect.signature(f)
+    except (TypeError, ValueError):  # of some builtins it isn't known
+        return
+    try:
+        called.bind(*args)
+    except TypeError as error:
+        raise TypeError(
+            f"{caller}: expected {made_for} argument{'s' * (made_for != 1)}, as it was made for, got "
+            f"{len(args)}, with which f can't be called: {error}"
+        ) from None
+
+
+def _structures(args: Sequence[Any], argnums: int | Sequence[int] | None) -> str:
+    """What to say of those that would have to be differentiated by."""
+    chosen = check_argnums(argnums, len(args))
+    said = [
+        f"; argument {i} is a {type(x).__name__}, a structure, by which Jacobians aren't taken: for an "
+        "array, pass torch.tensor(...)"
+        for i, x in enumerate(args)
+        if (chosen is None or i in chosen) and kind_of(x) is STRUCTURE
+    ]
+    return "".join(said)
+
+
+def check_inputs(
+    caller: str,
+    expected: Sequence[InputSpec],
+    given: Sequence[Any],
+    args: Sequence[Any] = (),
+    argnums: int | Sequence[int] | None = None,
+) -> None:
+    """``ValueError`` with a line for each field that differs; ``args``: what the call was given."""
     found = [_spec_of(x) for x in given]
     if len(found) != len(expected):
         raise ValueError(
             f"{caller}: expected {len(expected)} differentiated arguments, as it was made for, "
-            f"got {len(found)}"
+            f"got {len(found)}{_structures(args, argnums) if args else ''}"
         )
     differences = [
         f"  input {i}, {label}: expected {getattr(want, field)}, got {getattr(got, field)}"

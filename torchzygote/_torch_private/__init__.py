@@ -94,6 +94,7 @@ from .operators import (
 )
 from .passing import pass_along, passed_along, passes_leave_their_thread
 from .recurrent import RECURRENT, forget_recorded, stepwise
+from .reentrant import record_reentrant_checkpoints
 from .rounding import rounding_of_products
 from .scripts import enable_optimized_scripts, scripts_as_written, scripts_kept_from
 from .structures import names_of_fields
@@ -243,6 +244,7 @@ __all__ = [
     "put_rows_back",
     "pytree",
     "reaches",
+    "record_reentrant_checkpoints",
     "refuse_writes",
     "register_autograd_kernel",
     "rounding_of_products",

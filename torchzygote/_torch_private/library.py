@@ -55,12 +55,31 @@ class _Watch(TorchFunctionMode):
         if isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
             name = str(func._qualified_op_name if hasattr(func, "_qualified_op_name") else func._name)
             name = name.split(".")[0]
-            if name in self._names and any(_is_pushed(x) for x in (*args, *given.values())):
-                raise RuntimeError(
-                    f"the operator {name} has no forward derivative: PyTorch gives zeros for operators made "
-                    "with torch.library; use reverse mode, or make it a torch.autograd.Function with a jvp"
-                )
+            if name in self._names:
+                if any(_is_pushed(x) for x in (*args, *given.values())):
+                    raise _lacks_forward(name)
+                return _called(name, func, args, given)
         return func(*args, **given)
+
+
+def _called(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """In a reverse mode inside of forward mode the operator refuses by itself.
+
+    PyTorch makes an ``autograd.Function`` of it, and names that, which nobody has written.
+    """
+    try:
+        return func(*args, **kwargs)
+    except RuntimeError as error:
+        if "setup_context" not in str(error):
+            raise
+    raise _lacks_forward(name)
+
+
+def _lacks_forward(name: str) -> RuntimeError:
+    return RuntimeError(
+        f"the operator {name} has no forward derivative: PyTorch gives zeros for operators made with "
+        "torch.library; use reverse mode, or make it a torch.autograd.Function with a jvp"
+    )
 
 
 _BY_LU: dict[Callable[..., Any], str] = {

@@ -4,6 +4,9 @@ The double backward of these operators takes mean and deviation, which they save
 differentiated a third time, or by reverse mode after forward mode, is wrong (2.13). There is no switch, so
 that the functions which ``torch.nn.functional`` calls are exchanged. Second derivatives that nobody
 differentiates are right, and by the operators faster.
+
+Group norm is right, but for input in channels-last memory: its backward ends the process where the input's
+own gradient isn't asked for, and its forward derivative raises (2.13). It is given another layout.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ __all__ = ["NORMS", "TRACED_NORMS", "may_be_fused", "may_be_pushed"]
 _layer_norm: Any = torch.layer_norm
 _batch_norm: Any = torch.batch_norm
 _instance_norm: Any = torch.instance_norm
+_group_norm: Any = torch.group_norm
 _HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -151,10 +155,35 @@ def _written_instance_norm(
     return _instance_norm(input, *args) if found is None else found
 
 
+def _is_channels_last(x: Any) -> bool:
+    if not isinstance(x, Tensor) or x.layout != torch.strided or x.is_nested or x.is_contiguous():
+        return False
+    return (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)) or (
+        x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d)
+    )
+
+
+def _written_group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-05,
+    cudnn_enabled: bool = True,
+) -> Tensor:
+    args = (num_groups, weight, bias, eps, cudnn_enabled)
+    if torch.compiler.is_compiling() or runs_fused_here() or not _is_channels_last(input):
+        return _group_norm(input, *args)  # type: ignore[no-any-return]
+    y: Tensor = _group_norm(input.contiguous(), *args)
+    # As it came: f may take views of that. Not by its memory_format, which vmap doesn't know.
+    return y.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
 NORMS = (
     Exchange(torch, "layer_norm", _layer_norm, _written_layer_norm),
     Exchange(torch, "batch_norm", _batch_norm, _written_batch_norm),
     Exchange(torch, "instance_norm", _instance_norm, _written_instance_norm),
+    Exchange(torch, "group_norm", _group_norm, _written_group_norm),
 )
 
 for _norm in NORMS:  # TorchScript takes what stands in an operator's place for it
