@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ._torch_private import depends_on_others, has_tangent, layers, transform_stack
+from ._torch_private import depends_on_others, has_tangent, layers, maybe_batch_axis, transform_stack
 
 __all__ = ["follows_others"]
 
@@ -22,6 +22,6 @@ def follows_others(x: object, start: int) -> bool:
     forward = "jvp" in transform_stack()
     return any(
         (layer.requires_grad and (level > 0 or depends_on_others(layer, start)))
-        or (forward and level > 0 and has_tangent(layer))
+        or (forward and level > 0 and maybe_batch_axis(layer) is None and has_tangent(layer))
         for level, layer in layers(x)
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ._torch_private import has_tangent, layers, trace_time, traced_value_of
+from ._torch_private import has_tangent, layers, maybe_batch_axis, trace_time, traced_value_of
 
 __all__ = ["warn_if_dropped"]
 
@@ -18,7 +18,10 @@ _call_while_tracing = trace_time()
 
 def _note(context: Any) -> None:
     y = traced_value_of(context, "y")
-    _noted.followed = any(layer.requires_grad or has_tangent(layer) for _, layer in layers(y))
+    _noted.followed = any(
+        layer.requires_grad or (maybe_batch_axis(layer) is None and has_tangent(layer))
+        for _, layer in layers(y)
+    )
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
