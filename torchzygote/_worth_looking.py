@@ -25,8 +25,8 @@ __all__ = ["has_batch_axis", "is_worth_looking", "read_stencil"]
 _WORTH_LOOKING = 1 << 29
 _WORTH_LOOKING_LOCAL = 24 << 20
 _WORTH_LOOKING_NODE = 5 << 18
-# What the recorded graph shows by itself takes 0.1 ms, and some microseconds for each operation; colors, products
-# and the check of them take a millisecond. (Dense Hessians of Rosenbrock's function pay from n = 350 on.)
+# What the recorded graph shows by itself takes 0.1 ms, and some microseconds for each operation; colors,
+# products and their check take a millisecond. (Dense Hessians of Rosenbrock's function pay from n = 350 on.)
 _WORTH_READING = 8 << 20
 _WORTH_READING_NODE = 1 << 16
 # Fewer products than this take no longer than walking over all elements of f for their structure.
