@@ -129,3 +129,33 @@ def test_outside_of_detection_memory_is_shared() -> None:
     x = torch.rand(N)
     plan_jacobian(lambda x: x * ignore_derivatives(x), x)
     assert ignore_derivatives(x).data_ptr() == x.data_ptr()
+
+
+def written_through(x: Tensor) -> Tensor:
+    buffer = torch.zeros(N, dtype=x.dtype)
+    ignore_derivatives(buffer).copy_(x.detach())
+    return buffer * x
+
+
+def written_behind(x: Tensor) -> Tensor:
+    given = torch.zeros(N, dtype=x.dtype)
+    constant = ignore_derivatives(given)
+    given[2:] = 1.0
+    return constant * x
+
+
+def written_by_data(x: Tensor) -> Tensor:
+    buffer = torch.zeros(N, dtype=x.dtype)
+    ignore_derivatives(buffer).data.copy_(x)
+    return buffer * x
+
+
+@pytest.mark.parametrize("f", [written_through, written_behind, written_by_data])
+def test_memory_that_is_shared_may_be_written_to(f: Callable[[Tensor], Tensor]) -> None:
+    """The result shares it with what was ignored, but in the run that finds a structure."""
+    x = torch.rand(N, dtype=torch.float64) + 0.2
+    expected = func_jacobian(f, x)[0]
+    (found,) = detect_jacobian(f, [x])
+    assert bool((found.to_dense() | (expected == 0)).all())
+    torch.testing.assert_close(jacobian(f, x, sparse=True, verify=False)[0].to_dense(), expected)
+    torch.testing.assert_close(plan_jacobian(f, x, verify=False)(x)[0].to_dense(), expected)

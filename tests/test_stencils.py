@@ -39,8 +39,6 @@ def burgers(x: Tensor) -> Tensor:
 
 # the function, and how many entries its Jacobian has
 VALUES: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
-    "each by itself": (lambda x: x.sin() * x, 42),
-    "in another shape": (lambda x: (x.view(6, 7) * x.view(6, 7).cos()).view(3, 14), 42),
     "neighbors": (lambda x: x[1:] * x[:-1].sin(), 82),
     "three neighbors": (lambda x: x[2:] - x[1:-1] * x[:-2], 120),
     "differences of differences": (lambda x: x.diff().square().diff(), 120),
@@ -70,6 +68,10 @@ SUMS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "two terms of other weights": (lambda x: (x[1:] * x[:-1]).sum() * 3 - x.log().sum(), 124),
 }
 NOT_READ: dict[str, Callable[[Tensor], Tensor]] = {
+    "each by itself": lambda x: x.sin() * x,
+    "in another shape": lambda x: (x.view(6, 7) * x.view(6, 7).cos()).view(3, 14),
+    "an empty piece beside a matrix": lambda x: torch.cat([x[:0], torch.ones(4, 3, dtype=D)]) * 2,
+    "a quarter of all": lambda x: sum((x.roll(i) for i in range(11)), x).sin(),
     "a sum": lambda x: x * x.sum(),
     "a mean in a shape": lambda x: x.view(6, 7) - x.view(6, 7).mean(0, keepdim=True),
     "every other one": lambda x: x[::2],

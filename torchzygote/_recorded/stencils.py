@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._torch_private import axis_of, is_leaf, node_attribute, node_name, node_shape, signed
+from .._torch_private import axis_of, is_leaf, node_attribute, node_name, node_names, node_shape, signed
 from ..sparsity.pattern import Pattern, indptr_of
 from .alignment_rules import ELEMENTWISE
 from .moves import kind_of_node
@@ -27,6 +27,8 @@ Offset = tuple[int, ...]
 
 _MOST_NODES = 2_000
 _MOST_OFFSETS = 64
+# So many times fewer products than columns there must be, as colors are more than offsets.
+_FEWER = 4
 
 
 class _Unknown(Exception):
@@ -103,12 +105,14 @@ class _Reading:
         self, value: _Shifted | None, out: Shape, by: dict[int, int], wraps: bool = False
     ) -> _Shifted:
         """Element ``i`` is now what element ``i + by`` was."""
-        if value is None:
+        if value is None or len(value.shape) != len(out):
             raise _Unknown
         value = self.on_grid(value)
         assert value.offsets is not None
         if value.flat and len(self.grid or ()) > 1:
             raise _Unknown
+        if not any(by.values()):
+            return value._replace(shape=out)
         offsets = frozenset(tuple(o + by.get(i, 0) for i, o in enumerate(offset)) for offset in value.offsets)
         around = value.wraps | frozenset(by) if wraps else value.wraps
         return _Shifted(out, offsets, around, value.flat)
@@ -225,22 +229,29 @@ def _rule(name: str) -> _Rule | None:
     return _RULES.get(kind_of_node(name))
 
 
+def _are_known(root: Tensor) -> bool:
+    """Whether all operations have a rule, as a walk of a microsecond for each tells, before the long one."""
+    names = node_names(root)
+    return all(_rule(name) is not None or name == "torch::autograd::AccumulateGrad" for name in names)
+
+
 def stencil(root: Tensor, x: Tensor) -> Pattern | None:
-    """The pattern of the Jacobian of ``root`` by ``x``; ``None`` where that isn't seen to be a stencil's."""
-    if root.grad_fn is None or not is_leaf(x) or x.dim() == 0:
+    """The pattern of the Jacobian of ``root`` by ``x``; ``None`` where that isn't seen to be a stencil's.
+
+    Nor where each element depends on itself alone, which batch axes tell, or on a good part of all.
+    """
+    if root.grad_fn is None or not is_leaf(x) or x.dim() == 0 or not _are_known(root):
         return None
     reading = _Reading(x)
     try:
         found = reading.of(root)
-        if found is None:
+        if found is None or found.offsets is None:
             return None
-        found = reading.on_grid(found)
+        assert reading.grid is not None
+        shape = reading.grid if found.flat else found.shape
+        return _pattern(shape, reading.grid, sorted(found.offsets), found.wraps)
     except Exception:  # a form of an operation that its rule doesn't know
         return None
-    assert found.offsets is not None
-    assert reading.grid is not None
-    shape = reading.grid if found.flat else found.shape
-    return _pattern(shape, reading.grid, sorted(found.offsets), found.wraps)
 
 
 def _around(offset: Offset, grid: Shape, wraps: frozenset[int]) -> Offset:
@@ -252,7 +263,7 @@ def _pattern(shape: Shape, grid: Shape, offsets: Sequence[Offset], wraps: frozen
     if wraps:
         offsets = sorted({_around(offset, grid, wraps) for offset in offsets})
     rows, columns = _numel(shape), _numel(grid)
-    if 2 * len(offsets) > columns:
+    if _FEWER * len(offsets) > columns:
         return None
     index, listed = [], []
     for offset in offsets:

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .._torch_private import DispatchMode, OpOverload, dynamo_is_loaded, pytree, storage_key
+from .._torch_private import DispatchMode, OpOverload, pytree, storage_key
 from ._memory import Const, Memory
 from .varying import addresses, lies_in
 
-__all__ = ["Const", "Op", "Place", "Program", "Recorder", "Ref", "recorder"]
+__all__ = ["Const", "Op", "Place", "Probe", "Program", "Recorder", "Ref"]
 
 
 # Given the arguments, the keyword arguments and the result of an operator.
@@ -181,6 +181,7 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
         self._memory = Memory()
         self._local = False
         self._cutting = False
+        self._apart: set[int] = set()
         self._names: dict[str, None] = {}
         self._probes = probes
         self._listener: _Listener | None = _Listener(self._handed_out)
@@ -219,9 +220,13 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
             return x.detach()
         self._cutting = True
         try:
-            return x.detach().clone()
+            copy = x.detach().clone()
         finally:
             self._cutting = False
+        for one in (x, copy):  # in other runs they share memory
+            if key := storage_key(one):
+                self._apart.add(self._memory.keep(one, key))
+        return copy
 
     def depends(self, x: Tensor) -> Ref:
         """Make the memory of ``x`` depend on the inputs, and say where ``x`` lies in it."""
@@ -259,7 +264,10 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
         self._names[facts.full_name] = None
         if facts.mutable:
             for x in self._written(facts, args, kwargs):
-                self._memory.before_write(x, storage_key(x))
+                key = storage_key(x)
+                if key in self._apart:
+                    self.unsupported = f"{facts.full_name} on what ignore_derivatives was given or gave"
+                self._memory.before_write(x, key)
         if func in _BLIND_TO_ZEROS and args[0]._is_zerotensor():
             args = (torch.zeros_like(args[0]), *args[1:])
         out = func(*args, **kwargs)
@@ -378,22 +386,6 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(value, (list, tuple)):
             return [self._code(part, overwritten, key_of) for part in value]
         return value
-
-
-class _SkippedByDynamo(Recorder):  # type: ignore[no-untyped-call]
-    """For when compiled functions may run inside: Dynamo must not trace the recorder."""
-
-    skipped_by_dynamo = True
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        return super().__torch_dispatch__(func, types, args, kwargs)
-
-
-def recorder(inputs: Sequence[Tensor], probes: dict[str, Probe], varying: Sequence[Any] = ()) -> Recorder:
-    """A :class:`Recorder` of the kind that this process needs."""
-    return (_SkippedByDynamo if dynamo_is_loaded() else Recorder)(inputs, probes, varying)
 
 
 def _ref(x: Tensor, place: Place) -> Ref:

@@ -23,9 +23,10 @@ from .._sight import cutting, watching
 from .._torch_private import dynamo_is_loaded, in_functorch, node_name, reaches, survey, uncompiled
 from .._unfused import unfused
 from ..native.index_sets import expand_pairs, expand_sets
+from ._recorder import recorder
 from ._replay import Replay
 from ._sets import OverBudget
-from ._trace import Program, Ref, recorder
+from ._trace import Program, Ref
 from .pattern import Pattern, indptr_of
 from .rules import PROBES
 
