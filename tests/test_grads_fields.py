@@ -151,3 +151,27 @@ def test_gradients_in_two_sparse_forms_are_refused_before_anything_is_set() -> N
     with pytest.raises(ValueError, match=r"accumulate_: expected a value for m in the layout of its grad"):
         g.accumulate_()
     assert torch.equal(v.grad, torch.zeros(2))
+
+
+def test_what_nothing_is_added_to_stays_as_it_is() -> None:
+    """Though memory is shared with a gradient that something is added to."""
+    p, q = (torch.zeros(2, requires_grad=True) for _ in range(2))
+    v, ten = torch.ones(2), torch.full((2,), 10.0)
+    q.grad = v  # the value of another parameter, which has no gradient yet
+    g = Grads(Params([p, q]), [v, ten])
+    g.accumulate_()
+    torch.testing.assert_close(g[p], torch.ones(2))
+    torch.testing.assert_close(p.grad, torch.ones(2))
+    torch.testing.assert_close(q.grad, torch.full((2,), 11.0))
+
+    p, q = torch.zeros(2, dtype=torch.float64, requires_grad=True), torch.zeros(2, requires_grad=True)
+    p.grad, q.grad = torch.zeros(2, dtype=torch.float64), v  # a value in another dtype than its gradient
+    g = Grads(Params([p, q]), [v, ten])
+    g.accumulate_()
+    torch.testing.assert_close(g[p], torch.ones(2))
+
+    p, q = (torch.zeros(2, requires_grad=True) for _ in range(2))
+    p.grad = q.grad = torch.ones(2)  # of a parameter whose value is None
+    Grads(Params([p, q]), [None, ten]).accumulate_()
+    torch.testing.assert_close(p.grad, torch.ones(2))
+    torch.testing.assert_close(q.grad, torch.full((2,), 11.0))

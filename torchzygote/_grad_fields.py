@@ -92,17 +92,26 @@ def factor_of(weight: Any, params: list[Tensor]) -> Any:
 
 
 def accumulated(
-    grads: list[Any], values: list[Tensor], factor: Any, known: Metadata | None, label: Callable[[int], str]
+    grads: list[Any],
+    values: list[Tensor],
+    factor: Any,
+    known: Metadata | None,
+    label: Callable[[int], str],
+    kept: list[Tensor],
 ) -> list[Tensor]:
-    """``grad + factor * value`` for each, where there is a ``grad``; ``known`` are the values' metadata."""
+    """``grad + factor * value`` for each, where there is a ``grad``; ``known`` are the values' metadata.
+
+    ``kept`` stay as they are: the values as they were given, and gradients that nothing is added to.
+    """
     if _NONE.isdisjoint(map(type, grads)):
-        return _added_into(grads, values, factor, label, known)
+        return _added_into(grads, values, factor, label, kept, known if len(kept) == len(values) else None)
     first = [i for i, grad in enumerate(grads) if grad is None]
     more = [i for i, grad in enumerate(grads) if grad is not None]
     out = list(grads)
     for i, total in zip(first, apply(OPERATORS["*"], [values[i] for i in first], factor), strict=True):
         out[i] = total.to(values[i].dtype)
-    sums = _added_into([grads[i] for i in more], [values[i] for i in more], factor, lambda i: label(more[i]))
+    theirs = [grads[i] for i in more], [values[i] for i in more]
+    sums = _added_into(*theirs, factor, lambda i: label(more[i]), kept)
     for i, total in zip(more, sums, strict=True):
         out[i] = total
     return out
@@ -137,11 +146,12 @@ def _added_into(
     values: list[Tensor],
     factor: Any,
     label: Callable[[int], str],
+    kept: list[Tensor],
     known: Metadata | None = None,
 ) -> list[Tensor]:
     """``grad + factor * value`` for each, in place where nobody is surprised by that.
 
-    ``values`` stay as they are; ``known``: their metadata, where somebody has asked for them.
+    ``known``: the metadata of the values, where somebody has asked for them and nothing else is ``kept``.
     """
 
     def add_(xs: list[Tensor], ys: Any) -> None:
@@ -157,13 +167,12 @@ def _added_into(
     ):
         in_groups_(add_, theirs[0].groups, grads, values)
         return grads
-    mine = values
     values = [_beside(g, v, label(i)) for i, (g, v) in enumerate(zip(grads, values, strict=True))]
     if recorded([*grads, *values]) or whole:
         values, factor = apply(OPERATORS["*"], values, factor), 1
     if recorded([*grads, *values]):
         return _in_dtypes_of(grads, apply(OPERATORS["+"], grads, values))
-    inside, apart = writable(grads, mine)
+    inside, apart = writable(grads, kept)
     out = list(grads)
     scaled = apply(OPERATORS["*"], [values[i] for i in apart], factor)
     for i, total in zip(apart, apply(OPERATORS["+"], [grads[i] for i in apart], scaled), strict=True):

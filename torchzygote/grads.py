@@ -369,9 +369,10 @@ class Grads(GradDict):
         present = self._present()
         params, values, known = fitting("accumulate_", self._keys, present, self._label)
         grads = [p.grad for p in params]
-        totals = accumulated(
-            grads, values, factor_of(weight, params), known, lambda i: self._label(list(present)[i])
-        )
+        others = (p.grad for key, p in self._keys.items() if key not in present)
+        kept = [*present.values(), *(grad for grad in others if grad is not None)]
+        label = lambda i: self._label(list(present)[i])
+        totals = accumulated(grads, values, factor_of(weight, params), known, label, kept)
         if totals is not grads:
             new = [i for i, total in enumerate(totals) if total is not grads[i]]
             assign([params[i] for i in new], [totals[i] for i in new])
