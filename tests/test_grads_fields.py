@@ -175,3 +175,10 @@ def test_what_nothing_is_added_to_stays_as_it_is() -> None:
     Grads(Params([p, q]), [None, ten]).accumulate_()
     torch.testing.assert_close(p.grad, torch.ones(2))
     torch.testing.assert_close(q.grad, torch.full((2,), 11.0))
+
+
+def test_a_factor_is_taken_in_the_dtype_of_the_gradient() -> None:
+    p = torch.zeros(2, dtype=torch.float16, requires_grad=True)
+    p.grad_dtype = torch.float32
+    Grads(Params([p]), [torch.tensor([1.0, 2.0]).half()]).accumulate_(1e5)  # beyond the largest half
+    torch.testing.assert_close(p.grad, torch.tensor([1e5, 2e5]))

@@ -31,6 +31,8 @@ LAYOUTS = {
     .view(2, 4, 2, 2, 2)
     .to(memory_format=torch.channels_last_3d),
 }
+LAYOUTS["a crop"] = torch.cat([LAYOUTS["2d"]] * 2, 2).to(memory_format=torch.channels_last)[:, :, ::2]
+LAYOUTS["channels of more"] = torch.cat([LAYOUTS["2d"]] * 2, 1).to(memory_format=torch.channels_last)[:, :4]
 
 
 def by_formula(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
@@ -108,3 +110,10 @@ if __name__ == "__main__":
     warnings.simplefilter("error")  # of rows that can't be batched
     for each in WAYS:
         differ(each, sys.argv[1])
+
+
+def test_not_contiguous_under_vmap() -> None:
+    """Where no other layout can be asked for."""
+    images = torch.linspace(-1, 1, 3 * 72, dtype=D).exp().sin().view(3, 2, 4, 3, 3).transpose(-1, -2)
+    found = torch.vmap(lambda x: hessian(loss(by_operator, x), B))(images)
+    torch.testing.assert_close(found[1], hessian(loss(by_formula, images[1]), B))

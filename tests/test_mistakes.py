@@ -222,6 +222,21 @@ def test_numbers_in_structures_and_beside_integers() -> None:
     gradient(f, 1.5, 2, {"slope": 0.1}, argnums=0)
 
 
-@pytest.mark.parametrize("f", [lambda s: s + "a", lambda s: len(s), lambda s: {}[s], lambda s: s.nothing])
+def no_module(s: torch.Tensor) -> torch.Tensor:
+    raise TypeError("the model must be a Module, not Tensor")
+
+
+OTHERS: list[Callable[[Any], Any]] = [
+    lambda s: s + "a",
+    lambda s: len(s),
+    lambda s: {}[s],
+    lambda s: s.nothing,
+    lambda s: torch.cat(X),
+    lambda s: nn.functional.conv1d(X, [1, 2]),
+    no_module,
+]
+
+
+@pytest.mark.parametrize("f", OTHERS)
 def test_other_errors_say_nothing_of_numbers(f: Callable[..., Any]) -> None:
     assert "the number" not in error_of(lambda: gradient(f, 0.1), (TypeError, KeyError, AttributeError))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointFunction, checkpoint
 
 from torchzygote import (
     Params,
@@ -129,3 +130,25 @@ def test_under_no_grad_it_is_a_constant_as_without_a_checkpoint() -> None:
         return (kept * w).sum()
 
     assert gradient(lambda w: f(reentrant, w), 2.0) == gradient(lambda w: f(plain, w), 2.0)
+
+
+class Counted(CheckpointFunction):
+    """A checkpoint of its own kind."""
+
+    runs = 0
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Any:
+        Counted.runs += 1
+        return CheckpointFunction.forward(ctx, *args)
+
+
+def test_classes_made_of_it_stay_as_they_are() -> None:
+    Counted.runs = 0
+    x = X.clone().requires_grad_()
+    y: Any = Counted.apply(torch.sin, True, x)
+    assert Counted.runs == 1
+    assert type(y.grad_fn).__name__ == "CountedBackward"
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, X.cos())
+    assert pickle.loads(pickle.dumps(CheckpointFunction.apply)) == CheckpointFunction.apply

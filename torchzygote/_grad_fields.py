@@ -17,7 +17,7 @@ from ._multi_tensor import apply, describe, in_groups_, plain, recorded
 from ._operators import OPERATORS
 from ._overlap import known_apart, writable
 
-__all__ = ["accumulated", "assign", "factor_of", "fitting"]
+__all__ = ["accumulated", "assign", "factor_of", "fitting", "widened"]
 
 _NONE = frozenset({type(None)})
 _LARGEST_HALF = torch.finfo(torch.float16).max
@@ -45,6 +45,15 @@ def fitting(
 def _grad_dtype(p: Tensor) -> torch.dtype | None:
     """The dtype of the gradient; ``None`` for any."""
     return p.grad_dtype if p.is_leaf else p.dtype  # others have none, and raise
+
+
+def widened(params: list[Tensor], values: list[Tensor], grads: list[Any]) -> list[Tensor]:
+    """``values`` in the dtypes of the gradients that there are none of yet, before they are multiplied."""
+    dtypes = [None if g is not None else _grad_dtype(p) for p, g in zip(params, grads, strict=True)]
+    return [
+        v if dtype is None or dtype is v.dtype else v.to(dtype)
+        for v, dtype in zip(values, dtypes, strict=True)
+    ]
 
 
 def _fitted(caller: str, p: Tensor, value: Tensor, name: str) -> Tensor:

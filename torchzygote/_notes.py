@@ -93,7 +93,10 @@ def annotate(error: BaseException, prepared: Prepared) -> None:
 
 # What functions of PyTorch say that take no tensor for a number.
 _WANTS_NUMBER = re.compile(
-    r"must be .*, not Tensor|combination of arguments - got \(.*Tensor|only integer tensors of a single"
+    r"must be (.*\b)?(bool|floats?|ints?|[Nn]umber)\b.*, not Tensor"
+    r"|combination of arguments - got \([^)]*Tensor.*\bNumber\b"
+    r"|only integer tensors of a single",
+    re.DOTALL,
 )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ._arguments import type_name
 from ._call_options import check_flags
 from ._entries import TENSOR_TYPES, as_tensor
-from ._grad_fields import accumulated, assign, factor_of, fitting
+from ._grad_fields import accumulated, assign, factor_of, fitting, widened
 from ._members import checked
 from ._multi_tensor import clone_all, flatten
 from .clipping import clip_norm, clip_value, finite, total_norm, value_bounds
@@ -372,7 +372,10 @@ class Grads(GradDict):
         others = (p.grad for key, p in self._keys.items() if key not in present)
         kept = [*present.values(), *(grad for grad in others if grad is not None)]
         label = lambda i: self._label(list(present)[i])
-        totals = accumulated(grads, values, factor_of(weight, params), known, label, kept)
+        factor = factor_of(weight, params)
+        if not (isinstance(factor, (int, float)) and factor == 1) and any(grad is None for grad in grads):
+            values = widened(params, values, grads)
+        totals = accumulated(grads, values, factor, known, label, kept)
         if totals is not grads:
             new = [i for i, total in enumerate(totals) if total is not grads[i]]
             assign([params[i] for i in new], [totals[i] for i in new])

@@ -20,8 +20,6 @@ from .levels import in_functorch
 
 __all__ = ["record_reentrant_checkpoints"]
 
-_reentrant: Any = CheckpointFunction.apply
-
 
 class _Here(threading.local):
     """Per thread: whether the function of such a checkpoint runs, maybe again, after the derivative ended."""
@@ -41,16 +39,27 @@ def _recorded(function: Callable[..., Any], *args: Any) -> Any:
         _here.recorded = before
 
 
+_asks: Callable[[], bool] = lambda: False
+
+
+def apply(cls: Any, function: Any = None, preserve_rng_state: Any = None, *args: Any, **kwargs: Any) -> Any:
+    """``CheckpointFunction.apply``, whose name it has, so that it can be pickled as that could."""
+    if (
+        cls is not CheckpointFunction
+        or in_functorch()
+        or not torch.is_grad_enabled()
+        or not (_here.recorded or _asks())
+    ):
+        return super(CheckpointFunction, cls).apply(function, preserve_rng_state, *args, **kwargs)
+    again = functools.partial(_recorded, function)
+    return checkpoint(again, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state)
+
+
 def record_reentrant_checkpoints(while_: Callable[[], bool]) -> None:
     """From now on, ``while_()``: the checkpoint is the other kind, which sees what its function closes over.
 
-    Not inside ``torch.func``, which refuses both, nor where the tape is off.
+    Not inside ``torch.func``, which refuses both, nor where the tape is off; and no class made of it is.
     """
-
-    def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
-        if in_functorch() or not torch.is_grad_enabled() or not (_here.recorded or while_()):
-            return _reentrant(function, preserve_rng_state, *args)
-        again = functools.partial(_recorded, function)
-        return checkpoint(again, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state)
-
-    CheckpointFunction.apply = staticmethod(apply)  # type: ignore[method-assign]
+    global _asks
+    _asks = while_
+    CheckpointFunction.apply = classmethod(apply)  # type: ignore[assignment]
