@@ -27,6 +27,7 @@ from .._torch_private import (
 )
 from .alignment_rules import ELEMENTWISE, FREE, RULES, Alignment, Rule, Shape, all_free, meeting
 from .moves import Value, kind_of_node
+from .walk import evaluate
 
 __all__ = [
     "LOSSES",
@@ -138,25 +139,9 @@ class _Walk:
         if root.grad_fn is None:
             return None
         known, number, value = self._known, self._number, (root.grad_fn, root.output_nr)
-        # Reading what a node comes from builds a tuple of new objects, so that it is done once.
-        stack: list[tuple[tuple[Any, int], Any]] = [(value, None)]
-        while stack:
-            current, before = stack.pop()
-            if current in known:
-                continue
-            if number is not None and came_before(current[0], number):
-                known[current] = None
-                continue
-            if before is None:
-                before = current[0].next_functions
-                missing = [(v, None) for v in before if v[0] is not None and v not in known]
-                if missing:
-                    stack.append((current, before))
-                    stack.extend(missing)
-                    continue
-            known[current] = self._of_output(*current, before)
-            if len(known) > _MOST_NODES:
-                return None
+        is_end = None if number is None else functools.partial(came_before, number=number)
+        if not evaluate(value, known, self._of_output, _MOST_NODES, is_end):
+            return None
         found = known[value]
         return None if found is None or self._is_unsure or len(found[0]) != root.dim() else found[0]
 

@@ -19,6 +19,7 @@ from .._torch_private import axis_of, is_leaf, node_attribute, node_name, node_n
 from ..sparsity.pattern import Pattern, indptr_of
 from .alignment_rules import ELEMENTWISE
 from .moves import kind_of_node
+from .walk import evaluate
 
 __all__ = ["stencil"]
 
@@ -60,24 +61,14 @@ class _Reading:
         """``None`` where the root depends on no element; raises :class:`_Unknown`."""
         known: dict[tuple[Any, int], _Shifted | None] = {}
         value = (root.grad_fn, root.output_nr)
-        stack: list[tuple[tuple[Any, int], Any]] = [(value, None)]
-        while stack:
-            current, before = stack.pop()
-            if current in known:
-                continue
-            if before is None:
-                before = current[0].next_functions
-                missing = [(v, None) for v in before if v[0] is not None and v not in known]
-                if missing:
-                    stack.append((current, before))
-                    stack.extend(missing)
-                    continue
-            known[current] = self._of_output(*current, [known.get(v) for v in before])
-            if len(known) > _MOST_NODES:
-                raise _Unknown
+        if not evaluate(value, known, lambda *at: self._of_output(known, *at), _MOST_NODES):
+            raise _Unknown
         return known[value]
 
-    def _of_output(self, node: Any, output: int, inputs: list[_Shifted | None]) -> _Shifted | None:
+    def _of_output(
+        self, known: dict[tuple[Any, int], _Shifted | None], node: Any, output: int, before: Any
+    ) -> _Shifted | None:
+        inputs = [known.get(v) for v in before]
         if not inputs:
             is_ours = id(node_attribute(node, "variable")) == self._leaf
             return _Shifted(self._shape) if is_ours else None
