@@ -125,7 +125,7 @@ def in_place(tensors: list[Tensor], values: list[Tensor]) -> Iterator[tuple[str,
     for p, q, v in zip(own, other, values, strict=True):
         p.grad, q.grad = v.clone(), v.clone()
     theirs: dict[str, Contender | None] = {
-        "_foreach_add_": lambda: torch._foreach_add_([q.grad for q in other], nothing)  # type: ignore[arg-type]
+        "_foreach_add_": lambda: torch._foreach_add_([q.grad for q in other], nothing)  # type: ignore[arg-type] # none is None
     }
     yield "Grads.accumulate_", (tz.Grads(tz.Params(own), nothing).accumulate_, theirs)
 

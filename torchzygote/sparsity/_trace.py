@@ -207,6 +207,8 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
     def _handed_out(self, x: Tensor) -> None:
         key = storage_key(x)
         self._local = self._local or key in self._seen or key in self._dependent
+        if key in self._apart:  # NumPy may write there, which nobody sees
+            self.unsupported = "memory that ignore_derivatives was given or gave is handed out"
 
     def _varies(self, x: Tensor, key: int) -> None:
         """Use no values in this memory; where it has no key (sparse layouts), nor in any other without."""
