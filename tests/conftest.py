@@ -80,3 +80,17 @@ def pulls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(Linearization, "pull", counting)
     return counted
+
+
+@pytest.fixture
+def chunks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of each batch of products."""
+    counts: list[int] = []
+    original = _products.batched
+
+    def counted(one: Any, rows: torch.Tensor) -> Any:
+        counts.append(rows.shape[0])
+        return original(one, rows)
+
+    monkeypatch.setattr(_products, "batched", counted)
+    return counts

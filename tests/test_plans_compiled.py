@@ -13,7 +13,7 @@ from sparse_cases import heat, rosenbrock
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torchzygote import Params, _products, gradient, plan_hessian, plan_jacobian
+from torchzygote import Params, gradient, plan_hessian, plan_jacobian
 from torchzygote import plans as plans_module
 from torchzygote._plans import jacobian as jacobian_plan_module
 from torchzygote.coloring import recovery as recovery_module
@@ -35,20 +35,6 @@ class Operators(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.names.append(func.name().removeprefix("aten::").split(".")[0])
         return func(*args, **(kwargs or {}))
-
-
-@pytest.fixture
-def chunks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows of each batch of products."""
-    counts: list[int] = []
-    original = _products.batched
-
-    def counted(one: Any, rows: Tensor) -> Any:
-        counts.append(rows.shape[0])
-        return original(one, rows)
-
-    monkeypatch.setattr(_products, "batched", counted)
-    return counts
 
 
 @pytest.fixture

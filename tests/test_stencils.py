@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -178,21 +177,11 @@ def test_random_programs(f: Callable[[Tensor], Tensor]) -> None:
 
 
 @pytest.fixture
-def rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def rows(chunks: list[int], monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of each batch of products; the stencil is looked for however small the problem is."""
-    from torchzygote import _products
-
-    counts: list[int] = []
-    original = _products.batched
-
-    def counted(one: Any, rows: Tensor) -> Any:
-        counts.append(rows.shape[0])
-        return original(one, rows)
-
-    monkeypatch.setattr(_products, "batched", counted)
     monkeypatch.setattr(_worth_looking, "_WORTH_READING", 0)
     monkeypatch.setattr(_worth_looking, "_WORTH_READING_NODE", 0)
-    return counts
+    return chunks
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, D])
