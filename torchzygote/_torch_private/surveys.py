@@ -16,6 +16,9 @@ from .walked import leading
 
 __all__ = ["coarsest", "survey"]
 
+# What is told of nodes where there is nothing to tell.
+_NOTHING = Told().survey(0, 0)[2:]
+
 
 def survey(
     roots: Sequence[Tensor],
@@ -67,11 +70,13 @@ def survey(
         if alike:  # of several outputs, one goes on
             total += alike * largest
             alike = 0
-        lean = wanted and kind in LEAN
-        for following, _ in onward:
-            if not (lean and _is_unwanted(following, wanted)):
+        if wanted and kind in LEAN:
+            stack.extend(following for following, _ in onward if not _is_unwanted(following, wanted))
+        else:
+            for following, _ in onward:
                 stack.append(following)
-    return (told or Told()).survey(total, len(seen) - passed)
+    nodes = len(seen) - passed
+    return told.survey(total, nodes) if told else Survey(total, nodes, *_NOTHING)
 
 
 def _is_unwanted(node: Any, wanted: set[int]) -> bool:
