@@ -19,6 +19,14 @@ t = torch.tensor
 Pair = namedtuple("Pair", "a b")
 
 
+def test_a_packed_sequence_has_gradients_in_its_fields() -> None:
+    packed = nn.utils.rnn.pack_padded_sequence(torch.randn(2, 3, 2), t([3, 2]), batch_first=True)
+    (found,) = gradient(lambda s: (s.data**2).sum(), packed)
+    assert type(found) is type(packed)
+    assert torch.equal(found.data, 2 * packed.data)
+    assert found.batch_sizes is None
+
+
 # ---- NumPy ----
 
 

@@ -296,6 +296,7 @@ def test_a_second_eager_update_is_refused() -> None:
         (sgd, [torch.arange(3)], TypeError, "Params"),
         (sgd, ["text"], TypeError, "Params"),
         (sgd, [torch.ones(2, requires_grad=True) * 2], ValueError, "expected a leaf tensor"),
+        (sgd, nn.LazyLinear(3), ValueError, "got weight, which has none before its lazy module"),
     ],
 )
 def test_bad_arguments(update: Any, source: Any, error: type[Exception], message: str) -> None:

@@ -20,7 +20,7 @@ from ._call_options import check_argnums
 from ._distributed import refuse_reduced
 from ._flags import requires_grad
 from ._structure_matching import parts_for
-from ._torch_private import pytree
+from ._torch_private import pytree, rebuilt
 from ._warning import warn
 
 __all__ = ["ARRAY", "MODULE", "NUMBER", "OPAQUE", "STRUCTURE", "Prepared", "kind_of", "prepare"]
@@ -185,7 +185,7 @@ class _Slot:
         if self.kind is ARRAY or self.kind is NUMBER:
             return results[self.start]
         if self.kind is STRUCTURE:
-            return pytree.tree_unflatten([leaf.result(results) for leaf in self.leaves], self.spec)
+            return rebuilt(self.value, [leaf.result(results) for leaf in self.leaves], self.spec)
         if self.kind is MODULE:
             return dict(zip(self.names, results[self.start : self.start + len(self.names)], strict=True))
         return None

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from . import _updates
 from ._arguments import type_name
@@ -187,6 +188,11 @@ def _check(named: list[tuple[str, Tensor]]) -> None:
                 "updated eagerly, leave it out"
             )
         first[id(p)] = name
+        if is_lazy(p):
+            raise ValueError(
+                f"eager_update: expected parameters that have a shape, got {name}, which has none before its "
+                "lazy module is called; run the module once first"
+            )
         if not p.is_leaf:
             raise ValueError(
                 f"eager_update: {name}: expected a leaf tensor, got the result of an operation, which "

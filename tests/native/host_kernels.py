@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from torchzygote import native
+from torchzygote.native._loading import telling_refusals
 
 ROOT = Path(__file__).parents[2]
 STAND_IN = Path(__file__).parent / "cuda_on_host"
@@ -46,7 +47,7 @@ def run_by(way: str) -> Iterator[None]:
         patch.setattr(native_samples, "namespace", NAMESPACE)
         for module, names in _FUNCTIONS.items():
             for name in names:
-                patch.setattr(module, f"_{name}", native_samples.raw(name), raising=False)
+                patch.setattr(module, f"_{name}", telling_refusals(native_samples.raw(name)), raising=False)
         yield
 
 

@@ -11,10 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from native_samples import needs_library
 
 import torchzygote
 from torchzygote import native
+from torchzygote.native import _loading
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(torchzygote.__file__).parent
@@ -148,3 +150,26 @@ def test_the_sources_use_no_newer_headers_than_those_of_the_oldest_torch() -> No
     files = [path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cuh", ".cpp", ".cu")]
     assert [path.name for path in files if newer.search(path.read_text())] == []
     assert len(files) > 10
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (RuntimeError("colors: expected at least -1, got -2"), ValueError),
+        (RuntimeError("blocks[0]: expected a matrix, got shape (2)"), ValueError),
+        (RuntimeError("can't allocate memory: you tried to allocate 8 bytes"), RuntimeError),
+        (torch.OutOfMemoryError("memory: expected more"), torch.OutOfMemoryError),
+        (NotImplementedError("out: expected another device"), NotImplementedError),
+    ],
+)
+def test_refusals_are_told_where_their_types_are_lost(
+    raised: Exception, expected: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def operator() -> None:
+        raise raised
+
+    monkeypatch.setattr(_loading, "_ERRORS_LOSE_TYPES", True)
+    with pytest.raises(expected, match=re.escape(str(raised))) as caught:
+        _loading.telling_refusals(operator)()
+    assert type(caught.value) is expected
+    assert caught.value.__context__ is None

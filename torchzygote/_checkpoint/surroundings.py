@@ -7,6 +7,8 @@ formulas run instead of PyTorch's operators. Knows nothing of derivatives.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -15,7 +17,7 @@ from .._random import RandomState
 from .._torch_private import are_formulas_pushed, in_function_mode, outside_functorch, pushed_by_formulas
 from .._unfused import unfused_as_before, unfused_for
 
-__all__ = ["Surroundings", "outside_inference"]
+__all__ = ["Surroundings", "may_draw_after_saving", "outside_inference"]
 
 _Autocast = tuple[str, bool, torch.dtype, bool]
 
@@ -92,3 +94,19 @@ class Surroundings:
             stack.enter_context(unfused_as_before(self._unfused))
         if self._formulas and not are_formulas_pushed():
             stack.enter_context(pushed_by_formulas())
+
+
+def may_draw_after_saving(operations: Sequence[int], saved: Sequence[tuple[Any, ...]]) -> bool:
+    """Whether the last operation may fill something that it has saved, so that it mustn't be stopped there.
+
+    ``operations``: by which each tensor is ``saved``, as version, ``requires_grad``, shape and dtype.
+    ``torch.rrelu`` saves memory that nobody has written to, and draws its noise then, uncounted (2.13).
+    """
+    for operation, (version, requires_grad, _, dtype) in zip(
+        reversed(operations), reversed(saved), strict=True
+    ):
+        if operation != operations[-1]:
+            return False
+        if version == 0 and not requires_grad and dtype.is_floating_point:
+            return True
+    return False

@@ -21,7 +21,8 @@ from .._flags import Hold, held_again, held_by_others, holds
 from .._torch_private import backward_pass, hooks_in_force, outside_functorch, pytree, sequence_number
 from .asked_again import handed_out
 from .holdings import Holdings, Uses, written_since
-from .surroundings import Surroundings, outside_inference
+from .nothing_saved import run_before_backward
+from .surroundings import Surroundings, may_draw_after_saving, outside_inference
 from .transforms import checkpoint_in_transforms, refusal
 
 __all__ = ["checkpoint_on_tape"]
@@ -55,7 +56,7 @@ def checkpoint_on_tape(f: Callable[..., Any], xs: tuple[Any, ...], kwargs: dict[
     else:
         error, runs.failed = runs.failed, None
         if error is None:
-            return y if runs.first else _run_again_all_the_same(runs, tensors, y, start)
+            return y if runs.first else run_before_backward(lambda: runs.rerun(tensors), y, start)
     if not isinstance(error, RuntimeError) or "don't yet support saved tensor hooks" not in str(error):
         try:
             raise error
@@ -68,33 +69,6 @@ def checkpoint_on_tape(f: Callable[..., Any], xs: tuple[Any, ...], kwargs: dict[
     return checkpoint_in_transforms(f, xs, kwargs)
 
 
-def _run_again_all_the_same(runs: _Runs, tensors: Sequence[Tensor], y: Any, start: int) -> Any:
-    """PyTorch doesn't where nothing was saved (a linear ``f``): what a run does besides would be missed.
-
-    ``start``: the number from which nodes of the graph are of this run; others are not to be hooked.
-    """
-    ran_in = -1
-
-    def again(_: Any) -> None:
-        nonlocal ran_in
-        now = backward_pass()
-        if now != ran_in:
-            ran_in = now
-            with outside_functorch(), outside_inference(), torch.enable_grad():
-                runs.rerun(tensors)
-
-    def watched(x: Any) -> Any:
-        if not isinstance(x, Tensor) or not x.requires_grad:
-            return x
-        if x.grad_fn is None or x.grad_fn._sequence_nr() < start:
-            x = x.view_as(x)
-        assert x.grad_fn is not None
-        x.grad_fn.register_prehook(again)
-        return x
-
-    return pytree.tree_map(watched, y)
-
-
 def _text(state: _State) -> str:
     return f"shape {tuple(state[2])} and dtype {state[3]}"
 
@@ -105,8 +79,9 @@ class _Runs:
     ``first``, ``seen``: the state of each tensor that was saved in the first run, and in the latest
     recomputation; ``numbers``: how many operations the first run had recorded by then. ``begun``: the number
     of the node that a run records first. ``shifted``: the latest recomputation may record more or less, and
-    goes on to its end; ``enough``: what the backward pass needs is there. ``copied``: arguments came out of
-    somebody's hooks with other versions than they went in. ``failed``: what the first run raised.
+    goes on to its end; ``enough``: what the backward pass needs is there; ``ends_next``: it will be when the
+    last operation is over. ``copied``: arguments came out of somebody's hooks with other versions than they
+    went in. ``failed``: what the first run raised.
     """
 
     __slots__ = (
@@ -125,6 +100,7 @@ class _Runs:
         "_versions",
         "begun",
         "copied",
+        "ends_next",
         "enough",
         "failed",
         "first",
@@ -149,6 +125,7 @@ class _Runs:
         self._versions: list[int] = []
         self.begun = 0
         self.copied = False
+        self.ends_next = False
         self.enough: Exception | None = None
         self.failed: BaseException | None = None
         self.first: list[_State] = []
@@ -229,7 +206,7 @@ class _Runs:
         undo = self._holdings.put_back()
         # Whoever requires grad now is recorded, and what is saved for it may pass for what was saved before.
         self.shifted = self._disturbed or self._holdings.have_other_flags()
-        self.enough, self._others = None, held_by_others()
+        self.enough, self.ends_next, self._others = None, False, held_by_others()
         try:
             with self._surroundings.restored():
                 self.begun = sequence_number()
@@ -382,6 +359,8 @@ class _Noted(saved_tensors_hooks):
         runs.seen = seen
 
         def noted(x: Tensor) -> Any:
+            if runs.enough is not None and runs.ends_next:
+                raise _Enough(runs, runs.enough)
             number = len(seen)
             seen.append((x._version, x.requires_grad, x.shape, x.dtype))
             if runs.enough is not None:
@@ -392,7 +371,9 @@ class _Noted(saved_tensors_hooks):
                 return pack(x)
             except Exception as error:
                 if runs.is_surely_the_same():
-                    raise _Enough(runs, error) from None
+                    if not may_draw_after_saving(runs.numbers, runs.first):
+                        raise _Enough(runs, error) from None
+                    runs.ends_next = True
                 runs.enough = error
                 return x.detach()
 

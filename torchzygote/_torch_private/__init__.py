@@ -97,7 +97,7 @@ from .recurrent import RECURRENT, forget_recorded, stepwise
 from .reentrant import record_reentrant_checkpoints
 from .rounding import rounding_of_products
 from .scripts import enable_optimized_scripts, scripts_as_written, scripts_kept_from
-from .structures import names_of_fields
+from .structures import names_of_fields, rebuilt
 from .surveys import coarsest, survey
 from .telling import Survey, hides_another, is_compiled_function
 from .tensors import (
@@ -244,6 +244,7 @@ __all__ = [
     "put_rows_back",
     "pytree",
     "reaches",
+    "rebuilt",
     "record_reentrant_checkpoints",
     "refuse_writes",
     "register_autograd_kernel",

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import CheckpointFunction, checkpoint
+from torch.utils.checkpoint import CheckpointFunction, checkpoint, set_checkpoint_early_stop
 
 from .levels import in_functorch
 
@@ -52,7 +52,8 @@ def apply(cls: Any, function: Any = None, preserve_rng_state: Any = None, *args:
     ):
         return super(CheckpointFunction, cls).apply(function, preserve_rng_state, *args, **kwargs)
     again = functools.partial(_recorded, function)
-    return checkpoint(again, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state)
+    with set_checkpoint_early_stop(False):  # as that runs; torch.rrelu draws its noise after saving it
+        return checkpoint(again, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state)
 
 
 def record_reentrant_checkpoints(while_: Callable[[], bool]) -> None:

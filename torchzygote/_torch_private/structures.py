@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils import _pytree as pytree
 
-__all__ = ["names_of_fields"]
+__all__ = ["names_of_fields", "rebuilt"]
 
 
 def names_of_fields(
@@ -28,3 +28,16 @@ def names_of_fields(
         return None
     held = all(getattr(x, name) is part for name, part in zip(names, parts, strict=True))
     return (names, absent) if held and all(getattr(x, name) is None for name in absent) else None
+
+
+def rebuilt(x: Any, parts: Sequence[Any], spec: pytree.TreeSpec) -> Any:
+    """The structure ``x`` with other parts; a named tuple whose constructor refuses them is made without it.
+
+    ``PackedSequence`` wants sizes where there is no gradient.
+    """
+    try:
+        return pytree.tree_unflatten(parts, spec)
+    except Exception:
+        if not (isinstance(x, tuple) and hasattr(x, "_make") and len(x) == len(parts)):
+            raise
+        return x._make(parts)

@@ -6,6 +6,7 @@ Knows files and devices; it must not know what the operators compute.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ import torch
 
 from ._autograd import OPERATORS, finish_registration
 
-__all__ = ["info", "loaded_devices", "operator"]
+__all__ = ["info", "loaded_devices", "operator", "telling_refusals"]
 
 _FOLDER = Path(__file__).parent
 _SUFFIXES = (".abi3.so", ".so", ".pyd")
 _SETTINGS = ("auto", "require", "off")
+# From that version on, what a library with the stable ABI throws arrives as a RuntimeError.
+_ERRORS_LOSE_TYPES = torch.__version__ >= "2.15"
+_REFUSAL = re.compile(r"[\w\[\]]+: expected ")
 
 # device type -> why its operators are not there; empty where they are
 _reasons: dict[str, str] = {}
@@ -75,8 +79,25 @@ def _load() -> None:
 
 
 def operator(name: str) -> Any:
-    """The loaded operator ``torchzygote::name``."""
-    return getattr(torch.ops.torchzygote, name).default
+    """The loaded operator ``torchzygote::name``; what it refuses is a ``ValueError``."""
+    return telling_refusals(getattr(torch.ops.torchzygote, name).default)
+
+
+def telling_refusals(loaded: Any) -> Any:
+    """An operator that raises a ``ValueError`` where the library does so, in all versions of PyTorch."""
+    if not _ERRORS_LOSE_TYPES:
+        return loaded
+
+    def call(*args: Any) -> Any:
+        try:
+            return loaded(*args)
+        except RuntimeError as error:
+            if type(error) is not RuntimeError or not _REFUSAL.match(str(error)):
+                raise
+            refusal = ValueError(*error.args)
+        raise refusal
+
+    return call
 
 
 def info() -> dict[str, Any]:
