@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,9 @@ NOISY: dict[str, Function] = {
     "module": nn.RReLU(0.1, 0.9),
     "in place": lambda x: F.rrelu_(x.clone(), 0.1, 0.9, training=True),
     "operator": lambda x: torch.ops.aten.rrelu_with_noise(x, torch.empty_like(x), 0.1, 0.9, True),
+    "operator, in memory written to": lambda x: torch.ops.aten.rrelu_with_noise(
+        x, torch.full_like(x, 5.0).zero_(), 0.1, 0.9, True
+    ),
     "twice": lambda x: F.rrelu(F.rrelu(x, training=True) + x, training=True),
     "and something that saves nothing": lambda x: F.rrelu(x, 0.1, 0.9, training=True) + 1,
 }
@@ -79,6 +83,31 @@ def test_a_derivative_inside_one_has_its_noise(way: Callable[..., Any]) -> None:
     slopes = drawn(lambda f, x: F.rrelu(f(x), training=True) / f(x), lambda x: x**3)
     found = drawn(lambda f, x: gradient(lambda x: way(f, x).sum(), x)[0], f)
     torch.testing.assert_close(found, slopes * 9 * X**2)
+
+
+def test_settings_of_other_threads_are_left_alone() -> None:
+    """Two threads that leave in the order in which they came."""
+    before = torch.utils.checkpoint._enable_checkpoint_early_stop
+    inside = [threading.Event(), threading.Event()]
+    go = [threading.Event(), threading.Event()]
+
+    def body(i: int, x: Tensor) -> Tensor:
+        if not go[i].is_set():
+            inside[i].set()
+            go[i].wait(60)
+        return x.sin()
+
+    def derivative(i: int) -> None:
+        gradient(lambda x: checkpoint(body, i, x, use_reentrant=True).sum(), X)
+
+    threads = [threading.Thread(target=derivative, args=(i,)) for i in range(2)]
+    for thread, entered in zip(threads, inside, strict=True):
+        thread.start()
+        entered.wait(60)
+    for thread, leave in zip(threads, go, strict=True):
+        leave.set()
+        thread.join()
+    assert torch.utils.checkpoint._enable_checkpoint_early_stop is before
 
 
 def test_a_checkpoint_that_ends_otherwise_still_ends_early() -> None:

@@ -51,8 +51,8 @@ STAGES: dict[str, str] = {
     """,
     "assembly": "_assembly",
     "certificate": """
-        _affine_check _certificate _colored _crosscheck _repetition _separable _symmetric_blocks
-        _worth_looking
+        _affine_check _certificate _colored _complete_rows _crosscheck _repetition _separable
+        _symmetric_blocks _worth_looking
     """,
     "results": """
         _affine_products _compressed _curvature _dense_hessians _dense_jacobians _factored _layer_rows

@@ -187,6 +187,17 @@ class Comparison:
         """These elements are not fine after all."""
         self._refuted = wrong
 
+    @property
+    def doubted(self) -> Tensor | None:
+        """What was refuted, if all else is fine."""
+        if self._refuted is None:
+            return torch.zeros_like(self._breaks_down)
+        return self._refuted if bool((self.fine | self._refuted).all()) else None
+
+    def acquit(self) -> None:
+        """What was refuted is fine after all."""
+        self._refuted = None
+
     def excuse(self, allowed: Tensor) -> None:
         """Elements that differ by no more are fine; in half precision that could be anything."""
         if self._eps < _HALF:

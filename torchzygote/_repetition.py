@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ._certificate import Comparison, compared, probe_parts
 from ._colored import Products, given_seeds, plain_products
+from ._complete_rows import are_complete
 from .coloring.recovery import Recovery
 
 __all__ = ["Repetition", "may_be_lost", "settle_colored"]
@@ -144,6 +145,14 @@ def settle_colored(
     elements = [compared(recovery, one) for one in plain]
     repetition = Repetition(probes, lambda: probe_parts(recovery, probes), elements, again)
     repetition.refute(comparisons)
+    if _are_fine(comparisons):
+        return True
+    doubted = [one.doubted for one in comparisons]
+    present = [mask for mask in doubted if mask is not None]
+    with torch.no_grad():
+        if len(present) == len(doubted) and are_complete(recovery, present, probes, plain, multiply):
+            for one in comparisons:
+                one.acquit()
     if not _are_fine(comparisons) and linear():
         repetition.excuse(comparisons)
     return _are_fine(comparisons)

@@ -14,7 +14,14 @@ import torch
 
 from .. import _state
 from .._random import RandomState
-from .._torch_private import are_formulas_pushed, in_function_mode, outside_functorch, pushed_by_formulas
+from .._torch_private import (
+    are_formulas_pushed,
+    in_function_mode,
+    node_name,
+    outside_functorch,
+    pushed_by_formulas,
+    running_node,
+)
 from .._unfused import unfused_as_before, unfused_for
 
 __all__ = ["Surroundings", "may_draw_after_saving", "outside_inference"]
@@ -100,8 +107,12 @@ def may_draw_after_saving(operations: Sequence[int], saved: Sequence[tuple[Any, 
     """Whether the last operation may fill something that it has saved, so that it mustn't be stopped there.
 
     ``operations``: by which each tensor is ``saved``, as version, ``requires_grad``, shape and dtype.
-    ``torch.rrelu`` saves memory that nobody has written to, and draws its noise then, uncounted (2.13).
+    ``torch.rrelu`` saves memory for its noise, and draws it then, uncounted (2.13). What was saved last is
+    asked for first, by its node; where another one runs, memory that nobody has written to may be such.
     """
+    node = running_node()
+    if node is not None and node_name(node).startswith("RreluWithNoise"):
+        return True
     for operation, (version, requires_grad, _, dtype) in zip(
         reversed(operations), reversed(saved), strict=True
     ):

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import CheckpointFunction, checkpoint, set_checkpoint_early_stop
+from torch.utils.checkpoint import CheckpointFunction, checkpoint
 
 from .levels import in_functorch
 
@@ -52,8 +52,9 @@ def apply(cls: Any, function: Any = None, preserve_rng_state: Any = None, *args:
     ):
         return super(CheckpointFunction, cls).apply(function, preserve_rng_state, *args, **kwargs)
     again = functools.partial(_recorded, function)
-    with set_checkpoint_early_stop(False):  # as that runs; torch.rrelu draws its noise after saving it
-        return checkpoint(again, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state)
+    # To its end, as that runs: torch.rrelu draws its noise after it has saved it.
+    options = {"use_reentrant": False, "early_stop": False, "preserve_rng_state": preserve_rng_state}
+    return checkpoint(again, *args, **options)
 
 
 def record_reentrant_checkpoints(while_: Callable[[], bool]) -> None:
