@@ -32,14 +32,14 @@ _LOOKED_AT = 20  # of them, those with something to differentiate
 def _global_settings_kept() -> Iterator[None]:
     """Importing PyTorch's test tools changes the settings of the process, which other tests run in, too."""
     profile = hypothesis.settings.get_current_profile_name()
-    backends: Any = torch.backends
-    frozen = backends.flags_frozen()
+    backends = torch.backends.flags_frozen.__globals__
+    mutable = backends["__allow_nonbracketed_mutation_flag"]
     calls = [(kind, kind.__call__) for kind in (torch._C.ScriptFunction, torch._C.ScriptMethod)]
     try:
         yield
     finally:
         hypothesis.settings.load_profile(profile)
-        setattr(backends, "__allow_nonbracketed_mutation_flag", not frozen)
+        backends["__allow_nonbracketed_mutation_flag"] = mutable
         for kind, call in calls:
             kind.__call__ = call
 

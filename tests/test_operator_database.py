@@ -39,7 +39,7 @@ class Exempt(NamedTuple):
 
 
 EXEMPT = {
-    "__rpow__": Exempt("samples", "powers of a negative number, which are NaN"),
+    "__rpow__": Exempt("samples", "in all of them a negative number is raised to a fraction, which is NaN"),
     "nn.functional.linear_cross_entropy.chunked": Exempt(
         "hessian diaghessian", "refused: PyTorch would give zeros (limitations)"
     ),
