@@ -24,8 +24,8 @@ _SMALL = 24  # elements of input and output, if there is such a sample; otherwis
 _LARGE = 130  # by all of the input up to here, otherwise by as many elements of the first argument as _SMALL
 _ROWS = 100  # elements of each part of the output
 _GENERATED = 100  # samples of an operator; convolutions have thousands
-_EXTREME = 1e6
 _LOOKED_AT = 20  # of them, those with something to differentiate
+_EXTREME = 1e6  # numbers from here on aren't differentiated by
 
 
 @contextmanager
