@@ -18,10 +18,10 @@ from .coloring.recovery import Recovery
 
 __all__ = ["are_complete"]
 
-# So many elements are looked at one by one. Of more, some share a vector, which mustn't be zero in more than
-# one of so many places; in each of a few rounds others do. What isn't listed is seen in one of the rounds.
+# So many elements are looked at one by one. Of more, some share a vector, which is zero in what is listed for
+# any of them: what isn't listed for one is hidden by others in less than one of so many rounds.
 _ALONE = 64
-_EMPTY = 4
+_HIDDEN = 4
 _ROUNDS = 5
 _AT_ONCE = 32
 
@@ -72,8 +72,10 @@ def _are_zero(
     """Whether the products are zero in these elements, by vectors that are so in what their entries list."""
     count = like[kind].shape[1:].numel()
     vector = probes[:1].to(elements.device)
-    most = int(torch.bincount(into, minlength=count)[elements].max())
-    groups = list(_groups(elements, max(1, vector.numel() // (_EMPTY * max(1, most)))))
+    doubted = torch.zeros(count, dtype=torch.bool, device=elements.device)
+    doubted[elements] = True
+    hiding = int(torch.bincount(of[doubted[into]], minlength=1).max())
+    groups = list(_groups(elements, elements.numel() // (_HIDDEN * max(1, hiding))))
     for lo in range(0, len(groups), _AT_ONCE):
         some = groups[lo : lo + _AT_ONCE]
         seeds = vector.repeat(len(some), 1)
@@ -89,7 +91,7 @@ def _are_zero(
 
 
 def _groups(elements: Tensor, size: int) -> Iterator[Tensor]:
-    if elements.numel() <= _ALONE or size == 1:
+    if elements.numel() <= _ALONE or size <= 1:
         yield from torch.split(elements, 1)
         return
     generator = torch.Generator().manual_seed(0)
