@@ -31,7 +31,7 @@ _EXTREME = 1e6  # numbers from here on aren't differentiated by
 @contextmanager
 def _global_settings_kept() -> Iterator[None]:
     """Importing PyTorch's test tools changes the settings of the process, which other tests run in, too."""
-    profile = hypothesis.settings.get_current_profile_name()
+    profile: str = hypothesis.settings._current_profile  # older releases have no function that tells
     backends = torch.backends.flags_frozen.__globals__
     mutable = backends["__allow_nonbracketed_mutation_flag"]
     calls = [(kind, kind.__call__) for kind in (torch._C.ScriptFunction, torch._C.ScriptMethod)]
