@@ -25,6 +25,24 @@ def test_a_packed_sequence_has_gradients_in_its_fields() -> None:
     assert type(found) is type(packed)
     assert torch.equal(found.data, 2 * packed.data)
     assert found.batch_sizes is None
+    (inside,) = gradient(lambda a: (a["p"].data ** 2).sum(), {"p": packed})
+    assert torch.equal(inside["p"].data, 2 * packed.data)
+
+
+class Strict(Pair):
+    """Takes no ``None``."""
+
+    def __new__(cls, a: Any, b: Any) -> Any:
+        if b is None or any(x is None for x in b):
+            raise ValueError("b: expected tensors")
+        return super().__new__(cls, a, b)
+
+
+def test_gradients_are_in_the_fields_that_they_are_by() -> None:
+    (found,) = gradient(lambda p: p.b[0].sum(), Strict((), (torch.ones(2), torch.ones(2))))
+    assert found.a == ()
+    assert torch.equal(found.b[0], torch.ones(2))
+    assert found.b[1] is None
 
 
 # ---- NumPy ----

@@ -110,11 +110,19 @@ def test_settings_of_other_threads_are_left_alone() -> None:
     assert torch.utils.checkpoint._enable_checkpoint_early_stop is before
 
 
-def test_a_checkpoint_that_ends_otherwise_still_ends_early() -> None:
+@pytest.mark.parametrize(
+    "last",
+    [
+        lambda x: F.rrelu(x, training=True).sin(),
+        lambda x: x * torch.full((4,), 2.0, dtype=torch.float64),
+        lambda x: x @ torch.eye(4, dtype=torch.float64),
+    ],
+)
+def test_a_checkpoint_that_ends_otherwise_still_ends_early(last: Function) -> None:
     ran = []
 
     def f(x: Tensor) -> Tensor:
-        y = F.rrelu(x, training=True).sin()
+        y = last(x)
         ran.append(len(ran))
         return y
 

@@ -9,7 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchzygote import _complete_rows, diaghessian, hessian, jacobian, plan_jacobian
+from torchzygote import (
+    _complete_rows,
+    diaghessian,
+    hessian,
+    hook,
+    jacobian,
+    plan_hessian,
+    plan_jacobian,
+)
 from torchzygote._certificate import Comparison
 
 MISMATCH = "differs from plain automatic differentiation in a product with a random vector"
@@ -42,14 +50,10 @@ def bending(p: Tensor) -> Tensor:
     return (1 - (t[1:] * t[:-1]).sum(1)).sum()
 
 
-@pytest.mark.parametrize("alone", [_complete_rows._ALONE, 2])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mode", ["forward", "reverse"])
 @pytest.mark.parametrize("n", [10, 50, 400])
-def test_rounding_is_no_mismatch(
-    n: int, mode: str, dtype: torch.dtype, alone: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_complete_rows, "_ALONE", alone)
+def test_rounding_is_no_mismatch(n: int, mode: str, dtype: torch.dtype) -> None:
     v = along_an_axis(n, dtype)
     (J,) = jacobian(unit, v, sparse=True, mode=mode)
     assert J.values().numel() == 4 * n
@@ -66,14 +70,12 @@ def test_nor_is_it_in_hessians_and_plans(dtype: torch.dtype) -> None:
     assert plan(p)[0].values().numel() == 8 * (len(p) - 1)
 
 
-@pytest.mark.parametrize("alone", [_complete_rows._ALONE, 2])
 @pytest.mark.parametrize("mode", ["forward", "reverse"])
 @pytest.mark.parametrize("missing", [(0, 18), (40, 2), (98, 96)])
 def test_an_entry_that_is_missing_among_them(
-    missing: tuple[int, int], mode: str, alone: int, monkeypatch: pytest.MonkeyPatch
+    missing: tuple[int, int], mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the size of what is rounded, which is doubted whether it is seen to vary or not."""
-    monkeypatch.setattr(_complete_rows, "_ALONE", alone)
     monkeypatch.setattr(Comparison, "beyond", lambda self, noise: self.faint)
     monkeypatch.setattr(Comparison, "excuse", lambda self, allowed: None)
     asked: list[bool] = []
@@ -97,13 +99,58 @@ def test_an_entry_that_is_missing_among_them(
     assert found[row, column] == 1e-15
 
 
-@pytest.mark.parametrize("alone", [_complete_rows._ALONE, 2])
 @pytest.mark.parametrize("mode", ["forward", "reverse"])
-def test_all_that_is_rounded_is_doubted(mode: str, alone: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_complete_rows, "_ALONE", alone)
+def test_all_that_is_rounded_is_doubted(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Comparison, "beyond", lambda self, noise: self.faint)
-    (J,) = jacobian(unit, along_an_axis(400, torch.float64), sparse=True, mode=mode)
-    assert J.values().numel() == 1600
+    (J,) = jacobian(unit, along_an_axis(100, torch.float64), sparse=True, mode=mode)
+    assert J.values().numel() == 400
+
+
+@pytest.mark.parametrize("mode", ["reverse_over_reverse", "forward_over_reverse"])
+def test_a_hessian_that_lacks_an_entry_in_the_row_that_another_one_is_read_from(mode: str) -> None:
+    small = 1e-3
+
+    def f(x: Tensor) -> Tensor:
+        y = 0.5e13 * x[8] ** 2 + small * x[0] * (x[1] + x[2] + x[3]) + 0.5e6 * (x[1:4] ** 2).sum()
+        y = y + 0.5e6 * x[4] ** 2 + small * x[4] * (x[5] + x[6] + x[7]) + (x[5:8] ** 2).sum()
+        return y + small * x[1] * x[4]
+
+    x = torch.ones(9, dtype=torch.float64)
+    expected = torch.func.hessian(f)(x)
+    lacking = (expected != 0).double()
+    lacking[1, 4] = lacking[4, 1] = 0
+    plan = plan_hessian(f, x, sparsity=lacking, mode=mode)
+    with pytest.warns(UserWarning, match=MISMATCH):
+        H = plan(x)
+    torch.testing.assert_close(H.to_dense(), expected)
+
+
+def test_products_that_are_not_linear_are_zero_for_other_reasons() -> None:
+    def bent(g: Tensor) -> Tensor:
+        largest = g.abs().amax(-1, keepdim=True)
+        return torch.where(largest > 0, g * (g.norm(dim=-1, keepdim=True) / largest.clamp(min=1e-300)), 0)
+
+    f = lambda x: torch.cat([1e-2 * hook(bent, x[:4]) ** 2, 1e13 * x[4:]])
+    x = torch.arange(1.0, 11.0)
+    plan = plan_jacobian(f, x, mode="reverse", sparsity=torch.eye(10))
+    with pytest.warns(UserWarning, match=MISMATCH):
+        (J,) = plan(x)
+    torch.testing.assert_close(J.to_dense().diagonal()[:4], 0.02 * x[:4])
+
+
+def test_more_than_the_dense_way_takes_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Comparison, "beyond", lambda self, noise: self.faint)
+    asked: list[Tensor] = []
+    whole = _complete_rows._are_zero
+    monkeypatch.setattr(_complete_rows, "_are_zero", lambda *args: asked.append(args[0]) or whole(*args))
+    node = torch.arange(300) % 6
+    p = along_an_axis(6, torch.float64)
+    scale = torch.linspace(0.5, 2.0, 300, dtype=torch.float64).unsqueeze(1)
+    f = lambda p: F.normalize(p[node] * scale, dim=1).sin()
+    plan = plan_jacobian(f, torch.randn_like(p), mode="forward")
+    with pytest.warns(UserWarning, match=MISMATCH):
+        plan(p)
+    assert not asked
 
 
 def test_a_structure_that_has_moved_in_many_rows() -> None:

@@ -190,9 +190,9 @@ class Comparison:
     @property
     def doubted(self) -> Tensor | None:
         """What was refuted, if all else is fine."""
-        if self._refuted is None:
-            return torch.zeros_like(self._breaks_down)
-        return self._refuted if bool((self.fine | self._refuted).all()) else None
+        nothing = torch.zeros_like(self._breaks_down)
+        refuted = nothing if self._refuted is None else self._refuted
+        return refuted if bool((self.fine | refuted).all()) else None
 
     def acquit(self) -> None:
         """What was refuted is fine after all."""

@@ -1,13 +1,13 @@
 """Whether a pattern lists all that leads to an element: without what it lists, a plain product is zero there.
 
 To the last digit, where the structure is right: what an element doesn't depend on isn't in its sums. What
-differs from a plain product then is rounding of the entries that are listed.
-Knows plain products, not what they are products of.
+differs from a plain product then is rounding of the entries that are listed. Only for products that are
+linear. Knows plain products, not what they are products of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,11 +18,8 @@ from .coloring.recovery import Recovery
 
 __all__ = ["are_complete"]
 
-# So many elements are looked at one by one. Of more, some share a vector, which is zero in what is listed for
-# any of them: what isn't listed for one is hidden by others in less than one of so many rounds.
-_ALONE = 64
-_HIDDEN = 4
-_ROUNDS = 5
+# More are not asked for, nor more than the dense way takes products.
+_MOST = 256
 _AT_ONCE = 32
 
 
@@ -40,9 +37,14 @@ def are_complete(
     """
     if recovery.mode == "diagonal":
         return False  # of a row, one entry is listed
+    dense = min(recovery.rows, sum(recovery.widths))
     for kind, mask in enumerate(doubted):
-        elements = mask.nonzero().flatten()
         into, of = _entries(recovery, kind, mask.device)
+        if recovery.mode == "symmetric":  # entries are read from the rows of their mirror images, too
+            mask = mask.clone().index_fill_(0, of[mask[into]], True)
+        elements = mask.nonzero().flatten()
+        if elements.numel() > min(_MOST, dense):
+            return False
         if elements.numel() and not _are_zero(elements, into, of, probes, kind, like, multiply):
             return False
     return True
@@ -69,32 +71,18 @@ def _are_zero(
     like: Sequence[Tensor],
     multiply: Callable[[Callable[..., Any]], Products],
 ) -> bool:
-    """Whether the products are zero in these elements, by vectors that are so in what their entries list."""
+    """Whether the product is zero in each of these elements, by a vector that is so in what is listed."""
     count = like[kind].shape[1:].numel()
     vector = probes[:1].to(elements.device)
-    doubted = torch.zeros(count, dtype=torch.bool, device=elements.device)
-    doubted[elements] = True
-    hiding = int(torch.bincount(of[doubted[into]], minlength=1).max())
-    groups = list(_groups(elements, elements.numel() // (_HIDDEN * max(1, hiding))))
-    for lo in range(0, len(groups), _AT_ONCE):
-        some = groups[lo : lo + _AT_ONCE]
+    for some in torch.split(elements, _AT_ONCE):
+        place = torch.full((count,), -1, device=elements.device)
+        place[some] = torch.arange(len(some), device=elements.device)
+        at = place[into]
+        listed = at >= 0
         seeds = vector.repeat(len(some), 1)
-        for row, group in zip(seeds, some, strict=True):
-            wanted = torch.zeros(count, dtype=torch.bool, device=elements.device)
-            wanted[group] = True
-            row[of[wanted[into]]] = 0
+        seeds[at[listed], of[listed]] = 0
         shapes = [one[:1].expand(len(some), *one.shape[1:]) for one in like]
         products = plain_products(multiply(given_seeds(seeds)), shapes)[kind].reshape(len(some), count)
-        if any(bool((row[group] != 0).any()) for row, group in zip(products, some, strict=True)):
+        if bool((products.gather(1, some.unsqueeze(1)) != 0).any()):
             return False
     return True
-
-
-def _groups(elements: Tensor, size: int) -> Iterator[Tensor]:
-    if elements.numel() <= _ALONE or size <= 1:
-        yield from torch.split(elements, 1)
-        return
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(_ROUNDS):
-        order = torch.randperm(elements.numel(), generator=generator, device="cpu")
-        yield from torch.split(elements[order.to(elements.device)], size)

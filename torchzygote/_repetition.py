@@ -147,13 +147,15 @@ def settle_colored(
     repetition.refute(comparisons)
     if _are_fine(comparisons):
         return True
+    if not linear():
+        return False
     doubted = [one.doubted for one in comparisons]
     present = [mask for mask in doubted if mask is not None]
     with torch.no_grad():
         if len(present) == len(doubted) and are_complete(recovery, present, probes, plain, multiply):
             for one in comparisons:
                 one.acquit()
-    if not _are_fine(comparisons) and linear():
+    if not _are_fine(comparisons):
         repetition.excuse(comparisons)
     return _are_fine(comparisons)
 

@@ -108,11 +108,11 @@ def may_draw_after_saving(operations: Sequence[int], saved: Sequence[tuple[Any, 
 
     ``operations``: by which each tensor is ``saved``, as version, ``requires_grad``, shape and dtype.
     ``torch.rrelu`` saves memory for its noise, and draws it then, uncounted (2.13). What was saved last is
-    asked for first, by its node; where another one runs, memory that nobody has written to may be such.
+    asked for first, by its node; where none runs, memory that nobody has written to may be such.
     """
     node = running_node()
-    if node is not None and node_name(node).startswith("RreluWithNoise"):
-        return True
+    if node is not None:
+        return node_name(node).startswith("RreluWithNoise")
     for operation, (version, requires_grad, _, dtype) in zip(
         reversed(operations), reversed(saved), strict=True
     ):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch.utils import _pytree as pytree
@@ -38,6 +38,18 @@ def rebuilt(x: Any, parts: Sequence[Any], spec: pytree.TreeSpec) -> Any:
     try:
         return pytree.tree_unflatten(parts, spec)
     except Exception:
-        if not (isinstance(x, tuple) and hasattr(x, "_make") and len(x) == len(parts)):
+        return _rebuilt(x, iter(parts))
+
+
+def _rebuilt(x: Any, parts: Iterator[Any]) -> Any:
+    """One level after the other."""
+    if pytree.tree_is_leaf(x):
+        return next(parts)
+    children, spec = pytree.tree_flatten(x, is_leaf=lambda y: y is not x)
+    values = [_rebuilt(child, parts) for child in children]
+    try:
+        return pytree.tree_unflatten(values, spec)
+    except Exception:
+        if not (isinstance(x, tuple) and hasattr(x, "_make") and len(x) == len(values)):
             raise
-        return x._make(parts)
+        return x._make(values)

@@ -20,7 +20,7 @@ _FOLDER = Path(__file__).parent
 _SUFFIXES = (".abi3.so", ".so", ".pyd")
 _SETTINGS = ("auto", "require", "off")
 # From that version on, what a library with the stable ABI throws arrives as a RuntimeError.
-_ERRORS_LOSE_TYPES = torch.__version__ >= "2.15"
+_ERRORS_LOSE_TYPES = torch.__version__ >= "2.15.0.dev0"
 _REFUSAL = re.compile(r"[\w\[\]]+: expected ")
 
 # device type -> why its operators are not there; empty where they are
