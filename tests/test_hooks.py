@@ -207,6 +207,23 @@ def test_what_fn_prints_inside_transforms_is_plain(x: Tensor, capsys: pytest.Cap
 # ---- structures ------------------------------------------------------------------------------------------
 
 
+def test_a_named_tuple_whose_constructor_refuses_missing_gradients() -> None:
+    packed = torch.nn.utils.rnn.pack_sequence([torch.randn(4, 3), torch.randn(2, 3)])
+    seen: list[Any] = []
+
+    def f(rows: Tensor) -> Tensor:
+        parts = hook(lambda g: seen.append(g), {"p": packed._replace(data=rows)})
+        tripled = hook(lambda g: g._replace(data=3 * g.data), parts["p"])
+        return (tripled.data**2).sum()
+
+    for found in (gradient(f, packed.data)[0], torch.func.grad(f)(packed.data)):
+        torch.testing.assert_close(found, 6 * packed.data)
+        g = seen.pop()["p"]
+        assert type(g) is type(packed)
+        assert g.batch_sizes is None
+        torch.testing.assert_close(g.data, found)
+
+
 def test_a_structure_reaches_fn_whole(x: Tensor) -> None:
     seen: list[Any] = []
 

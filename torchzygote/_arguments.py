@@ -185,7 +185,7 @@ class _Slot:
         if self.kind is ARRAY or self.kind is NUMBER:
             return results[self.start]
         if self.kind is STRUCTURE:
-            return rebuilt(self.value, [leaf.result(results) for leaf in self.leaves], self.spec)
+            return rebuilt([leaf.result(results) for leaf in self.leaves], self.spec)
         if self.kind is MODULE:
             return dict(zip(self.names, results[self.start : self.start + len(self.names)], strict=True))
         return None

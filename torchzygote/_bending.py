@@ -25,6 +25,7 @@ from ._torch_private import (
     plain_value,
     put_rows_back,
     pytree,
+    rebuilt,
     refuse_writes,
     take_rows_off,
     transform_stack,
@@ -173,7 +174,7 @@ class Bend:
         whole: list[Any] = [None] * self.spec.num_leaves
         for slot, g in zip(self.slots, gradients, strict=True):
             whole[slot] = None if g is None else self.given(g)
-        out = self.fn(pytree.tree_unflatten(whole, self.spec))
+        out = self.fn(rebuilt(whole, self.spec))
         if out is None:
             return None
         leaves = leaves_of(self.fn, out, self.spec)
@@ -316,7 +317,7 @@ def attach(caller: str, fn: Callable[..., Any], x: Any, *, looks: bool = False) 
     tensors = [leaves[i] for i in bend.slots]
     for i, y in zip(bend.slots, _attach_all(bend, tensors), strict=True):
         leaves[i] = y
-    return pytree.tree_unflatten(leaves, bend.spec)
+    return rebuilt(leaves, bend.spec)
 
 
 def refuse_holders(caller: str, leaves: list[Any]) -> None:

@@ -30,26 +30,27 @@ def names_of_fields(
     return (names, absent) if held and all(getattr(x, name) is None for name in absent) else None
 
 
-def rebuilt(x: Any, parts: Sequence[Any], spec: pytree.TreeSpec) -> Any:
-    """The structure ``x`` with other parts; a named tuple whose constructor refuses them is made without it.
+def rebuilt(parts: Sequence[Any], spec: pytree.TreeSpec) -> Any:
+    """The structure with these parts; a named tuple whose constructor refuses them is made without it.
 
-    ``PackedSequence`` wants sizes where there is no gradient.
+    ``PackedSequence`` wants sizes where there is no gradient. Functions that unflatten are in PyTorch's own
+    table alone.
     """
     try:
         return pytree.tree_unflatten(parts, spec)
     except Exception:
-        return _rebuilt(x, iter(parts))
+        return _rebuilt(iter(parts), spec)
 
 
-def _rebuilt(x: Any, parts: Iterator[Any]) -> Any:
+def _rebuilt(parts: Iterator[Any], spec: pytree.TreeSpec) -> Any:
     """One level after the other."""
-    if pytree.tree_is_leaf(x):
+    if spec.is_leaf():
         return next(parts)
-    children, spec = pytree.tree_flatten(x, is_leaf=lambda y: y is not x)
-    values = [_rebuilt(child, parts) for child in children]
+    values = [_rebuilt(parts, spec.child(i)) for i in range(spec.num_children)]
     try:
-        return pytree.tree_unflatten(values, spec)
+        return pytree.SUPPORTED_NODES[spec.type].unflatten_fn(values, spec.context)
     except Exception:
-        if not (isinstance(x, tuple) and hasattr(x, "_make") and len(x) == len(values)):
+        make = getattr(spec.context, "_make", None)  # the class, of a named tuple
+        if not (isinstance(spec.context, type) and callable(make)):
             raise
-        return x._make(values)
+        return make(values)
