@@ -14,9 +14,15 @@ TYPING = Path(__file__).resolve().parent / "typing"
 ROOT = TYPING.parent.parent
 
 
-def mypy(file: Path, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the second run needn't read again: PyTorch."""
+    return tmp_path_factory.mktemp("mypy")
+
+
+def mypy(file: Path, tmp_path: Path, cache: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "MYPYPATH": str(ROOT)}
-    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={tmp_path}"]
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={cache}"]
     command += ["--follow-imports=silent", "--ignore-missing-imports", str(file)]
     return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
 
@@ -26,14 +32,14 @@ def test_the_typed_marker_is_there() -> None:
 
 
 @pytest.mark.slow
-def test_a_users_code_passes_strict_checking(tmp_path: Path) -> None:
+def test_a_users_code_passes_strict_checking(tmp_path: Path, cache: Path) -> None:
     pytest.importorskip("mypy")
-    done = mypy(TYPING / "user_code.py", tmp_path)
+    done = mypy(TYPING / "user_code.py", tmp_path, cache)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow
-def test_a_mistake_is_found(tmp_path: Path) -> None:
+def test_a_mistake_is_found(tmp_path: Path, cache: Path) -> None:
     """The other test would pass too if everything were ``Any``."""
     pytest.importorskip("mypy")
     wrong = tmp_path / "wrong.py"
@@ -49,6 +55,6 @@ def test_a_mistake_is_found(tmp_path: Path) -> None:
         "n = tz.checkpointed(torch.sin, torch.ones(1))\n"
         "d: dict[str, int] = tz.gradient(torch.sin, tz.Params([torch.ones(1)]))\n"
     )
-    done = mypy(wrong, tmp_path)
+    done = mypy(wrong, tmp_path, cache)
     found = {line.split(":")[1] for line in done.stdout.splitlines() if ": error:" in line}
     assert found == {*"3456789", "10"}
