@@ -18,6 +18,7 @@ from torch import Tensor
 from . import _forward_mode_lock
 from ._flags import remembered
 from ._torch_private import (
+    keeps_tensors_from_swapping,
     passes_leave_their_thread,
     scripts_kept_from,
     swap_tensors,
@@ -186,12 +187,35 @@ def exchanging() -> Iterator[None]:
                 _changed.notify_all()
 
 
+def _swap_back(done: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """All of them, also if one is refused."""
+    failed: Exception | None = None
+    for mine, twin in reversed(done):
+        try:
+            swap_tensors(mine, twin)
+        except Exception as error:
+            failed = error
+    if failed is not None:
+        raise failed
+
+
+def _refuse_profiling() -> None:
+    if keeps_tensors_from_swapping():
+        raise RuntimeError(
+            "tensors that a function finds by identity (parameters, what a checkpointed function closes over) "
+            "can't be exchanged, as forward mode and torch.func transforms need it, while torch.profiler "
+            "records shapes; profile with record_shapes=False, or pass the tensors as arguments"
+        )
+
+
 @contextlib.contextmanager
 def swapped(inputs: Sequence[Tensor], twins: Sequence[Tensor]) -> Iterator[None]:
     """Every holder of ``inputs[i]`` sees ``twins[i]`` meanwhile; of one that is given twice, the first."""
     pairs: dict[int, tuple[Tensor, Tensor]] = {}
     for mine, twin in zip(inputs, twins, strict=True):
         pairs.setdefault(id(mine), (mine, twin))
+    if pairs:
+        _refuse_profiling()
     done: list[tuple[Tensor, Tensor]] = []
     with remembered(inputs), scripts_kept_from(twins):
         try:
@@ -200,8 +224,7 @@ def swapped(inputs: Sequence[Tensor], twins: Sequence[Tensor]) -> Iterator[None]
                 done.append((mine, twin))
             yield
         finally:
-            for mine, twin in reversed(done):
-                swap_tensors(mine, twin)
+            _swap_back(done)
 
 
 @contextlib.contextmanager

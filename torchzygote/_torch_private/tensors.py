@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,6 +17,7 @@ __all__ = [
     "flatten_dense",
     "group_by_device_and_dtype",
     "has_meta_storage",
+    "keeps_tensors_from_swapping",
     "memory_holders",
     "no_torch_function",
     "refuse_writes",
@@ -36,9 +38,37 @@ def swap_tensors(a: Tensor, b: Tensor) -> None:
 
     The only way to differentiate by a tensor that ``f`` closes over inside a ``torch.func`` transform: a mode
     that replaces it misses ``autograd.Function.apply`` and ``vmap(f)(w)``. ``torch.utils.swap_tensors``
-    refuses tensors that somebody else holds, which is the very case here.
+    refuses tensors that somebody else holds, which is the very case here. Weak references are refused in any
+    case: autocast's cache has one to each weight that it cast, which are cast again without it, and what
+    ``torch.profiler`` has recorded with shapes, until it is freed.
     """
-    torch._C._swap_tensor_impl(a, b)
+    for let_go in (torch.clear_autocast_cache, gc.collect, None):
+        try:
+            torch._C._swap_tensor_impl(a, b)
+            return
+        except RuntimeError as error:
+            if let_go is None:
+                raise RuntimeError(
+                    "a tensor that a function finds by identity (a parameter, what a checkpointed function "
+                    "closes over) can't be exchanged, as forward mode and torch.func transforms need it: "
+                    f"PyTorch refuses ({error}). What torch.profiler has recorded with shapes refers to "
+                    "tensors: profile with record_shapes=False, let go of that profile, or pass the tensors "
+                    "as arguments"
+                ) from None
+            let_go()
+
+
+def keeps_tensors_from_swapping() -> bool:
+    """Whether each tensor that is used gets a weak reference: a profiler that records shapes makes one."""
+    if not torch._C._autograd._profiler_enabled():
+        return False
+    a, b = torch.empty(0, device="cpu"), torch.empty(0, device="cpu")
+    a.view_as(b)
+    try:
+        torch._C._swap_tensor_impl(a, b)
+    except RuntimeError:
+        return True
+    return False
 
 
 def refuse_writes(view: Tensor) -> None:
