@@ -202,9 +202,9 @@ def _swap_back(done: Sequence[tuple[Tensor, Tensor]]) -> None:
 def _refuse_profiling() -> None:
     if keeps_tensors_from_swapping():
         raise RuntimeError(
-            "tensors that a function finds by identity (parameters, what a checkpointed function closes over) "
-            "can't be exchanged, as forward mode and torch.func transforms need it, while torch.profiler "
-            "records shapes; profile with record_shapes=False, or pass the tensors as arguments"
+            "what a function finds by identity (parameters, what a checkpointed function closes over) can't "
+            "be exchanged, as forward mode and torch.func transforms need it, while torch.profiler records "
+            "shapes; profile with record_shapes=False, or pass the tensors as arguments"
         )
 
 
