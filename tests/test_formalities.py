@@ -34,7 +34,7 @@ STAGES: dict[str, str] = {
         _after_fork _custom_backwards _deriving_traced _exchange _flags _forward_mode_lock _holder
         _linear_node _linear_node_traced _metadata _overlap _pullback_traced _state _unfused
     """,
-    "arguments": "_arguments _buffer _keeping _notes _outputs _real_arguments _tangent_fitting",
+    "arguments": "_arguments _buffer _keeping _notes _numbers _outputs _real_arguments _tangent_fitting",
     "values": """
         _arithmetic _call_arguments _entries _grad_fields _members _multi_tensor clipping graddict grads
         params vectors

@@ -7,7 +7,7 @@ means that the dense way is to be taken.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from ._colored import (
 from ._crosscheck import explains_pullback
 from ._custom_backwards import is_cut_off, suppressed
 from ._first_order import FirstOrder
+from ._numbers import show_numbers
 from ._plan import RowCost
 from ._pulling import Options
 from ._random import RandomState
@@ -52,6 +53,13 @@ def refuse_nested(caller: str) -> None:
             "torch.compile, which know no CSR tensors; make a plan outside (plan_jacobian, plan_hessian) and "
             "use its values(...)"
         )
+
+
+def _refuse_without_numbers(caller: str) -> NoReturn:
+    raise RuntimeError(
+        f"{caller}: sparse=True finds structure by numbers, and is checked by them: expected arguments that "
+        "have some, got tensors on the meta device, fake ones, or what make_fx traces; use sparse=False"
+    )
 
 
 def _make_seeds(recovery: Recovery, colors: Tensor, probes: Tensor | None) -> Callable[..., Any]:
@@ -102,7 +110,9 @@ def jacobian(
     first: FirstOrder, cost: RowCost, mode: str, options: Options, *, sparse: bool, verify: bool
 ) -> Found | None:
     """One matrix per input, CSR or dense; ``None`` where the dense way is to be taken."""
-    if _engine.compiling() or _engine.in_transform():
+    if not show_numbers([first.y]):
+        if sparse:
+            _refuse_without_numbers(first.caller)
         return None
     lin, inputs = first.lin, first.prepared.inputs
     rows, columns = first.y.numel(), sum(x.numel() for x in inputs)
@@ -197,9 +207,11 @@ def hessian(
     verify: bool,
 ) -> Tensor | None:
     """The Hessian by the only input, CSR or dense; ``None`` where the dense way is to be taken."""
-    if _engine.compiling() or _engine.in_transform():
-        return None
     x = second.prepared.inputs[0]
+    if not show_numbers([x]):
+        if sparse:
+            _refuse_without_numbers(caller)
+        return None
     n = x.numel()
     if x.dim() == 0 or n == 0:
         return None
@@ -294,7 +306,7 @@ def add_diagonals(
 ) -> None:
     """Write the Hessian's diagonal by each input into ``found``, where ``None`` stands and colors give it."""
     inputs = second.prepared.inputs
-    if _engine.compiling() or _engine.in_transform() or all(h is not None for h in found):
+    if not show_numbers(inputs) or all(h is not None for h in found):
         return
     cost = second.row_cost()
     patterns: dict[int, Pattern] = {}

@@ -23,6 +23,7 @@ from ._curvature.steps import steps_to
 from ._curvature.summed import Curvature
 from ._custom_backwards import is_cut_off
 from ._engine import Linearization
+from ._numbers import show_numbers
 from ._plan import FREE, RowCost
 from ._pulling import Options, chunk_for, pulled_rows
 from ._random import RandomState, restored_after
@@ -237,7 +238,7 @@ def _by_columns(
 
 def diagonals_by_curvature(second: SecondOrder, options: Options) -> list[Tensor] | None:
     """All diagonals where ``f`` is a sum over samples of all inputs; before the gradient is taken."""
-    recorded = None if _engine.compiling() or _engine.in_transform() else second.recorded()
+    recorded = second.recorded() if show_numbers(second.prepared.inputs) else None
     if recorded is None:
         return None
     y, inputs = recorded
@@ -266,7 +267,7 @@ def diagonals_along_batch(second: SecondOrder, options: Options) -> list[Tensor 
     """The diagonal by each input along whose batch axes ``f`` runs unmixed; ``None`` for the others."""
     inputs = second.prepared.inputs
     found: list[Tensor | None] = [None] * len(inputs)
-    if _engine.compiling() or _engine.in_transform():
+    if not show_numbers(inputs):
         return found
     guess = second.row_guess()
 

@@ -14,7 +14,8 @@ from ._affine_check import numel_of
 from ._affine_products import diagonals, matrix
 from ._block_layout import Blocks
 from ._custom_backwards import suppressed
-from ._engine import Linearization, compiling, in_transform
+from ._engine import Linearization
+from ._numbers import show_numbers
 from ._pulling import Options, pulled_rows
 from ._recorded.affine import Entrance
 from ._second_order import SecondOrder
@@ -26,9 +27,9 @@ __all__ = ["add_diagonals", "hessian"]
 
 def add_diagonals(second: SecondOrder, options: Options, found: list[Tensor | None]) -> None:
     """Write diagonals into ``found`` where ``None`` stands and affine maps give them."""
-    if compiling() or in_transform():
-        return
     inputs = second.prepared.inputs
+    if not show_numbers(inputs):
+        return
     missing = [i for i, h in enumerate(found) if h is None and second.by_input(i) is not None]
     rows = sum(inputs[i].numel() for i in missing)
     if rows < LEAST_ROWS or rows * second.row_guess().nbytes < _plan.LEAST_BYTES:
@@ -56,7 +57,7 @@ def hessian(second: SecondOrder, mode: str, options: Options) -> Tensor | None:
     """The Hessian by the only input, if it isn't small, where an affine map gives it; ``None`` elsewhere."""
     x = second.prepared.inputs[0]
     n = x.numel()
-    if compiling() or in_transform() or mode == "forward_over_reverse" or second.is_constant:
+    if not show_numbers([x]) or mode == "forward_over_reverse" or second.is_constant:
         return None
     if x.dim() == 0 or n < LEAST_ROWS:
         return None

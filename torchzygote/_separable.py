@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from . import _engine, _plan
+from . import _plan
 from ._block_layout import Blocks, BlockSeeds, Layout, by_block, of_itself
 from ._certificate import Comparison, all_finite, is_plain, precision, random_vector, wide
 from ._engine import Linearization
+from ._numbers import show_numbers
 from ._plan import RowCost
 from ._pulling import Options, pulled_rows
 from ._recorded.alignment import Separation, aligned_axes, separation, shared_axes, summed_axes
@@ -47,7 +48,7 @@ def find_layout(root: Tensor, x: Tensor, cost: RowCost) -> Layout | None:
     rows = root.numel()
     if min(rows, x.numel()) < LEAST_ROWS or rows * cost.nbytes < _plan.LEAST_BYTES or root.device != x.device:
         return None
-    if _engine.compiling() or _engine.in_transform():
+    if not show_numbers([root]):
         return None
     pairs = aligned_axes(root, x)
     if not pairs:
@@ -64,7 +65,7 @@ def find_hessian_layouts(
     ``lin.roots[i]`` is the gradient by ``lin.inputs[i]``. Together they need one product to check, apart one
     each. ``scalar()``: what they are the gradient of, if it is pulled back as its recorded graph says.
     """
-    if not _may_pay(sum(root.numel() for root in lin.roots), cost):
+    if not _may_pay(lin.inputs, sum(root.numel() for root in lin.roots), cost):
         return None
     common = _common_axes(lin.inputs)
     if common == 0:
@@ -84,7 +85,7 @@ def find_sum(y: Tensor, inputs: Sequence[Tensor], cost: RowCost) -> tuple[Separa
     The gradient need not have been recorded.
     """
     rows = sum(x.numel() for x in inputs)
-    common = _common_axes(inputs) if _may_pay(rows, cost) else 0
+    common = _common_axes(inputs) if _may_pay(inputs, rows, cost) else 0
     if common == 0:
         return None
     found = separation(y, inputs, common)
@@ -94,10 +95,10 @@ def find_sum(y: Tensor, inputs: Sequence[Tensor], cost: RowCost) -> tuple[Separa
     return found, [row[i] for i, row in enumerate(layouts)]
 
 
-def _may_pay(rows: int, cost: RowCost) -> bool:
+def _may_pay(inputs: Sequence[Tensor], rows: int, cost: RowCost) -> bool:
     """Whether a Hessian of so many rows takes longer than finding out."""
     large = rows >= LEAST_ROWS and rows * cost.nbytes >= _plan.LEAST_BYTES
-    return large and not (_engine.compiling() or _engine.in_transform())
+    return large and show_numbers(inputs)
 
 
 def _common_axes(inputs: Sequence[Tensor]) -> int:

@@ -22,6 +22,7 @@ from ._crosscheck import is_confirmed, is_plainly_confirmed, refuse_unpushable, 
 from ._dense_jacobians import are_finite, by_rows, forward, traced_columns
 from ._first_order import FirstOrder, must_be_pulled, record
 from ._flags import held
+from ._numbers import show_numbers
 from ._pulling import Options, chunk_for
 from ._row_cost import is_plain, row_cost
 from .grads import Grads
@@ -146,7 +147,8 @@ def _pulled_at_once(first: FirstOrder, cost: _plan.RowCost, options: _Options) -
         and chunk_for(options.products, rows, cost, first.y.device) >= rows
         and not (cost.misbatched or cost.looped)
         and is_plain(lin)
-        and not (lin.survey().nonlinear or _engine.in_transform())
+        and not lin.survey().nonlinear
+        and show_numbers([first.y])
     )
 
 
@@ -167,13 +169,13 @@ def _forward(first: FirstOrder, options: _Options) -> list[Tensor] | None:
     """By columns; ``None`` where reverse mode is to be taken."""
     taped = _state.mark()
     # Hooks are for reverse mode: a pullback would tell something else, and they would see it.
-    nested = _engine.compiling() or _engine.in_transform()
-    verify, confirmed = options.verify and not (first.hooked or nested), False
+    numbers = show_numbers([first.y])
+    verify, confirmed = options.verify and numbers and not first.hooked, False
 
     def sound(matrices: Sequence[Tensor]) -> bool:
         nonlocal confirmed
         confirmed = verify and is_plainly_confirmed(first.lin, first.y, matrices)
-        return confirmed or are_finite(matrices)
+        return confirmed or not numbers or are_finite(matrices)
 
     try:
         matrices = forward(first, options.products, sound)

@@ -18,6 +18,7 @@ from .._arguments import Prepared, type_name
 from .._call_arguments import is_implicit
 from .._call_options import check_flags
 from .._certificate import Comparison, warn_mismatch, warn_unchecked
+from .._numbers import may_branch
 from .._random import RandomState
 from ..coloring.recovery import Recovery
 from ..pictures import draw
@@ -317,7 +318,7 @@ def _counted(n: int, what: str) -> str:
 
 
 def is_nested() -> bool:
-    return _engine.compiling() or _engine.in_transform()
+    return not may_branch()
 
 
 def random_state() -> RandomState | None:

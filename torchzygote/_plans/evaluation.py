@@ -28,6 +28,7 @@ from .._colored import (
 )
 from .._crosscheck import pushes_what_is_pulled
 from .._first_order import FirstOrder
+from .._numbers import may_branch
 from .._plan import FREE
 from .._products import Seeds
 from .._pulling import Options
@@ -84,7 +85,7 @@ class Constants:
         """Whether each element of the plain products is explained; empty without a check."""
         if self.probes is None:
             return []
-        branches = not (_engine.compiling() or _engine.in_transform())
+        branches = may_branch()
         if self._tables is None or not self._tables.applies(found):
             return agreement(self.recovery, found.values, self.probes, found.probed, eps, branches)
         return self._tables.check(found, eps, branches)
@@ -124,7 +125,7 @@ def _settle(
 
     Not where a traced program can't branch. ``linear()``: as for :func:`settle_colored`.
     """
-    if constants.probes is None or _engine.compiling() or _engine.in_transform():
+    if constants.probes is None or not may_branch():
         return
 
     def once(seeds: Callable[..., Any]) -> Products:
@@ -141,7 +142,7 @@ def jacobian_values(
     ``crosscheck``: of forward mode against a pullback, instead of the structure.
     """
     lin, y, inputs = first.lin, first.y, first.prepared.inputs
-    cost = FREE if _engine.compiling() or _engine.in_transform() else row_cost(lin)
+    cost = row_cost(lin) if may_branch() else FREE
     recovery = constants.recovery
     chunk = chunk_of(options, cost, recovery, y)
 
@@ -171,7 +172,7 @@ def hessian_values(
 ) -> tuple[Tensor, list[Comparison]]:
     """Likewise for a Hessian, or for the diagonal of one."""
     x = prepared.inputs[0]
-    traced = _engine.compiling() or _engine.in_transform()
+    traced = not may_branch()
     if _engine.compiling() and mode == "forward_over_reverse":
         second = SecondOrder(
             caller, prepared, options.keep, None
