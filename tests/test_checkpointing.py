@@ -339,3 +339,32 @@ def test_under_compile(x: Tensor, w: Tensor) -> None:
         torch._dynamo.reset()
         torch.testing.assert_close(compiled(derivative)(x), derivative(x))
     torch._dynamo.reset()
+
+
+# ---- what PyTorch's checkpoint asks for around -------------------------------------------------------------
+
+
+def test_debugging_of_pytorchs_checkpoints_is_theirs(x: Tensor) -> None:
+    """It keeps them from watching with contexts of others."""
+    inside: list[bool | None] = []
+    switch = torch.utils.checkpoint
+
+    def f(x: Tensor) -> Tensor:
+        inside.append(switch._checkpoint_debug_enabled)
+        return x.sin()
+
+    with switch.set_checkpoint_debug_enabled(True):
+        (found,) = gradient(lambda x: checkpointed(f, x).sum(), x)
+        assert switch._checkpoint_debug_enabled
+    torch.testing.assert_close(found, x.cos())
+    assert inside == [True, True]
+    assert switch._checkpoint_debug_enabled is None
+
+
+def test_tensors_of_inference_mode_are_passed_on(x: Tensor) -> None:
+    with torch.inference_mode():
+        constant = torch.arange(3, dtype=torch.float64)
+    w = x.clone().requires_grad_()
+    checkpointed(lambda a: (a + w).exp(), constant).sum().backward()
+    torch.testing.assert_close(w.grad, (constant + x).exp())
+    assert torch.equal(checkpointed(torch.sin, constant), constant.sin())

@@ -13,12 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import CheckpointError, checkpoint
+from torch.utils.checkpoint import CheckpointError
 
 from .. import _state
 from .._arguments import name_of
 from .._flags import Hold, held_again, held_by_others, holds
-from .._torch_private import backward_pass, hooks_in_force, outside_functorch, pytree, sequence_number
+from .._torch_private import (
+    backward_pass,
+    checkpoint_undebugged,
+    hooks_in_force,
+    outside_functorch,
+    pytree,
+    sequence_number,
+)
 from .asked_again import handed_out
 from .holdings import Holdings, Uses, written_since
 from .nothing_saved import run_before_backward
@@ -43,7 +50,7 @@ def checkpoint_on_tape(f: Callable[..., Any], xs: tuple[Any, ...], kwargs: dict[
     tensors = runs.split()
     error: BaseException | None = None
     try:
-        y = checkpoint(
+        y = checkpoint_undebugged(
             runs,
             *tensors,
             use_reentrant=False,
@@ -136,7 +143,7 @@ class _Runs:
     def split(self) -> Sequence[Tensor]:
         """The tensors among the arguments, for the tape to keep; what else there is, is kept here."""
         xs, kwargs = self._given
-        if not kwargs and all(isinstance(x, Tensor) for x in xs):
+        if not kwargs and all(isinstance(x, Tensor) and not x.is_inference() for x in xs):
             return xs  # type: ignore[no-any-return]
         self._names = tuple(kwargs)
         leaves = self._leaves

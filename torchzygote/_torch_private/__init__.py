@@ -10,6 +10,7 @@ from .attention import ATTENTION, fuse_attention_again, unfuse_attention
 from .backward import at_end_of_pass, backward_pass, pull_back, running_node
 from .checkpoints import (
     aside_of_checkpoint,
+    checkpoint_undebugged,
     hooks_in_force,
     inside_checkpoint,
     is_of_checkpoint,
@@ -160,6 +161,7 @@ __all__ = [
     "batched_like",
     "below_autograd",
     "came_before",
+    "checkpoint_undebugged",
     "coarsest",
     "concrete",
     "consumers_below",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import graph
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils import checkpoint as _checkpoint
 from torch.utils.checkpoint import CheckpointFunction
 
 from . import backward
@@ -19,6 +20,7 @@ from .levels import outside_functorch
 
 __all__ = [
     "aside_of_checkpoint",
+    "checkpoint_undebugged",
     "hooks_in_force",
     "inside_checkpoint",
     "is_of_checkpoint",
@@ -51,6 +53,29 @@ _BEGIN_PASSES = {
 
 def _as_it_is(x: Tensor) -> Tensor:
     return x
+
+
+def checkpoint_undebugged(
+    function: Callable[..., Any], *args: Any, context_fn: Callable[[], Any], **options: Any
+) -> Any:
+    """``torch.utils.checkpoint.checkpoint``, though its messages are to be long ones for all checkpoints.
+
+    ``set_checkpoint_debug_enabled`` has PyTorch watch with contexts of its own, and refuses others; nothing
+    public tells. Checkpoints inside of ``function`` are as the caller wants them.
+    """
+    wanted = _checkpoint._checkpoint_debug_enabled
+    if not wanted:
+        return _checkpoint.checkpoint(function, *args, context_fn=context_fn, **options)
+
+    def contexts() -> Any:
+        _checkpoint._checkpoint_debug_enabled = wanted  # it has been asked for
+        return context_fn()
+
+    _checkpoint._checkpoint_debug_enabled = False
+    try:
+        return _checkpoint.checkpoint(function, *args, context_fn=contexts, **options)
+    finally:
+        _checkpoint._checkpoint_debug_enabled = wanted
 
 
 def is_of_checkpoint(hooks: tuple[Any, Any]) -> bool:
