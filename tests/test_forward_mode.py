@@ -77,6 +77,22 @@ def test_structures_in_and_out(x: Tensor) -> None:
     torch.testing.assert_close(through(forwarddiff), through(lambda f, s: f(s)))
 
 
+def test_a_dict_may_have_its_keys_in_another_order_when_f_runs_again(x: Tensor) -> None:
+    runs: list[int] = []
+
+    def f(x: Tensor, *, again: Any) -> Any:
+        runs.append(0)
+        found = {"p": x * 2, "q": (x * 3, "text")}
+        return found if len(runs) == 1 else again(found)
+
+    turned = lambda found: dict(reversed(list(found.items())))
+    (found,) = gradient(lambda x: forwarddiff(lambda x: f(x, again=turned), x)["p"].sum(), x)
+    torch.testing.assert_close(found, torch.full_like(x, 2))
+    runs.clear()
+    with pytest.raises(ValueError, match=r"what f returned as it ran again: expected the structure"):
+        gradient(lambda x: forwarddiff(lambda x: f(x, again=lambda found: [found]), x)["p"].sum(), x)
+
+
 def test_mixed_dtypes_and_complex_numbers(x: Tensor) -> None:
     z = torch.tensor([1 + 2j, 0.5 - 1j], dtype=torch.complex128)
 

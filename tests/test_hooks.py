@@ -207,6 +207,22 @@ def test_what_fn_prints_inside_transforms_is_plain(x: Tensor, capsys: pytest.Cap
 # ---- structures ------------------------------------------------------------------------------------------
 
 
+def test_a_dict_comes_back_by_its_keys(x: Tensor) -> None:
+    """In whatever order, as cotangents do; what is missing is another structure."""
+
+    def f(a: Tensor, b: Tensor, bend: Any) -> Tensor:
+        parts = hook(bend, {"a": a, "b": {"c": b}})
+        return parts["a"].sum() + parts["b"]["c"].sum()
+
+    swapped = lambda g: {"b": {"c": 10 * g["b"]["c"]}, "a": 2 * g["a"]}
+    found = gradient(lambda a, b: f(a, b, swapped), x, x)
+    torch.testing.assert_close(found, (torch.full_like(x, 2), torch.full_like(x, 10)))
+    torch.testing.assert_close(torch.func.grad(lambda a: f(a, a, swapped))(x), torch.full_like(x, 12))
+    for other in ({"a": x}, {"a": x, "b": x, "c": x}):
+        with pytest.raises(ValueError, match="to return the structure that it got"):
+            gradient(lambda a, other=other: f(a, a, lambda g: other), x)
+
+
 def test_a_named_tuple_whose_constructor_refuses_missing_gradients() -> None:
     packed = torch.nn.utils.rnn.pack_sequence([torch.randn(4, 3), torch.randn(2, 3)])
     seen: list[Any] = []

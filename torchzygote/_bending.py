@@ -17,6 +17,7 @@ from . import _state
 from ._arguments import STRUCTURE, is_inexact, kind_of, name_of, type_name
 from ._buffer.refusal import NotATensor
 from ._sight import out_of_sight
+from ._structure_matching import parts_for
 from ._torch_private import (
     functorch_depth,
     innermost_level,
@@ -73,14 +74,17 @@ def fitted(fn: Callable[..., Any], out: Any, like: Tensor | Form, shape: torch.S
 
 
 def leaves_of(fn: Callable[..., Any], out: Any, like: Any) -> list[Any]:
-    """The leaves of the structure that ``fn`` returned, which must be that of the spec ``like``."""
+    """The leaves of what ``fn`` returned, in the order of the spec ``like``, whose structure it must have."""
     leaves, spec = pytree.tree_flatten(out)
-    if spec != like:
-        got, expected = " ".join(str(spec).split()), " ".join(str(like).split())
-        raise ValueError(
-            f"hook: expected {name_of(fn)} to return the structure that it got, {expected}, got {got}"
-        )
-    return leaves
+    if spec == like:
+        return leaves
+    if not torch.compiler.is_compiling():
+        with contextlib.suppress(ValueError):  # a dict may have its keys in another order
+            return parts_for(rebuilt(range(like.num_leaves), like), out, "")
+    got, expected = " ".join(str(spec).split()), " ".join(str(like).split())
+    raise ValueError(
+        f"hook: expected {name_of(fn)} to return the structure that it got, {expected}, got {got}"
+    )
 
 
 class _InTransforms(TorchFunctionMode):

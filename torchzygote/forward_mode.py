@@ -29,6 +29,7 @@ from ._dropping import follows_others
 from ._linear_node import known_derivative, recomputed_derivative
 from ._random import RandomState
 from ._stop_iteration import released
+from ._structure_matching import parts_for
 from ._torch_private import (
     in_functorch,
     is_tracing,
@@ -294,7 +295,10 @@ class _Run:
             x_flat = x_flat.clone()  # forward mode of a view of a view fails there, now and then (2.13)
 
         def flat(packed: Tensor) -> tuple[Tensor]:
-            found = pytree.tree_leaves(self.call(x_packing.unpack(packed), again=True))
+            returned = self.call(x_packing.unpack(packed), again=True)
+            found, spec = pytree.tree_flatten(returned)
+            if spec != y_spec:  # a dict may have its keys in another order
+                found = parts_for(y, returned, "forwarddiff: what f returned as it ran again")
             return (y_packing.pack([found[i] for i in places]),)
 
         def columns(at: Tensor) -> tuple[Tensor, Tensor]:
