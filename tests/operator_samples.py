@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
+from unittest import mock
 
 import hypothesis
 import numpy as np
@@ -107,7 +108,7 @@ def _in_a_row(result: Any) -> Tensor | None:
 
 def seeded(call: Callable[..., Any], *args: Any) -> Any:
     """What it returns, from the same random numbers each time."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed notes the stack for devices that aren't there
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  the global generator is what samples draw from
     return call(*args)
@@ -142,7 +143,13 @@ def _sample(op: Any, given: Any) -> Sample | None:
 
 def samples(op: Any) -> list[Sample]:
     """The first small sample of an operator, and the last one of another form; or else the smallest one."""
-    given = seeded(lambda: list(islice(op.sample_inputs("cpu", torch.float64), _GENERATED)))
+    from torch.testing._internal import common_utils
+    from torch.testing._internal.opinfo import core
+
+    # which looks through the sources of the whole stack for a unittest.TestCase, for 0.1 s
+    no_test = {"extract_test_fn": mock.Mock(return_value=None)}
+    with mock.patch.multiple(common_utils, **no_test), mock.patch.multiple(core, **no_test):
+        given = seeded(lambda: list(islice(op.sample_inputs("cpu", torch.float64), _GENERATED)))
     found = list(islice((sample for s in given if (sample := _sample(op, s)) is not None), _LOOKED_AT))
     small = [sample for sample in found if max(sample.elements, sample.rows) <= _SMALL]
     if small:
