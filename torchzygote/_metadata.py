@@ -84,6 +84,7 @@ class Metadata:
         "groups",
         "has_0dim",
         "has_complex",
+        "has_meta",
         "inference",
         "is_same",
         "numels",
@@ -101,6 +102,7 @@ class Metadata:
         self.devices = [x.device for x in xs]
         self.has_0dim = any(x.dim() == 0 for x in xs)
         self.has_complex = any(x.is_complex() for x in xs)
+        self.has_meta = any(x.is_meta for x in xs)
         self.requires_grad = any(x.requires_grad for x in xs)
         self.inference = any(x.is_inference() for x in xs)
         strided = all(x.layout is torch.strided for x in xs)

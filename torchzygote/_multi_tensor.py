@@ -336,6 +336,11 @@ def flatten(xs: list[Tensor]) -> Tensor:
         return flatten_dense(xs)
     dense = [x if is_strided(x) else x.to_dense() for x in xs]
     device = dense[0].device
+    if device.type != "meta" and any(x.is_meta for x in dense):
+        raise ValueError(
+            "to_vector: expected tensors with elements, got one on the meta device, which has none, beside "
+            f"one on {device}; give it elements, as by to_empty()"
+        )
     return torch.cat([x.reshape(-1).to(device) for x in dense])
 
 
