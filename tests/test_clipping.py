@@ -293,3 +293,17 @@ def test_values_that_cannot_be_clipped_leave_the_others_as_they_were() -> None:
     with pytest.raises(RuntimeError, match="can't be cast"):
         g.clip_value_(1.5)
     assert g[a].tolist() == [9, 9]
+
+
+def test_errors_name_what_was_called() -> None:
+    w = torch.ones(2)
+    g, z = Grads(Params([w]), [torch.ones(2)]), Grads(Params([w]), [torch.ones(2, dtype=torch.complex64)])
+    for end in ("_", ""):
+        with pytest.raises(ValueError, match=f"^clip_norm{end}: expected max_norm"):
+            getattr(g, f"clip_norm{end}")(-1.0)
+        with pytest.raises(ValueError, match=f"^clip_value{end}: expected lo <= hi"):
+            getattr(g, f"clip_value{end}")(2.0, 1.0)
+        with pytest.raises(
+            TypeError, match=f"^clip_value{end}: expected real values.* clip_norm{end} scales"
+        ):
+            getattr(z, f"clip_value{end}")(1.0)

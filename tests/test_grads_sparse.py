@@ -10,7 +10,7 @@ import torch
 from grads_samples import BINARY, IN_PLACE
 from torch import Tensor, nn
 
-from torchzygote import GradDict, Grads, Params, gradient
+from torchzygote import GradDict, Grads, Params, gradient, jacobian
 
 
 @pytest.fixture
@@ -76,3 +76,67 @@ def test_a_dense_value_takes_a_sparse_operand_in_place(symbol: str, layout: torc
     IN_PLACE[symbol](g, {w: operand.to_sparse(layout=layout), b: torch.full((2,), 2.0)})
     torch.testing.assert_close(densely(g), densely(expected))
     assert g[w].data_ptr() == memory
+
+
+Y = torch.tensor([1.0, 2.0, 4.0, 8.0])
+LIKE = {"a number": 3.0, "a 0-dim tensor": torch.tensor(3.0)}
+
+
+def stencils(dtype: torch.dtype = torch.float32) -> tuple[Grads, Grads, GradDict]:
+    """Two Jacobians of different structures and a dense one, as CSR; the first one's values, dense."""
+    x, y = Y.to(dtype), torch.ones(3, dtype=dtype)
+    ps = Params([x, y])
+    g = jacobian(lambda: x[1:] * x[:-1] * y, ps, sparse=True)
+    h = jacobian(lambda: x[:3] ** 2 + y, ps, sparse=True)
+    assert g[x].layout is h[x].layout is torch.sparse_csr
+    return g, h, GradDict({x: g[x], y: h[y].to_dense()})
+
+
+@pytest.mark.parametrize("symbol", BINARY)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64, torch.int64]
+)
+def test_sparse_jacobians_take_part(symbol: str, dtype: torch.dtype) -> None:
+    g, h, mixed = (each.map(lambda v: v.to(dtype)) for each in stencils())
+    op = BINARY[symbol]
+    for left in (g, h, mixed):
+        for right in (g, h, mixed, *LIKE.values()):
+            dense = GradDict(densely(right)) if isinstance(right, GradDict) else right
+            expected = op(GradDict(densely(left)), dense)
+            found = op(left, right)
+            torch.testing.assert_close(densely(found), dict(expected), equal_nan=True)
+            for key in left:
+                both = isinstance(right, GradDict) and right[key].layout is torch.sparse_csr
+                keeps = both if symbol in "+-" else not isinstance(right, GradDict) and symbol in "*/"
+                sparse = keeps and left[key].layout is torch.sparse_csr
+                assert found[key].layout is (torch.sparse_csr if sparse else torch.strided)
+            if dtype is torch.int64:
+                continue
+            torch.testing.assert_close(
+                densely(IN_PLACE[symbol](left.copy(), right)), dict(expected), equal_nan=True
+            )
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_csc, torch.sparse_bsr])
+@pytest.mark.filterwarnings("ignore:Sparse CSC tensor support", "ignore:Sparse BSR tensor support")
+def test_other_compressed_layouts_are_divided_and_subtracted(layout: torch.layout) -> None:
+    w = torch.zeros(2, 2)
+    values = torch.tensor([[0.0, 3.0], [2.0, 0.0]])
+    blocks = (1, 1) if layout is torch.sparse_bsr else None
+    g = GradDict({w: values.to_sparse(layout=layout, blocksize=blocks)})
+    torch.testing.assert_close(densely(g / 2), {w: values / 2})
+    torch.testing.assert_close(densely(g - g), {w: values - values})
+
+
+def test_sparse_jacobians_are_differentiated() -> None:
+    weights = torch.arange(12.0).view(3, 4)
+
+    def total(x: Tensor, t: Tensor, layout: torch.layout) -> Tensor:
+        g = jacobian(lambda: x[1:] * x[:-1], Params([x]), sparse=layout is not torch.strided)
+        h = jacobian(lambda: x[:3] ** 3, Params([x]), sparse=layout is not torch.strided)
+        (entry,) = ((g - h) / t).values()
+        return ((entry if layout is torch.strided else entry.to_dense()) * weights).sum()
+
+    t = torch.tensor(3.0)
+    expected = gradient(lambda x, t: total(x, t, torch.strided), Y, t)
+    torch.testing.assert_close(gradient(lambda x, t: total(x, t, torch.sparse_csr), Y, t), expected)

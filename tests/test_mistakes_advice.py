@@ -145,3 +145,26 @@ def test_numpys_ints_are_memory_budgets() -> None:
             tz.set_memory_budget(np.int32(0))
     finally:
         tz.set_memory_budget(None)
+
+
+@pytest.mark.parametrize("holder", [lambda b: [b], lambda b: {"a": b}, lambda b: [[X], b]])
+def test_buffers_are_no_parameters(holder: Callable[[Any], Any]) -> None:
+    text = error_of(lambda: Params(holder(Buffer(X, 2))), TypeError)
+    assert "got a Buffer" in text
+    assert "buf.copy()" in text
+
+
+@pytest.mark.parametrize(
+    ("call", "kind"), [(gradient, TypeError), (jacobian, ValueError), (hessian, ValueError)]
+)
+def test_a_buffer_that_is_returned_is_to_be_copied(call: Callable[..., Any], kind: type[Exception]) -> None:
+    text = error_of(lambda: call(lambda x: Buffer(x, 1), X), kind)
+    assert "got Buffer, which is no tensor; copy it first, as in return buf.copy()" in text
+
+
+def test_promoted_integers_are_told_of_where_the_backward_pass_fails() -> None:
+    text = error_of(lambda: gradient(lambda x, n: x * (n // 2), 3.0, 4), RuntimeError)
+    assert "argument 1" in text
+    assert "argnums" in text
+    close = gradient(lambda x, n: x * (n // 2), 3.0, 4, argnums=0)[0]
+    assert close == 2

@@ -13,7 +13,7 @@ from oracles import func_hessian, func_jacobian
 from sparse_cases import rosenbrock
 from torch import Tensor
 
-from torchzygote import hessian, hessian_sparsity, plan_hessian, plan_jacobian
+from torchzygote import Params, hessian, hessian_sparsity, plan_hessian, plan_jacobian
 
 
 def product(x: Tensor) -> Tensor:
@@ -224,3 +224,25 @@ def test_constants_have_no_second_derivatives(value: Any) -> None:
     assert not hessian_sparsity(lambda x: value, x).to_dense().any()
     assert not plan_hessian(lambda x: value, x)(x).to_dense().any()
     assert not hessian(lambda x: value, x).any()
+
+
+def test_params_and_arguments_are_not_mixed_up() -> None:
+    x = torch.ones(3)
+    with pytest.raises(TypeError, match="JacobianPlan: expected 1 argument, as it was made for, got Params"):
+        plan_jacobian(lambda x: x * 2, x)(Params([x]))
+    with pytest.raises(
+        TypeError, match="JacobianPlan: expected Params, as it was made for, got 1, with which"
+    ):
+        plan_jacobian(lambda: x * 2, Params([x]))(x)
+    either = plan_jacobian(lambda y=x: y * 2, x)
+    assert torch.equal(either(x, dense=True)[0], 2 * torch.eye(3))
+    assert torch.equal(either(Params([x]), dense=True)[x], 2 * torch.eye(3))
+
+
+@pytest.mark.parametrize("make", [plan_jacobian, plan_hessian])
+def test_dense_is_true_or_false(make: Any) -> None:
+    x = torch.ones(3)
+    plan = make(lambda x: (x**2).sum(), x)
+    with pytest.raises(TypeError, match="dense: expected True or False, got 1"):
+        plan(x, dense=1)
+    plan(x, dense=np.bool_(True))

@@ -187,7 +187,7 @@ class Linearization:
         if biased or sparse or custom or copies:
             results = pulled_for_another(roots, seeds, self.inputs, retain, custom, sparse, biased, copies)
         else:
-            results = pulled(roots, seeds, self.inputs, retain, create_graph)
+            results = pulled(roots, seeds, self.inputs, retain, create_graph, self.prepared)
         for result in results:
             if result is None:
                 refuse_reentrant(roots, self._ends)

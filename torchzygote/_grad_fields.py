@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ._entries import as_number
-from ._metadata import Metadata, by_kind, metadata_of
+from ._metadata import COMMON, Metadata, by_kind, metadata_of
 from ._multi_tensor import apply, describe, in_groups_, plain, recorded
 from ._operators import OPERATORS
 from ._overlap import known_apart, writable
@@ -182,6 +182,9 @@ def _added_into(
     if recorded([*grads, *values]):
         return _in_dtypes_of(grads, apply(OPERATORS["+"], grads, values))
     inside, apart = writable(grads, kept)
+    # What PyTorch may refuse to add is refused before anything is written.
+    apart += [i for i in inside if grads[i].dtype not in COMMON]
+    inside = [i for i in inside if grads[i].dtype in COMMON]
     out = list(grads)
     scaled = apply(OPERATORS["*"], [values[i] for i in apart], factor)
     for i, total in zip(apart, apply(OPERATORS["+"], [grads[i] for i in apart], scaled), strict=True):

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from ._arguments import is_inexact, is_number
+from ._buffer.refusal import NotATensor
 from ._multi_tensor import describe
 
 __all__ = ["advice", "checked", "what"]
@@ -39,6 +40,8 @@ def advice(x: object) -> str:
         return ", which has no identity that f could close over: make it a tensor, as in torch.tensor(2.0)"
     if isinstance(x, (np.ndarray, np.generic)):
         return ", which f can't be differentiated by: make it a tensor, as in torch.from_numpy(x)"
+    if isinstance(x, NotATensor):
+        return ", whose rows f doesn't use: copy it first, as in buf.copy(), and let f use that"
     if isinstance(x, str):
         return "; for (name, tensor) pairs write Params(dict(pairs))"
     return ""

@@ -21,13 +21,13 @@ from torch.nn import Parameter
 from ._memory_layout import non_overlapping
 from ._torch_private import alike, in_forward_ad, in_functorch
 
-__all__ = ["TENSOR_TYPES", "Metadata", "by_kind", "extent_of", "metadata_of"]
+__all__ = ["COMMON", "TENSOR_TYPES", "Metadata", "by_kind", "extent_of", "metadata_of"]
 
 # What a value mostly is: nothing has to be asked of these.
 TENSOR_TYPES = frozenset({Tensor, Parameter})
 
 # What all operators take, so that none of several calls fails after another has written.
-_COMMON = frozenset(
+COMMON = frozenset(
     {
         torch.float16,
         torch.bfloat16,
@@ -84,6 +84,7 @@ class Metadata:
         "groups",
         "has_0dim",
         "has_complex",
+        "has_meta",
         "inference",
         "is_same",
         "numels",
@@ -101,11 +102,12 @@ class Metadata:
         self.devices = [x.device for x in xs]
         self.has_0dim = any(x.dim() == 0 for x in xs)
         self.has_complex = any(x.is_complex() for x in xs)
+        self.has_meta = any(x.is_meta for x in xs)
         self.requires_grad = any(x.requires_grad for x in xs)
         self.inference = any(x.is_inference() for x in xs)
         strided = all(x.layout is torch.strided for x in xs)
         # What the multi-tensor calls are made for.
-        self.common = strided and _COMMON.issuperset(self.dtypes)
+        self.common = strided and COMMON.issuperset(self.dtypes)
         # No conjugate or negative view, nor one whose elements lie over each other.
         self.solid = strided and not any(
             x.is_conj() or x.is_neg() or not (x.is_contiguous() or non_overlapping(x)) for x in xs

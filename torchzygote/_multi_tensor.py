@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._metadata import Metadata, by_kind, metadata_of
-from ._operators import NEGATIVE, OPERATORS, Number, Operator
+from ._metadata import COMMON, Metadata, by_kind, metadata_of
+from ._operators import Number, Operator
 from ._overlap import all_apart, detached_from, known_apart, writable
+from ._sparse_operands import beside_dense, is_strided, one_sparse
 from ._torch_private import flatten_dense, in_forward_ad, in_functorch
 
 __all__ = [
@@ -135,14 +136,12 @@ def apply(op: Operator, xs: list[Tensor], right: Operand, label: Label = _positi
         return in_groups(op.many, known[0].groups, xs, right)
     _check(op, xs, right, label, in_place=False)
     dense = [
-        i
-        for i, x in enumerate(xs)
-        if _is_strided(x) and (not isinstance(right, list) or _is_strided(right[i]))
+        i for i, x in enumerate(xs) if is_strided(x) and (not isinstance(right, list) or is_strided(right[i]))
     ]
     out: list[Any] = [None] * len(xs)
     if len(dense) < len(xs):
         for i in set(range(len(xs))).difference(dense):
-            out[i] = _one_sparse(op, xs[i], _nth(right, i))
+            out[i] = one_sparse(op, xs[i], _nth(right, i))
     if not _together(op, xs, right):
         for i in dense:
             out[i] = op.one(xs[i], _nth(right, i))
@@ -179,7 +178,7 @@ def apply_(
     out = list(xs)
     inside, replaced = writable(xs)
     if isinstance(right, list):
-        right = detached_from(xs, inside, _beside_dense(op, xs, right))
+        right = detached_from(xs, inside, beside_dense(op, xs, right))
     elif isinstance(right, Tensor):
         right = right.clone()  # it may be part of one that is written to
     for i, y in zip(replaced, apply(op, [xs[i] for i in replaced], _at(right, replaced)), strict=True):
@@ -225,44 +224,21 @@ def _apart(xs: list[Tensor], right: Operand, mine: Metadata, theirs: Metadata | 
     return len(others) < len(xs) and (all_apart(xs, others) if others else known_apart(xs, mine))
 
 
-def _beside_dense(op: Operator, xs: list[Tensor], right: list[Tensor]) -> list[Tensor]:
-    """``right``, dense where PyTorch can't do ``op`` of a dense tensor and a sparse one in place."""
-    return [
-        y if _is_strided(y) or not _is_strided(x) or (op.symbol in "+-" and y.is_sparse) else y.to_dense()
-        for x, y in zip(xs, right, strict=True)
-    ]
-
-
-def _is_strided(x: Tensor) -> bool:
-    return x.layout is torch.strided
-
-
-def _one_sparse(op: Operator, x: Tensor, y: Any) -> Tensor:
-    """Sparse stays sparse where zeros stay zeros; elsewhere the result is dense."""
-    scalar = not isinstance(y, Tensor) or y.dim() == 0
-    if scalar:
-        keeps = op.symbol == "*" or op in (OPERATORS["/"], NEGATIVE)
-    else:
-        keeps = op.symbol in "+-" and x.layout is y.layout
-    if not keeps:
-        x = x if _is_strided(x) else x.to_dense()
-        y = y if not isinstance(y, Tensor) or _is_strided(y) else y.to_dense()
-    result: Tensor = op.one(x, y)
-    return result
-
-
 def _check(op: Operator, xs: list[Tensor], right: Operand, label: Label, in_place: bool) -> None:
     """Refuse operands that don't go together."""
+    if op.symbol == "-":
+        _check_bools(xs, right, label, in_place)
     if in_place and not isinstance(right, tuple):
         _check_in_place(op, xs, right, label)
     if not isinstance(right, list):
         return
+    symbol = _as_called(op, in_place)
     for i, (x, y) in enumerate(zip(xs, right, strict=True)):
         if x.dtype is y.dtype and x.shape == y.shape and x.device == y.device:
             continue
         if x.device != y.device and (y.dim() > 0 or y.device.type != "cpu"):
             raise ValueError(
-                f"{op.symbol}: expected values on one device for {label(i)}, got {x.device} and {y.device}; "
+                f"{symbol}: expected values on one device for {label(i)}, got {x.device} and {y.device}; "
                 "move one of them"
             )
         try:
@@ -271,9 +247,24 @@ def _check(op: Operator, xs: list[Tensor], right: Operand, label: Label, in_plac
             shape = None
         if shape is None or (in_place and shape != x.shape):
             raise ValueError(
-                f"{op.symbol}: expected values of shapes that fit for {label(i)}, got {tuple(x.shape)} and "
+                f"{symbol}: expected values of shapes that fit for {label(i)}, got {tuple(x.shape)} and "
                 f"{tuple(y.shape)}"
             )
+
+
+def _as_called(op: Operator, in_place: bool) -> str:
+    return f"{op.symbol}=" if in_place else op.symbol
+
+
+def _check_bools(xs: list[Tensor], right: Operand, label: Label, in_place: bool) -> None:
+    """Refuse to subtract what PyTorch doesn't, as of a number."""
+    for values in (xs, right) if isinstance(right, list) else (xs,):
+        for i, x in enumerate(values):
+            if x.dtype is torch.bool:
+                raise TypeError(
+                    f"{'-=' if in_place else '-'}: expected tensors of numbers for {label(i)}, got a bool "
+                    "tensor; convert it, as in x.float(), or use ^ or ~ on bools"
+                )
 
 
 def _check_in_place(op: Operator, xs: list[Tensor], right: Operand, label: Label) -> None:
@@ -286,11 +277,32 @@ def _check_in_place(op: Operator, xs: list[Tensor], right: Operand, label: Label
             continue
         seen.add(kind)
         whole = not (x.dtype.is_floating_point or x.dtype.is_complex)
-        if (whole and op.symbol == "/") or not torch.can_cast(torch.result_type(x, y), x.dtype):
+        if (whole and op.symbol == "/") or not _holds(x, y):
             raise _unfit_dtype(op, x, y, label(i))
-        if whole or x.dtype is torch.complex32 or op.symbol == "**":
-            one = torch.ones(1, dtype=x.dtype, device=x.device)
-            op.one(one, torch.ones(1, dtype=y.dtype, device=x.device) if isinstance(y, Tensor) else y)
+        if x.dtype not in COMMON or op.symbol == "**":
+            _attempt(op, x, y, label(i))
+
+
+def _holds(x: Tensor, y: Any) -> bool:
+    """Whether the dtype of ``x`` holds a result with ``y``."""
+    try:
+        return torch.can_cast(torch.result_type(x, y), x.dtype)
+    except RuntimeError:  # there is no result: of float8 with others, of quantized ones
+        return False
+
+
+def _attempt(op: Operator, x: Tensor, y: Any, label: str) -> None:
+    """Let PyTorch refuse for one element what it would refuse after others have been written."""
+    one = torch.ones((1,) * min(x.dim(), 1), dtype=x.dtype, device=x.device)
+    if isinstance(y, Tensor):
+        y = torch.ones((1,) * min(x.dim(), y.dim(), 1), dtype=y.dtype, device=x.device)
+    try:
+        op.one(one, y)
+    except NotImplementedError as error:
+        raise TypeError(
+            f"{op.symbol}=: expected a dtype that PyTorch has this operation for, got {describe(x)} for "
+            f"{label} ({error}); convert it, as in x.float()"
+        ) from error
 
 
 def _unfit_dtype(op: Operator, x: Tensor, y: Any, label: str) -> TypeError:
@@ -307,7 +319,7 @@ def clone_all(xs: list[Tensor], known: Metadata | None = None) -> list[Tensor]:
     found = plain(xs, 1, known)
     if many is not None and found is not None:
         return in_groups(lambda group, _: many(group), found[0].groups, xs, 1)
-    if many is None or recorded(xs) or not all(map(_is_strided, xs)):
+    if many is None or recorded(xs) or not all(map(is_strided, xs)):
         return [x.clone() for x in xs]
     return in_groups(lambda group, _: many(group), by_kind(xs), xs, 1) if xs else []
 
@@ -322,8 +334,13 @@ def flatten(xs: list[Tensor]) -> Tensor:
     known = plain(xs, 1)
     if known is not None and known[0].solid and len(xs) > 1 and len(set(known[0].devices)) == 1:
         return flatten_dense(xs)
-    dense = [x if _is_strided(x) else x.to_dense() for x in xs]
+    dense = [x if is_strided(x) else x.to_dense() for x in xs]
     device = dense[0].device
+    if device.type != "meta" and any(x.is_meta for x in dense):
+        raise ValueError(
+            "to_vector: expected tensors with elements, got one on the meta device, which has none, beside "
+            f"one on {device}; give it elements, as by to_empty()"
+        )
     return torch.cat([x.reshape(-1).to(device) for x in dense])
 
 

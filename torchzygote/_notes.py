@@ -35,8 +35,9 @@ def pulled(
     inputs: Sequence[Tensor],
     retain: bool,
     create_graph: bool,
+    prepared: Prepared | None = None,
 ) -> list[Tensor | None]:
-    """One backward pass; see :func:`pull_back`."""
+    """One backward pass; see :func:`pull_back`. ``prepared``: what its function was called with."""
     try:
         return pull_back(roots, seeds, inputs, retain, create_graph)
     except RuntimeError as error:
@@ -54,6 +55,8 @@ def pulled(
                 "f must not call backward() on what it returns; return the loss. Of what was computed before "
                 "and has been pulled back, take detach().",
             )
+        elif prepared is not None:
+            _on_promoted(error, list(prepared.promoted), prepared)
         raise
 
 
@@ -63,11 +66,7 @@ def annotate(error: BaseException, prepared: Prepared) -> None:
     made = list(prepared.promoted)
     if isinstance(error, TypeError) and _WANTS_NUMBER.search(text):
         made += [f"{what}, reached f as a tensor" for what in _numbers(prepared.slots)]
-    if made:
-        way = "leave its position out of argnums, the positions that are differentiated"
-        if not prepared.takes_argnums:
-            way = "let f close over it, as in lambda x: f(x, n)"
-        _add_note(error, f"{'; '.join(made)}. To pass an argument to f as it was given, {way}.")
+    _on_promoted(error, made, prepared)
     if prepared.promoted and any(isinstance(x, PackedSequence) for x in prepared.args):
         _add_note(
             error,
@@ -89,6 +88,15 @@ def annotate(error: BaseException, prepared: Prepared) -> None:
                 "NumPy's functions can't be differentiated; write f with PyTorch's, as torch.sin for "
                 "numpy.sin. What is computed from x.detach() counts as a constant.",
             )
+
+
+def _on_promoted(error: BaseException, made: Sequence[str], prepared: Prepared) -> None:
+    """``made``: in words, what reached ``f`` as something else than was given."""
+    if made:
+        way = "leave its position out of argnums, the positions that are differentiated"
+        if not prepared.takes_argnums:
+            way = "let f close over it, as in lambda x: f(x, n)"
+        _add_note(error, f"{'; '.join(made)}. To pass an argument to f as it was given, {way}.")
 
 
 # What functions of PyTorch say that take no tensor for a number.

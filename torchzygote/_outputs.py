@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ._arguments import kind_of, number_to_tensor, numpy_to_tensor, type_name
+from ._buffer.refusal import NotATensor
 
 __all__ = ["differentiated_part", "hint", "output_tensor", "real_scalar", "scalar_root"]
 
@@ -25,6 +26,8 @@ def hint(caller: str, y: Any, array: bool = False) -> str:
     """What may be meant where ``f`` returned ``y``, as the end of a message."""
     if y is None:
         return "; does f return its result?"
+    if isinstance(y, NotATensor):
+        return ", which is no tensor; copy it first, as in return buf.copy()"
     if isinstance(y, (tuple, list)):
         if array:
             return "; make it one array, as by torch.stack"

@@ -44,9 +44,10 @@ def is_unresolved(x: Tensor) -> bool:
 
 
 def can_be_written(x: Tensor) -> bool:
-    """Whether ``x.copy_(y)`` works: not into sparse, expanded and inference tensors."""
+    """Whether ``x.copy_(y)`` works: not into sparse, nested, expanded and inference tensors."""
     return (
         x.layout is _STRIDED
+        and not x.is_nested
         and (x.is_contiguous() or non_overlapping(x))
         and (not x.is_inference() or torch.is_inference_mode_enabled())
     )

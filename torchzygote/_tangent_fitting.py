@@ -48,6 +48,11 @@ def _fitted(x: Any, given: Any, where: str, what: str) -> Tensor:
         return tensor
     if tensor.dtype.is_complex and not x.dtype.is_complex:
         raise ValueError(f"{where}: expected a real {what} of dtype {x.dtype}, got {type_name(given)}")
+    if tensor.is_meta and not x.is_meta:
+        raise ValueError(
+            f"{where}: expected a {what} with values, got one on the meta device, which has none; make it on "
+            f"{x.device}"
+        )
     if tensor.dtype != x.dtype or tensor.device != x.device:
         tensor = tensor.to(dtype=x.dtype, device=x.device)
     return tensor

@@ -120,14 +120,19 @@ def finite(xs: list[Tensor]) -> list[bool]:
 # -- clipping ------------------------------------------------------------------------------------------------
 
 
+def _called(name: str, in_place: bool) -> str:
+    return f"{name}_" if in_place else name
+
+
 def clip_norm(
     xs: list[Tensor], max_norm: float, norm_type: float, error_if_nonfinite: bool, in_place: bool
 ) -> tuple[list[Tensor], Tensor]:
     """The tensors scaled down to a total norm of at most ``max_norm``, and the norm they had."""
+    caller = _called("clip_norm", in_place)
     check_flags(error_if_nonfinite=error_if_nonfinite)
     max_norm = _bound("max_norm", max_norm)
     if not max_norm >= 0:
-        raise ValueError(f"clip_norm: expected max_norm to be at least 0, got {max_norm}")
+        raise ValueError(f"{caller}: expected max_norm to be at least 0, got {max_norm}")
     known = metadata_of(xs)
     total = _total_norm(xs, norm_type, error_if_nonfinite, known)
     # clamped instead of compared: a comparison would wait for the device
@@ -145,25 +150,27 @@ def _narrowed(x: Tensor, y: Tensor) -> bool:
 
 def clip_value(xs: list[Tensor], bounds: tuple[float, float], in_place: bool) -> list[Tensor]:
     """The tensors with each element moved into the bounds."""
+    caller = _called("clip_value", in_place)
     for dtype in set(map(_dtype, xs)):
         if dtype.is_complex:
             first = next(x for x in xs if x.dtype is dtype)
             raise TypeError(
-                f"clip_value: expected real values, got {describe(first)}; complex numbers have no order, "
-                "but clip_norm scales them"
+                f"{caller}: expected real values, got {describe(first)}; complex numbers have no order, "
+                f"but {_called('clip_norm', in_place)} scales them"
             )
         if in_place and not dtype.is_floating_point:
             torch.ones(1, dtype=dtype, device="cpu").clamp_(*bounds)  # raises before anything is written
     return (apply_ if in_place else apply)(_CLAMP, xs, bounds)
 
 
-def value_bounds(lo: float, hi: float | None) -> tuple[float, float]:
+def value_bounds(lo: float, hi: float | None, in_place: bool) -> tuple[float, float]:
     """The two bounds; one alone stands for both signs."""
     upper = _bound("lo", lo) if hi is None else _bound("hi", hi)
     lower = -upper if hi is None else _bound("lo", lo)
     if not lower <= upper:
         raise ValueError(
-            f"clip_value: expected lo <= hi, or one bound of at least 0, got lo={lo} and hi={hi}"
+            f"{_called('clip_value', in_place)}: expected lo <= hi, or one bound of at least 0, got lo={lo} "
+            f"and hi={hi}"
         )
     return lower, upper
 

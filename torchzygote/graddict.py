@@ -368,13 +368,13 @@ class GradDict(Holder, Arithmetic, MutableMapping[Tensor, Any]):
         left = NotImplemented if isinstance(other, Mapping) else scalar(other, symbol)
         if left is NotImplemented:
             return left  # type: ignore[no-any-return]
-        return self._like(apply(REFLECTED[symbol], self._left(symbol), left))
+        return self._like(apply(REFLECTED[symbol], self._left(symbol), left, self._nth_label))
 
     def __pos__(self: Self) -> Self:
         return self._like(clone_all(self._left("+")))
 
     def __neg__(self: Self) -> Self:
-        return self._like(apply(NEGATIVE, self._left("-"), 1))
+        return self._like(apply(NEGATIVE, self._left("-"), 1, self._nth_label))
 
 
 class _Items(ItemsView[Tensor, Any]):

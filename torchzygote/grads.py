@@ -279,7 +279,7 @@ class Grads(GradDict):
         return self._like((self._values | self._clipped_value(lo, hi, in_place=False)).values())
 
     def _clipped_value(self, lo: float, hi: float | None, in_place: bool) -> dict[int, Tensor]:
-        bounds = value_bounds(lo, hi)
+        bounds = value_bounds(lo, hi, in_place)
         if bounds[0] <= 0 <= bounds[1]:
             present = self._present()
         else:  # zeros don't stay zeros

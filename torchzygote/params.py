@@ -354,7 +354,9 @@ def _collect(source: Any, name: str = "", path: str = "") -> Iterator[tuple[Tens
                 yield from _collect(value, qualified(name, key), qualified(path, key))
             else:
                 yield from _collect(key)
-    elif isinstance(source, Iterable) and not isinstance(source, (str, bytes, np.ndarray, np.generic)):
+    elif isinstance(source, Iterable) and not isinstance(
+        source, (str, bytes, np.ndarray, np.generic, NotATensor)
+    ):
         for position, item in enumerate(source):
             # a bare tensor in a list has no name of its own
             below = qualified(path, str(position))

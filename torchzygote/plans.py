@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import _engine, _plan, _state
 from ._arguments import Prepared, kind_of, type_name
-from ._call_arguments import prepared_by
+from ._call_arguments import is_implicit, prepared_by
 from ._call_options import check_callable
 from ._crosscheck import unpushable, warn_disagreement
 from ._flags import held
@@ -220,7 +220,7 @@ def plan_jacobian(
         detected=sparsity is None,
         device=prepared.inputs[0].device,
     )
-    plan._made_for = len(example_args)
+    plan._made_for = 0 if is_implicit(example_args) else len(example_args)
     asked = verify and sparsity is None and plan.mode == "forward"
     if asked and not plan._agrees_with_reverse(example_args):
         warn_disagreement(caller)

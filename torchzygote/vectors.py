@@ -103,7 +103,24 @@ def _vector(
             f"copy_: expected {name} to be a vector of {expected} elements, as the {type(holder).__name__} "
             f"has, got shape {tuple(vector.shape)}; nothing was written"
         )
+    has_meta = any(x.is_meta for x in members) if known is None else known.has_meta
+    if vector.is_meta or (has_meta and name == "dst"):
+        _check_meta(name, vector, members)
     return vector
+
+
+def _check_meta(name: str, vector: Tensor, members: list[Tensor]) -> None:
+    """Refuse to read from the meta device, which has no elements, and a vector there to write into."""
+    if vector.is_meta and not (name == "src" and all(x.is_meta for x in members)):
+        found, way = name, "make it on another device"
+    elif name == "dst":
+        found, way = "a tensor of src", "give it elements, as by to_empty()"
+    else:
+        return
+    raise ValueError(
+        f"copy_: expected tensors with elements, got {found} on the meta device, which has none; {way}; "
+        "nothing was written"
+    )
 
 
 def _shareable(vector: np.ndarray[Any, Any]) -> bool:

@@ -99,6 +99,11 @@ def as_value(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
             raise _not_dense(value)
         if value.dtype is dtype and value.device == device:
             return value
+        if value.is_meta and device.type != "meta":
+            raise TypeError(
+                "value: expected a tensor with values, got one on the meta device, which has none; make it "
+                f"on {device}"
+            )
         return value.to(dtype=dtype, device=device)
     if isinstance(value, (bool, int, float, complex)):
         kind = torch.complex64 if isinstance(value, complex) else torch.float32
@@ -114,10 +119,15 @@ def as_value(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def _number(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
-    if device.type == "cpu":
-        return torch.tensor(value, dtype=dtype, device=device)
-    # converted on the CPU: what is too large is infinite there, and refused where it is filled in
-    return filled_in(torch.tensor(value, dtype=dtype, device="cpu"), device)
+    try:
+        number = torch.tensor(value, dtype=dtype, device="cpu")
+    except ValueError:  # "Overflow when unpacking"
+        raise ValueError(
+            f"value: expected what a Buffer of dtype {dtype} can hold, got a larger number, of "
+            f"{value.bit_length()} bits"
+        ) from None
+    # What is too large is infinite here, and refused where it is filled in elsewhere.
+    return number if device.type == "cpu" else filled_in(number, device)
 
 
 def not_a_value(value: Any) -> TypeError:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import _compressed, _engine, _plan, _state
 from .._arguments import Prepared
+from .._call_options import check_flags
 from .._certificate import Comparison
 from .._custom_backwards import is_cut_off
 from .._pulling import Options
@@ -125,6 +126,7 @@ class HessianPlan(Plan):
         ValueError
             ``x`` has another shape, kind of dtype or device.
         """
+        check_flags(dense=dense)
         if not dense:
             _compressed.refuse_nested(type(self).__name__)
         random = random_state()

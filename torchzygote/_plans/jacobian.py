@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import _compressed, _engine, _state
 from .._arguments import Prepared
 from .._call_arguments import implicit, prepared_by
+from .._call_options import check_flags
 from .._certificate import Comparison
 from .._first_order import FirstOrder, must_be_pulled, record
 from .._flags import held
@@ -161,6 +162,7 @@ class JacobianPlan(Plan):
             An argument has another shape, kind of dtype or device, or ``f`` returns another number of
             elements.
         """
+        check_flags(dense=dense)
         if not dense:
             _compressed.refuse_nested(type(self).__name__)
         random = random_state()

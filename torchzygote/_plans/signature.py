@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from .._arguments import NUMBER, STRUCTURE, Prepared, kind_of
+from .._call_arguments import is_implicit
 from .._call_options import check_argnums
 from .._filling import filled_in
 
@@ -49,20 +50,27 @@ def numbers_beside_arrays(prepared: Prepared) -> None:
             prepared.inputs[i] = filled_in(prepared.inputs[i], device)
 
 
-def check_count(caller: str, f: Callable[..., Any], made_for: int | None, args: Sequence[Any]) -> None:
-    """``TypeError`` where ``f`` can't be called with so many; ``made_for``: with how many it could."""
-    if made_for is None or len(args) == made_for:
+def check_count(caller: str, f: Callable[..., Any], made_for: int | None, args: tuple[Any, ...]) -> None:
+    """``TypeError`` where ``f`` can't be called with so many.
+
+    ``made_for``: with how many it could: none, where the plan is by ``Params``.
+    """
+    by_params = is_implicit(args)
+    count = 0 if by_params else len(args)
+    if made_for is None or count == made_for:
         return
     try:
         called = inspect.signature(f)
     except (TypeError, ValueError):  # of some builtins it isn't known
         return
     try:
-        called.bind(*args)
+        called.bind(*args[:count])
     except TypeError as error:
+        wanted = f"{made_for} argument{'s' * (made_for != 1)}" if made_for else "Params"
+        got = "Params" if by_params else len(args)
         raise TypeError(
-            f"{caller}: expected {made_for} argument{'s' * (made_for != 1)}, as it was made for, got "
-            f"{len(args)}, with which f can't be called: {error}"
+            f"{caller}: expected {wanted}, as it was made for, got {got}, with which f can't be called: "
+            f"{error}"
         ) from None
 
 
