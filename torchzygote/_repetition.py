@@ -77,13 +77,17 @@ class Repetition:
             for one, mask in zip(comparisons, wrong, strict=True):
                 one.refute(mask)
 
-    def excuse(self, comparisons: Sequence[Comparison]) -> None:
+    def excuse(self, comparisons: Sequence[Comparison], seeds: Tensor | None = None) -> None:
         """Let pass what is no more than these elements lose, where a function loses digits in some.
 
-        Only for products that are linear, as for :meth:`are_rounding`, and of one run of ``f``.
+        Only for products that are linear, as for :meth:`are_rounding`, and of one run of ``f``. ``seeds``:
+        of products that gave the values, element by element, so that these lose digits, too.
         """
         with torch.no_grad():
             allowed = may_be_lost(self._compared, self._again, self._probes)
+            if seeds is not None:
+                read = may_be_lost(self._again(seeds), self._again, seeds)
+                allowed = [a + b for a, b in zip(allowed, read, strict=True)]
             for one, lost in zip(comparisons, allowed, strict=True):
                 one.excuse(lost)
 
@@ -156,7 +160,8 @@ def settle_colored(
             for one in comparisons:
                 one.acquit()
     if not _are_fine(comparisons):
-        repetition.excuse(comparisons)
+        # Of a diagonal, each value is an element of its color's product: the probe's without its weights.
+        repetition.excuse(comparisons, (probes != 0).to(probes) if recovery.mode == "diagonal" else None)
     return _are_fine(comparisons)
 
 
