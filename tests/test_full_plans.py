@@ -13,6 +13,7 @@ from torch import Tensor
 
 import torchzygote
 from torchzygote import HessianPlan, JacobianPlan, plan_hessian, plan_jacobian
+from torchzygote.sparsity._picture import picture
 from torchzygote.sparsity.pattern import Pattern
 
 N = 6
@@ -202,3 +203,10 @@ def test_a_plan_beyond_what_detection_may_store_is_made_at_once() -> None:
         plan = plan_jacobian(f, x, mode="reverse", verify=False)
         assert plan.ncolors == 12_000
         assert plan.patterns[0]._indices is None
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (1, 9), (100, 3), (50, 700), (333, 335), (1025, 64)])
+def test_pictures_are_dark_all_over(shape: tuple[int, int]) -> None:
+    full = Pattern.full(shape, given_up=False)
+    listed = torch.ones(shape).nonzero()
+    assert full.picture() == picture(listed[:, 0], listed[:, 1], shape, 32, 8)

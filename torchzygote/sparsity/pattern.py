@@ -251,7 +251,16 @@ class Pattern:
         """Lines of text that show where the entries are, at most ``width`` × ``height`` characters."""
         if self._dense:
             return []
-        return picture(self.rows(), self.indices, self.shape, width, height)
+        rows, columns = (
+            (self.rows(), self.indices) if not self.lists_all else self._sample(8 * height, 4 * width)
+        )
+        return picture(rows, columns, self.shape, width, height)
+
+    def _sample(self, down: int, across: int) -> tuple[Tensor, Tensor]:
+        """Some rows and columns at even distances, which broadcast with each other."""
+        rows, columns = (torch.arange(n, device="cpu") for n in self.shape)
+        step = [max(1, n // most) for n, most in zip(self.shape, (down, across), strict=True)]
+        return rows[:: step[0], None], columns[:: step[1]]
 
 
 _NONE = torch.empty(0, dtype=torch.int64, device="cpu")
