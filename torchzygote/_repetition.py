@@ -77,16 +77,16 @@ class Repetition:
             for one, mask in zip(comparisons, wrong, strict=True):
                 one.refute(mask)
 
-    def excuse(self, comparisons: Sequence[Comparison], seeds: Tensor | None = None) -> None:
+    def excuse(self, comparisons: Sequence[Comparison], seeds: Iterable[Tensor] = ()) -> None:
         """Let pass what is no more than these elements lose, where a function loses digits in some.
 
         Only for products that are linear, as for :meth:`are_rounding`, and of one run of ``f``. ``seeds``:
-        of products that gave the values, element by element, so that these lose digits, too.
+        of the products that the values were read from, which lose digits, too.
         """
         with torch.no_grad():
             allowed = may_be_lost(self._compared, self._again, self._probes)
-            if seeds is not None:
-                read = may_be_lost(self._again(seeds), self._again, seeds)
+            for seed in seeds:
+                read = may_be_lost(self._again(seed), self._again, seed)
                 allowed = [a + b for a, b in zip(allowed, read, strict=True)]
             for one, lost in zip(comparisons, allowed, strict=True):
                 one.excuse(lost)
@@ -160,8 +160,11 @@ def settle_colored(
             for one in comparisons:
                 one.acquit()
     if not _are_fine(comparisons):
-        # Of a diagonal, each value is an element of its color's product: the probe's without its weights.
-        repetition.excuse(comparisons, (probes != 0).to(probes) if recovery.mode == "diagonal" else None)
+        repetition.excuse(comparisons)
+    # Four products for each color: no more than the dense way takes.
+    if not _are_fine(comparisons) and 4 * recovery.ncolors <= min(recovery.rows, sum(recovery.widths)):
+        parts = [probes] if recovery.mode == "diagonal" else probe_parts(recovery, probes)
+        repetition.excuse(comparisons, ((part != 0).to(part) for part in parts))
     return _are_fine(comparisons)
 
 
