@@ -48,7 +48,7 @@ def collected(A: Tensor, recovery: Recovery) -> Collected:
     seeds = (recovery.coloring.colors == torch.arange(recovery.ncolors).unsqueeze(1)).to(A)
     side = A if recovery.mode == "reverse" else A.T
     products = seeds @ side
-    (where,) = recovery.flat_slots(CPU)
+    where = recovery.flat_slots(0, CPU)
     return Collected([products.reshape(-1)[where.long()]], [probe_rows(recovery).to(A) @ side], [products])
 
 
@@ -109,7 +109,7 @@ def test_colors_that_meet_once_in_each_row_are_preferred_where_they_are_no_more(
     pattern = Pattern.from_dense(matrix("tridiagonal"))
     refined = symmetric_recovery(pattern, refine=True)
     assert refined.ncolors == symmetric_recovery(pattern).ncolors == 3
-    assert torch.equal(refined.slots[0][1], pattern.rows())
+    assert torch.equal(refined.slots(0, CPU)[1], pattern.rows())
     assert refined.is_valid()
     bare = matrix("tridiagonal").fill_diagonal_(0)  # without a diagonal, neighbors may share a color
     assert symmetric_recovery(Pattern.from_dense(bare), refine=True).is_valid()

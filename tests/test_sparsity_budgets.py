@@ -17,7 +17,7 @@ from torchzygote import native
 def test_a_budget_ends_detection_with_dense() -> None:
     x = torch.rand(100)
     assert detect_jacobian(brusselator(5), [torch.rand(50)], budget=100)[0].dense
-    assert detect_hessian(lambda x: x.sum() ** 2, [x], budget=5000)[0].dense
+    assert detect_hessian(lambda x: x[1:].sum() ** 2, [x], budget=5000)[0].dense
     assert detect_hessian(lambda x: x.sum() ** 2, [x], budget=20000)[0].nnz == 10000
     assert detect_jacobian(lambda x: x.cumsum(0), [x], budget=1000)[0].dense
     assert detect_jacobian(lambda x: x * 2, [x], budget=1000)[0].nnz == 100

@@ -27,6 +27,7 @@ __all__ = [
     "probe_rows",
     "pulled_agreement",
     "random_vector",
+    "row_times",
     "slack",
     "warn_mismatch",
     "warn_unchecked",
@@ -71,6 +72,7 @@ def _kept_roots(numel: int) -> Tensor:
 # A loop asks for the same one in every call.
 _kept_vector = functools.lru_cache(maxsize=8)(_new_vector)
 _MOST_KEPT = 1 << 16
+_ELEMENTS_AT_A_TIME = 1 << 20
 _SINGLE = torch.finfo(torch.float32).eps
 _PERIODS = (65_521, 65_519)  # without a common factor
 
@@ -231,8 +233,7 @@ def agreement(
     parts = torch.split(probe, recovery.widths)
     for i, part in enumerate(parts):
         device = values[i].device
-        columns = recovery.columns_on(device)[i]
-        got, scale = _summed(values[i], part.to(device)[columns], recovery.rows_on(device)[i], recovery.rows)
+        got, scale = _summed(recovery, i, values[i], part.to(device), by_rows=False)
         total = got if total is None else total + got.to(total)
         scales = scale if scales is None else scales + scale.to(scales)
     assert total is not None
@@ -247,10 +248,8 @@ def pulled_agreement(
 ) -> list[Comparison]:
     """:func:`agreement` with the pullback of ``probe``, whatever the mode that the values came from."""
     found = []
-    for i, (pattern, expected) in enumerate(zip(recovery.patterns, pulled, strict=True)):
-        rows = recovery.rows_on(values[i].device)[i]
-        columns = recovery.columns_on(values[i].device)[i]
-        got, scale = _summed(values[i], probe.to(values[i].device)[rows], columns, pattern.shape[1])
+    for i, expected in enumerate(pulled):
+        got, scale = _summed(recovery, i, values[i], probe.to(values[i].device), by_rows=True)
         wanted = torch.zeros_like(got) if expected is None else expected.reshape(-1).to(got)
         found.append(Comparison(got, scale, wanted, eps))
     return found
@@ -263,13 +262,40 @@ def compared(recovery: Recovery, products: Tensor) -> Tensor:
     return products[0]
 
 
-def _summed(values: Tensor, factors: Tensor, into: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Sums of values times factors by index, and of their sizes."""
+def _summed(
+    recovery: Recovery, matrix: int, values: Tensor, factors: Tensor, *, by_rows: bool
+) -> tuple[Tensor, Tensor]:
+    """A matrix times a column of factors (``by_rows``: a row times it), and sums of the terms' sizes."""
+    shape = recovery.patterns[matrix].shape
+    if recovery.is_full(matrix):
+        whole = values.reshape(shape) if by_rows else values.reshape(shape).t()
+        return row_times(factors, whole), row_times(factors, whole, sizes=True)
+    of, into = recovery.rows_of(matrix, values.device), recovery.columns_of(matrix, values.device)
+    if not by_rows:
+        of, into = into, of
+    length = shape[1] if by_rows else shape[0]
     summed = wide(values)
-    terms = summed * factors.to(summed.real.dtype)
+    terms = summed * factors[of].to(summed.real.dtype)
     sizes = terms.abs()
     total, size = terms.new_zeros(length), sizes.new_zeros(length)
     return total.scatter_add(0, into, terms), size.scatter_add(0, into, sizes)
+
+
+def row_times(row: Tensor, matrix: Tensor, rows: Tensor | None = None, *, sizes: bool = False) -> Tensor:
+    """``row @ matrix``, or the ``sizes`` of its terms; a part of the matrix, or its ``rows``, at a time."""
+    columns = matrix.shape[1]
+    step = max(1, _ELEMENTS_AT_A_TIME // max(1, columns))
+    total: Tensor | None = None
+    for lo in range(0, matrix.shape[0], step):
+        part = wide(matrix[lo : lo + step])
+        factors = row[lo : lo + step].to(part)
+        if rows is not None:
+            chosen = rows[lo : lo + step].to(part.device)
+            part, factors = part[chosen], factors[chosen]
+        product = factors.abs() @ part.abs() if sizes else factors @ part
+        total = product if total is None else total + product
+    assert total is not None
+    return total
 
 
 def wide(values: Tensor) -> Tensor:

@@ -290,8 +290,7 @@ def collect(
             continue
         if values is None:
             values = [
-                torch.zeros(slot.numel(), dtype=dtype, device=device)
-                for (slot, _), dtype in zip(recovery.slots, dtypes, strict=True)
+                torch.zeros(recovery.entries(i), dtype=dtype, device=device) for i, dtype in enumerate(dtypes)
             ]
         _read_chunk(recovery, flats, lo, values)
     probes = [torch.cat(rows) if len(rows) != 1 else rows[0] for rows in probed if rows]
@@ -336,15 +335,20 @@ def _read_chunk(recovery: Recovery, chunk: Sequence[Tensor], lo: int, values: Se
     for i, out in enumerate(values):
         product = chunk[recovery.product_of(i)]
         if product.shape[0] > 0:
-            row, column = recovery.slots_on(device)[i]
+            row, column = recovery.slots(i, device)
             native.decompress(product.to(dtype=out.dtype, device=device).contiguous(), lo, row, column, out)
 
 
 def read(recovery: Recovery, products: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
     """The values of each matrix from all of its products; differentiable."""
     values = []
-    for i, (where, dtype) in enumerate(zip(recovery.flat_slots(products[0].device), dtypes, strict=True)):
-        found = gather(products[recovery.product_of(i)].reshape(-1), where)
+    for i, dtype in enumerate(dtypes):
+        product = products[recovery.product_of(i)]
+        if recovery.is_full(i):  # copied: what is read may be a seed, or the same number everywhere
+            lines = product.index_select(0, recovery.colors_of(i, product.device))
+            found = (lines if recovery.mode == "reverse" else lines.t()).reshape(-1)
+        else:
+            found = gather(product.reshape(-1), recovery.flat_slots(i, product.device))
         values.append(found if found.dtype == dtype else found.to(dtype))
     return values
 

@@ -37,6 +37,8 @@ def are_complete(
     """
     if recovery.mode == "diagonal":
         return False  # of a row, one entry is listed
+    if all(pattern.lists_all for pattern in recovery.patterns):
+        return True
     dense = min(recovery.rows, sum(recovery.widths))
     for kind, mask in enumerate(doubted):
         into, of = _entries(recovery, kind, mask.device)
@@ -52,14 +54,14 @@ def are_complete(
 
 def _entries(recovery: Recovery, kind: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Of each entry, the element of a product that it leads to, and the seed's element that it leads from."""
-    rows, columns = recovery.rows_on(device), recovery.columns_on(device)
     if recovery.mode == "reverse":
-        return columns[kind].long(), rows[kind].long()
-    start, shifted = 0, []
-    for part, width in zip(columns, recovery.widths, strict=True):
-        shifted.append(part.long() + start)
+        return recovery.columns_of(kind, device).long(), recovery.rows_of(kind, device).long()
+    start, rows, columns = 0, [], []
+    for i, width in enumerate(recovery.widths):
+        rows.append(recovery.rows_of(i, device).long())
+        columns.append(recovery.columns_of(i, device).long() + start)
         start += width
-    return torch.cat(rows).long(), torch.cat(shifted)
+    return torch.cat(rows), torch.cat(columns)
 
 
 def _are_zero(

@@ -273,7 +273,7 @@ def _hessian_values(
             if way == "reverse_over_reverse":
                 second.differentiate()
                 if second.by_input(which) is None:  # linear
-                    return torch.zeros(recovery.slots[0][0].numel(), dtype=x.dtype, device=x.device)
+                    return torch.zeros(recovery.entries(0), dtype=x.dtype, device=x.device)
             else:
                 second.take_gradient()
             products = multiply(seeds, options)
@@ -326,7 +326,7 @@ def add_diagonals(
         patterns.update({i: traced[i] for i in unread} if traced is not None else {})
     for i, pattern in sorted(patterns.items()):
         n = inputs[i].numel()
-        if pattern.dense or _GAIN * pattern.nnz > n * n:
+        if pattern.lists_all or _GAIN * pattern.nnz > n * n:
             continue
         recovery = symmetric_recovery(symmetrized(pattern), diagonal=True)
         if 2 * recovery.ncolors * _GAIN > n:
@@ -358,6 +358,8 @@ def csr_tensor(indptr: Tensor, indices: Tensor, values: Tensor, shape: tuple[int
 def dense(pattern: Pattern, values: Tensor, device: torch.device) -> Tensor:
     """The same entries in a dense matrix."""
     values = values.to(device)
+    if pattern.lists_all:
+        return values.reshape(pattern.shape).clone()  # no view
     where = (pattern.rows().to(device), pattern.indices.to(device))
     # of values: under vmap, zeros made from nothing couldn't take batched ones
     return values.new_zeros(pattern.shape).index_put_(where, values)

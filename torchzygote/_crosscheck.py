@@ -11,7 +11,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ._certificate import Comparison, all_finite, is_plain, precision, pulled_agreement, random_vector, wide
+from ._certificate import (
+    Comparison,
+    all_finite,
+    is_plain,
+    precision,
+    pulled_agreement,
+    random_vector,
+    row_times,
+)
 from ._engine import Linearization
 from ._repetition import may_be_lost
 from ._row_cost import is_linear
@@ -27,8 +35,6 @@ __all__ = [
     "unpushable",
     "warn_disagreement",
 ]
-
-_ELEMENTS_AT_A_TIME = 1 << 20
 
 
 def refuse_unpushable(caller: str, lin: Linearization) -> None:
@@ -143,7 +149,7 @@ def explains_pullback(
     def finite_rows() -> Tensor:
         wrong = torch.zeros(recovery.rows, dtype=torch.bool, device=y.device)
         for i, v in enumerate(found):
-            where = recovery.rows_on(v.device)[i][~v.isfinite()]
+            where = recovery.rows_of(i, v.device)[~v.isfinite()]
             wrong[where.to(y.device)] = True
         return ~wrong
 
@@ -210,31 +216,14 @@ def _dense_comparisons(
     eps = _precision(lin, y)
     comparisons: list[Comparison | None] = []
     for matrix, expected in zip((J.detach() for J in matrices), pulled, strict=True):
-        got = _row_times(cotangent, matrix, rows)
+        got = row_times(cotangent, matrix, rows)
         wanted = torch.zeros_like(got) if expected is None else expected.reshape(-1).to(got)
         if is_plain(got, wanted, eps):
             comparisons.append(None)
             continue
-        scale = _row_times(cotangent, matrix, rows, sizes=True)
+        scale = row_times(cotangent, matrix, rows, sizes=True)
         comparisons.append(Comparison(got, scale, wanted, eps, branches=True))
     return comparisons
-
-
-def _row_times(row: Tensor, matrix: Tensor, rows: Tensor | None, *, sizes: bool = False) -> Tensor:
-    """``row @ matrix``, or the ``sizes`` of its terms; a part of the matrix, or its ``rows``, at a time."""
-    columns = matrix.shape[1]
-    step = max(1, _ELEMENTS_AT_A_TIME // max(1, columns))
-    total: Tensor | None = None
-    for lo in range(0, matrix.shape[0], step):
-        part = wide(matrix[lo : lo + step])
-        factors = row[lo : lo + step].to(part)
-        if rows is not None:
-            chosen = rows[lo : lo + step].to(part.device)
-            part, factors = part[chosen], factors[chosen]
-        product = factors.abs() @ part.abs() if sizes else factors @ part
-        total = product if total is None else total + product
-    assert total is not None
-    return total
 
 
 def warn_disagreement(caller: str) -> None:

@@ -72,7 +72,7 @@ def check_tables(
     recovery: Recovery, probes: Tensor, dtype: torch.dtype, device: torch.device, most: int
 ) -> CheckTables | None:
     """Tables of at most ``most`` bytes; ``None`` where scattering is to be preferred."""
-    if recovery.mode == "diagonal":
+    if recovery.mode == "diagonal" or all(recovery.is_full(i) for i in range(len(recovery.patterns))):
         return None
     probe = probes[0]
     factors = _factors(recovery, probe, dtype, device, most)
@@ -87,8 +87,8 @@ def check_tables(
 
 def _own(recovery: Recovery, device: torch.device) -> Tensor:
     """Entries of a symmetric matrix that are read from their own row."""
-    (_, position), rows = recovery.slots_on(device)[0], recovery.rows_on(device)[0]
-    return position == rows
+    _, position = recovery.slots(0, device)
+    return position == recovery.rows_of(0, device)
 
 
 def _factors(
@@ -101,16 +101,22 @@ def _factors(
         return None
     tables = [torch.zeros(recovery.ncolors, n, dtype=dtype, device=device) for n in lengths]
     offset = 0
-    for i, (row, position) in enumerate(recovery.slots_on(device)):
+    for i, width in enumerate(recovery.widths):
+        if recovery.is_full(i):
+            weights = probe if recovery.mode == "reverse" else probe[offset : offset + width]
+            tables[recovery.product_of(i)][recovery.colors_of(i, device)] = weights.unsqueeze(1)
+            offset += width
+            continue
+        row, position = recovery.slots(i, device)
         if recovery.mode == "reverse":
-            factors = probe[recovery.rows_on(device)[i]]
+            factors = probe[recovery.rows_of(i, device)]
         else:
-            factors = probe[recovery.columns_on(device)[i] + offset]
+            factors = probe[recovery.columns_of(i, device) + offset]
         if recovery.mode == "symmetric":
             own = _own(recovery, device)
             row, position, factors = row[own], position[own], factors[own]
         tables[recovery.product_of(i)][row, position] = factors
-        offset += recovery.widths[i]
+        offset += width
     return tables
 
 

@@ -54,7 +54,8 @@ class Constants:
         self.recovery = recovery
         self.dtype = dtype
         self.device = device
-        self.probes = probe_rows(recovery).to(dtype=dtype, device=device) if verify else None
+        alone = recovery.mode == "diagonal" and recovery.ncolors == recovery.rows  # hidden by no other column
+        self.probes = probe_rows(recovery).to(dtype=dtype, device=device) if verify and not alone else None
         seeds, self.total = color_seeds(
             recovery.coloring.colors, recovery.ncolors, self.probes, dtype, device
         )
@@ -65,9 +66,14 @@ class Constants:
         self._tables: CheckTables | None = None
         if self.probes is not None:
             self._tables = check_tables(recovery, self.probes, dtype, device, _MOST_KEPT)
-        recovery.flat_slots(device)
-        recovery.rows_on(device)
-        recovery.columns_on(device)
+        for i in range(len(recovery.patterns)):
+            if recovery.is_full(i):
+                recovery.colors_of(i, device)
+                continue
+            recovery.flat_slots(i, device)
+            if recovery.mode != "diagonal":
+                recovery.rows_of(i, device)
+                recovery.columns_of(i, device)
 
     def seeds(self, dtype: torch.dtype, device: torch.device) -> tuple[Seeds, int]:
         """The seeds as ``_products`` takes them."""
@@ -185,7 +191,7 @@ def hessian_values(
     if mode == "reverse_over_reverse":
         second.differentiate()
         if second.by_input(0) is None:  # linear
-            return torch.zeros(recovery.slots[0][0].numel(), dtype=x.dtype, device=x.device), []
+            return torch.zeros(recovery.entries(0), dtype=x.dtype, device=x.device), []
     elif not _engine.compiling():
         second.take_gradient()
     chunk = chunk_of(options, FREE if traced else second.row_cost(), recovery, x)

@@ -25,7 +25,8 @@ from .signature import InputSpec
 __all__ = ["Contents", "read", "write"]
 
 _FORMAT = "torchzygote plan"
-_VERSION = 1
+# The second one knows of patterns that list everything, of which no index is stored.
+_VERSIONS = (1, 2)
 _MODES = {
     "JacobianPlan": {"forward": "distance2_columns", "reverse": "distance2_rows"},
     "HessianPlan": {"symmetric": "star"},
@@ -63,7 +64,7 @@ def write(path: str | os.PathLike[str], kind: str, contents: Contents) -> None:
     inputs, recovery, argnums = contents
     arrays: dict[str, Any] = {
         "format": np.array(_FORMAT),
-        "version": np.array(_VERSION),
+        "version": np.array(_VERSIONS[any(pattern.lists_all for pattern in recovery.patterns)]),
         "kind": np.array(kind),
         "mode": np.array(recovery.mode),
         "rows": np.array(recovery.rows),
@@ -78,8 +79,11 @@ def write(path: str | os.PathLike[str], kind: str, contents: Contents) -> None:
         arrays[f"kind_{i}"] = np.array(spec.kind)
         arrays[f"dtype_{i}"] = np.array(spec.dtype)
         arrays[f"device_{i}"] = np.array(spec.device)
-        arrays[f"indptr_{i}"] = pattern.indptr.numpy()
-        arrays[f"indices_{i}"] = pattern.indices.numpy()
+        if pattern.lists_all:
+            arrays[f"full_{i}"] = np.array("given up" if pattern.dense else "found")
+        else:
+            arrays[f"indptr_{i}"] = pattern.indptr.numpy()
+            arrays[f"indices_{i}"] = pattern.indices.numpy()
         arrays[f"local_{i}"] = np.array(pattern.is_local)
         arrays[f"operators_{i}"] = np.array(list(pattern.operators), dtype=np.str_)
         arrays[f"unknown_{i}"] = np.array(list(pattern.unknown), dtype=np.str_)
@@ -106,8 +110,9 @@ def read(path: str | os.PathLike[str], kind: str) -> Contents:
 def _read(file: Any, kind: str) -> Contents:
     if _word(file, "format") != _FORMAT:
         raise ValueError("its format is another one")
-    if _number(file, "version") != _VERSION:
-        raise ValueError(f"its version is {_number(file, 'version')}, and this torchzygote reads {_VERSION}")
+    if _number(file, "version") not in _VERSIONS:
+        known = " and ".join(map(str, _VERSIONS))
+        raise ValueError(f"its version is {_number(file, 'version')}, and this torchzygote reads {known}")
     if _word(file, "kind") != kind:
         raise ValueError(f"it holds a {_word(file, 'kind')}")
     mode = _word(file, "mode")
@@ -160,6 +165,11 @@ def _spec(file: Any, i: int) -> InputSpec:
 
 def _pattern(file: Any, i: int, rows: int, spec: InputSpec) -> Pattern:
     columns = math.prod(spec.shape)
+    if f"full_{i}" in file.files:
+        full = _word(file, f"full_{i}")
+        if full not in ("given up", "found") or rows * columns >= 1 << 63:
+            raise ValueError(f"pattern {i} is full, {full!r}, of {rows} rows and {columns} columns")
+        return Pattern.full((rows, columns), given_up=full == "given up", **_told(file, i))
     indptr, indices = _vector(file, f"indptr_{i}"), _vector(file, f"indices_{i}")
     counts = indptr.diff()
     if (
@@ -179,10 +189,17 @@ def _pattern(file: Any, i: int, rows: int, spec: InputSpec) -> Pattern:
         (rows, columns),
         indptr,
         indices,
-        is_local=bool(_field(file, f"local_{i}")),
-        operators=tuple(str(name) for name in _field(file, f"operators_{i}")),
-        unknown=tuple(str(name) for name in _field(file, f"unknown_{i}")),
+        **_told(file, i),
     )
+
+
+def _told(file: Any, i: int) -> dict[str, Any]:
+    """How a pattern was found."""
+    return {
+        "is_local": bool(_field(file, f"local_{i}")),
+        "operators": tuple(str(name) for name in _field(file, f"operators_{i}")),
+        "unknown": tuple(str(name) for name in _field(file, f"unknown_{i}")),
+    }
 
 
 def _field(file: Any, field: str) -> Any:

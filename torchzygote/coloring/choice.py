@@ -66,7 +66,7 @@ def refined(pattern: Pattern, coloring: Coloring, rounds: int = 7) -> Coloring:
     With all of one color in a row, first fit never needs more colors than before (iterated greedy). The
     colors come in reverse, by their number of vertices, and at random by turns.
     """
-    if pattern.dense or coloring.ncolors <= least_colors(pattern, coloring.kind):
+    if pattern.lists_all or coloring.ncolors <= least_colors(pattern, coloring.kind):
         return coloring
     columns = pattern.transpose() if coloring.kind == "distance2_rows" else pattern
     least = least_colors(columns, "distance2_columns")
@@ -99,6 +99,8 @@ def least_colors(pattern: Pattern, kind: str) -> int:
     """Colors that no coloring does without: at distance 2, entries of the longest row (column)."""
     if pattern.nnz == 0:
         return min(1, pattern.shape[1])
+    if pattern.lists_all and kind.startswith("distance2"):
+        return pattern.shape[kind == "distance2_columns"]
     if kind == "distance2_rows":
         return int(torch.bincount(pattern.indices).max())
     if kind == "distance2_columns":

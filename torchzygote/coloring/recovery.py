@@ -26,20 +26,21 @@ class Recovery:
 
     ``mode`` says what is colored: ``"forward"`` columns, and a product has ``rows`` elements; ``"reverse"``
     rows, and there is a product for each matrix; ``"symmetric"`` both at once, and ``"diagonal"``, of
-    which only the diagonal is recovered. ``slots[i]`` gives for each entry of matrix ``i``, row by row, the
-    color and the position in its product.
+    which only the diagonal is recovered.
+
+    Positions are made as they are asked for: what lists everything needs none (:meth:`is_full`).
     """
 
     __slots__ = (
+        "_colors",
         "_columns",
         "_flat",
-        "_moved",
         "_rows",
+        "_slots",
         "coloring",
         "mode",
         "patterns",
         "rows",
-        "slots",
         "widths",
     )
 
@@ -49,11 +50,11 @@ class Recovery:
         self.coloring = coloring
         self.rows = self.patterns[0].shape[0]
         self.widths = [pattern.shape[1] for pattern in self.patterns]
-        self.slots = _SLOTS[mode](self.patterns, coloring)
-        self._moved: dict[torch.device, list[tuple[Tensor, Tensor]]] = {}
-        self._flat: dict[torch.device, list[Tensor]] = {}
-        self._rows: dict[torch.device, list[Tensor]] = {}
-        self._columns: dict[torch.device, list[Tensor]] = {}
+        self._colors: dict[tuple[int, torch.device], Tensor] = {}
+        self._slots: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
+        self._flat: dict[tuple[int, torch.device], Tensor] = {}
+        self._rows: dict[tuple[int, torch.device], Tensor] = {}
+        self._columns: dict[tuple[int, torch.device], Tensor] = {}
 
     @property
     def ncolors(self) -> int:
@@ -66,22 +67,39 @@ class Recovery:
 
     def is_compact(self) -> bool:
         """Whether the products hold little else than entries."""
-        entries = sum(slot.numel() for slot, _ in self.slots)
+        entries = sum(self.entries(i) for i in range(len(self.patterns)))
         return self.ncolors * sum(self.lengths()) <= 4 * entries + 65536
 
     def product_of(self, matrix: int) -> int:
         """Which of the products of one color holds the entries of this matrix."""
         return matrix if self.mode == "reverse" else 0
 
+    def entries(self, matrix: int) -> int:
+        """How many entries are recovered."""
+        return self.widths[matrix] if self.mode == "diagonal" else self.patterns[matrix].nnz
+
+    def is_full(self, matrix: int) -> bool:
+        """Whether products hold all of this matrix: each row (column) has a color of its own."""
+        pattern = self.patterns[matrix]
+        return self.mode != "diagonal" and pattern.nnz > 0 and pattern.lists_all
+
+    def colors_of(self, matrix: int, device: torch.device) -> Tensor:
+        """The colors of this matrix's rows in mode ``"reverse"``, otherwise of its columns, on a device."""
+        key = matrix, device
+        if key not in self._colors:
+            colors = self.coloring.colors
+            part = colors if self.mode == "reverse" else torch.split(colors, self.widths)[matrix]
+            self._colors[key] = part.to(device)
+        return self._colors[key]
+
     def is_valid(self) -> bool:
         """Whether the coloring separates the entries, so that each can be read off its product."""
-        colors, width = self.coloring.colors, max(1, self.ncolors)
         if self.mode == "reverse":
-            return all(
-                bool(_occurs_once(j * width + color, pattern.shape[1] * width).all())
-                for pattern, (color, j) in zip(self.patterns, self.slots, strict=True)
-            )
+            return all(map(self._is_apart, range(len(self.patterns))))
+        colors, width = self.coloring.colors, max(1, self.ncolors)
         whole = joined(self.patterns)
+        if whole.lists_all and self.mode != "diagonal":
+            return whole.nnz == 0 or _are_distinct(colors)
         i, j = whole.rows(), whole.indices
         if self.mode == "forward":
             return bool(_occurs_once(i * width + colors[j], whole.shape[0] * width).all())
@@ -93,60 +111,74 @@ class Recovery:
         mirrored = _occurs_once(j * width + colors[i], whole.shape[0] * width)
         return bool((_occurs_once(i * width + colors[j], whole.shape[0] * width) | mirrored).all())
 
-    def slots_on(self, device: torch.device) -> list[tuple[Tensor, Tensor]]:
-        """The slots on a device."""
+    def _is_apart(self, matrix: int) -> bool:
+        """Whether entries of a column of this matrix have different colors."""
+        if self.is_full(matrix):
+            return _are_distinct(self.coloring.colors)
+        color, column = self.slots(matrix, _CPU)
+        width = max(1, self.ncolors)
+        return bool(_occurs_once(column * width + color, self.widths[matrix] * width).all())
+
+    def slots(self, matrix: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """For each entry of a matrix, row by row, the color and the position in its product."""
+        key = matrix, device
+        if key not in self._slots:
+            if device.type == "cpu":
+                colors = self.colors_of(matrix, _CPU)
+                self._slots[key] = _SLOTS[self.mode](self.patterns[matrix], colors, max(1, self.ncolors))
+            else:
+                color, position = self.slots(matrix, _CPU)
+                self._slots[key] = color.to(device), position.to(device)
+        return self._slots[key]
+
+    def rows_of(self, matrix: int, device: torch.device) -> Tensor:
+        """The row of each entry of a matrix, on a device."""
+        key = matrix, device
+        if key not in self._rows:
+            self._rows[key] = self.patterns[matrix].rows().to(device)
+        return self._rows[key]
+
+    def columns_of(self, matrix: int, device: torch.device) -> Tensor:
+        """The column of each entry of a matrix, on a device."""
         if device.type == "cpu":
-            return self.slots
-        if device not in self._moved:
-            self._moved[device] = [(row.to(device), column.to(device)) for row, column in self.slots]
-        return self._moved[device]
+            return self.patterns[matrix].indices
+        key = matrix, device
+        if key not in self._columns:
+            self._columns[key] = self.patterns[matrix].indices.to(device)
+        return self._columns[key]
 
-    def rows_on(self, device: torch.device) -> list[Tensor]:
-        """The row of each entry, on a device."""
-        if device not in self._rows:
-            self._rows[device] = [pattern.rows().to(device) for pattern in self.patterns]
-        return self._rows[device]
-
-    def columns_on(self, device: torch.device) -> list[Tensor]:
-        """The column of each entry, on a device."""
-        if device.type == "cpu":
-            return [pattern.indices for pattern in self.patterns]
-        if device not in self._columns:
-            self._columns[device] = [pattern.indices.to(device) for pattern in self.patterns]
-        return self._columns[device]
-
-    def flat_slots(self, device: torch.device) -> list[Tensor]:
-        """The slots as positions among all products of a matrix, one color after the other.
+    def flat_slots(self, matrix: int, device: torch.device) -> Tensor:
+        """The slots of a matrix as positions among all of its products, one color after the other.
 
         int32 where that suffices: positions are what most of a gather's memory traffic is.
         """
-        if device not in self._flat:
+        key = matrix, device
+        if key not in self._flat:
             lengths = self.lengths()
             dtype = torch.int32 if self.ncolors * max(lengths) < 1 << 31 else torch.int64
-            self._flat[device] = [
-                (row * lengths[self.product_of(i)] + column).to(device=device, dtype=dtype)
-                for i, (row, column) in enumerate(self.slots)
-            ]
-        return self._flat[device]
+            color, position = self.slots(matrix, _CPU)
+            flat = color * lengths[self.product_of(matrix)] + position
+            self._flat[key] = flat.to(device=device, dtype=dtype)
+        return self._flat[key]
 
 
-def _forward_slots(patterns: Sequence[Pattern], coloring: Coloring) -> list[tuple[Tensor, Tensor]]:
-    parts = torch.split(coloring.colors, [pattern.shape[1] for pattern in patterns])
-    return [(part[pattern.indices], pattern.rows()) for part, pattern in zip(parts, patterns, strict=True)]
+_CPU = torch.device("cpu")
 
 
-def _reverse_slots(patterns: Sequence[Pattern], coloring: Coloring) -> list[tuple[Tensor, Tensor]]:
-    return [(coloring.colors[pattern.rows()], pattern.indices) for pattern in patterns]
+def _forward_slots(pattern: Pattern, colors: Tensor, _: int) -> tuple[Tensor, Tensor]:
+    return colors[pattern.indices], pattern.rows()
 
 
-def _symmetric_slots(patterns: Sequence[Pattern], coloring: Coloring) -> list[tuple[Tensor, Tensor]]:
+def _reverse_slots(pattern: Pattern, colors: Tensor, _: int) -> tuple[Tensor, Tensor]:
+    return colors[pattern.rows()], pattern.indices
+
+
+def _symmetric_slots(pattern: Pattern, colors: Tensor, ncolors: int) -> tuple[Tensor, Tensor]:
     """Entry (i, j) is alone in row i of color(j)'s product, or (j, i) alone in row j of color(i)'s."""
-    (pattern,) = patterns
     i, j = pattern.rows(), pattern.indices
-    colors = coloring.colors
     own = colors[j]
-    alone = _occurs_once(i * max(1, coloring.ncolors) + own, pattern.shape[0] * max(1, coloring.ncolors))
-    return [(torch.where(alone, own, colors[i]), torch.where(alone, i, j))]
+    alone = _occurs_once(i * ncolors + own, pattern.shape[0] * ncolors)
+    return torch.where(alone, own, colors[i]), torch.where(alone, i, j)
 
 
 def _occurs_once(keys: Tensor, bound: int) -> Tensor:
@@ -159,8 +191,12 @@ def _occurs_once(keys: Tensor, bound: int) -> Tensor:
     return alone
 
 
-def _diagonal_slots(patterns: Sequence[Pattern], coloring: Coloring) -> list[tuple[Tensor, Tensor]]:
-    return [(coloring.colors, torch.arange(pattern.shape[1], device="cpu")) for pattern in patterns]
+def _are_distinct(colors: Tensor) -> bool:
+    return int(torch.unique(colors).numel()) == colors.numel()
+
+
+def _diagonal_slots(pattern: Pattern, colors: Tensor, _: int) -> tuple[Tensor, Tensor]:
+    return colors, torch.arange(pattern.shape[1], device="cpu")
 
 
 _SLOTS = {
@@ -177,7 +213,8 @@ def joined(patterns: Sequence[Pattern]) -> Pattern:
         return patterns[0]
     rows = patterns[0].shape[0]
     width = sum(pattern.shape[1] for pattern in patterns)
-    if sum(pattern.nnz for pattern in patterns if pattern.dense) > _MOST_LISTED:
+    full = rows * width > 0 and all(pattern.lists_all or pattern.shape[1] == 0 for pattern in patterns)
+    if full or sum(pattern.nnz for pattern in patterns if pattern.dense) > _MOST_LISTED:
         return Pattern.full((rows, width))
     counts = torch.zeros(rows, dtype=torch.int64, device="cpu")
     for pattern in patterns:
@@ -237,7 +274,7 @@ def jacobian_recovery(
 
 def symmetrized(pattern: Pattern) -> Pattern:
     """The pattern with the mirror image of each entry."""
-    if pattern.dense:
+    if pattern.lists_all:
         return pattern
     mirrored = pattern.transpose()
     if pattern == mirrored:
@@ -260,7 +297,7 @@ def symmetric_recovery(pattern: Pattern, *, diagonal: bool = False, refine: bool
     if diagonal:
         return Recovery("diagonal", [pattern], color(pattern, "distance1"))
     coloring = color(pattern, "star")
-    if refine and not pattern.dense and least_colors(pattern, "distance2_columns") <= coloring.ncolors:
+    if refine and not pattern.lists_all and least_colors(pattern, "distance2_columns") <= coloring.ncolors:
         coloring = _apart(pattern, coloring)
     return Recovery("symmetric", [pattern], coloring)
 

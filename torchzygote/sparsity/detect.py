@@ -5,6 +5,7 @@ Knows how to run the function safely and what to give up on; nothing of coloring
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -168,6 +169,9 @@ def _split(ids: Tensor, replay: Replay, about: dict[str, Any]) -> list[Pattern]:
     """Rows of index sets cut into one pattern for each input."""
     sets = replay.sets
     sizes = sets.sizes(ids)
+    if ids.numel() > 0 and int(sizes.min()) == sets.size:  # nothing of what is full need be stored
+        widths = [hi - lo for lo, hi in itertools.pairwise(replay.bounds)]
+        return [Pattern.full((ids.numel(), width), given_up=False, **about) for width in widths]
     sets.spend(int(sizes.sum()))
     rows, columns = expand_sets(sets.ptr, sets.members, ids)
     if len(replay.bounds) == 2:
@@ -210,6 +214,9 @@ def _blocks(replay: Replay, about: dict[str, Any]) -> list[Pattern]:
     """The couplings expanded to one symmetric pattern for each input."""
     sets = replay.sets
     first, second = replay.context.pairs()
+    if bool((torch.minimum(sets.sizes(first), sets.sizes(second)) == sets.size).any()):
+        widths = [hi - lo for lo, hi in itertools.pairwise(replay.bounds)]
+        return [Pattern.full((width, width), given_up=False, **about) for width in widths]
     bounds = torch.tensor(replay.bounds, device="cpu")
     indptr, indices = expand_pairs(sets.ptr, sets.members, first, second, bounds, sets.budget - sets.used)
     if indptr.numel() != sets.size + 1:

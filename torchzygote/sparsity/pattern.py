@@ -61,19 +61,23 @@ class Pattern:
         cls,
         shape: tuple[int, int],
         *,
+        given_up: bool = True,
         is_local: bool = False,
         unknown: tuple[str, ...] = (),
         operators: tuple[str, ...] = (),
     ) -> Pattern:
-        """A pattern of ones, whose indices are made only if somebody asks for them."""
+        """A pattern of ones, whose indices are made only if somebody asks for them.
+
+        ``given_up``: not found to be full, but taken for it.
+        """
         pattern = cls(shape, _NONE, _NONE, is_local=is_local, unknown=unknown, operators=operators)
         pattern._indptr = pattern._indices = None
-        pattern._dense = True
+        pattern._dense = given_up
         return pattern
 
     @property
     def dense(self) -> bool:
-        """Whether the structure was given up: every entry counts as nonzero, no index is stored."""
+        """Whether the structure was given up: every entry counts as nonzero."""
         return self._dense
 
     @property
@@ -117,8 +121,8 @@ class Pattern:
     def transpose(self) -> Pattern:
         """The pattern of the transposed matrix."""
         shape = (self.shape[1], self.shape[0])
-        if self._dense:
-            return self._told_of(Pattern.full(shape))
+        if self.lists_all:
+            return self._told_of(Pattern.full(shape, given_up=self._dense))
         # A stable sort keeps the rows, which become columns, in ascending order.
         order = torch.sort(self.indices, stable=True).indices
         indptr = indptr_of(torch.bincount(self.indices, minlength=shape[0]))
@@ -126,8 +130,8 @@ class Pattern:
 
     def copy(self, device: torch.device | None = None) -> Pattern:
         """The same positions in memory of its own; on a device for a matrix there, and nothing else."""
-        if self._dense and (device is None or device.type == "cpu"):
-            return self._told_of(Pattern.full(self.shape))
+        if self.lists_all and (device is None or device.type == "cpu"):
+            return self._told_of(Pattern.full(self.shape, given_up=self._dense))
         indptr, indices = (part.to(device or "cpu", copy=True) for part in (self.indptr, self.indices))
         return self._told_of(Pattern(self.shape, indptr, indices))
 
@@ -150,7 +154,7 @@ class Pattern:
     def to_dense(self) -> Tensor:
         """A boolean matrix."""
         matrix = torch.zeros(self.shape, dtype=torch.bool, device="cpu")
-        if self._dense:
+        if self.lists_all:
             return matrix.fill_(True)
         matrix[self.rows(), self.indices] = True
         return matrix
@@ -234,7 +238,7 @@ class Pattern:
             return NotImplemented
         if self.shape != other.shape or self.nnz != other.nnz:
             return False
-        if self._dense and other._dense:
+        if self.lists_all and other.lists_all:
             return True
         return torch.equal(self.indptr, other.indptr) and torch.equal(self.indices, other.indices)
 
@@ -247,7 +251,16 @@ class Pattern:
         """Lines of text that show where the entries are, at most ``width`` × ``height`` characters."""
         if self._dense:
             return []
-        return picture(self.rows(), self.indices, self.shape, width, height)
+        rows, columns = (
+            (self.rows(), self.indices) if not self.lists_all else self._sample(8 * height, 4 * width)
+        )
+        return picture(rows, columns, self.shape, width, height)
+
+    def _sample(self, down: int, across: int) -> tuple[Tensor, Tensor]:
+        """Some rows and columns at even distances, which broadcast with each other."""
+        rows, columns = (torch.arange(n, device="cpu") for n in self.shape)
+        step = [max(1, n // most) for n, most in zip(self.shape, (down, across), strict=True)]
+        return rows[:: step[0], None], columns[:: step[1]]
 
 
 _NONE = torch.empty(0, dtype=torch.int64, device="cpu")

@@ -62,8 +62,6 @@ def _factorization(ctx: Context, call: Call) -> Any:
     for position, shape in enumerate(call.out_shapes):
         if shape is None:
             results.append(None)
-        elif position > 0 and call.name == "_linalg_solve_ex":  # the factors of A, whatever the right side
-            results.append(_filled(ctx, _by_batch(ctx, call["A"], batches["A"]), batches["A"], shape))
         elif position > 0 and not alike:
             results.append(ctx.unite_dims(united, None).expand(shape))
         else:
@@ -93,27 +91,49 @@ _RIGHT_SIDES = {
     "cholesky_solve": "self",
     "_cholesky_solve_helper": "self",
     "triangular_solve": "self",
+    "linalg_lstsq": "b",
 }
 
 
 # Their operands' batches broadcast with each other.
-_BROADCASTING = {*_RIGHT_SIDES, "linalg_ldl_solve", "linalg_lstsq"}
+_BROADCASTING = {*_RIGHT_SIDES, "linalg_ldl_solve"}
 
 
 def _solved(ctx: Context, call: Call) -> list[Tensor | None] | None:
-    """Solutions by constant matrices: nothing is coupled, and no right side meets another one."""
-    name = _RIGHT_SIDES.get(call.name)
-    if name is None:
-        return None
-    # a factor that comes out of an operator beside what is dependent has empty sets
-    others = [value for key, value in call.args.items() if key != name and isinstance(value, Dep)]
-    if any(bool(value.ids.any()) for value in others):
+    """Solutions: all of each matrix and one right side, which is coupled with the matrix alone."""
+    name, batches = _RIGHT_SIDES.get(call.name), _batches(call)
+    if name is None or batches is None:
         return None
     ids = ctx.ids(call[name])
     vector = ids.dim() == 1 or _inner(call, name) == 1
     across = -1 if vector or call.first("left") is False else -2
-    solution = ctx.unite_dims(ids, [across], True).expand(call.shape)
-    return [solution, *(None if shape is None else zero_ids(shape) for shape in call.out_shapes[1:])]
+    right = ctx.unite_dims(ids, [across], True)
+    matrix = zero_ids()
+    for key, value in call.args.items():
+        if key != name and isinstance(value, Dep):
+            matrix = ctx.unite(matrix, _by_batch(ctx, _that_is_read(call, value), batches[key]))
+    spread = matrix.reshape(*matrix.shape, *(1,) * (1 if vector else 2))
+    ctx.couple(spread)
+    ctx.couple(spread, right)
+    solution = ctx.unite(spread, right)
+    results = [
+        None if shape is None else _filled(ctx, matrix, matrix.shape, shape) for shape in call.out_shapes
+    ]
+    results[0] = solution.expand(call.shape)
+    residuals = call.out_shapes[1] if call.name == "linalg_lstsq" else None
+    if residuals is not None and 0 not in residuals:  # squares, of each right side
+        ctx.couple(right)
+        sums = solution.squeeze(across)
+        results[1] = (sums if sums.shape == residuals else ctx.unite_dims(sums, None)).expand(residuals)
+    return results
+
+
+def _that_is_read(call: Call, matrix: Dep) -> Dep:
+    """Of a triangular matrix its triangle, in which PyTorch's derivatives are, too."""
+    if call.name != "linalg_solve_triangular":
+        return matrix
+    outside = int(call["unitriangular"])
+    return Dep(matrix.ids.triu(outside) if call["upper"] else matrix.ids.tril(-outside), matrix.dtype)
 
 
 @rule("lu_unpack")

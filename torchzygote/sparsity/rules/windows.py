@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -99,21 +100,46 @@ def _convolution(ctx: Context, call: Call) -> Any:
         united = per_group.unsqueeze(2).expand(*per_group.shape[:2], each, *per_group.shape[2:])
     united = united.reshape(call.shape)
     if isinstance(weight, Dep):
-        filters = _filters(ctx, weight.ids, groups, transposed).view(1, out_channels, *[1] * depth)
+        by_channel = _filters(weight.ids, groups, transposed)
         if isinstance(source, Dep):
-            ctx.couple(ctx.unite_dims(united, [0, *range(2, united.dim())]), filters.view(-1))
-        united = ctx.unite(united, filters)
+            all_of_each = ctx.unite_dims(by_channel, range(1, by_channel.dim()))
+            ctx.couple(ctx.unite_dims(united, [0, *range(2, united.dim())]), all_of_each)
+        united = ctx.unite(united, _read_of(ctx, by_channel, tables))
     if isinstance(bias, Dep):
         united = ctx.unite(united, bias.ids.view(1, out_channels, *[1] * depth))
     return united.expand(call.shape)
 
 
-def _filters(ctx: Context, ids: Tensor, groups: int, transposed: bool) -> Tensor:
-    """All weights of each output channel."""
+def _filters(ids: Tensor, groups: int, transposed: bool) -> Tensor:
+    """The weights of each output channel: (out channels, in channels of a group, *kernel)."""
     if not transposed:
-        return ctx.unite_dims(ids, range(1, ids.dim()))
-    grouped = ids.reshape(groups, -1, *ids.shape[1:])
-    return ctx.unite_dims(grouped, [1, *range(3, grouped.dim())]).reshape(-1)
+        return ids
+    each = ids.shape[0] // groups
+    return ids.reshape(groups, each, *ids.shape[1:]).transpose(1, 2).reshape(-1, each, *ids.shape[2:])
+
+
+# Weights times choices of them, beyond which an output counts as reading all weights of its channel.
+_MANY = 1 << 24
+
+
+def _read_of(ctx: Context, filters: Tensor, tables: Sequence[Tensor]) -> Tensor:
+    """The weights that meet something in each output: (1, out channels, *outs).
+
+    In padding, and between the elements that a transposed convolution spreads, some don't. Along each
+    dimension there are few choices of them.
+    """
+    choices, which = zip(*(torch.unique(t >= 0, dim=0, return_inverse=True) for t in tables), strict=True)
+    there = torch.ones((1, 1), dtype=torch.bool, device="cpu")
+    for chosen in choices:  # of all dimensions so far, and of this one
+        there = (there[:, None, :, None] & chosen[None, :, None, :]).flatten(2, 3).flatten(0, 1)
+    if len(there) == 1 or filters.numel() * len(there) > _MANY:
+        united = ctx.unite_dims(filters, range(1, filters.dim()))
+        return united.view(1, -1, *[1] * len(tables))
+    taps = ctx.unite_dims(filters, [1]).reshape(filters.shape[0], 1, -1)
+    found = ctx.unite_dims(torch.where(there, taps, 0), [-1]).view(-1, *(len(c) for c in choices))
+    for d, index in enumerate(which):
+        found = found.index_select(1 + d, index)
+    return found.unsqueeze(0)
 
 
 def _nonzero_taps(weight: Any, groups: int, transposed: bool) -> Tensor | None:
@@ -144,28 +170,32 @@ def _by_weight(ctx: Context, taps: Tensor, there: Tensor) -> Tensor:
 
 @rule("convolution_backward", curvature=PRODUCT)
 def _convolution_backward(ctx: Context, call: Call) -> Any:
-    """By the input the adjoint convolution of the incoming gradient; by the weights, everything."""
-    source, weight = call["input"], call["weight"]
-    grad = ctx.ids(call["grad_output"])
-    everything = ctx.everything(call)
-    if isinstance(weight, Dep) or (isinstance(source, Dep) and call["output_mask"][1]):
-        ctx.couple(everything)
-    found = [
-        everything if isinstance(weight, Dep) else _adjoint(ctx, call, grad),
-        everything,
-        ctx.unite_dims(grad, [0, *range(2, grad.dim())]),
-    ]
+    """By the input the adjoint convolution of the incoming gradient; by a weight what it multiplies."""
+    grad, source, weight = call["grad_output"], call["input"], call["weight"]
+    groups, mask = call["groups"], call["output_mask"]
+    g, x = ctx.ids(grad), ctx.ids(source)
+    if isinstance(grad, Dep) and isinstance(weight, Dep) and mask[0]:
+        filters = _filters(weight.ids, groups, call["transposed"])
+        of_each = ctx.unite_dims(filters, range(1, filters.dim()))
+        ctx.couple(ctx.unite_dims(g, [0, *range(2, g.dim())]), of_each)
+    if isinstance(grad, Dep) and isinstance(source, Dep) and mask[1]:
+        of_groups = [ids.reshape(ids.shape[0], groups, -1) for ids in (g, x)]
+        ctx.couple(*(ctx.unite_dims(ids, [2]) for ids in of_groups))
+    if not ctx.wanted:
+        return [None if shape is None else zero_ids(shape) for shape in call.out_shapes]
     return [
-        None if shape is None else ids if ids.dim() else ids.expand(shape)
-        for ids, shape in zip(found, call.out_shapes, strict=True)
+        _adjoint(ctx, call, g) if mask[0] else None,
+        _by_weights(ctx, call, g, x) if mask[1] else None,
+        ctx.unite_dims(g, [0, *range(2, g.dim())]) if mask[2] else None,
     ]
 
 
 def _adjoint(ctx: Context, call: Call, grad: Tensor) -> Tensor:
-    shape, size, groups = shape_of(call["input"]), shape_of(call["weight"]), call["groups"]
+    weight, transposed = call["weight"], call["transposed"]
+    shape, size, groups = shape_of(call["input"]), shape_of(weight), call["groups"]
     depth = len(shape) - 2
     stride, padding, dilation = (_each(call[n], depth) for n in ("stride", "padding", "dilation"))
-    make = _table if call["transposed"] else _transposed_table
+    make = _table if transposed else _transposed_table
     tables = [
         make(grad.shape[2 + d], shape[2 + d], size[2 + d], stride[d], padding[d], dilation[d])
         for d in range(depth)
@@ -173,7 +203,33 @@ def _adjoint(ctx: Context, call: Call, grad: Tensor) -> Tensor:
     channels = ctx.unite_dims(grad.reshape(grad.shape[0], groups, -1, *grad.shape[2:]), [2])
     per_group = unite_taps(ctx, taps(channels, tables)).unsqueeze(2)
     spread = per_group.expand(*per_group.shape[:2], shape[1] // groups, *per_group.shape[3:])
-    return spread.reshape(shape)
+    united = spread.reshape(shape)
+    if isinstance(weight, Dep):
+        united = ctx.unite(united, _read_of(ctx, _filters(weight.ids, groups, not transposed), tables))
+    return united
+
+
+def _by_weights(ctx: Context, call: Call, grad: Tensor, source: Tensor) -> Tensor:
+    """For each weight the elements of both that it is multiplied with, whatever the sample."""
+    size, groups = shape_of(call["weight"]), call["groups"]
+    depth = len(size) - 2
+    stride, padding, dilation = (_each(call[n], depth) for n in ("stride", "padding", "dilation"))
+    reading, read = (source, grad) if call["transposed"] else (grad, source)
+    tables = [
+        _table(read.shape[2 + d], reading.shape[2 + d], size[2 + d], stride[d], padding[d], dilation[d])
+        for d in range(depth)
+    ]
+    found = []
+    for taps in itertools.product(*(range(n) for n in size[2:])):
+        a, b = reading, read
+        for d, (table, tap) in enumerate(zip(tables, taps, strict=True)):
+            column = table[:, tap]
+            a = a.index_select(2 + d, (column >= 0).nonzero().flatten())
+            b = b.index_select(2 + d, column[column >= 0])
+        a, b = (ctx.unite_dims(ids, [0, *range(2, ids.dim())]) for ids in (a, b))
+        met = ctx.unite(a.view(groups, -1, 1), b.view(groups, 1, -1))
+        found.append(met.expand(groups, size[0] // groups, size[1]).reshape(size[:2]))
+    return torch.stack(found, -1).view(size)
 
 
 @rule("max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool1d", "avg_pool2d", "avg_pool3d")
