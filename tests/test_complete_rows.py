@@ -19,7 +19,6 @@ from torchzygote import (
     plan_jacobian,
 )
 from torchzygote._certificate import Comparison
-from torchzygote._repetition import Repetition
 
 MISMATCH = "differs from plain automatic differentiation in a product with a random vector"
 DTYPES = [torch.float32, torch.float64]
@@ -141,7 +140,6 @@ def test_products_that_are_not_linear_are_zero_for_other_reasons() -> None:
 
 def test_more_than_the_dense_way_takes_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Comparison, "beyond", lambda self, noise: self.faint)
-    monkeypatch.setattr(Repetition, "excuse", lambda *args: None)
     asked: list[Tensor] = []
     whole = _complete_rows._are_zero
     monkeypatch.setattr(_complete_rows, "_are_zero", lambda *args: asked.append(args[0]) or whole(*args))

@@ -10,7 +10,7 @@ import torch
 from doubles import Doubled
 from torch import Tensor
 
-from torchzygote import diaghessian, hessian, jacobian, plan_hessian, plan_jacobian
+from torchzygote import hessian, jacobian, plan_hessian, plan_jacobian
 
 # Differentiated as written, these lose more digits the smaller x is.
 CANCELLING: dict[str, Callable[[Tensor], Tensor]] = {
@@ -84,39 +84,3 @@ def test_compiled_plans_look_again() -> None:
     plan = plan_jacobian(CANCELLING["sin(x)/x"], x)
     plan.compile(backend="eager")
     assert close(plan(x)[0], torch.func.jacrev(CANCELLING["sin(x)/x"])(x))
-
-
-def negated_sizes(c: Tensor, x: Tensor) -> Tensor:
-    """PyTorch's second derivatives of it are zero up to rounding, each with digits of its own."""
-    return (torch.copysign(x, torch.tensor(-1.0, dtype=x.dtype)) * c).sum()
-
-
-def test_no_alarm_where_a_diagonal_is_rounding_alone() -> None:
-    """The values as well as what they are compared with. Warnings are errors here."""
-    for seed in range(20):
-        generator = torch.Generator().manual_seed(seed)
-        x, c = torch.randn(2, 12, dtype=torch.float64, generator=generator)
-        f = lambda x, c=c: negated_sizes(c, x)
-        plan = plan_hessian(f, x)
-        assert plan.patterns[0].nnz == 0
-        assert bool((plan.diagonal(x).abs() < 1e-14).all())
-        assert bool((diaghessian(f, x)[0].abs() < 1e-14).all())
-
-
-def test_what_a_diagonal_hides_is_found_beside_rounding() -> None:
-    x, c = torch.randn(2, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    f = lambda x: negated_sizes(c, x) + 1e-9 * (x[1:] * x[:-1]).sum()
-    with pytest.warns(UserWarning, match="differs from plain automatic differentiation"):
-        d = plan_hessian(f, x, sparsity=torch.eye(12)).diagonal(x)
-    assert bool((d.abs() < 1e-14).all())
-
-
-def test_no_alarm_where_all_values_are_rounding() -> None:
-    """Second derivatives of what is linear, though not as it is written. Warnings are errors here."""
-    for seed in range(20):
-        generator = torch.Generator().manual_seed(seed)
-        x, c = torch.rand(2, 12, dtype=torch.float64, generator=generator) + 0.1
-        f = lambda x, c=c: (c * x.sqrt() ** 2).sum()
-        plan = plan_hessian(f, x)
-        for H in (plan(x).to_dense(), hessian(f, x, sparse=True).to_dense(), plan.diagonal(x)):
-            assert bool((H.abs() < 1e-12).all())

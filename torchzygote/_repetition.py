@@ -77,17 +77,13 @@ class Repetition:
             for one, mask in zip(comparisons, wrong, strict=True):
                 one.refute(mask)
 
-    def excuse(self, comparisons: Sequence[Comparison], seeds: Iterable[Tensor] = ()) -> None:
+    def excuse(self, comparisons: Sequence[Comparison]) -> None:
         """Let pass what is no more than these elements lose, where a function loses digits in some.
 
-        Only for products that are linear, as for :meth:`are_rounding`, and of one run of ``f``. ``seeds``:
-        of the products that the values were read from, which lose digits, too.
+        Only for products that are linear, as for :meth:`are_rounding`, and of one run of ``f``.
         """
         with torch.no_grad():
             allowed = may_be_lost(self._compared, self._again, self._probes)
-            for seed in seeds:
-                read = may_be_lost(self._again(seed), self._again, seed)
-                allowed = [a + b for a, b in zip(allowed, read, strict=True)]
             for one, lost in zip(comparisons, allowed, strict=True):
                 one.excuse(lost)
 
@@ -161,10 +157,6 @@ def settle_colored(
                 one.acquit()
     if not _are_fine(comparisons):
         repetition.excuse(comparisons)
-    # Four products for each color: no more than the dense way takes.
-    if not _are_fine(comparisons) and 4 * recovery.ncolors <= min(recovery.rows, sum(recovery.widths)):
-        parts = [probes] if recovery.mode == "diagonal" else probe_parts(recovery, probes)
-        repetition.excuse(comparisons, ((part != 0).to(part) for part in parts))
     return _are_fine(comparisons)
 
 
