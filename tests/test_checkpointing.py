@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -368,3 +369,45 @@ def test_tensors_of_inference_mode_are_passed_on(x: Tensor) -> None:
     checkpointed(lambda a: (a + w).exp(), constant).sum().backward()
     torch.testing.assert_close(w.grad, (constant + x).exp())
     assert torch.equal(checkpointed(torch.sin, constant), constant.sin())
+
+
+def test_the_switch_is_not_left_on_by_another_thread(x: Tensor) -> None:
+    switch = torch.utils.checkpoint
+    running, over = threading.Event(), threading.Event()
+
+    def f(x: Tensor) -> Tensor:
+        running.set()
+        assert over.wait(30)
+        return x.sin()
+
+    thread = threading.Thread(target=lambda: checkpointed(f, x.clone().requires_grad_()))
+    with switch.set_checkpoint_debug_enabled(True):
+        thread.start()
+        assert running.wait(30)
+    over.set()
+    thread.join()
+    assert switch._checkpoint_debug_enabled is None
+
+
+def test_threads_are_told_apart_where_checkpoints_are_debugged(x: Tensor) -> None:
+    switch, errors = torch.utils.checkpoint, []
+
+    def work() -> None:
+        try:
+            for _ in range(50):
+                gradient(lambda x: checkpointed(torch.sin, x).sum(), x)
+        except Exception as error:
+            errors.append(error)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with switch.set_checkpoint_debug_enabled(True):
+            threads = [threading.Thread(target=work) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert errors == []

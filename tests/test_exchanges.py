@@ -83,6 +83,20 @@ def test_a_profiler_that_records_shapes_is_refused(case: str, net: Net) -> None:
         CASES[case](net, x)
 
 
+def test_a_profiler_inside_of_f_is_told_of(net: Net) -> None:
+    """The parameters it has recorded are lost, but not without a word."""
+    profiles: list[Any] = []
+
+    def f(net: Net) -> Tensor:
+        with torch.profiler.profile(record_shapes=True) as profile:
+            y = loss(net, torch.ones(2, 4))
+        profiles.append(profile)
+        return y
+
+    with pytest.raises(RuntimeError, match="couldn't be exchanged back, and hold nothing any more"):
+        torch.func.vmap(lambda x: gradient(lambda net: f(net) * x, net)[0]["0.bias"])(torch.ones(2))
+
+
 def test_all_are_exchanged_back_though_one_is_refused(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then nothing helps but to say so; the others must not stay behind."""
     from torchzygote import _exchange

@@ -117,6 +117,17 @@ def test_sparse_jacobians_take_part(symbol: str, dtype: torch.dtype) -> None:
             )
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+def test_half_precision_goes_by_dense_values() -> None:
+    """PyTorch has no sums of COO tensors there."""
+    w = torch.zeros(2, 2)
+    a, b = torch.tensor([[0.0, 3.0], [2.0, 0.0]]), torch.tensor([[1.0, 1.0], [0.0, 0.0]])
+    g, h = (GradDict({w: x.half().to_sparse_csr()}) for x in (a, b))
+    for found, expected in ((g + h, a + b), (g - h, a - b), (g + g, a + a), (g / 2, a / 2)):
+        assert found[w].layout is torch.sparse_csr
+        torch.testing.assert_close(found[w].to_dense(), expected.half())
+
+
 @pytest.mark.parametrize("layout", [torch.sparse_csc, torch.sparse_bsr])
 @pytest.mark.filterwarnings("ignore:Sparse CSC tensor support", "ignore:Sparse BSR tensor support")
 def test_other_compressed_layouts_are_divided_and_subtracted(layout: torch.layout) -> None:

@@ -106,3 +106,11 @@ def test_float8_gradients_are_accumulated_nowhere() -> None:
         g.accumulate_()
     assert w.grad is kept
     assert kept.tolist() == [1, 1]
+
+
+def test_integers_that_pytorch_takes_are_taken_as_they_are() -> None:
+    """Up to 64 bits without a sign."""
+    key, number = torch.zeros(1), 2**63 + 2**39 + 1
+    assert torch.equal((GradDict({key: key}) + number)[key], key + number)
+    whole = torch.ones(1, dtype=torch.int64)
+    assert (GradDict({key: whole}) * 2**63)[key].dtype is (whole * 2**63).dtype

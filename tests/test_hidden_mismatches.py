@@ -255,3 +255,21 @@ def test_a_diagonal_has_no_entries_beside() -> None:
     plan = plan_hessian(g, torch.tensor([1.0, 2.0, 3.0, 4.0]))
     d = plan.diagonal(torch.tensor([1.0, 2.0, 3.0, 0.0]))
     assert torch.equal(d, diaghessian(g, torch.tensor([1.0, 2.0, 3.0, 0.0]))[0])
+
+
+def test_rounding_of_a_whole_row_is_no_excuse_for_an_entry_that_lacks() -> None:
+    """Each of its terms loses digits, which may add up to less than what is missing only."""
+    n, per_row, size = 400, 20, 1e4
+    i = torch.arange(n)
+    columns = (i[:, None] + torch.arange(per_row)) % n
+    listed = torch.zeros(n, n, dtype=torch.bool)
+    listed[i[:, None], columns] = True
+
+    def f(x: Tensor) -> Tensor:
+        y = (x * size - x * (size - 1))[columns].sum(1)
+        return torch.cat([y[:1] + x[n // 2], y[1:]])
+
+    x = torch.rand(n)
+    with pytest.warns(UserWarning, match="differs from plain automatic differentiation"):
+        J = plan_jacobian(f, x, sparsity=listed)(x)[0]
+    assert J.to_dense()[0, n // 2] == 1

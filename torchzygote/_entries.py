@@ -76,7 +76,7 @@ def scalar(x: Any, symbol: str) -> Any:
             f"{symbol}: expected a number, a 0-dim tensor or a mapping with the same keys, got an array "
             f"{x.dtype} of shape {x.shape}; map applies a function to each value"
         )
-    if type(x) is int and not -(2**63) <= x < 2**63:
+    if type(x) is int and not -(2**63) <= x < 2**64:
         return float(x)  # PyTorch takes none of these, or notices only after others have been written
     return x if is_number(x) else NotImplemented
 

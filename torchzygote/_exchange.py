@@ -189,14 +189,20 @@ def exchanging() -> Iterator[None]:
 
 def _swap_back(done: Sequence[tuple[Tensor, Tensor]]) -> None:
     """All of them, also if one is refused."""
+    left: list[Tensor] = []
     failed: Exception | None = None
     for mine, twin in reversed(done):
         try:
             swap_tensors(mine, twin)
         except Exception as error:
+            left.append(mine)
             failed = error
     if failed is not None:
-        raise failed
+        raise RuntimeError(
+            f"{len(left)} of {len(done)} tensors that f finds by identity couldn't be exchanged back, and "
+            "hold nothing any more: something has referred to them while f ran, as a torch.profiler with "
+            "record_shapes=True inside of f does; make them anew, and profile without shapes"
+        ) from failed
 
 
 def _refuse_profiling() -> None:

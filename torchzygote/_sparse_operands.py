@@ -31,7 +31,7 @@ def one_sparse(op: Operator, x: Tensor, y: Any) -> Tensor:
     """Sparse stays sparse where zeros stay zeros; elsewhere the result is dense."""
     result: Tensor
     scalar = not isinstance(y, Tensor) or y.dim() == 0
-    if scalar and (op.symbol == "*" or op == NEGATIVE):
+    if (scalar and (op.symbol == "*" or op == NEGATIVE)) or (op.symbol == "+" and y is x):
         result = op.one(x, y)
     elif not (
         op == OPERATORS["/"] if scalar else op.symbol in "+-" and x.layout is y.layout and x.shape == y.shape
@@ -42,7 +42,11 @@ def one_sparse(op: Operator, x: Tensor, y: Any) -> Tensor:
     elif x.layout in _BY_LINES and x.dim() == 2:
         # PyTorch neither divides nor subtracts these, and adds them in few dtypes (2.13).
         with making_sparse(x.layout):
-            result = op.one(_coo(x), _coo(y)).to_sparse(layout=x.layout)
+            try:
+                result = op.one(_coo(x), _coo(y))
+            except NotImplementedError:  # in half precision, as sums of COO tensors
+                result = op.one(_dense(x), _dense(y))
+            result = result.to_sparse(layout=x.layout)
     else:
         result = op.one(_dense(x), _dense(y))
     return result

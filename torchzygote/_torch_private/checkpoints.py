@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -51,6 +53,11 @@ _BEGIN_PASSES = {
 }
 
 
+# What stands for False while a checkpoint of ours asks whether it is debugged.
+_OFF: Any = []
+_asking = threading.Lock()
+
+
 def _as_it_is(x: Tensor) -> Tensor:
     return x
 
@@ -64,18 +71,30 @@ def checkpoint_undebugged(
     public tells. Checkpoints inside of ``function`` are as the caller wants them.
     """
     wanted = _checkpoint._checkpoint_debug_enabled
-    if not wanted:
+    if not wanted and wanted is not _OFF:
         return _checkpoint.checkpoint(function, *args, context_fn=context_fn, **options)
+    has_asked = contextlib.ExitStack()
 
     def contexts() -> Any:
-        _checkpoint._checkpoint_debug_enabled = wanted  # it has been asked for
+        has_asked.close()
         return context_fn()
 
-    _checkpoint._checkpoint_debug_enabled = False
-    try:
+    with has_asked:
+        has_asked.enter_context(_undebugged())
         return _checkpoint.checkpoint(function, *args, context_fn=contexts, **options)
-    finally:
-        _checkpoint._checkpoint_debug_enabled = wanted
+
+
+@contextlib.contextmanager
+def _undebugged() -> Iterator[None]:
+    """One thread at a time."""
+    with _asking:
+        wanted = _checkpoint._checkpoint_debug_enabled
+        _checkpoint._checkpoint_debug_enabled = _OFF
+        try:
+            yield
+        finally:
+            if _checkpoint._checkpoint_debug_enabled is _OFF:  # else somebody has set it meanwhile
+                _checkpoint._checkpoint_debug_enabled = wanted
 
 
 def is_of_checkpoint(hooks: tuple[Any, Any]) -> bool:
