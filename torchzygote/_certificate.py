@@ -226,6 +226,8 @@ def agreement(
     if recovery.mode == "diagonal":
         return _diagonal_agreement(recovery, values[0], probes, probed[0], eps, branches)
     probe = probes[0]
+    if branches and _are_plainly_full(recovery, values, probe, probed, eps):
+        return []
     if recovery.mode == "reverse":
         return pulled_agreement(recovery, values, probe, probed, eps)
     total: Tensor | None = None
@@ -241,6 +243,25 @@ def agreement(
     wanted = probed[0].reshape(-1).to(total)
     mirrored = recovery.mode == "symmetric"
     return [Comparison(total, scales, wanted, eps, mirrored=mirrored, branches=branches)]
+
+
+@torch.no_grad()
+def _are_plainly_full(
+    recovery: Recovery, values: Sequence[Tensor], probe: Tensor, probed: Sequence[Tensor], eps: float
+) -> bool:
+    """Whether all matrices are full, and plainly give the products: the sizes of terms take as long again."""
+    if not all(recovery.is_full(i) for i in range(len(values))):
+        return False
+    whole = [v.reshape(pattern.shape) for v, pattern in zip(values, recovery.patterns, strict=True)]
+    if recovery.mode == "reverse":
+        got = [row_times(probe.to(J.device), J) for J in whole]
+    else:
+        parts = torch.split(probe, recovery.widths)
+        products = [row_times(part.to(J.device), J.t()) for part, J in zip(parts, whole, strict=True)]
+        got = [sum((one.to(products[0]) for one in products[1:]), products[0])]
+    return all(
+        is_plain(one, wanted.reshape(-1).to(one), eps) for one, wanted in zip(got, probed, strict=True)
+    )
 
 
 def pulled_agreement(
