@@ -151,9 +151,9 @@ def test_rows_record_no_further_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     recorded: list[bool] = []
     pull_back = _engine.pulled
 
-    def noting(roots: Any, seeds: Any, inputs: Any, retain: bool, create_graph: bool) -> Any:
+    def noting(roots: Any, seeds: Any, inputs: Any, retain: bool, create_graph: bool, *rest: Any) -> Any:
         recorded.append(create_graph)
-        return pull_back(roots, seeds, inputs, retain, create_graph)
+        return pull_back(roots, seeds, inputs, retain, create_graph, *rest)
 
     monkeypatch.setattr(_engine, "pulled", noting)
     x = torch.randn(50)
