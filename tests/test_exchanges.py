@@ -66,6 +66,7 @@ def test_the_cache_of_autocast(case: str, warm: bool, net: Net) -> None:
     assert is_as_before(net, before)
 
 
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events")  # 2.10
 @pytest.mark.parametrize("case", CASES)
 def test_a_profiler_that_records_shapes_is_refused(case: str, net: Net) -> None:
     x = torch.randn(5, 4)
@@ -83,6 +84,7 @@ def test_a_profiler_that_records_shapes_is_refused(case: str, net: Net) -> None:
         CASES[case](net, x)
 
 
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events")
 def test_a_profiler_inside_of_f_is_told_of(net: Net) -> None:
     """The parameters it has recorded are lost, but not without a word."""
     profiles: list[Any] = []
