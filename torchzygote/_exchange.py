@@ -205,13 +205,20 @@ def _swap_back(done: Sequence[tuple[Tensor, Tensor]]) -> None:
         ) from failed
 
 
-def _refuse_profiling() -> None:
-    if keeps_tensors_from_swapping():
-        raise RuntimeError(
-            "what a function finds by identity (parameters, what a checkpointed function closes over) can't "
-            "be exchanged, as forward mode and torch.func transforms need it, while torch.profiler records "
-            "shapes; profile with record_shapes=False, or pass the tensors as arguments"
-        )
+def _swap(mine: Tensor, twin: Tensor) -> None:
+    try:
+        swap_tensors(mine, twin)
+    except RuntimeError as error:
+        raise _refusal() from error
+
+
+def _refusal() -> RuntimeError:
+    return RuntimeError(
+        "what a function finds by identity (parameters, what a checkpointed function closes over) can't be "
+        "exchanged, as forward mode and torch.func transforms need it, while others refer to it: "
+        "torch.profiler does as it records shapes, and what it has recorded; profile with "
+        "record_shapes=False, let go of that profile, or pass the tensors as arguments"
+    )
 
 
 @contextlib.contextmanager
@@ -220,13 +227,13 @@ def swapped(inputs: Sequence[Tensor], twins: Sequence[Tensor]) -> Iterator[None]
     pairs: dict[int, tuple[Tensor, Tensor]] = {}
     for mine, twin in zip(inputs, twins, strict=True):
         pairs.setdefault(id(mine), (mine, twin))
-    if pairs:
-        _refuse_profiling()
+    if pairs and keeps_tensors_from_swapping():
+        raise _refusal()
     done: list[tuple[Tensor, Tensor]] = []
     with remembered(inputs), scripts_kept_from(twins):
         try:
             for mine, twin in pairs.values():
-                swap_tensors(mine, twin)
+                _swap(mine, twin)
                 done.append((mine, twin))
             yield
         finally:

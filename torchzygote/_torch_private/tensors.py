@@ -47,20 +47,13 @@ def swap_tensors(a: Tensor, b: Tensor) -> None:
     case: autocast's cache has one to each weight that it cast, which are cast again without it, and what
     ``torch.profiler`` has recorded with shapes, until it is freed.
     """
-    for let_go in (torch.clear_autocast_cache, gc.collect, None):
+    for let_go in (torch.clear_autocast_cache, gc.collect):
         try:
             torch._C._swap_tensor_impl(a, b)
             return
-        except RuntimeError as error:
-            if let_go is None:
-                raise RuntimeError(
-                    "a tensor that a function finds by identity (a parameter, what a checkpointed function "
-                    "closes over) can't be exchanged, as forward mode and torch.func transforms need it: "
-                    f"PyTorch refuses ({error}). What torch.profiler has recorded with shapes refers to "
-                    "tensors: profile with record_shapes=False, let go of that profile, or pass the tensors "
-                    "as arguments"
-                ) from None
+        except RuntimeError:
             let_go()
+    torch._C._swap_tensor_impl(a, b)
 
 
 def keeps_tensors_from_swapping() -> bool:
