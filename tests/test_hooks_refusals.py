@@ -43,6 +43,8 @@ def test_what_cannot_be_a_gradient_is_refused(
 def test_another_structure_is_refused(x: Tensor) -> None:
     with pytest.raises(ValueError, match="expected .* to return the structure that it got"):
         gradient(lambda x: sum(t.sum() for t in hook(lambda g: g[:1], (x, x))), x)
+    with pytest.raises(ValueError, match=r"that it got, \{'a': \*\}, got \(\*, \*\)"):
+        gradient(lambda x: hook(lambda g: (g["a"], g["a"]), {"a": x})["a"].sum(), x)
     with pytest.raises(ValueError, match="gradient of the shape"):
         gradient(lambda x: sum(t.sum() for t in hook(lambda g: (g[0][:1], g[1]), (x, x))), x)
 

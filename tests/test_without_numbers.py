@@ -6,6 +6,7 @@ The sizes are those from which structure is looked for, and results are checked,
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -98,3 +99,17 @@ def test_sparse_results_are_refused() -> None:
         jacobian(products, x, sparse=True)
     with pytest.raises(RuntimeError, match="hessian: sparse=True finds structure by numbers"):
         hessian(rosenbrock, x, sparse=True)
+
+
+@pytest.mark.parametrize("make", [plan_jacobian, plan_hessian])
+def test_a_plan_of_tensors_on_the_meta_device_gives_its_sparsity_alone(make: Any) -> None:
+    """It serves others; what it is called with must have numbers."""
+    f = (lambda x: x**3) if make is plan_jacobian else (lambda x: (x**3).sum())
+    x = torch.arange(1.0, 5)
+    plan = make(f, torch.empty(4, device="meta"))
+    with pytest.raises(RuntimeError, match="expected arguments with numbers, got tensors on the meta"):
+        plan(torch.empty(4, device="meta"))
+    (expected,) = jacobian(f, x) if make is plan_jacobian else (hessian(f, x),)
+    found = make(f, x, sparsity=plan.sparsity)(x)
+    matrix = found[0] if isinstance(found, tuple) else found
+    torch.testing.assert_close(matrix.to_dense(), expected)

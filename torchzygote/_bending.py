@@ -81,10 +81,25 @@ def leaves_of(fn: Callable[..., Any], out: Any, like: Any) -> list[Any]:
     if not torch.compiler.is_compiling():
         with contextlib.suppress(ValueError):  # a dict may have its keys in another order
             return parts_for(rebuilt(range(like.num_leaves), like), out, "")
-    got, expected = " ".join(str(spec).split()), " ".join(str(like).split())
     raise ValueError(
-        f"hook: expected {name_of(fn)} to return the structure that it got, {expected}, got {got}"
+        f"hook: expected {name_of(fn)} to return the structure that it got, {_shown(like)}, got "
+        f"{_shown(spec)}"
     )
+
+
+def _shown(spec: Any) -> str:
+    """A structure as one writes it, with stars for its leaves."""
+    if torch.compiler.is_compiling():
+        return " ".join(str(spec).split())
+    return repr(rebuilt([_STAR] * spec.num_leaves, spec))
+
+
+class _Star:
+    def __repr__(self) -> str:
+        return "*"
+
+
+_STAR = _Star()
 
 
 class _InTransforms(TorchFunctionMode):

@@ -117,6 +117,11 @@ def _for_many(xs: list[Tensor], right: Operand) -> Operand:
     """A 0-dim tensor as the multi-tensor call for ``xs`` takes it."""
     if not isinstance(right, Tensor):
         return right
+    if right.is_meta and not xs[0].is_meta:
+        raise ValueError(
+            "expected an operand with a value, got a tensor on the meta device, which has none; make it on "
+            f"{xs[0].device}"
+        )
     if right.device.type == "cpu" and xs[0].device.type != "cpu":
         number: Number = right.item()
         return number

@@ -113,21 +113,29 @@ def as_value(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
         return as_value(value.item(), dtype, device)
     if isinstance(value, np.ndarray):
         if value.dtype.kind in "biu":
-            return torch.tensor(value.tolist(), dtype=dtype, device=device)
+            return _numbers(value.tolist(), dtype, device)
         return as_value(numpy_to_tensor(value).clone(), dtype, device)
     raise not_a_value(value)
 
 
 def _number(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
-    try:
-        number = torch.tensor(value, dtype=dtype, device="cpu")
-    except ValueError:  # "Overflow when unpacking"
-        raise ValueError(
-            f"value: expected what a Buffer of dtype {dtype} can hold, got a larger number, of "
-            f"{value.bit_length()} bits"
-        ) from None
+    number = _numbers(value, dtype, torch.device("cpu"))
     # What is too large is infinite here, and refused where it is filled in elsewhere.
     return number if device.type == "cpu" else filled_in(number, device)
+
+
+def _numbers(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Python numbers, or lists of them."""
+    try:
+        return torch.tensor(value, dtype=dtype, device=device)
+    except (ValueError, RuntimeError) as error:
+        if "verflow" not in str(error):  # "Overflow when unpacking", "value cannot be converted"
+            raise
+        found = f"{value}" if isinstance(value, int) and value.bit_length() <= 64 else "a larger number"
+        raise ValueError(
+            f"value: expected what a Buffer of dtype {dtype} can hold, got {found}; make a Buffer of a wider "
+            "dtype"
+        ) from None
 
 
 def not_a_value(value: Any) -> TypeError:

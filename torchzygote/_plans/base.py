@@ -283,6 +283,11 @@ class Plan:
         key = (recovery.mode, dtype, device)
         found = self._constants.get(key)
         if found is None:
+            if device.type == "meta":
+                raise RuntimeError(
+                    f"{type(self).__name__}: expected arguments with numbers, got tensors on the meta "
+                    "device; make a plan of tensors elsewhere, giving it sparsity=plan.sparsity of this one"
+                )
             if _engine.compiling():
                 raise RuntimeError(
                     f"{type(self).__name__}: was made for another dtype than {dtype} on {device}; call it "
