@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ._harness import ROOT, Row, keep_freed_memory, met
+from ._harness import ROOT, Row, met
 from ._table import header, machine, text
 
 # Module to the heading of its part of the table.
@@ -86,5 +86,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
     sys.exit(main())

@@ -11,7 +11,6 @@ Knows nothing of what is measured.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import json
@@ -101,19 +100,6 @@ def met(row: Row) -> bool | None:
 
 # ---------------------------------------------------------------------------------------------------------
 # time
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep what is freed, for the whole process.
-
-    By default it depends on what else lies on the heap whether freed memory goes back to the kernel, and so
-    which of two contenders waits for new pages.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        trim_threshold, mmap_threshold = -1, -3  # the parameters' numbers, from malloc.h
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(mmap_threshold, 32 * 2**20)  # the most that it takes
 
 
 def run_time(contender: Contender, loops: int) -> float:
