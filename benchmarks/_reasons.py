@@ -141,6 +141,20 @@ CAUSES = (
         peer="by hand|plain autograd|torch.func|grad_and_value",
     ),
     Cause(
+        "New memory",
+        "Both make the same call, and new tensors for what it gives. Which of them waits for pages of the "
+        "kernel depends on what else lies on the heap: between 0.95 and 1.4 in runs of one day, and 0.99 to "
+        "1.02 where the C library is told to keep its memory, or to map each tensor by itself",
+        work=r"^g1 \+ g2",
+    ),
+    Cause(
+        "One push",
+        "Pulling back twice takes less time than forward mode as long as functions are small, and stores "
+        "what the first pass needs. A call here runs forward and stores nothing; constants have no tangents",
+        work="pushforward",
+        peer="autograd.functional.jvp",
+    ),
+    Cause(
         "Mappings of gradients",
         "Keys are compared and a new mapping is made around the same multi-tensor call: a fixed time, "
         "seen while the tensors are small",

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchzygote import gradient, jacobian, withgradient
+from torchzygote import gradient, jacobian, pushforward, withgradient
 from torchzygote.params import Params
 
 from . import per_sample
@@ -17,6 +17,8 @@ from ._harness import Contender, Row, compare, compare_memory
 from ._networks import mlp
 
 Peers = dict[str, Contender | None]
+
+RATES = torch.linspace(0.5, 1.5, 10)
 
 
 def three_small_ops(x: Tensor) -> Tensor:
@@ -89,6 +91,28 @@ def jacobians() -> Iterator[Row]:
         {"torch.func.jacfwd": lambda: tangents(x3)},
         target=1.0,
     )
+
+
+def predator_prey(x: Tensor) -> Tensor:
+    """A 10 to 10 right-hand side with rates: numbers and constant vectors between what is pushed."""
+    return RATES * x * (1 - x / 3.0) - 0.5 * x * torch.roll(x, 1) / (1.0 + RATES * x) + 0.25
+
+
+def pushes() -> Iterator[Row]:
+    torch.manual_seed(0)
+    net, wide = mlp(784, 64, 10).requires_grad_(False), mlp(1000, 1000, 1000).requires_grad_(False)
+    cases: list[tuple[str, Callable[[Tensor], Tensor], Tensor]] = [
+        ("pushforward, right-hand side with rates 10→10", predator_prey, torch.rand(10)),
+        ("pushforward, MLP 784→10", net, torch.randn(784)),
+        ("pushforward, MLP 1000→1000, 64 inputs at once", wide, torch.randn(64, 1000)),
+    ]
+    for work, f, x in cases:
+        v = torch.randn_like(x)
+        peers: Peers = {
+            "torch.func.jvp": lambda f=f, x=x, v=v: torch.func.jvp(f, (x,), (v,)),
+            "autograd.functional.jvp": lambda f=f, x=x, v=v: torch.autograd.functional.jvp(f, x, v),
+        }
+        yield compare(work, lambda f=f, x=x, v=v: pushforward(f, x)(v), peers, rounds=15)
 
 
 def build_tall(which: str) -> Callable[[], Any]:
@@ -184,6 +208,7 @@ def rows(full: bool = False) -> Iterator[Row]:
     """The table of the first-order functions."""
     yield from small_gradients()
     yield from jacobians()
+    yield from pushes()
     yield from per_sample.rows()
     yield from memory()
     yield from arithmetic()

@@ -18,6 +18,7 @@ from ._exchange import forward_mode_held
 from ._tangent_fitting import fit_tangent
 from ._torch_private import (
     batched_like,
+    constants_apart,
     in_functorch,
     jvp_flat,
     library_operators_watched,
@@ -92,6 +93,7 @@ def jvp(
                 library_operators_watched(),
                 nested_batches_watched(),
                 nested_tangents_watched(),
+                constants_apart(),
                 pushed_by_formulas() if keep else contextlib.nullcontext(),
             ):
                 pushed = _pushed(f, inputs, tangents)

@@ -17,6 +17,7 @@ from .checkpoints import (
     is_of_pytorchs,
     runs_again,
 )
+from .constant_operands import constants_apart
 from .exchanges import Exchanges, exchange
 from .formulas import are_formulas_pushed, pushed_by_formulas
 from .forward import (
@@ -164,6 +165,7 @@ __all__ = [
     "checkpoint_undebugged",
     "coarsest",
     "concrete",
+    "constants_apart",
     "consumers_below",
     "count_outputs",
     "create_grad_input",
