@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from factored_cases import FACTORED, LABELS, PLAIN, X3, D, X, arguments, everything_is_worth_it, head
 from torch import Tensor
 
-from torchzygote import hessian, withhessian
+from torchzygote import diaghessian, hessian, withhessian
 from torchzygote._recorded import alignment as _alignment
 from torchzygote._recorded import alignment_rules as _alignment_rules
 
@@ -102,3 +102,29 @@ def test_forward_over_reverse_is_what_it_says(rows: list[int], monkeypatch: pyte
     (x,) = arguments([shape])
     H: Tensor = hessian(f, x, mode="forward_over_reverse")
     torch.testing.assert_close(H, torch.func.hessian(f)(x).reshape(H.shape))
+
+
+@pytest.mark.parametrize("d", [40, 200])
+def test_few_columns_pay_off_by_the_multiplications_that_they_take(d: int, products: list[int]) -> None:
+    """What a row makes is small, but batched rows read the data again for each."""
+    torch.manual_seed(0)
+    data, labels = torch.randn(1000, d, dtype=D), torch.rand(1000, 1, dtype=D).round()
+    closed_form = data.T @ data / 4000
+    losses = {
+        (d, 1): lambda w: F.binary_cross_entropy_with_logits(data @ w, labels),
+        (1, d): lambda w: F.binary_cross_entropy_with_logits(F.linear(data, w), labels),
+    }
+    for shape, f in losses.items():
+        del products[:]
+        torch.testing.assert_close(hessian(f, torch.zeros(shape, dtype=D)), closed_form)
+        assert sum(products) == 1
+        del products[:]
+        diagonal = diaghessian(f, torch.zeros(shape, dtype=D))[0]
+        torch.testing.assert_close(diagonal.flatten(), closed_form.diagonal())
+        assert sum(products) == 1
+
+
+def test_a_few_samples_do_not(products: list[int]) -> None:
+    data = torch.randn(20, 40, dtype=D)
+    hessian(lambda w: F.softplus(data @ w).sum(), torch.zeros(40, 1, dtype=D))
+    assert sum(products) == 40

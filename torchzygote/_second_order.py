@@ -21,7 +21,7 @@ from ._plan import FREE, RowCost
 from ._random import RandomState
 from ._recorded.affine import AffineMap, Entrance, entrances
 from ._row_cost import is_linear, is_plain
-from ._torch_private import is_leaf
+from ._torch_private import is_leaf, multiplications
 from ._unfused import unfused
 
 __all__ = ["SecondOrder", "Seen", "gradient_by", "run"]
@@ -219,6 +219,16 @@ class SecondOrder:
         if self._first is None or _engine.compiling() or _engine.in_transform():
             return False
         return self.prepared.inputs[0].numel() * self.row_guess().nbytes < _plan.LEAST_BYTES
+
+    def multiplies_much(self, rows: int) -> bool:
+        """Whether so many rows take long by products of matrices, whose results may be small all the same.
+
+        Batched, a product with few columns reads the matrix again for each row: a byte a multiplication.
+        """
+        if self._first is None or not self._first.survey().products:
+            return False
+        each = sum(map(multiplications, self._first.survey().products))
+        return 3 * rows * each >= _plan.LEAST_BYTES
 
     def row_guess(self) -> RowCost:
         """About what a row of a Hessian takes, from ``f`` alone: its gradient repeats most operations."""

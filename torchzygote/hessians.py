@@ -101,13 +101,9 @@ def _measured(
 ) -> Whole:
     """What ``f`` as recorded by one run gives, and tells of how to go on."""
     second = run(caller, f, prepared, options.keep, recorded=mode != "forward_over_reverse", random=random)
-    matrix = None
-    if sparse or not second.is_small():
-        matrix = None if sparse else _factored.hessian(second, mode, options)
-        if matrix is None:
-            matrix = _compressed.hessian(
-                caller, f, second, mode, options, random, sparse=sparse, verify=verify
-            )
+    matrix = None if sparse else _factored.hessian(second, mode, options)
+    if matrix is None and (sparse or not second.is_small()):
+        matrix = _compressed.hessian(caller, f, second, mode, options, random, sparse=sparse, verify=verify)
     if matrix is None:
         matrix = _dense_hessians.matrix(f, second, mode, options, random)
         if sparse and prepared.inputs[0].dim() > 0:

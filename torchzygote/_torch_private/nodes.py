@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -204,6 +205,18 @@ def node_type(node: Any, output: int) -> tuple[torch.dtype, torch.device]:
     """Dtype and device of an output of a node."""
     meta = node._input_metadata[output]
     return meta.dtype, meta.device
+
+
+def multiplications(node: Any) -> int:
+    """How many a product of two matrices takes: one pullback to a factor takes as many. 0 for other nodes."""
+    for names in (
+        ("_saved_self_sym_sizes", "_saved_mat2_sym_sizes"),
+        ("_saved_mat1_sym_sizes", "_saved_mat2_sym_sizes"),
+    ):
+        left, right = (getattr(node, name, None) for name in names)
+        if left is not None and right is not None:
+            return int(math.prod(left) * right[-1])
+    return 0
 
 
 def node_attribute(node: Any, name: str) -> Any:

@@ -17,7 +17,7 @@ from .walked import leading
 __all__ = ["coarsest", "survey"]
 
 # What is told of nodes where there is nothing to tell.
-_NOTHING = Told().survey(0, 0)[2:]
+_NOTHING = Told().survey(0, 0)[2:-1]
 
 
 def survey(
@@ -41,6 +41,7 @@ def survey(
     wanted = set(map(id, inputs))
     total = alike = 0
     told = None
+    products: list[Any] = []
     while stack:
         node = stack.pop()
         if node in seen:
@@ -71,12 +72,14 @@ def survey(
             total += alike * largest
             alike = 0
         if wanted and kind in LEAN:
+            products.append(node)
             stack.extend(following for following, _ in onward if not _is_unwanted(following, wanted))
         else:
             for following, _ in onward:
                 stack.append(following)
     nodes = len(seen) - passed
-    return told.survey(total, nodes) if told else Survey(total, nodes, *_NOTHING)
+    found = told.survey(total, nodes) if told else Survey(total, nodes, *_NOTHING)
+    return found._replace(products=products) if products else found
 
 
 def _is_unwanted(node: Any, wanted: set[int]) -> bool:

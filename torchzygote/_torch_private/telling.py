@@ -5,6 +5,7 @@ Kinds of nodes are learned as they are met; knows nothing of walks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -62,6 +63,8 @@ class Survey(NamedTuple):
     """Whether there is an LSTM of oneDNN's, whose backward runs row by row though rows are batched."""
     rounded: float
     """Relative spacing that operations round to before they compute, where they do; see :func:`coarsest`."""
+    products: Sequence[Any] = ()
+    """Nodes of products with a matrix and of the like; not told where the inputs count alone."""
 
 
 # PyTorch's batching rule of these backwards gives wrong numbers where the rows alone are batched (2.13).
