@@ -193,7 +193,6 @@ class ByNumPy(torch.autograd.Function):
 
 NOT_LINEAR: dict[str, Callable[[Tensor], Tensor]] = {
     "custom": lambda x: ByNumPy.apply(x),
-    "logcumsumexp": lambda x: torch.logcumsumexp(x, 0),
 }
 
 

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from ._custom_backwards import checked_copies, checked_custom_functions, hooked
 from ._notes import pulled
-from ._torch_private import is_recorded_by, leads_to, node_name
+from ._torch_private import is_recorded_by, leads_to, node_name, pulled_by_formula
 
 __all__ = [
     "are_norms_refused",
@@ -31,11 +31,11 @@ def pulled_for_another(
     retain: bool,
     custom: list[Any],
     sparse: list[Any],
-    biased: list[Any],
+    rewritten: list[Any],
     copies: list[Any],
 ) -> list[Tensor | None]:
     """A recorded pullback through nodes, some at least, that have to be watched or put right for another."""
-    with _summed_biases(biased) if biased else contextlib.nullcontext(), checked_copies(copies):
+    with hooked(rewritten, _gradient_for) if rewritten else contextlib.nullcontext(), checked_copies(copies):
         if sparse or not custom:
             with _checked_sparse_tensors(sparse) if sparse else contextlib.nullcontext():
                 results = pulled(roots, seeds, inputs, retain or bool(custom), True)
@@ -69,27 +69,38 @@ def _checked_sparse_tensors(nodes: list[Any]) -> Iterator[None]:
             handle.remove()
 
 
-@contextlib.contextmanager
-def _summed_biases(nodes: list[Any]) -> Iterator[None]:
-    """Around a pullback that must be differentiable: gradients by biases are sums of cotangents.
+def _gradient_for(node: Any) -> Callable[..., Any]:
+    """What puts a gradient in place of that of ``node``, which is right, but can't be differentiated."""
+    name = node_name(node)
+    return _running_gradient(node) if "Logcumsumexp" in name else _summed_bias("LayerNorm" in name)
 
-    PyTorch's are too, but autograd takes them for constants. ``nodes``: normalizations without a weight.
+
+def _running_gradient(node: Any) -> Callable[..., Any]:
+    def hook(results: Sequence[Any], cotangents: Sequence[Any]) -> Any:
+        if results[0] is None or cotangents[0] is None:
+            return None
+        found = pulled_by_formula(node, cotangents[0])
+        return None if found is None else (found,)
+
+    return hook
+
+
+def _summed_bias(of_layer: bool) -> Callable[..., Any]:
+    """Gradients by the biases of normalizations without a weight are sums of cotangents.
+
+    PyTorch's are too, but autograd takes them for constants.
     """
 
-    def sums(of_layer: bool) -> Callable[..., Any]:
-        def hook(results: Sequence[Any], cotangents: Sequence[Any]) -> Any:
-            bias, cotangent = results[2], cotangents[0]
-            if bias is None or cotangent is None:
-                return None
-            batch = range(cotangent.dim() - bias.dim()) if of_layer else {*range(cotangent.dim())} - {1}
-            # no axes would mean all of them
-            total = cotangent.sum(tuple(batch), dtype=bias.dtype) if batch else cotangent.to(bias.dtype)
-            return (*results[:2], total, *results[3:])
+    def hook(results: Sequence[Any], cotangents: Sequence[Any]) -> Any:
+        bias, cotangent = results[2], cotangents[0]
+        if bias is None or cotangent is None:
+            return None
+        batch = range(cotangent.dim() - bias.dim()) if of_layer else {*range(cotangent.dim())} - {1}
+        # no axes would mean all of them
+        total = cotangent.sum(tuple(batch), dtype=bias.dtype) if batch else cotangent.to(bias.dtype)
+        return (*results[:2], total, *results[3:])
 
-        return hook
-
-    with hooked(nodes, lambda node: sums("LayerNorm" in node_name(node))):
-        yield
+    return hook
 
 
 def refuse_reentrant(roots: list[Tensor], ends: Collection[Any]) -> None:

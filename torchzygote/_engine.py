@@ -161,31 +161,31 @@ class Linearization:
         """
         if self._pull is not None:
             return self._pull_compiled(cotangents)
-        roots: list[Tensor] = []
-        seeds: list[Tensor] = []
-        for root, cotangent in zip(self.roots, cotangents, strict=True):
-            if cotangent is not None and root.requires_grad:
-                roots.append(root)
-                seeds.append(cotangent)
-        if not roots or not self.inputs:
+        pairs = zip(self.roots, cotangents, strict=True)
+        asked = [(root, seed) for root, seed in pairs if seed is not None and root.requires_grad]
+        if not asked or not self.inputs:
             return [None] * len(self.inputs)
+        roots, seeds = [root for root, _ in asked], [seed for _, seed in asked]
         if innermost_level() is not None:
             seeds = [batched_like(seed, root) for seed, root in zip(seeds, roots, strict=True)]
-        custom = sparse = biased = copies = []
-        if create_graph:
+        custom = sparse = rewritten = copies = []
+        if create_graph or self._nested:
             whole = len(roots) == len(self.roots)
             found = self.survey() if whole else survey(roots, self._ends, self.inputs, self._number)
+            rewritten = found.running
+        if create_graph:
             if not (pushed or only_pushed()):
-                biased = found.biased
+                rewritten = rewritten + found.biased
                 if found.once:
                     refuse_twice(found.once, self.inputs)
             if not (self._nested or in_functorch()):  # there is no tape to ask
                 custom, sparse, copies = found.custom, found.sparse, found.copies
         if not create_graph and self._nested:
             # As torch.func.vjp does it: under vmap PyTorch's backward of torch.linalg.solve is wrong else.
-            return [None if g is None else g.detach() for g in pulled(roots, seeds, self.inputs, True, True)]
-        if biased or sparse or custom or copies:
-            results = pulled_for_another(roots, seeds, self.inputs, retain, custom, sparse, biased, copies)
+            results = pulled_for_another(roots, seeds, self.inputs, True, [], [], rewritten, [])
+            return [None if g is None else g.detach() for g in results]
+        if rewritten or sparse or custom or copies:
+            results = pulled_for_another(roots, seeds, self.inputs, retain, custom, sparse, rewritten, copies)
         else:
             results = pulled(roots, seeds, self.inputs, retain, create_graph, self.prepared)
         for result in results:

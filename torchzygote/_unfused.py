@@ -24,6 +24,7 @@ from ._torch_private import (
     RECURRENT,
     TRACED_LACKING,
     TRACED_NORMS,
+    TRACED_RUNNING,
     WEIGHT_NORM,
     WRITTEN,
     Exchanges,
@@ -43,7 +44,7 @@ __all__ = ["forget_threads", "unfused", "unfused_as_before", "unfused_but_norms"
 
 _ALWAYS = Exchanges(*ATTENTION, *RECURRENT, *WEIGHT_NORM, *NORMS, *DISTANCES)
 _WITH_NORMS = Exchanges(*WRITTEN)
-_TRACED = (*WEIGHT_NORM, *TRACED_NORMS, *TRACED_LACKING)
+_TRACED = (*WEIGHT_NORM, *TRACED_NORMS, *TRACED_LACKING, *TRACED_RUNNING)
 
 _lock = threading.Lock()
 _users = 0

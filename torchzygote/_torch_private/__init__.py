@@ -99,6 +99,7 @@ from .passing import pass_along, passed_along, passes_leave_their_thread
 from .recurrent import RECURRENT, forget_recorded, stepwise
 from .reentrant import record_reentrant_checkpoints
 from .rounding import rounding_of_products
+from .running_logsumexp import TRACED_RUNNING, pulled_by_formula
 from .scripts import enable_optimized_scripts, scripts_as_written, scripts_kept_from
 from .structures import names_of_fields, rebuilt
 from .surveys import coarsest, survey
@@ -147,6 +148,7 @@ __all__ = [
     "RECURRENT",
     "TRACED_LACKING",
     "TRACED_NORMS",
+    "TRACED_RUNNING",
     "WEIGHT_NORM",
     "WRITTEN",
     "DispatchMode",
@@ -248,6 +250,7 @@ __all__ = [
     "plain_value",
     "primal",
     "pull_back",
+    "pulled_by_formula",
     "pulled_through",
     "pushed_by_formulas",
     "pushed_through",

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch._C import _functorch as _C_functorch
 from torch.overrides import TorchFunctionMode
 
+from .running_logsumexp import written_logcumsumexp
+
 __all__ = ["constants_apart"]
 
 _JVP = _C_functorch.TransformType.Jvp
@@ -206,22 +208,25 @@ _TABLE: tuple[tuple[Rule, Iterable[Any]], ...] = (
     ),
     (_einsum, (torch.einsum,)),
 )
+_RUNNING = frozenset((torch.logcumsumexp, Tensor.logcumsumexp))
 _RULES: dict[Any, Rule] = {operator: rule for rule, operators in _TABLE for operator in operators}
 
 
 class _Apart(TorchFunctionMode):
-    """Applies the rules."""
+    """Applies the rules, and writes out what is pushed wrong."""
 
     def __torch_function__(
         self, func: Operator, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if kwargs:
-            return func(*args, **kwargs)
         if not torch.compiler.is_compiling():  # a compiled function, which knows what is constant
-            rule = _RULES.get(func)
-            if rule is not None and (y := rule(func, args)) is not NotImplemented:
+            if func in _RUNNING:
+                y = written_logcumsumexp(func, args, kwargs)
+            else:
+                rule = None if kwargs else _RULES.get(func)
+                y = NotImplemented if rule is None else rule(func, args)
+            if y is not NotImplemented:
                 return y
-        return func(*args)
+        return func(*args, **(kwargs or {}))
 
 
 def constants_apart() -> contextlib.AbstractContextManager[Any]:

@@ -55,6 +55,8 @@ class Survey(NamedTuple):
     """Nodes of sparse tensors: what their backward gives can't be differentiated by what it got."""
     biased: list[Any]
     """Normalizations with a bias and no weight: PyTorch's second derivative by the bias is zero."""
+    running: list[Any]
+    """Running sums of exponentials (``logcumsumexp``), whose gradient has a wrong derivative."""
     fused: bool
     """Whether there is attention in one kernel, whose backward can't be differentiated."""
     by_lu: bool
@@ -69,8 +71,8 @@ class Survey(NamedTuple):
 
 # PyTorch's batching rule of these backwards gives wrong numbers where the rows alone are batched (2.13).
 _MISBATCHED = {"CdistBackward0": "torch.cdist", "MaskedSelectBackward0": "torch.masked_select"}
-# Their derivative by the cotangent is NaN where that is zero (2.13), though they are linear in it.
-_NOT_LINEAR_AT_ZERO = frozenset({"LogcumsumexpBackward0"})
+# Its derivative by the cotangent is NaN where that is zero (2.13), though it is linear in it.
+_RUNNING = "LogcumsumexpBackward0"
 _FUSED = frozenset(
     {
         "ScaledDotProductCudnnAttentionBackward0",
@@ -115,7 +117,6 @@ _COPIES = "torch::autograd::CopySlices"
 _TOLD_BY_NAME = frozenset(
     {
         *LACKING,
-        *_NOT_LINEAR_AT_ZERO,
         *_FUSED,
         *_SPARSE,
         *_BY_LU,
@@ -125,6 +126,7 @@ _TOLD_BY_NAME = frozenset(
         *_ONCE_BY,
         _GROUPED,
         _COPIES,
+        _RUNNING,
     }
 )
 Leaf: Any = type(torch.zeros((), requires_grad=True).view(()).grad_fn.next_functions[0][0])  # type: ignore[union-attr]
@@ -167,6 +169,7 @@ class Told:
         "nonlinear",
         "once",
         "rounded",
+        "running",
         "sparse",
         "unpushable",
     )
@@ -180,6 +183,7 @@ class Told:
         self.copies: list[Any] = []
         self.sparse: list[Any] = []
         self.biased: list[Any] = []
+        self.running: list[Any] = []
         self.by_lu = self.fused = self.lacking = self.looped = False
         self.rounded = 0.0
 
@@ -196,6 +200,7 @@ class Told:
             copies=self.copies,
             sparse=self.sparse,
             biased=self.biased,
+            running=self.running,
             fused=self.fused,
             by_lu=self.by_lu,
             looped=self.looped,
@@ -229,8 +234,8 @@ class Told:
             self.copies.append(node)
         elif name in _FUSED:
             self.fused = True
-        elif name in _NOT_LINEAR_AT_ZERO:
-            self.nonlinear.append(node)
+        elif name == _RUNNING:
+            self.running.append(node)
         elif name in _SPARSE:
             self.sparse.append(node)
         elif name in _BY_LU:
