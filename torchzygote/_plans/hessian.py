@@ -16,7 +16,7 @@ from .._custom_backwards import is_cut_off
 from .._pulling import Options
 from .._random import RandomState
 from .._real_arguments import prepare_one
-from .._torch_private import in_functorch_compiled
+from .._torch_private import in_functorch_compiled, plain_tensors
 from .._unfused import unfused, unfused_but_norms
 from ..coloring.recovery import Recovery, symmetric_recovery
 from ..hessians import diaghessian, hessian
@@ -209,7 +209,8 @@ class HessianPlan(Plan):
             (nothing,) = self._prepare((x,)).inputs
             return nothing.detach().clone()
         if self._diagonal is None and not _engine.compiling():
-            self._diagonal = symmetric_recovery(self.patterns[0], diagonal=True)
+            with plain_tensors():
+                self._diagonal = symmetric_recovery(self.patterns[0], diagonal=True)
         if self._diagonal is None:
             raise RuntimeError("HessianPlan: call diagonal once before it is compiled")
         random = random_state()

@@ -18,6 +18,7 @@ from .._first_order import FirstOrder, must_be_pulled, record
 from .._flags import held
 from .._pulling import Options
 from .._random import RandomState
+from .._torch_private import plain_tensors
 from ..coloring.recovery import Recovery, jacobian_recovery
 from ..grads import Grads
 from ..jacobians import jacobian
@@ -276,7 +277,8 @@ class JacobianPlan(Plan):
         self, mode: str, first: FirstOrder, constants: Constants, options: Options
     ) -> tuple[list[Tensor], list[Comparison]]:
         """By the other mode, from now on if that doesn't fail."""
-        recovery = by_mode(self.patterns, mode)
+        with plain_tensors():
+            recovery = by_mode(self.patterns, mode)
         constants = self._constants_for(recovery, constants.dtype, constants.device)
         found = evaluation.jacobian_values(first, constants, options)
         self._recovery = recovery
