@@ -12,7 +12,7 @@ from .. import _compressed, _engine, _plan, _state
 from .._arguments import Prepared
 from .._call_options import check_flags
 from .._certificate import Comparison
-from .._custom_backwards import is_cut_off
+from .._other_ways import another_may_do
 from .._pulling import Options
 from .._random import RandomState
 from .._real_arguments import prepare_one
@@ -255,7 +255,7 @@ class HessianPlan(Plan):
                     failed = None
                     return prepared, [values], comparisons
                 except Exception as error:  # an operation lacks a derivative that this way needs
-                    if is_cut_off(error):
+                    if not another_may_do(error):
                         raise
                     failed = failed or error
                     _state.forget_since(position)

@@ -16,6 +16,7 @@ from .._call_options import check_flags
 from .._certificate import Comparison
 from .._first_order import FirstOrder, must_be_pulled, record
 from .._flags import held
+from .._other_ways import another_may_do
 from .._pulling import Options
 from .._random import RandomState
 from .._torch_private import plain_tensors
@@ -261,10 +262,8 @@ class JacobianPlan(Plan):
             position = _state.mark()
             try:
                 found = evaluation.jacobian_values(first, constants, options, crosscheck)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception:  # an operation has no forward derivative
-                if not choosing:
+            except Exception as error:  # an operation has no forward derivative
+                if not (choosing and another_may_do(error)):
                     raise
                 _state.forget_since(position)
             else:
