@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -119,3 +121,56 @@ def test_all_are_exchanged_back_though_one_is_refused(net: Net, monkeypatch: pyt
         is_within = True
     assert refused
     assert [bool(p.detach().any()) for p in mine] == [p is not net[1].weight for p in mine]
+
+
+def test_a_refusal_to_exchange_back_keeps_nothing_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not until the next collection: its cause was kept by the frame that its traceback holds."""
+    from torchzygote import _exchange
+
+    def refuse(a: Tensor, b: Tensor) -> None:
+        raise RuntimeError("weak reference")
+
+    monkeypatch.setattr(_exchange, "swap_tensors", refuse)
+    x = torch.ones(2)
+    kept = weakref.ref(x)
+    gc.disable()
+    try:
+        with contextlib.suppress(RuntimeError):
+            _exchange._swap_back([(x, torch.ones(2))])
+        del x
+        assert kept() is None
+    finally:
+        gc.enable()
+
+
+class Failing:
+    """In place of what tells devices' threads of their behalf."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_call_that_is_interrupted_as_it_ends_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else every exchange would wait for it."""
+    from torchzygote import _exchange
+
+    monkeypatch.setattr(_exchange, "passes_leave_their_thread", lambda: True)
+    monkeypatch.setattr(_exchange._forward_mode_lock, "on_behalf", Failing)
+    with pytest.raises(KeyboardInterrupt), _exchange.finding():
+        assert _exchange._finding
+    assert not _exchange._finding
+
+
+def test_a_differentiation_that_is_interrupted_as_it_ends_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what waits for the end of the next one would wait for ever."""
+    from torchzygote import _state
+
+    monkeypatch.setattr(_state, "passes_leave_their_thread", lambda: True)
+    monkeypatch.setattr(_state, "on_behalf", Failing)
+    with pytest.raises(KeyboardInterrupt), _state.differentiation():
+        assert _state.at_end(lambda: None)
+    assert _state.session() is None
+    assert not _state.at_end(lambda: None)

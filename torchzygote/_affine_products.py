@@ -169,23 +169,41 @@ def matrix(
     x = second.prepared.inputs[term.which]
     places = term.arranged(torch.arange(x.numel(), device=x.device).view(x.shape))
     factor = term.factor if options.keep else term.factor.detach()
-    whole = None if affine.channel is None else x.new_zeros(x.numel(), x.numel())
+    rows = _rows_by_z(affine, layout, channel_products(second, affine, lin, layout, added, options))
     try:
-        for lo, _, blocks in channel_products(second, affine, lin, layout, added, options):
-            for c, row in enumerate(blocks, lo):
-                by_z = affine.as_matrix(in_shape_of_x(layout, row))  # (samples, channels)
-                if whole is None:  # one channel
-                    only = (factor * by_z).t() @ factor
-                    continue
-                for d in range(by_z.shape[1]) if layout.block_rows == 1 else range(c, by_z.shape[1]):
-                    block = (factor * by_z[:, d : d + 1]).t() @ factor
-                    first = d if layout.block_rows == 1 else c
-                    whole[places[:, first].unsqueeze(1), places[:, d]] = block
-                    if first != d:
-                        whole[places[:, d].unsqueeze(1), places[:, first]] = block.t()
+        if affine.channel is None:
+            return _of_one_channel(rows, factor, places.reshape(-1))
+        whole = x.new_zeros(x.numel(), x.numel())
+        _add_channels(whole, rows, factor, places, apart=layout.block_rows == 1)
     except Refuted:
         return None
-    if whole is not None:
-        return whole
-    back = places.reshape(-1).argsort()
-    return only if torch.equal(back, places.reshape(-1).sort()[0]) else only[back][:, back]
+    return whole
+
+
+def _rows_by_z(
+    affine: AffineMap, layout: Layout, products: Iterator[tuple[int, int, Tensor]]
+) -> Iterator[tuple[int, Tensor]]:
+    """Rows of all blocks of the Hessian by ``z``, each with its number; shape (samples, channels)."""
+    for lo, _, blocks in products:
+        for c, row in enumerate(blocks, lo):
+            yield c, affine.as_matrix(in_shape_of_x(layout, row))
+
+
+def _of_one_channel(rows: Iterator[tuple[int, Tensor]], factor: Tensor, places: Tensor) -> Tensor:
+    ((_, by_z),) = rows  # to the end, where they are checked
+    found = (factor * by_z).t() @ factor
+    back = places.argsort()
+    return found if torch.equal(back, places.sort()[0]) else found[back][:, back]
+
+
+def _add_channels(
+    whole: Tensor, rows: Iterator[tuple[int, Tensor]], factor: Tensor, places: Tensor, *, apart: bool
+) -> None:
+    """Write the blocks of all pairs of channels; ``apart``: these don't meet, and are in one row."""
+    for c, by_z in rows:
+        for d in range(0 if apart else c, by_z.shape[1]):
+            block = (factor * by_z[:, d : d + 1]).t() @ factor
+            first = d if apart else c
+            whole[places[:, first].unsqueeze(1), places[:, d]] = block
+            if first != d:
+                whole[places[:, d].unsqueeze(1), places[:, first]] = block.t()

@@ -6,12 +6,12 @@ Knows where entries are, not how they were computed.
 from __future__ import annotations
 
 import cmath
-import functools
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from ._drawn import MOST_KEPT, generator_for, kept
 from ._torch_private import rounding_of_products
 from ._warning import warn
 from .coloring.recovery import Recovery
@@ -36,19 +36,16 @@ __all__ = [
 
 
 def random_vector(numel: int) -> Tensor:
-    """Numbers between 1/2 and 3/2 with random signs, float64 on the CPU, the same for each length.
-
-    A generator of its own leaves the global random state alone.
-    """
+    """Numbers between 1/2 and 3/2 with random signs, float64 on the CPU, the same for each length."""
     if torch.compiler.is_compiling():
         return _new_vector(numel)
-    if numel > _MOST_KEPT:
+    if numel > MOST_KEPT:
         return _long_vector(numel)
     return _kept_vector(numel).clone()  # hooks in f may write into what they are given
 
 
 def _new_vector(numel: int) -> Tensor:
-    generator = torch.Generator("cpu").manual_seed(20_240_229 + numel)
+    generator = generator_for(numel)
     sizes, signs = torch.rand(2, numel, generator=generator, dtype=torch.float64, device="cpu")
     vector: Tensor = (sizes + 0.5) * torch.where(signs < 0.5, -1.0, 1.0)
     return vector
@@ -63,15 +60,13 @@ def _long_vector(numel: int) -> Tensor:
     return first.mul_(second)
 
 
-@functools.lru_cache(maxsize=2)
+@kept
 def _kept_roots(numel: int) -> Tensor:
     vector = _new_vector(numel)
     return vector.abs().sqrt_().copysign_(vector)
 
 
-# A loop asks for the same one in every call.
-_kept_vector = functools.lru_cache(maxsize=8)(_new_vector)
-_MOST_KEPT = 1 << 16
+_kept_vector = kept(_new_vector)
 _ELEMENTS_AT_A_TIME = 1 << 20
 _SINGLE = torch.finfo(torch.float32).eps
 _PERIODS = (65_521, 65_519)  # without a common factor

@@ -17,6 +17,7 @@ from . import _engine, _plan, _products, native
 from ._certificate import all_finite
 from ._engine import Linearization
 from ._first_order import FirstOrder
+from ._other_ways import another_may_do
 from ._plan import RowCost
 from ._products import Seeds
 from ._pulling import Options
@@ -136,9 +137,9 @@ def _on_tape_or_pushed(
                 yield from or_else(lambda lo=lo, hi=hi: list(pushed(lo, hi)), [(lo, hi, products)])  # type: ignore[misc]
             reached = hi
         return
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
+        if not another_may_do(error):
+            raise
         _log.debug("forward mode on the tape: %s: %s", type(error).__name__, error)
     yield from pushed(reached, total, options)
 

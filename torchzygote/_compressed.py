@@ -16,6 +16,7 @@ from . import _engine, _structure
 from ._assembly import result_dtype
 from ._certificate import agreement, precision, probe_rows, warn_mismatch
 from ._colored import (
+    Collected,
     Products,
     are_linear,
     chunk_of,
@@ -25,9 +26,9 @@ from ._colored import (
     jacobian_products,
 )
 from ._crosscheck import explains_pullback
-from ._custom_backwards import is_cut_off, suppressed
 from ._first_order import FirstOrder
 from ._numbers import show_numbers
+from ._other_ways import another_may_do, first_that_does, suppressed
 from ._plan import RowCost
 from ._pulling import Options
 from ._random import RandomState
@@ -143,8 +144,8 @@ def jacobian(
         try:
             values = _jacobian_values(first, cost, recovery, options, verify)
             break
-        except Exception:  # an operation has no forward derivative
-            if way != "auto" or not forward:
+        except Exception as error:  # an operation has no forward derivative
+            if way != "auto" or not forward or not another_may_do(error):
                 raise
     if values is None:
         return None
@@ -259,41 +260,31 @@ def _hessian_values(
 ) -> Tensor | None:
     x = second.prepared.inputs[which]
     probes = probe_rows(recovery) if verify else None
-    cost = second.row_cost()
+    chunk = chunk_of(options, second.row_cost(), recovery, x)
 
-    chunk = chunk_of(options, cost, recovery, x)
-    seeds = _make_seeds(recovery, recovery.coloring.colors, probes)
-
-    def multiply(seeds: Callable[..., Any], options: Options = options.once) -> Products:
+    def multiply(way: str, seeds: Callable[..., Any], options: Options) -> Products:
         return hessian_products(f, second, which, way, seeds, chunk, options, random)
 
-    failed: Exception | None = None
-    for way in ("reverse_over_reverse", "forward_over_reverse") if mode == "auto" else (mode,):
-        try:
-            if way == "reverse_over_reverse":
-                second.differentiate()
-                if second.by_input(which) is None:  # linear
-                    return torch.zeros(recovery.entries(0), dtype=x.dtype, device=x.device)
-            else:
-                second.take_gradient()
-            products = multiply(seeds, options)
-            values, probed, _ = collect(recovery, products, [x.dtype], x.device, options.keep)
-            failed = None
-            break
-        except Exception as error:  # an operation lacks a derivative that this way needs
-            if is_cut_off(error):
-                raise
-            failed = failed or error
-    else:
-        assert failed is not None
-        try:
-            raise failed
-        finally:
-            failed = None  # whose traceback holds this frame
+    def collected(way: str) -> Collected | None:
+        """``None`` where the gradient depends on nothing."""
+        if way == "reverse_over_reverse":
+            second.differentiate()
+            if second.by_input(which) is None:
+                return None
+        else:
+            second.take_gradient()
+        products = multiply(way, _make_seeds(recovery, recovery.coloring.colors, probes), options)
+        return collect(recovery, products, [x.dtype], x.device, options.keep)
+
+    ways = ("reverse_over_reverse", "forward_over_reverse") if mode == "auto" else (mode,)
+    way, found = first_that_does(collected, ways)
+    if found is None:
+        return torch.zeros(recovery.entries(0), dtype=x.dtype, device=x.device)
     eps = precision([x], x, second.coarsest())
+    again = lambda seeds: multiply(way, seeds, options.once)
     linear = lambda: way == "reverse_over_reverse" and second.is_linear_again(which)
-    right = certified(caller, recovery, values, probes, probed, eps, multiply, linear)
-    return values[0] if right else None
+    right = certified(caller, recovery, found.values, probes, found.probed, eps, again, linear)
+    return found.values[0] if right else None
 
 
 def add_diagonals(

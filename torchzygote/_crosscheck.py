@@ -21,6 +21,7 @@ from ._certificate import (
     row_times,
 )
 from ._engine import Linearization
+from ._other_ways import another_may_do
 from ._repetition import may_be_lost
 from ._row_cost import is_linear
 from ._warning import warn
@@ -70,9 +71,9 @@ def _pulled_probe(
     # A copy: hooks may write into it.
     try:
         pulled = lin.pull_dense([cotangent.clone().view(y.shape)])
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:
+    except Exception as error:
+        if not another_may_do(error):
+            raise
         return None
     return cotangent, [None if g is None else g.detach() for g in pulled]
 

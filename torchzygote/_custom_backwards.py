@@ -17,37 +17,12 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from ._other_ways import cut_off
 from ._torch_private import hides_another, is_compiled_function, node_name, sequence_number, source_of
 
-__all__ = ["checked_copies", "checked_custom_functions", "hooked", "is_cut_off", "suppressed"]
+__all__ = ["checked_copies", "checked_custom_functions", "hooked"]
 
 _ERROR = "torch::autograd::Error"
-
-
-def _cut_off(message: str) -> RuntimeError:
-    error = RuntimeError(message)
-    error.torchzygote_cut_off = True  # type: ignore[attr-defined]
-    return error
-
-
-def is_cut_off(error: BaseException) -> bool:
-    """Whether a gradient is cut off from its cotangent: no way to differentiate it again is right."""
-    return hasattr(error, "torchzygote_cut_off")
-
-
-class suppressed:
-    """Around what may fail where another way is going to be taken; what that would get wrong is raised.
-
-    A class: of a generator, Python 3.12 leaves a cycle that keeps what the frames of the error hold.
-    """
-
-    __slots__ = ()
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: object, traceback: object) -> bool:
-        return isinstance(error, Exception) and not is_cut_off(error)
 
 
 @contextlib.contextmanager
@@ -110,7 +85,7 @@ def checked_custom_functions(nodes: list[Any], seeds: list[Tensor]) -> Iterator[
                 if not isinstance(result, Tensor) or not _is_cut_off(here, node, result, ends):
                     continue
                 if bool(result.any()) or _Probe(node).is_nonzero(place, cotangents, probes):
-                    raise _cut_off(_refusal(node))
+                    raise cut_off(_refusal(node))
 
         return hook
 
@@ -186,7 +161,7 @@ def checked_copies(nodes: list[Any]) -> Iterator[None]:
                 return
             with torch.no_grad():
                 if _went_through(_as_real(result), _as_real(cotangent)):
-                    raise _cut_off(_refusal(None))
+                    raise cut_off(_refusal(None))
 
         return hook
 

@@ -21,9 +21,9 @@ from ._curvature import summed
 from ._curvature.directions import directions
 from ._curvature.steps import steps_to
 from ._curvature.summed import Curvature
-from ._custom_backwards import is_cut_off
 from ._engine import Linearization
 from ._numbers import show_numbers
+from ._other_ways import another_may_do
 from ._plan import FREE, RowCost
 from ._pulling import Options, chunk_for, pulled_rows
 from ._random import RandomState, restored_after
@@ -122,13 +122,15 @@ def matrix(
         cost = FREE if _engine.compiling() else second.row_cost()
         return _by_rows(second, lin, options, cost)
     except Exception as error:  # an operation without a second backward may have a forward derivative
-        if mode == "reverse_over_reverse" or is_cut_off(error):
+        if mode == "reverse_over_reverse" or not another_may_do(error):
             raise
         failed = error
     try:
         second.take_gradient()
         return _by_columns(f, second, options, random)
-    except Exception:
+    except Exception as error:
+        if not another_may_do(error):
+            raise
         raise failed from None
     finally:
         failed = None  # whose traceback holds this frame
@@ -259,6 +261,8 @@ def diagonals_by_curvature(second: SecondOrder, options: Options) -> list[Tensor
         way = Curvature(y, inputs, steps, along, eps, options.keep)
         return summed.diagonals(way, chunk=chunk, progress=options.progress)
     except Exception as error:  # a form of an operation that its rule doesn't know; something written over
+        if not another_may_do(error):
+            raise
         _log.debug("curvature: %s: %s", type(error).__name__, error)
         return None
 

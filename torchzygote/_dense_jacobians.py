@@ -15,6 +15,7 @@ from ._assembly import Columns, Rows, add_rows, result_dtype
 from ._certificate import all_finite
 from ._engine import Linearization
 from ._first_order import FirstOrder
+from ._other_ways import another_may_do
 from ._plan import FREE, RowCost
 from ._pulling import Options, chunk_for, pulled_rows
 from ._random import restored_after
@@ -94,11 +95,9 @@ def forward(
                 _by_columns_on_tape(first.lin, x, first.y, g, found.cotangent, options)
                 for x, g in zip(first.prepared.inputs, found.pulled, strict=True)
             ]
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:
-            if not owned:
-                raise  # no dual number can replace them there
+        except Exception as error:
+            if not (owned and another_may_do(error)):
+                raise  # not owned: no dual number can replace them there
         else:
             if not owned or sound(matrices):
                 return matrices

@@ -100,10 +100,12 @@ class finding:
             self._along = along
 
     def __exit__(self, *error: object) -> None:
-        if self._along is not None:
-            self._along.__exit__()
-        with _lock:
-            _leave(self._me)
+        try:
+            if self._along is not None:
+                self._along.__exit__()
+        finally:
+            with _lock:
+                _leave(self._me)
 
 
 def _wait_for_exchanges() -> None:
@@ -197,12 +199,16 @@ def _swap_back(done: Sequence[tuple[Tensor, Tensor]]) -> None:
         except Exception as error:
             left.append(mine)
             failed = error
-    if failed is not None:
+    if failed is None:
+        return
+    try:
         raise RuntimeError(
             f"{len(left)} of {len(done)} tensors that f finds by identity couldn't be exchanged back, and "
             "hold nothing any more: something has referred to them while f ran, as a torch.profiler with "
             "record_shapes=True inside of f does; make them anew, and profile without shapes"
         ) from failed
+    finally:
+        failed = None  # whose traceback holds this frame
 
 
 def _swap(mine: Tensor, twin: Tensor) -> None:

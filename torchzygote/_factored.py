@@ -13,9 +13,9 @@ from . import _plan
 from ._affine_check import numel_of
 from ._affine_products import diagonals, matrix
 from ._block_layout import Blocks
-from ._custom_backwards import suppressed
 from ._engine import Linearization
 from ._numbers import show_numbers
+from ._other_ways import suppressed
 from ._pulling import Options, pulled_rows
 from ._recorded.affine import Entrance
 from ._second_order import SecondOrder

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import _engine, _state, native
 from ._engine import Linearization
+from ._other_ways import another_may_do
 from ._random import RandomState
 from ._stop_iteration import carried
 from ._torch_private import memory_holders, node_name, under_hooks, vmap_flat
@@ -132,9 +133,9 @@ def vjps(
             try:
                 yield lo, hi, batched(one, rows)
                 continue
-            except torch.OutOfMemoryError:
-                raise
             except Exception as error:
+                if not another_may_do(error):
+                    raise
                 products = _row_by_row(one, rows)  # raises what f's own derivative raises, if it does
                 by_row = True
                 _warn_not_batched(lin.survey().custom, error)
@@ -284,9 +285,9 @@ def jvps(
                     random.restore()
                 try:
                     found = batched(one, rows)
-                except torch.OutOfMemoryError:
-                    raise
                 except Exception as error:
+                    if not another_may_do(error):
+                        raise
                     _state.forget_since(position)
                     first = values is not None and not values
                     found = _row_by_row(one, rows, random)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from . import _engine, _plan, _state
 from ._arguments import Prepared
-from ._custom_backwards import suppressed
 from ._double_backward import are_norms_refused
 from ._engine import Linearization
+from ._other_ways import suppressed
 from ._outputs import real_scalar
 from ._plan import FREE, RowCost
 from ._random import RandomState

@@ -264,10 +264,10 @@ class differentiation:
         self.entered = True
         self.outermost = _state.callbacks is None
         if self.outermost:
-            _state.callbacks = Session() if self.waiting is None else self.waiting
             self.along = on_behalf() if passes_leave_their_thread() else None
             if self.along is not None:  # else nobody acts on our behalf
                 self.along.__enter__()
+            _state.callbacks = Session() if self.waiting is None else self.waiting
         self.before = _state.depth
         _state.depth += 1
 
@@ -277,9 +277,9 @@ class differentiation:
         _state.depth = self.before  # whatever an interrupt has left inside
         if not self.outermost:
             return
+        callbacks, _state.callbacks = _state.callbacks, None
         if self.along is not None:
             self.along.__exit__()
-        callbacks, _state.callbacks = _state.callbacks, None
         if callbacks and not self.defer:
             due = callbacks[:]
             callbacks.clear()

@@ -14,7 +14,6 @@ what is being differentiated.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -25,12 +24,12 @@ from torch import Tensor
 from . import _products
 from ._block_layout import Blocks, Layout, by_block, in_shape_of_x
 from ._certificate import Comparison, all_finite, precision, slack
+from ._drawn import MOST_KEPT, generator_for, kept
 from ._engine import Linearization
 from ._plan import RowCost
 from ._pulling import Options
 from ._repetition import Repetition
 from ._separable import warn_mismatch
-from ._torch_private import in_plain_eager
 from .native.mirrored import mirrored_blocks, read_blocks
 
 __all__ = ["SymmetricBlocks", "can_check_themselves", "symmetric_blocks"]
@@ -39,7 +38,6 @@ __all__ = ["SymmetricBlocks", "can_check_themselves", "symmetric_blocks"]
 _COLUMNS = range(2, 5)
 _LEAST_BLOCKS = 128
 _WEIGHTS = 4  # 1, 1/2, 1/4, 1/8
-_MOST_KEPT = 1 << 16  # elements
 _BYTES_TO_DRAW = 250  # that are moved for each element
 
 
@@ -89,7 +87,7 @@ def can_check_themselves(
     elements = 0  # loops, not generators: a small network waits for each of them
     for x in lin.inputs:
         elements += x.numel()
-    if elements > _MOST_KEPT and cost.nbytes < _BYTES_TO_DRAW * elements:
+    if elements > MOST_KEPT and cost.nbytes < _BYTES_TO_DRAW * elements:
         return False
     blocks = math.prod(layouts[0].x_shape[q] for _, q in layouts[0].pairs)
     if elements // blocks not in _COLUMNS or blocks < _LEAST_BLOCKS:
@@ -144,9 +142,8 @@ def _shaped(layout: Layout, diagonal: Tensor, in_order: bool) -> Tensor:
 
 def _draw(inputs: Sequence[Tensor], layouts: tuple[Layout, ...]) -> _Draw:
     like = inputs[0]
-    few = sum(x.numel() for x in inputs) <= _MOST_KEPT
-    plain = like.device.type == "cpu" and in_plain_eager() and not torch.is_inference_mode_enabled()
-    return (_kept if few and plain else _new_draw)(layouts, like.dtype, like.device)
+    keeps = like.device.type == "cpu" and sum(x.numel() for x in inputs) <= MOST_KEPT
+    return (_kept_draw if keeps else _new_draw)(layouts, like.dtype, like.device)
 
 
 def _new_draw(layouts: tuple[Layout, ...], dtype: torch.dtype, device: torch.device) -> _Draw:
@@ -157,8 +154,7 @@ def _new_draw(layouts: tuple[Layout, ...], dtype: torch.dtype, device: torch.dev
         parts = torch.split(table, widths, 1)
         return [in_shape_of_x(layout, part) for layout, part in zip(layouts, parts, strict=True)]
 
-    # On the CPU, so that a device draws the same; bytes, as they may have to be copied.
-    generator = torch.Generator("cpu").manual_seed(20_240_229 + blocks)
+    generator = generator_for(blocks)  # bytes, as they may have to be copied to a device
     drawn = torch.randint(k * _WEIGHTS, (k, blocks), generator=generator, dtype=torch.uint8, device="cpu")
     drawn = drawn.to(device)
     shifts = drawn[0] // _WEIGHTS
@@ -169,8 +165,7 @@ def _new_draw(layouts: tuple[Layout, ...], dtype: torch.dtype, device: torch.dev
     return _Draw(seeds, shifts, scales, widths, in_order)
 
 
-# A loop asks for the same one in every call.
-_kept = functools.lru_cache(maxsize=8)(_new_draw)
+_kept_draw = kept(_new_draw)
 
 
 def _above(entries: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from . import _engine, _state
 from ._engine import Linearization
 from ._first_order import FirstOrder
+from ._other_ways import another_may_do, is_lack_of_memory
 from ._torch_private import node_name
 
 __all__ = ["Transposed", "or_else", "transposed"]
@@ -50,8 +51,8 @@ def transposed(first: FirstOrder) -> Transposed | None:
             # Not zeros, where some backwards are masked, as that of xlogy is.
             u = torch.ones_like(lin.roots[0]).requires_grad_()
             return Transposed(u, lin.pull([u], retain=True, create_graph=True))
-    except Exception:
-        if identical:
+    except Exception as error:
+        if identical or is_lack_of_memory(error):
             raise
         return None
 
@@ -60,9 +61,9 @@ def or_else(attempt: Callable[[], _T], known: _T) -> _T:
     """What dual numbers give, or what the tape gave, if they can't be had."""
     try:
         return attempt()
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
+        if not another_may_do(error):
+            raise
         _log.debug("dual numbers: %s: %s", type(error).__name__, error)
         return known
 

@@ -23,6 +23,7 @@ from ._dense_jacobians import are_finite, by_rows, forward, traced_columns
 from ._first_order import FirstOrder, must_be_pulled, record
 from ._flags import held
 from ._numbers import show_numbers
+from ._other_ways import another_may_do
 from ._pulling import Options, chunk_for
 from ._row_cost import is_plain, row_cost
 from .grads import Grads
@@ -179,8 +180,8 @@ def _forward(first: FirstOrder, options: _Options) -> list[Tensor] | None:
 
     try:
         matrices = forward(first, options.products, sound)
-    except Exception:
-        if options.mode == "forward":
+    except Exception as error:
+        if options.mode == "forward" or not another_may_do(error):
             raise
         _state.forget_since(taped)
         return None

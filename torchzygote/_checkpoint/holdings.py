@@ -8,6 +8,7 @@ written in place. Knows nothing of derivatives.
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import functools
 import operator
@@ -139,6 +140,13 @@ def _content(cell: types.CellType) -> Any:
         return _NOTHING
 
 
+def _fill(cell: types.CellType, value: Any) -> None:
+    if value is _NOTHING:
+        del cell.cell_contents
+    else:
+        cell.cell_contents = value
+
+
 def _lasts(place: _Place, now: Any) -> bool:
     """Whether ``now`` is what was there, as it was."""
     _, _, value, state = place
@@ -230,29 +238,17 @@ class Holdings:
                 found[id(x)] = name
         return found
 
-    def put_back(self) -> Callable[[], None]:
-        """What ``f`` closes over is as it was, until the function returned is called."""
-        changed: list[tuple[types.CellType, Any]] = []
+    def put_back(self, stack: contextlib.ExitStack) -> None:
+        """What ``f`` closes over is as it was, until ``stack`` is left."""
         for cell, _, then, state in self._cells:
             now = _content(cell)
             contained = type(state) in _CONTAINERS
             if not (_is_as_it_was(state, now) if contained else _are_same(then, now)):
-                changed.append((cell, now))
+                stack.callback(_fill, cell, now)
                 cell.cell_contents = state.copy() if contained else then
-        end_of_reads = None if self._reads is None else self._reads.again()
-        undo_modules = self._modules.put_back()
-
-        def undo() -> None:
-            undo_modules()
-            if end_of_reads is not None:
-                end_of_reads()
-            for cell, value in changed:
-                if value is _NOTHING:
-                    del cell.cell_contents
-                else:
-                    cell.cell_contents = value
-
-        return undo
+        if self._reads is not None:
+            stack.callback(self._reads.again())
+        self._modules.put_back(stack)
 
 
 def written_since(name: str) -> tuple[str, str]:

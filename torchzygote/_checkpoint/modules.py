@@ -6,7 +6,8 @@ made of them, once. Knows nothing of derivatives.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -118,16 +119,9 @@ class ModuleBuffers:
         changed = {id(entry.buffers) for entry in self._entries if _may_have_changed(entry)}
         self._entries = [entry for entry in self._entries if id(entry.buffers) in changed]
 
-    def put_back(self) -> Callable[[], None]:
-        """They are as they were before the first run, until the function returned is called."""
-        present: list[tuple[_Buffers, str, Tensor | None]] = []
+    def put_back(self, stack: contextlib.ExitStack) -> None:
+        """They are as they were before the first run, until ``stack`` is left."""
         for buffers, name, _, version, copy, _ in self._entries:
             if name in buffers:
-                present.append((buffers, name, buffers[name]))
+                stack.callback(buffers.__setitem__, name, buffers[name])
                 buffers[name] = _copy(copy, version)
-
-        def undo() -> None:
-            for buffers, name, x in present:
-                buffers[name] = x
-
-        return undo

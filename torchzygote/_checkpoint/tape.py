@@ -6,6 +6,7 @@ surroundings and the flags of parameters are as they were, and tensors are compa
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -197,10 +198,14 @@ class _Runs:
         uses = Uses(written)
         try:
             with uses:
-                return self.rerun(tensors)
-        finally:
-            if uses.found is not None:
-                raise self.refusal(*written_since(uses.found)) from None
+                y = self.rerun(tensors)
+        except (Exception, _Enough):  # an interrupt goes on as it is
+            if uses.found is None:
+                raise
+        else:
+            if uses.found is None:
+                return y
+        raise self.refusal(*written_since(uses.found))
 
     def rerun(self, tensors: Sequence[Tensor]) -> Any:
         """Once more, whatever has become of the arguments."""
@@ -209,13 +214,16 @@ class _Runs:
         self.copied = [x._version for x in tensors] != self._versions
         xs, kwargs = self._arguments(tensors)
         position = _state.mark()
-        release = held_again(self._holds)
-        undo = self._holdings.put_back()
-        # Whoever requires grad now is recorded, and what is saved for it may pass for what was saved before.
-        self.shifted = self._disturbed or self._holdings.have_other_flags()
-        self.enough, self.ends_next, self._others = None, False, held_by_others()
         try:
-            with self._surroundings.restored():
+            with contextlib.ExitStack() as stack:
+                stack.callback(_state.forget_since, position)  # hooks report from the first run
+                stack.callback(held_again(self._holds))
+                self._holdings.put_back(stack)
+                # Whoever requires grad now is recorded, and what is saved for it may pass for what was saved
+                # before.
+                self.shifted = self._disturbed or self._holdings.have_other_flags()
+                self.enough, self.ends_next, self._others = None, False, held_by_others()
+                stack.enter_context(self._surroundings.restored())
                 self.begun = sequence_number()
                 y = self._f(*xs, **kwargs)
             if self.enough is None:
@@ -225,10 +233,6 @@ class _Runs:
             if enough.runs is not self:
                 raise
             error = enough.error
-        finally:
-            undo()
-            release()
-            _state.forget_since(position)  # hooks report from the first run
         # Out here, without the frames of f: an exception that refers to itself would keep tensors alive.
         try:
             raise error.with_traceback(None)

@@ -151,17 +151,17 @@ class _Again(Rerun):
                 mine.append(tensor)
                 # A twin of its own: a tensor may be given for two of them.
                 twins.append(tensors[i].view_as(tensors[i]))
-        undo = self._holdings.put_back()
-        try:
-            with swapped(mine, twins), self._surroundings.restored(), self._transform() as level:
-                found = pytree.tree_leaves(self._f(*xs, **kwargs))
-                results: list[Any] = [found[i] if i < len(found) else None for i in self._attached]
-                # An object whose tensor is about to be swapped back is no result.
-                results = [r.view_as(r) if any(r is tensor for tensor in mine) else r for r in results]
-                if level is not None:
-                    results = [leave_grad_level(r, level) if isinstance(r, Tensor) else r for r in results]
-        finally:
-            undo()
+        with contextlib.ExitStack() as stack:
+            self._holdings.put_back(stack)
+            stack.enter_context(swapped(mine, twins))
+            stack.enter_context(self._surroundings.restored())
+            level = stack.enter_context(self._transform())
+            found = pytree.tree_leaves(self._f(*xs, **kwargs))
+            results: list[Any] = [found[i] if i < len(found) else None for i in self._attached]
+            # An object whose tensor is about to be swapped back is no result.
+            results = [r.view_as(r) if any(r is tensor for tensor in mine) else r for r in results]
+            if level is not None:
+                results = [leave_grad_level(r, level) if isinstance(r, Tensor) else r for r in results]
         self._check(results, [*tensors, *self.natural.values()], start)
         return tuple(results)
 

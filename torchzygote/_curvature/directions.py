@@ -6,7 +6,6 @@ Knows layouts; it must not know what is pushed along the directions.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,13 +14,12 @@ import torch
 from torch import Tensor
 
 from .._block_layout import Layout, by_block, in_shape_of_x, rows_in_shape_of_x
-from .._torch_private import in_plain_eager
+from .._drawn import MOST_KEPT, generator_for, kept
 
 __all__ = ["Directions", "directions"]
 
 # They change no digit, and their squares are near 1.
 _WEIGHTS = (1.0, -1.0, 0.5, -0.5)
-_MOST_KEPT = 1 << 16  # elements
 
 
 class Directions(NamedTuple):
@@ -78,20 +76,16 @@ class Directions(NamedTuple):
 def directions(layouts: Sequence[Layout], dtype: torch.dtype, device: torch.device) -> Directions:
     """The same ones for the same layouts."""
     columns = sum(layout.block_columns for layout in layouts)
-    few = columns * sum(math.prod(layout.x_shape) for layout in layouts) <= _MOST_KEPT
-    plain = device.type == "cpu" and in_plain_eager() and not torch.is_inference_mode_enabled()
-    return (_kept if few and plain else _drawn)(tuple(layouts), dtype, device, few)
+    few = columns * sum(math.prod(layout.x_shape) for layout in layouts) <= MOST_KEPT
+    return (_kept if few and device.type == "cpu" else _drawn)(tuple(layouts), dtype, device, few)
 
 
 def _drawn(layouts: tuple[Layout, ...], dtype: torch.dtype, device: torch.device, keep: bool) -> Directions:
     blocks = math.prod(layouts[0].x_shape[q] for _, q in layouts[0].pairs)
-    # On the CPU, so that a device draws the same; a generator of its own leaves the global one alone.
-    generator = torch.Generator("cpu").manual_seed(20_240_229 + blocks)
-    drawn = torch.randint(len(_WEIGHTS), (blocks,), generator=generator, device="cpu")
+    drawn = torch.randint(len(_WEIGHTS), (blocks,), generator=generator_for(blocks), device="cpu")
     weights = torch.tensor(_WEIGHTS, dtype=dtype, device=device)[drawn.to(device)]
     found = Directions(layouts, weights, 1 / (weights * weights), None)
     return found._replace(kept=found.made(0, found.total)) if keep else found
 
 
-# A loop asks for the same ones in every call.
-_kept = functools.lru_cache(maxsize=8)(_drawn)
+_kept = kept(_drawn)

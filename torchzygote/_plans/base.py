@@ -20,6 +20,7 @@ from .._call_options import check_flags
 from .._certificate import Comparison, warn_mismatch, warn_unchecked
 from .._numbers import may_branch
 from .._random import RandomState
+from .._torch_private import plain_tensors
 from ..coloring.recovery import Recovery
 from ..pictures import draw
 from ..sparsity.pattern import Pattern
@@ -293,7 +294,8 @@ class Plan:
                     f"{type(self).__name__}: was made for another dtype than {dtype} on {device}; call it "
                     "once with such arguments before it is compiled"
                 )
-            found = evaluation.Constants(recovery, dtype, device, self._verify)
+            with plain_tensors():
+                found = evaluation.Constants(recovery, dtype, device, self._verify)
             self._constants[key] = found
         return found
 

@@ -12,11 +12,11 @@ from .. import _compressed, _engine, _plan, _state
 from .._arguments import Prepared
 from .._call_options import check_flags
 from .._certificate import Comparison
-from .._custom_backwards import is_cut_off
+from .._other_ways import another_may_do
 from .._pulling import Options
 from .._random import RandomState
 from .._real_arguments import prepare_one
-from .._torch_private import in_functorch_compiled
+from .._torch_private import in_functorch_compiled, plain_tensors
 from .._unfused import unfused, unfused_but_norms
 from ..coloring.recovery import Recovery, symmetric_recovery
 from ..hessians import diaghessian, hessian
@@ -209,7 +209,8 @@ class HessianPlan(Plan):
             (nothing,) = self._prepare((x,)).inputs
             return nothing.detach().clone()
         if self._diagonal is None and not _engine.compiling():
-            self._diagonal = symmetric_recovery(self.patterns[0], diagonal=True)
+            with plain_tensors():
+                self._diagonal = symmetric_recovery(self.patterns[0], diagonal=True)
         if self._diagonal is None:
             raise RuntimeError("HessianPlan: call diagonal once before it is compiled")
         random = random_state()
@@ -254,7 +255,7 @@ class HessianPlan(Plan):
                     failed = None
                     return prepared, [values], comparisons
                 except Exception as error:  # an operation lacks a derivative that this way needs
-                    if is_cut_off(error):
+                    if not another_may_do(error):
                         raise
                     failed = failed or error
                     _state.forget_since(position)

@@ -16,8 +16,10 @@ from .._call_options import check_flags
 from .._certificate import Comparison
 from .._first_order import FirstOrder, must_be_pulled, record
 from .._flags import held
+from .._other_ways import another_may_do
 from .._pulling import Options
 from .._random import RandomState
+from .._torch_private import plain_tensors
 from ..coloring.recovery import Recovery, jacobian_recovery
 from ..grads import Grads
 from ..jacobians import jacobian
@@ -260,10 +262,8 @@ class JacobianPlan(Plan):
             position = _state.mark()
             try:
                 found = evaluation.jacobian_values(first, constants, options, crosscheck)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception:  # an operation has no forward derivative
-                if not choosing:
+            except Exception as error:  # an operation has no forward derivative
+                if not (choosing and another_may_do(error)):
                     raise
                 _state.forget_since(position)
             else:
@@ -276,7 +276,8 @@ class JacobianPlan(Plan):
         self, mode: str, first: FirstOrder, constants: Constants, options: Options
     ) -> tuple[list[Tensor], list[Comparison]]:
         """By the other mode, from now on if that doesn't fail."""
-        recovery = by_mode(self.patterns, mode)
+        with plain_tensors():
+            recovery = by_mode(self.patterns, mode)
         constants = self._constants_for(recovery, constants.dtype, constants.device)
         found = evaluation.jacobian_values(first, constants, options)
         self._recovery = recovery

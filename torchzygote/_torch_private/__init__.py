@@ -57,6 +57,7 @@ from .levels import (
     load_decompositions,
     only_pushed,
     outside_functorch,
+    plain_tensors,
     transform_stack,
     vmap_flat,
 )
@@ -247,6 +248,7 @@ __all__ = [
     "passed_along",
     "passes_leave_their_thread",
     "plain_layer",
+    "plain_tensors",
     "plain_value",
     "primal",
     "pull_back",

@@ -33,6 +33,7 @@ __all__ = [
     "load_decompositions",
     "only_pushed",
     "outside_functorch",
+    "plain_tensors",
     "transform_stack",
     "vmap_flat",
 ]
@@ -122,6 +123,16 @@ def outside_functorch() -> Iterator[None]:
         finally:
             if refused is not None:
                 torch._C._autograd._saved_tensors_hooks_disable(refused, False)
+
+
+@contextlib.contextmanager
+def plain_tensors() -> Iterator[None]:
+    """Around making tensors that are kept for later calls, which run elsewhere.
+
+    They are not wrapped by ``torch.func``, nor fake or traced, nor do they refuse to be recorded.
+    """
+    with outside_functorch(), torch.inference_mode(False), torch._C._DisableTorchDispatch():
+        yield
 
 
 # The phrase by which a checkpoint on the tape knows both refusals.

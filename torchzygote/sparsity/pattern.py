@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._torch_private import plain_tensors
 from .._warning import making_sparse
 from ._picture import picture
 
@@ -99,7 +100,7 @@ class Pattern:
     def indptr(self) -> Tensor:
         """Where each row starts in :attr:`indices`."""
         if self._indptr is None:
-            with torch.inference_mode(False):  # what is made in there can't be recorded elsewhere
+            with plain_tensors():
                 self._indptr = torch.arange(self.shape[0] + 1, device="cpu") * self.shape[1]
         return self._indptr
 
@@ -107,7 +108,7 @@ class Pattern:
     def indices(self) -> Tensor:
         """Columns of the entries, row by row."""
         if self._indices is None:
-            with torch.inference_mode(False):
+            with plain_tensors():
                 self._indices = torch.arange(self.shape[1], device="cpu").repeat(self.shape[0])
         return self._indices
 
