@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torchzygote import (
     Params,
+    _certificate,
     _compressed,
     _products,
     _worth_looking,
@@ -393,3 +394,13 @@ def test_a_large_problem_is_compressed_at_the_thresholds_as_they_are(products: l
     assert len(entries) == 5 * 3600
     v = torch.randn(3600, dtype=torch.float64)
     torch.testing.assert_close(J @ v, torch.func.jvp(stencil, (u,), (v.view(60, 60),))[1].reshape(-1))
+
+
+@pytest.mark.parametrize("at", [0, 40_000, 99_999])
+def test_one_element_of_many_that_differs_is_not_plain(at: int) -> None:
+    """They are compared part by part."""
+    wanted = torch.linspace(1, 2, 100_000, dtype=torch.float64)
+    got = wanted.clone()
+    assert _certificate.is_plain(got, wanted, 2.2e-16)
+    got[at] *= 1.01
+    assert not _certificate.is_plain(got, wanted, 2.2e-16)

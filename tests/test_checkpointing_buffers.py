@@ -9,7 +9,7 @@ import torch
 from checkpoint_cases import Checkpoint, plainly, ways
 from torch import Tensor
 
-from torchzygote import Buffer, checkpointed
+from torchzygote import Buffer, checkpointed, gradient
 
 
 @pytest.fixture
@@ -222,3 +222,20 @@ def test_a_watched_buffer_is_a_buffer_like_others(x: Tensor) -> None:
     assert torch.equal(buf.copy(), other.copy())
     with pytest.raises(RuntimeError, match="freezes it"):
         buf[0] = x
+
+
+def test_reads_of_what_was_written_keep_their_place_among_the_others() -> None:
+    buf = Buffer(torch.zeros(2, dtype=torch.float64))
+    buf[1] = 3.0
+
+    def f(x: Tensor) -> Tensor:
+        buf[0] = x * x
+        return (buf[0] * buf[1]).sin()
+
+    def g(x: Tensor) -> Tensor:
+        y = checkpointed(f, x)
+        buf[1] = 7.0
+        return y
+
+    x = torch.tensor(0.4, dtype=torch.float64)
+    torch.testing.assert_close(gradient(g, x)[0], 6 * x * torch.cos(3 * x * x))

@@ -128,3 +128,18 @@ def test_a_checkpoint_that_ends_otherwise_still_ends_early(last: Function) -> No
 
     gradient(lambda x: checkpointed(f, x).sum(), X)
     assert ran == [0]
+
+
+def test_a_function_that_begins_again_for_torch_func_draws_the_same() -> None:
+
+    def f(x: Tensor) -> Tensor:
+        u = torch.rand(())
+        return torch.func.grad(lambda y: (y**2 * u).sum())(x)
+
+    x = torch.tensor([1.0, 2.0], requires_grad=True)
+    torch.manual_seed(1)
+    expected, following = f(x), torch.rand(())
+    torch.manual_seed(1)
+    found = checkpointed(f, x)
+    assert torch.equal(found, expected)
+    assert torch.equal(torch.rand(()), following)

@@ -307,3 +307,17 @@ def test_errors_name_what_was_called() -> None:
             TypeError, match=f"^clip_value{end}: expected real values.* clip_norm{end} scales"
         ):
             getattr(z, f"clip_value{end}")(1.0)
+
+
+def test_large_complex_numbers_are_finite() -> None:
+    w = torch.tensor([1 + 1j], dtype=torch.complex64)
+    gs = gradient(lambda: w.abs().sum(), Params([w]))
+    gs[w] = torch.tensor([3e38 + 3e38j], dtype=torch.complex64)
+    assert len(gs.nonfinite()) == 0
+    assert gs.norm(0).item() == 1
+
+
+def test_imaginary_numbers_count() -> None:
+    a, b, c = (torch.tensor(xs, dtype=torch.complex64) for xs in ([1j], [0j, 2j], [0j]))
+    gs = gradient(lambda: sum((x.abs() ** 2).sum() / 2 for x in (a, b, c)), Params([a, b, c]))
+    assert gs.norm(0).item() == 2

@@ -349,3 +349,14 @@ def test_rows_by_layers_are_taken_where_they_take_less_time(
     x = inputs(samples)
     jacobian(lambda: net(x), Params(net))
     assert (sum(products) == 10) == (samples >= least)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2])
+def test_terms_of_one_input_are_added_up_in_chunks(chunk_size: int, rows: list[int]) -> None:
+    X = torch.linspace(-1, 1, 48, dtype=D).sin().view(8, 6)
+    R3 = torch.linspace(-1, 1, 15, dtype=D).exp().view(5, 3)
+    f = lambda w: (X @ w).sin() @ R3 + (X.flip(0) @ w).cos() @ R3
+    w = torch.linspace(-1, 2, 30, dtype=D).view(6, 5)
+    found = jacobian(f, w, mode="reverse", chunk_size=chunk_size)[0]
+    torch.testing.assert_close(found, torch.func.jacrev(f)(w).reshape(24, 30))
+    assert sum(rows) == 3

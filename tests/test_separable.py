@@ -288,3 +288,20 @@ def test_no_diagonal_keeps_the_memory_of_blocks(monkeypatch: pytest.MonkeyPatch)
     args = [torch.rand(*shape, dtype=torch.float64) for shape in ((40, 3), (40,))]
     for h in diaghessian(f, *args):
         assert h.untyped_storage().nbytes() == h.nbytes
+
+
+@pytest.mark.filterwarnings("ignore:a batch axis")
+def test_small_blocks_where_a_hook_bends_what_is_pulled_back() -> None:
+    def clamped(x: Tensor) -> Tensor:
+        y = x.sin() @ torch.eye(2, dtype=torch.float64)
+        if y.requires_grad:
+            y.register_hook(lambda g: g.clamp(-0.4, 0.4))
+        return (y**3).sum()
+
+    x = torch.linspace(0.2, 1.2, 512, dtype=torch.float64).view(256, 2)
+    leaf = x.clone().requires_grad_()
+    (g,) = torch.autograd.grad(clamped(leaf), leaf, create_graph=True)
+    some = [0, 3, 100, 511]
+    expected = [torch.autograd.grad(g.flatten()[i], leaf, retain_graph=True)[0].flatten() for i in some]
+    found = hessian(clamped, x, mode="reverse_over_reverse").reshape(512, 512)
+    torch.testing.assert_close(found[some], torch.stack(expected))

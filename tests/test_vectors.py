@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from torchzygote import GradDict, Params, copy_
+from torchzygote import GradDict, Params, copy_, gradient
 
 ARRAYS = {
     "reversed": lambda: np.zeros(4)[::-1],
@@ -100,3 +100,21 @@ def test_parameters_that_cannot_be_written(kind: str) -> None:
     assert b == 0
     with pytest.raises(ValueError, match="expected dst to be a writable vector"):
         copy_(w, Params([torch.ones(2)]))
+
+
+def test_grads_that_could_not_be_written_into_share_no_memory_with_the_vector() -> None:
+    w = torch.zeros(2)
+    ps = Params([w])
+    gs = gradient(lambda: w.sum(), ps)
+    gs[w] = torch.ones(1).expand(2)  # can't be written into
+    vector = torch.tensor([3.0, 4.0])
+    copy_(gs, vector)
+    vector.zero_()
+    assert gs[w].tolist() == [3, 4]
+
+
+def test_a_conjugate_vector_is_filled() -> None:
+    memory = torch.zeros(3, dtype=torch.complex64)
+    ps = Params([torch.tensor([1.0 + 2j], dtype=torch.complex64), torch.tensor([3.0, 4.0])])
+    copy_(memory.conj(), ps)
+    assert memory.tolist() == [1 - 2j, 3, 4]

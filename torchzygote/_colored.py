@@ -69,7 +69,8 @@ def color_seeds(
             top = min(hi, ncolors)
             parts.append(native.seed_rows(lo, top, colors.numel(), dtype=dtype, device=device, colors=colors))
         if extra is not None and hi > ncolors:
-            parts.append(extra[max(0, lo - ncolors) : hi - ncolors])
+            probed = extra[max(0, lo - ncolors) : hi - ncolors]
+            parts.append(probed if parts else probed.clone())  # hooks may write into cotangents
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     return seeds, total
@@ -80,7 +81,7 @@ def given_seeds(rows: Tensor) -> Callable[[torch.dtype, torch.device], tuple[See
 
     def make(dtype: torch.dtype, device: torch.device) -> tuple[Seeds, int]:
         moved = rows.to(device=device, dtype=dtype)
-        return (lambda lo, hi: moved[lo:hi]), rows.shape[0]
+        return (lambda lo, hi: moved[lo:hi].clone()), rows.shape[0]  # hooks may write into cotangents
 
     return make
 
