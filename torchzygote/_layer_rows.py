@@ -229,9 +229,10 @@ def _matrices(
         sums = _allowing_for_noise(_sums(matrices, made, paired, explained, weights), into)
         if not _are_right(first, sums, whole, vector):
             return None
-    in_order = layout.y_order == sorted(layout.y_order)
-    order = layout.y_numbers(y.device).reshape(-1)
-    return [J if in_order else _ordered(J, order) for J in (matrices[i] for i in whole)]
+    if layout.y_order == sorted(layout.y_order):
+        return [matrices[i] for i in whole]
+    back = layout.y_numbers(y.device).reshape(-1).argsort()
+    return [matrices[i].index_select(0, back) for i in whole]
 
 
 def _by_inputs(
@@ -298,13 +299,6 @@ class _Block:
             chunks = list(self._chunks.values())
             whole = chunks[0] if len(chunks) == 1 else torch.cat(chunks, 1)
         return whole.reshape(self._shape[0] * self._shape[1], self._shape[2]).to(self._dtype)
-
-
-def _ordered(matrix: Tensor, order: Tensor) -> Tensor:
-    """Row ``i`` goes to row ``order[i]``."""
-    back = torch.empty_like(order)
-    back[order] = torch.arange(len(order), device=order.device)
-    return matrix.index_select(0, back)
 
 
 def _sums(
