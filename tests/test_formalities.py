@@ -27,8 +27,8 @@ RESULTS = ("WithGradient", "WithJacobian", "WithHessian")  # named tuples: the f
 # The way of a call: modules and packages import from their own stage and from those above.
 STAGES: dict[str, str] = {
     "ground": """
-        _argument_text _call_options _distributed _filling _memory_layout _operators _plan _random _sight
-        _stop_iteration _structure_matching _torch_private _version _warning native
+        _argument_text _call_options _distributed _dtypes _filling _memory_layout _operators _packing _plan
+        _random _sight _stop_iteration _structure_matching _torch_private _version _warning native
     """,
     "state": """
         _after_fork _custom_backwards _deriving_traced _exchange _flags _forward_mode_lock _holder

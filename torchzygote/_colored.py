@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import _engine, _plan, _products, native
 from ._certificate import all_finite
+from ._dtypes import promoted
 from ._engine import Linearization
 from ._first_order import FirstOrder
 from ._plan import RowCost
@@ -29,6 +30,7 @@ from .coloring.recovery import Recovery
 
 __all__ = [
     "Collected",
+    "MakeSeeds",
     "Products",
     "are_linear",
     "chunk_of",
@@ -46,6 +48,9 @@ _log = logging.getLogger("torchzygote")
 # Seeds of one operation that a core's caches hold: 4 rows of 32768 doubles are best together, and rows of a
 # million one at a time (6.6 gradients instead of 9 for three colors).
 _CACHED = 4 << 20
+
+# For a dtype and a device: seeds, and how many that are.
+MakeSeeds = Callable[[torch.dtype, torch.device], tuple[Seeds, int]]
 
 # lo, hi, and the products of these colors, shape (hi - lo, length) each; None where nothing depends on them
 Products = Iterable["tuple[int, int, list[Tensor | None]]"]
@@ -74,7 +79,7 @@ def color_seeds(
     return seeds, total
 
 
-def given_seeds(rows: Tensor) -> Callable[[torch.dtype, torch.device], tuple[Seeds, int]]:
+def given_seeds(rows: Tensor) -> MakeSeeds:
     """These seeds, in the way that :func:`jacobian_products` asks for them."""
 
     def make(dtype: torch.dtype, device: torch.device) -> tuple[Seeds, int]:
@@ -87,7 +92,7 @@ def given_seeds(rows: Tensor) -> Callable[[torch.dtype, torch.device], tuple[See
 def jacobian_products(
     first: FirstOrder,
     recovery: Recovery,
-    make_seeds: Callable[[torch.dtype, torch.device], tuple[Seeds, int]],
+    make_seeds: MakeSeeds,
     chunk: Callable[[int], int],
     options: Options,
 ) -> Products:
@@ -96,10 +101,7 @@ def jacobian_products(
     if recovery.mode == "reverse":
         seeds, total = make_seeds(first.y.dtype, first.y.device)
         return _pulled(lin, seeds, total, chunk(total), options)
-    dtype = inputs[0].dtype
-    for x in inputs[1:]:
-        dtype = torch.promote_types(dtype, x.dtype)
-    seeds, total = make_seeds(dtype, inputs[0].device)
+    seeds, total = make_seeds(promoted([x.dtype for x in inputs]), inputs[0].device)
     if (found := transposed(first)) is not None:
         linear = lin.onward([_joined(inputs, found)], [found.cotangent])
         on_tape = _pulled(linear, seeds, total, chunk(total), options)
@@ -200,7 +202,7 @@ def hessian_products(
     second: SecondOrder,
     which: int,
     mode: str,
-    make_seeds: Callable[[torch.dtype, torch.device], tuple[Seeds, int]],
+    make_seeds: MakeSeeds,
     chunk: Callable[[int], int],
     options: Options,
     random: RandomState | None,

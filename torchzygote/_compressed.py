@@ -16,6 +16,7 @@ from . import _engine, _structure
 from ._assembly import result_dtype
 from ._certificate import agreement, precision, probe_rows, warn_mismatch
 from ._colored import (
+    MakeSeeds,
     Products,
     are_linear,
     chunk_of,
@@ -29,6 +30,7 @@ from ._custom_backwards import is_cut_off, suppressed
 from ._first_order import FirstOrder
 from ._numbers import show_numbers
 from ._plan import RowCost
+from ._products import Seeds
 from ._pulling import Options
 from ._random import RandomState
 from ._repetition import settle_colored
@@ -62,8 +64,8 @@ def _refuse_without_numbers(caller: str) -> NoReturn:
     )
 
 
-def _make_seeds(recovery: Recovery, colors: Tensor, probes: Tensor | None) -> Callable[..., Any]:
-    def make(dtype: torch.dtype, device: torch.device) -> Any:
+def _make_seeds(recovery: Recovery, colors: Tensor, probes: Tensor | None) -> MakeSeeds:
+    def make(dtype: torch.dtype, device: torch.device) -> tuple[Seeds, int]:
         return color_seeds(colors, recovery.ncolors, probes, dtype, device)
 
     return make
@@ -172,7 +174,7 @@ def _jacobian_values(
     probes = probe_rows(recovery) if verify and not by_pullback else None
     chunk = chunk_of(options, cost, recovery, y)
 
-    def multiply(seeds: Callable[..., Any], options: Options = options.once) -> Products:
+    def multiply(seeds: MakeSeeds, options: Options = options.once) -> Products:
         return jacobian_products(first, recovery, seeds, chunk, options)
 
     products = multiply(_make_seeds(recovery, recovery.coloring.colors, probes), options)

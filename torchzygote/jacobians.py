@@ -16,7 +16,6 @@ from ._arguments import Prepared
 from ._assembly import Rows, as_result, result_dtype
 from ._call_arguments import prepare_call
 from ._call_options import check_callable, check_flags
-from ._certificate import all_finite
 from ._cotangents import own
 from ._crosscheck import is_confirmed, is_plainly_confirmed, refuse_unpushable, warn_disagreement
 from ._dense_jacobians import are_finite, by_rows, forward, traced_columns
@@ -133,7 +132,7 @@ def _tall(
     matrices = None
     if mode == "auto" and _pulled_at_once(first, cost, options):
         matrices = by_rows(first, cost, options.products, known)
-        if all(all_finite(J) for J in matrices):
+        if are_finite(matrices):
             return matrices
         # reverse mode spoils whole columns where a row isn't finite
     return _forward(first, options) or matrices or by_rows(first, cost, options.products, known)

@@ -18,6 +18,7 @@ from .._arguments import Prepared, type_name
 from .._call_arguments import is_implicit
 from .._call_options import check_flags
 from .._certificate import Comparison, warn_mismatch, warn_unchecked
+from .._dtypes import promoted, real_dtype
 from .._numbers import may_branch
 from .._random import RandomState
 from ..coloring.recovery import Recovery
@@ -331,19 +332,9 @@ def random_state() -> RandomState | None:
     return None if is_nested() else RandomState()
 
 
-_REAL = {
-    torch.complex32: torch.float16,
-    torch.complex64: torch.float32,
-    torch.complex128: torch.float64,
-}
-
-
 def common_dtype(dtypes: Sequence[torch.dtype]) -> torch.dtype:
     """The real dtype that seeds for arguments of these dtypes have."""
-    common = dtypes[0]
-    for dtype in dtypes[1:]:
-        common = torch.promote_types(common, dtype)
-    return _REAL.get(common, common)
+    return real_dtype(promoted(dtypes))
 
 
 def no_values(plan: Plan, doubt: Doubt) -> RuntimeError:
