@@ -85,9 +85,9 @@ _Compare = Callable[[Tensor, "list[Tensor | None]", "Tensor | None"], "Sequence[
 def _is_explained(
     lin: Linearization, y: Tensor, compare: _Compare, finite_rows: Callable[[], Tensor]
 ) -> bool | None:
-    """Whether a pullback is, ``None`` where there can't be one; what isn't finite there tells nothing.
+    """Whether the Jacobian agrees with one pullback; ``None`` if ``f`` can't be pulled back.
 
-    Nor do rows that aren't finite in forward mode, where reverse mode isn't either: it spoils whole columns.
+    Rows that aren't finite are left out: reverse mode spreads NaN over whole columns.
     """
     probe = _pulled_probe(lin, y)
     if probe is None:
@@ -138,7 +138,7 @@ def _agree(comparisons: Sequence[Comparison | None], pulled: Sequence[Tensor | N
 def explains_pullback(
     lin: Linearization, y: Tensor, recovery: Recovery, values: Sequence[Tensor]
 ) -> bool | None:
-    """Whether compressed values do; ``None`` where ``f`` can't be pulled back."""
+    """Whether compressed values agree with one pullback; ``None`` if ``f`` can't be pulled back."""
     eps = _precision(lin, y)
     found = [v.detach() for v in values]
 

@@ -232,7 +232,7 @@ def _by_columns(
     if seen is not None and values:
         _state.forget_since(position)  # hooks report from the first run
         value = values[1] if len(values) > 1 else seen.value
-        second.take(values[0], value if options.keep else _engine.detached(value))
+        second.replace_by(values[0], value if options.keep else _engine.detached(value))
     return block.matrix()
 
 

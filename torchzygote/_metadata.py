@@ -1,8 +1,8 @@
 """What is asked of many tensors before a multi-tensor call, asked once and recognized afterwards.
 
 The gradients of one step look like those of the last. One call tells that of all of them, where asking each
-one takes as long as the call itself. Knows nothing of what is done with them, and of addresses,
-which change, those alone that were compared last.
+one takes as long as the call itself. Knows nothing of what is done with them. Addresses change from step to
+step, so only the last compared are kept.
 """
 
 from __future__ import annotations

@@ -79,8 +79,8 @@ class SecondOrder:
         """What ``f`` returned."""
         return self._value if self._first is None else self._first.y
 
-    def take(self, gradient: Tensor, value: Any) -> None:
-        """Those of another run, in which the Hessian is taken, in place of what was recorded."""
+    def replace_by(self, gradient: Tensor, value: Any) -> None:
+        """Use value and gradient of the run that the Hessian came from."""
         self.grads[0], self._value, self._first = gradient, value, None
 
     def record(self, lin: Linearization, positions: list[int | None]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from ._arithmetic import Arithmetic
-from ._entries import TENSOR_TYPES, as_tensor, equal, missing, pairs, scalar, show, version_of, zeros_of
+from ._entries import TENSOR_TYPES, as_tensor, equal, missing, pairs, scalar, show, version_of_zeros, zeros_of
 from ._holder import Holder
 from ._multi_tensor import apply, apply_, clone_all, describe
 from ._operators import NEGATIVE, OPERATORS, REFLECTED
@@ -284,12 +284,12 @@ class GradDict(Holder, Arithmetic, MutableMapping[Tensor, Any]):
         fresh = []
         if lacking:
             at = dict(zip(self._keys, values, strict=True))
-            fresh = [(key, at[key], version_of(at[key])) for key in lacking]
+            fresh = [(key, at[key], version_of_zeros(at[key])) for key in lacking]
         try:
             for row in zip(values, *columns, strict=True):
                 fn(*row)
         finally:
-            self._values.update((key, zeros) for key, zeros, version in fresh if version_of(zeros) != version)
+            self._values.update((key, zeros) for key, zeros, version in fresh if version_of_zeros(zeros) != version)
 
     # -- arithmetic ---------------------------------------------------------------------------------------
 

@@ -75,9 +75,9 @@ class Params:
 
     def __init__(self, source: Iterable[Any] | nn.Module = ()) -> None:
         if isinstance(source, (Tensor, NotATensor)):
-            what = "a bare tensor" if isinstance(source, Tensor) else "a Buffer"
+            given = "a bare tensor" if isinstance(source, Tensor) else "a Buffer"
             raise TypeError(
-                f"Params: expected an iterable of tensors or a module, got {what}, which would iterate over "
+                f"Params: expected an iterable of tensors or a module, got {given}, which would iterate over "
                 f"its rows; write Params([{'tensor' if isinstance(source, Tensor) else 'buf.copy()'}])"
             )
         self._members = {}
