@@ -36,8 +36,8 @@ STAGES: dict[str, str] = {
     """,
     "arguments": "_arguments _buffer _keeping _notes _numbers _outputs _real_arguments _tangent_fitting",
     "values": """
-        _arithmetic _call_arguments _entries _grad_fields _members _multi_tensor _sparse_operands clipping
-        graddict grads params vectors
+        _arithmetic _call_arguments _entries _grad_fields _grad_norms _identity_mapping _members
+        _multi_tensor _sparse_operands clipping graddict grads params vectors
     """,
     "engine": "_double_backward _engine _entry_point _forward",
     "structure": "_block_layout _recorded _structure coloring pictures sparsity",
@@ -56,6 +56,7 @@ STAGES: dict[str, str] = {
     """,
     "results": """
         _affine_products _compressed _curvature _dense_hessians _dense_jacobians _factored _layer_rows
+        _whole_hessian
     """,
     "public": "_plans gradients hessians jacobians plans",
 }

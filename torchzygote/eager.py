@@ -15,9 +15,10 @@ from . import _updates
 from ._arguments import type_name
 from ._distributed import refuse_reduced
 from ._flags import held_flags, requires_grad
+from ._members import qualified
 from ._overlap import span_of
 from ._torch_private import is_wrapped, memory_holders, outside_functorch
-from .params import Params, qualified
+from .params import Params
 
 __all__ = ["EagerUpdate", "eager_update"]
 

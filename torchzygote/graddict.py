@@ -5,15 +5,16 @@ Knows nothing of where its values come from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, MutableMapping, ValuesView
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from ._arithmetic import Arithmetic
-from ._entries import TENSOR_TYPES, as_tensor, equal, missing, pairs, scalar, show, version_of_zeros, zeros_of
+from ._entries import TENSOR_TYPES, as_tensor, pairs, scalar, version_of_zeros, zeros_of
 from ._holder import Holder
-from ._multi_tensor import apply, apply_, clone_all, describe
+from ._identity_mapping import IdentityMapping
+from ._multi_tensor import apply, apply_, clone_all
 from ._operators import NEGATIVE, OPERATORS, REFLECTED
 
 __all__ = ["GradDict"]
@@ -23,7 +24,7 @@ Self = TypeVar("Self", bound="GradDict")
 _NONE = frozenset({type(None)})
 
 
-class GradDict(Holder, Arithmetic, MutableMapping[Tensor, Any]):
+class GradDict(Holder, Arithmetic, IdentityMapping):
     """A mapping from tensor to value that goes by the identity of its keys, with arithmetic.
 
     Parameters
@@ -71,85 +72,12 @@ class GradDict(Holder, Arithmetic, MutableMapping[Tensor, Any]):
     ``Grads`` in Zygote.jl, https://fluxml.ai/Zygote.jl/stable/utils/
     """
 
-    _keys: dict[int, Tensor]
-    _values: dict[int, Any]  # in the order of the keys
-    # Keys that others rely on are never written to: changes are then made to a copy.
-    _keys_shared: bool
-
     def __init__(self, source: Mapping[Tensor, Any] | Iterable[tuple[Tensor, Any]] = ()) -> None:
         self._keys = {}
         self._values = {}
         self._keys_shared = False
         for key, value in pairs(source, f"{type(self).__name__}: source"):
             self[key] = value
-
-    # -- a mapping ----------------------------------------------------------------------------------------
-
-    def __getitem__(self, key: Tensor) -> Any:
-        try:
-            return self._values[id(key)]
-        except KeyError:
-            raise KeyError(f"{type(self).__name__}: {missing(key)}") from None
-
-    def __setitem__(self, key: Tensor, value: Any) -> None:
-        if id(key) not in self._keys:
-            self._check_new(key)
-            self._before_key_change()
-            self._keys[id(key)] = key
-        self._values[id(key)] = value
-
-    def _check_new(self, key: Any) -> None:
-        """Refuse what can't become a key."""
-        if not isinstance(key, Tensor):
-            raise TypeError(f"{type(self).__name__}: expected a tensor as key, got a {type(key).__name__}")
-
-    def __delitem__(self, key: Tensor) -> None:
-        if id(key) not in self._keys:
-            raise KeyError(f"{type(self).__name__}: {missing(key)}")
-        self._before_key_change()
-        del self._keys[id(key)], self._values[id(key)]
-
-    def items(self) -> ItemsView[Tensor, Any]:
-        return _Items(self)
-
-    def values(self) -> ValuesView[Any]:
-        return _Values(self)
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self._keys.values())
-
-    def __reversed__(self) -> Iterator[Tensor]:
-        return reversed(self._keys.values())
-
-    def __contains__(self, key: object) -> bool:
-        return id(key) in self._keys  # a key is alive, so nothing else has its id
-
-    def _before_key_change(self) -> None:
-        if self._keys_shared:
-            self._keys = dict(self._keys)
-            self._keys_shared = False
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Mapping):
-            return NotImplemented
-        theirs = dict(zip(map(id, other.keys()), other.values(), strict=True))
-        return self._keys.keys() == theirs.keys() and all(
-            equal(value, theirs[key]) for key, value in self._values.items()
-        )
-
-    def __repr__(self) -> str:
-        entries = [f"{self._label(key)}: {show(value)}" for key, value in self._values.items()]
-        if len(entries) > 12:
-            entries[10:] = [f"... {len(entries) - 10} more"]
-        return f"{type(self).__name__}({{{', '.join(entries)}}})"
-
-    def _label(self, key: int) -> str:
-        return describe(self._keys[key])
 
     # -- making more of the same kind ---------------------------------------------------------------------
 
@@ -289,7 +217,8 @@ class GradDict(Holder, Arithmetic, MutableMapping[Tensor, Any]):
             for row in zip(values, *columns, strict=True):
                 fn(*row)
         finally:
-            self._values.update((key, zeros) for key, zeros, version in fresh if version_of_zeros(zeros) != version)
+            written = [(key, zeros) for key, zeros, version in fresh if version_of_zeros(zeros) != version]
+            self._values.update(written)
 
     # -- arithmetic ---------------------------------------------------------------------------------------
 
@@ -375,24 +304,6 @@ class GradDict(Holder, Arithmetic, MutableMapping[Tensor, Any]):
 
     def __neg__(self: Self) -> Self:
         return self._like(apply(NEGATIVE, self._left("-"), 1, self._nth_label))
-
-
-class _Items(ItemsView[Tensor, Any]):
-    """The entries, without a lookup for each."""
-
-    _mapping: GradDict
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
-        return zip(self._mapping._keys.values(), self._mapping._values.values(), strict=True)
-
-
-class _Values(ValuesView[Any]):
-    """The values, without a lookup for each."""
-
-    _mapping: GradDict
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._mapping._values.values())
 
 
 def _rebuild(kind: type[GradDict], keys: list[Tensor], values: list[Any]) -> GradDict:

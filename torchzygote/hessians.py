@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from . import _compressed, _dense_hessians, _engine, _factored, _plan, _state
-from ._arguments import Prepared
 from ._call_arguments import prepare_call
 from ._call_options import check_callable, check_flags
 from ._dense_hessians import Whole
@@ -24,6 +23,7 @@ from ._real_arguments import prepare_one, refuse_complex
 from ._second_order import run
 from ._torch_private import in_functorch_compiled
 from ._unfused import unfused, unfused_but_norms
+from ._whole_hessian import whole_hessian
 from .grads import Grads
 from .params import Params
 
@@ -76,7 +76,7 @@ def _value_gradient_hessian(
         if mode == "forward_over_reverse" and not sparse:
             whole = _dense_hessians.pushed(caller, f, prepared, options, random)
         if whole is None:
-            whole = _measured(caller, f, prepared, mode, options, random, sparse, verify, alone)
+            whole = whole_hessian(caller, f, prepared, mode, options, random, sparse, verify, alone)
     by = prepared.inputs[0]
     value, grad, matrix = whole
     if alone:
@@ -86,36 +86,6 @@ def _value_gradient_hessian(
     elif not (grad.is_contiguous() or _engine.compiling() or _engine.in_transform()):
         grad = grad.contiguous()  # not expanded: the caller may write into it
     return Whole(value, grad, matrix.reshape(()) if by.dim() == 0 else matrix)
-
-
-def _measured(
-    caller: str,
-    f: Callable[..., Any],
-    prepared: Prepared,
-    mode: str,
-    options: Options,
-    random: RandomState | None,
-    sparse: bool,
-    verify: bool,
-    alone: bool,
-) -> Whole:
-    """What ``f`` as recorded by one run gives, and tells of how to go on."""
-    second = run(caller, f, prepared, options.keep, recorded=mode != "forward_over_reverse", random=random)
-    matrix = None
-    if sparse or not second.is_small():
-        matrix = None if sparse else _factored.hessian(second, mode, options)
-        if matrix is None:
-            matrix = _compressed.hessian(
-                caller, f, second, mode, options, random, sparse=sparse, verify=verify
-            )
-    if matrix is None:
-        matrix = _dense_hessians.matrix(f, second, mode, options, random)
-        if sparse and prepared.inputs[0].dim() > 0:
-            matrix = _compressed.no_entries(matrix) if second.is_linear else _compressed.full_csr(matrix)
-    if alone:
-        return Whole(None, None, matrix)
-    grad = second.grads[0]
-    return Whole(second.value, grad if options.keep else _engine.detached(grad), matrix)
 
 
 def hessian(

@@ -9,21 +9,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, overload
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ._arguments import trainable
 from ._buffer.refusal import NotATensor
 from ._keeping import keeps_graph
-from ._members import advice, checked, what
+from ._members import NamedMembers, checked, collected, what
 from ._multi_tensor import describe, flatten
 from ._warning import warn
 
-__all__ = ["Params", "qualified"]
+__all__ = ["Params", "finds_parameters"]
 
 
-class Params:
+class Params(NamedMembers):
     """An ordered set of tensors, by identity: what an implicit call differentiates by.
 
     Parameters
@@ -65,10 +63,8 @@ class Params:
     # No argument beside others: nothing would be differentiated by them.
     torchzygote_stands_alone = True
 
-    __slots__ = ("__weakref__", "_members", "_names", "_shared", "_taken_from")
+    __slots__ = ("__weakref__", "_shared", "_taken_from")
 
-    _members: dict[int, Tensor]
-    _names: dict[int, str]
     # Members that a Grads relies on are never written to: changes are then made to a copy.
     _shared: bool
     _taken_from: Params | None
@@ -84,7 +80,7 @@ class Params:
         self._names = {}
         self._shared = False
         self._taken_from = None
-        self._insert(_collect(source))
+        self._insert(collected(source))
         if not self._members and isinstance(source, Iterator):
             warn(
                 "Params: got an iterator without tensors, so that nothing is differentiated; was it used up "
@@ -337,39 +333,6 @@ def _as_params(source: Iterable[Any] | nn.Module) -> Params:
     return source if isinstance(source, Params) else Params(source)
 
 
-def _collect(source: Any, name: str = "", path: str = "") -> Iterator[tuple[Tensor, str, str]]:
-    """Each tensor below ``source`` with its qualified name and the same with the positions on the way."""
-    if isinstance(source, Tensor):
-        yield source, name, path
-    elif isinstance(source, nn.Module):
-        for own, parameter in trainable(source).items():
-            yield parameter, qualified(name, own), qualified(path, own)
-    elif isinstance(source, Params):
-        for key, p in source._members.items():
-            own = source._names.get(key, "")
-            yield p, own, qualified(path, own) if own else ""
-    elif isinstance(source, Mapping):
-        for key, value in source.items():
-            if isinstance(key, str):
-                yield from _collect(value, qualified(name, key), qualified(path, key))
-            else:
-                yield from _collect(key)
-    elif isinstance(source, Iterable) and not isinstance(
-        source, (str, bytes, np.ndarray, np.generic, NotATensor)
-    ):
-        for position, item in enumerate(source):
-            # a bare tensor in a list has no name of its own
-            below = qualified(path, str(position))
-            yield from _collect(item, name, "" if isinstance(item, Tensor) and not name else below)
-    else:
-        raise TypeError(f"Params: expected tensors, got {what(source)}{advice(source)}")
-
-
 def finds_parameters(x: object) -> bool:
     """Whether ``x`` has tensors that are found by identity: nothing gives it others in their place."""
     return isinstance(x, Params) or (isinstance(x, nn.Module) and any(True for _ in x.parameters()))
-
-
-def qualified(prefix: str, name: str) -> str:
-    """The name of a member of what is called ``prefix``, which may be nameless."""
-    return f"{prefix}.{name}" if prefix else name
