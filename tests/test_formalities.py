@@ -37,7 +37,7 @@ STAGES: dict[str, str] = {
     "arguments": "_arguments _buffer _keeping _notes _numbers _outputs _real_arguments _tangent_fitting",
     "values": """
         _arithmetic _call_arguments _entries _grad_fields _grad_norms _identity_mapping _members
-        _multi_tensor _sparse_operands clipping graddict grads params vectors
+        _multi_tensor _set_operations _sparse_operands clipping graddict grads params vectors
     """,
     "engine": "_double_backward _engine _entry_point _forward",
     "structure": "_block_layout _recorded _structure coloring pictures sparsity",

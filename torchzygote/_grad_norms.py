@@ -42,6 +42,11 @@ class GradNorms(GradDict):
         Tensor
             A 0-dim tensor; float32 for half precision.
 
+        Raises
+        ------
+        TypeError
+            ``norm_type`` is no number, or a value no tensor, number or ``None``.
+
         Examples
         --------
         >>> import torch
@@ -106,25 +111,57 @@ class GradNorms(GradDict):
     def clip_norm(
         self: Self, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
     ) -> Self:
-        """A copy that is clipped as :meth:`clip_norm_` does."""
+        """A copy that is scaled down as :meth:`clip_norm_` does.
+
+        Parameters
+        ----------
+        max_norm, norm_type, error_if_nonfinite
+            As for :meth:`clip_norm_`.
+
+        Returns
+        -------
+        Grads
+            New ones, with the same ``params``; ``None`` stays ``None``.
+
+        Raises
+        ------
+        ValueError, RuntimeError
+            As for :meth:`clip_norm_`.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import Params, gradient
+        >>> w = torch.tensor([3., -4.])
+        >>> g = gradient(lambda: (w**2).sum() / 2, Params([w]))
+        >>> g.clip_norm(1.0)[w], g[w]
+        (tensor([ 0.6000, -0.8000]), tensor([ 3., -4.]))
+        """
         present = self._present()
         values, _ = clip_norm(list(present.values()), max_norm, norm_type, error_if_nonfinite, False)
         return self._like((self._values | dict(zip(present, values, strict=True))).values())
 
     def clip_value_(self: Self, lo: float, hi: float | None = None) -> Self:
-        """Move each element into an interval, in place; returns itself.
+        """Move each element into an interval, in place.
 
         Parameters
         ----------
         lo, hi : float
             The interval's ends; one bound ``v`` alone means from ``-v`` to ``v``.
 
+        Returns
+        -------
+        Grads
+            Itself. ``None`` stays ``None``, unless zero isn't within the interval.
+
         Raises
         ------
         ValueError
             ``lo > hi``, or a single bound below zero.
         TypeError
-            A complex value.
+            A value is complex, or a bound no number.
+        RuntimeError
+            Values of an integer dtype can't hold a bound; nothing is changed.
 
         Examples
         --------
@@ -138,7 +175,32 @@ class GradNorms(GradDict):
         return self
 
     def clip_value(self: Self, lo: float, hi: float | None = None) -> Self:
-        """A copy that is clipped as :meth:`clip_value_` does."""
+        """A copy whose elements are in an interval, as :meth:`clip_value_` moves them.
+
+        Parameters
+        ----------
+        lo, hi : float
+            As for :meth:`clip_value_`.
+
+        Returns
+        -------
+        Grads
+            New ones, with the same ``params``.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As for :meth:`clip_value_`.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import Params, gradient
+        >>> w = torch.tensor([3., -4.])
+        >>> g = gradient(lambda: (w**2).sum() / 2, Params([w]))
+        >>> g.clip_value(-1.0, 2.0)[w], g[w]
+        (tensor([ 2., -1.]), tensor([ 3., -4.]))
+        """
         return self._like((self._values | self._clipped_value(lo, hi, in_place=False)).values())
 
     def _clipped_value(self, lo: float, hi: float | None, in_place: bool) -> dict[int, Tensor]:

@@ -87,9 +87,13 @@ def forwarddiff(f: Callable[[Any], R], x: Any, *, chunk_threshold: int | None = 
     Raises
     ------
     TypeError
-        ``x`` is a module or opaque.
+        ``f`` is no function, ``x`` is a module or opaque, or ``chunk_threshold`` is no int.
     ValueError
         ``chunk_threshold`` is below 1.
+    OverflowError
+        ``x`` is or contains a number too large for the default dtype.
+    RuntimeError
+        ``f`` writes into its argument in place, which is noticed where it is differentiated.
 
     Warns
     -----

@@ -95,7 +95,24 @@ class GradDict(Holder, Arithmetic, IdentityMapping):
         return self if same else self._like(values)
 
     def copy(self: Self) -> Self:
-        """A copy with the same keys, whose values have memory of their own."""
+        """A copy with the same keys, whose values have memory of their own.
+
+        Returns
+        -------
+        GradDict
+            Of the same type; values that are no tensors are the same objects.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import GradDict
+        >>> w = torch.zeros(2)
+        >>> g = GradDict({w: torch.ones(2)})
+        >>> h = g.copy()
+        >>> h *= 10
+        >>> g[w], h[w]
+        (tensor([1., 1.]), tensor([10., 10.]))
+        """
         if TENSOR_TYPES.issuperset(map(type, self._values.values())):
             return self._like(clone_all(list(self._values.values())))
         tensors = {key: v for key, v in self._values.items() if isinstance(v, Tensor)}
@@ -110,10 +127,20 @@ class GradDict(Holder, Arithmetic, IdentityMapping):
         return _rebuild, (type(self), list(self._keys.values()), list(self._values.values()))
 
     def merge_(self: Self, *others: Mapping[Tensor, Any]) -> Self:
-        """Take over the entries of other mappings, the last one's where several have one; returns itself.
+        """Take over the entries of other mappings, the last one's where several have one.
 
         As with ``dict.update``, the values are the very objects of the other mapping. The ``Params`` of
         :class:`Grads` on either side stay as they are.
+
+        Parameters
+        ----------
+        *others : mapping
+            From tensors to values, or (tensor, value) pairs.
+
+        Returns
+        -------
+        GradDict
+            Itself.
 
         Raises
         ------
@@ -150,10 +177,24 @@ class GradDict(Holder, Arithmetic, IdentityMapping):
     def map(self: Self, fn: Callable[..., Any], *others: Mapping[Tensor, Any]) -> Self:
         """A new mapping with ``fn(value, *values of the others)`` for each key.
 
+        Parameters
+        ----------
+        fn : callable
+            Called with a value of this mapping and one of each other, tensors with zeros for ``None``.
+        *others : mapping
+            A :class:`GradDict` or any mapping with the same keys.
+
+        Returns
+        -------
+        GradDict
+            Of the same type and with the same keys.
+
         Raises
         ------
         ValueError
             The others have other keys.
+        TypeError
+            One of them is no mapping.
 
         Examples
         --------
@@ -167,12 +208,22 @@ class GradDict(Holder, Arithmetic, IdentityMapping):
         return self._like([fn(*row) for row in zip(self._tensors(), *columns, strict=True)])
 
     def map_(self: Self, fn: Callable[..., Any], *others: Mapping[Tensor, Any]) -> Self:
-        """The same in place: each value is replaced, once all have been computed; returns itself.
+        """As :meth:`map`, in place: each value is replaced, once all have been computed.
+
+        Parameters
+        ----------
+        fn, *others
+            As for :meth:`map`.
+
+        Returns
+        -------
+        GradDict
+            Itself.
 
         Raises
         ------
-        ValueError
-            The others have other keys; nothing is changed.
+        ValueError, TypeError
+            As for :meth:`map`; nothing is changed.
 
         Examples
         --------
@@ -191,10 +242,19 @@ class GradDict(Holder, Arithmetic, IdentityMapping):
 
         A ``None`` is passed as zeros, which become the value if ``fn`` writes into them.
 
+        Parameters
+        ----------
+        fn : callable
+            Called with a value of this mapping and one of each other. What it returns is ignored.
+        *others : mapping
+            A :class:`GradDict` or any mapping with the same keys.
+
         Raises
         ------
         ValueError
             The others have other keys.
+        TypeError
+            One of them is no mapping.
 
         Examples
         --------

@@ -120,7 +120,34 @@ class Grads(GradNorms):
         return type(self), (self.params.copy(), list(self._values.values()))
 
     def merge_(self: Self, *others: Mapping[Tensor, Any]) -> Self:
-        """Take over the entries of other mappings, with their names; see :meth:`GradDict.merge_`."""
+        """Take over the entries of other mappings, with their names, as :meth:`GradDict.merge_` does.
+
+        Parameters
+        ----------
+        *others : mapping
+            From tensors to values: a :class:`Grads`, a :class:`GradDict`, a dict, or (tensor, value) pairs.
+
+        Returns
+        -------
+        Grads
+            Itself. Its ``params`` are new ones where keys were added.
+
+        Raises
+        ------
+        TypeError
+            One is neither a mapping nor pairs, or a new key is no tensor of floating or complex dtype;
+            nothing is changed.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import Params, gradient
+        >>> w, b = torch.tensor([1., 2.]), torch.tensor(3.)
+        >>> grads = gradient(lambda: (w**2).sum(), Params([w]))
+        >>> _ = grads.merge_(gradient(lambda: b**2, Params([b])))
+        >>> grads[w], grads[b]
+        (tensor([2., 4.]), tensor(6.))
+        """
         count = len(self._keys)
         super().merge_(*others)
         if len(self._keys) > count:
@@ -130,6 +157,11 @@ class Grads(GradNorms):
 
     def named(self) -> dict[str, Any]:
         """The values by the qualified names of their parameters.
+
+        Returns
+        -------
+        dict
+            The values themselves, in the order of ``params``.
 
         Raises
         ------
@@ -155,7 +187,12 @@ class Grads(GradNorms):
     # -- optimizers and vectors ---------------------------------------------------------------------------
 
     def nonfinite(self) -> list[Any]:
-        """The parameters whose gradient has a NaN or infinity: their names, or themselves without one.
+        """The parameters whose gradient has a NaN or infinity; this waits for the device.
+
+        Returns
+        -------
+        list
+            The qualified name of each, or the tensor itself where it has none. ``None`` counts as finite.
 
         Examples
         --------
@@ -181,7 +218,8 @@ class Grads(GradNorms):
         Raises
         ------
         ValueError, TypeError
-            A value doesn't fit its parameter in shape, device or dtype; nothing is assigned then.
+            A value doesn't fit its parameter in shape, device or dtype, or ``share`` is neither ``True`` nor
+            ``False``; nothing is assigned then.
 
         Notes
         -----
@@ -216,7 +254,7 @@ class Grads(GradNorms):
         Raises
         ------
         ValueError, TypeError
-            As for :meth:`assign_`.
+            As for :meth:`assign_`, or ``weight`` is neither a number nor a 0-dim tensor.
 
         Notes
         -----
@@ -254,6 +292,11 @@ class Grads(GradNorms):
         Tensor
             One-dimensional, of the dtype that all values promote to, on the device of the first. ``None``
             gives as many zeros as its key has elements.
+
+        Raises
+        ------
+        TypeError
+            A value is no tensor, number or ``None``.
 
         Examples
         --------

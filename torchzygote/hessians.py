@@ -133,9 +133,11 @@ def hessian(
     Raises
     ------
     ValueError
-        ``x`` is complex, or ``f(x)`` is complex or no scalar.
+        ``x`` is complex, or ``f(x)`` is complex or no scalar; ``mode`` is none of the words above;
+        ``chunk_size`` is below 1.
     TypeError
-        ``x`` is a structure, a module or opaque.
+        ``f`` is no function; ``x`` is a structure, a module or opaque; ``chunk_size`` is no int;
+        ``create_graph``, ``progress``, ``sparse`` or ``verify`` is neither ``True`` nor ``False``.
     RuntimeError
         ``sparse=True`` inside a ``torch.func`` transform or ``torch.compile``.
 
@@ -317,9 +319,11 @@ def diaghessian(
     Raises
     ------
     ValueError
-        An argument is complex, or ``f`` returns a complex value or no scalar; ``chunk_size`` is below 1.
+        An argument is complex, or ``f`` returns a complex value or no scalar; ``chunk_size`` is below 1;
+        ``argnums`` are out of range or repeated.
     TypeError
-        ``f`` is no function, or returns neither a number nor a tensor.
+        ``f`` is no function; ``chunk_size`` or ``argnums`` are no ints; ``create_graph`` or ``progress`` is
+        neither ``True`` nor ``False``; ``argnums`` come with :class:`Params`, or ``Params`` among others.
 
     Examples
     --------

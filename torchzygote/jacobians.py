@@ -287,7 +287,9 @@ def jacobian(
         or ``"forward"`` for a complex argument; ``chunk_size`` is below 1; ``argnums`` are out of range or
         repeated.
     TypeError
-        ``f`` is no function, or ``progress``, ``sparse`` or ``verify`` neither ``True`` nor ``False``.
+        ``f`` is no function; ``chunk_size`` or ``argnums`` are no ints; ``create_graph``, ``progress``,
+        ``sparse`` or ``verify`` is neither ``True`` nor ``False``; ``argnums`` come with :class:`Params`, or
+        ``Params`` among others.
     RuntimeError
         ``sparse=True`` inside a ``torch.func`` transform or ``torch.compile``.
 

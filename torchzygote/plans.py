@@ -68,7 +68,9 @@ def jacobian_sparsity(f: Callable[..., Any], *args: Any, argnums: int | Sequence
     Raises
     ------
     ValueError
-        ``f`` returns neither an array nor a number.
+        ``f`` returns neither an array nor a number, or ``argnums`` are out of range or repeated.
+    TypeError
+        ``f`` is no function, or ``argnums`` are no ints.
     RuntimeError
         Inside a ``torch.func`` transform or ``torch.compile``.
 
@@ -170,8 +172,15 @@ def plan_jacobian(
     Raises
     ------
     ValueError
-        ``f`` returns neither an array nor a number, or complex values; ``mode`` is none of the words above;
-        ``sparsity`` has another shape.
+        ``f`` returns neither an array nor a number, or complex values; there is nothing to differentiate by,
+        or it lies on several devices; ``mode`` is none of the words above, or ``"forward"`` for a complex
+        argument; ``sparsity`` has another shape; ``chunk_size`` is below 1; ``argnums`` are out of range or
+        repeated.
+    TypeError
+        ``f`` is no function, ``sparsity`` no matrix, ``verify`` neither ``True`` nor ``False``, or
+        ``chunk_size`` or ``argnums`` no ints.
+    RuntimeError
+        Inside a ``torch.func`` transform or ``torch.compile``, or for arguments on the meta device.
 
     Examples
     --------
@@ -261,10 +270,13 @@ def plan_hessian(
     Raises
     ------
     ValueError
-        ``x`` or ``f(x)`` is complex, ``f(x)`` is no scalar, ``mode`` is none of the words above, or
-        ``sparsity`` has another shape.
+        ``x`` or ``f(x)`` is complex, ``f(x)`` is no scalar, ``mode`` is none of the words above,
+        ``sparsity`` has another shape, or ``chunk_size`` is below 1.
     TypeError
-        ``x`` is a structure, a module or opaque.
+        ``f`` is no function; ``x`` is a structure, a module or opaque; ``sparsity`` is no matrix, ``verify``
+        neither ``True`` nor ``False``, or ``chunk_size`` no int.
+    RuntimeError
+        Inside a ``torch.func`` transform or ``torch.compile``.
 
     Examples
     --------

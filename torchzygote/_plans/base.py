@@ -128,8 +128,22 @@ class Plan:
         Parameters
         ----------
         path : path
-            The file holds arrays only: structure, coloring and ``argnums``. :meth:`load` reads it, and shows
-            both.
+            The file holds arrays only: structure, coloring and ``argnums``.
+
+        Raises
+        ------
+        OSError
+            The file can't be written.
+
+        Examples
+        --------
+        >>> import os, tempfile, torch
+        >>> from torchzygote import JacobianPlan, plan_jacobian
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "plan.npz")
+        ...     plan_jacobian(lambda x: x[1:] - x[:-1], torch.rand(1000)).save(path)
+        ...     JacobianPlan.load(path, lambda x: x[1:] - x[:-1]).ncolors
+        2
         """
         contents = files.Contents(self._inputs, self._recovery, self._argnums)
         files.write(path, type(self).__name__, contents)
