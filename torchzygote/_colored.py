@@ -121,7 +121,7 @@ def are_linear(first: FirstOrder, recovery: Recovery, products: Sequence[Tensor]
 def _on_tape_or_pushed(
     on_tape: Products, first: FirstOrder, seeds: Seeds, total: int, chunk: int, options: Options
 ) -> Iterator[_products.Chunk]:
-    """What the tape gives; dual numbers where it fails, or gives what isn't finite, as they may not."""
+    """Products by the tape; by dual numbers where that fails or isn't finite, since theirs may be."""
     quiet = options._replace(progress=False)
 
     def pushed(lo: int, hi: int, options: Options = quiet) -> Iterator[_products.Chunk]:

@@ -77,8 +77,8 @@ def _pulled_probe(
     return cotangent, [None if g is None else g.detach() for g in pulled]
 
 
-# What a matrix, or all, gives for a pulled cotangent; by these rows alone, if any are given. ``None`` where
-# that plainly is the same.
+# Compares what matrices give for a cotangent with what was pulled back, in some rows only if these are given;
+# ``None`` for a matrix that plainly agrees.
 _Compare = Callable[[Tensor, "list[Tensor | None]", "Tensor | None"], "Sequence[Comparison | None]"]
 
 
@@ -112,7 +112,7 @@ def _are_rounding(
     cotangent: Tensor,
     pulled: Sequence[Tensor | None],
 ) -> bool:
-    """Whether what differs does by no more than these elements of a pullback lose."""
+    """Whether the differences are no larger than what rounding takes from these elements of a pullback."""
     which = [i for i, g in enumerate(pulled) if g is not None]
 
     def again(vector: Tensor) -> list[Tensor]:

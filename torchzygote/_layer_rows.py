@@ -328,7 +328,7 @@ def _sums(
 
 
 def _summed_rows(J: Tensor, weights: Tensor) -> Summed:
-    """Of rows themselves: a product with a vector, and with their sizes."""
+    """The weighted sum of the rows of ``J``, and that of their absolute values, which tells rounding."""
     start = wide(J[:0]).sum(0)
     factors, sizes = weights.to(start), weights.to(start).abs()
     step = max(1, _SUMMED // max(1, J.shape[1] * J.element_size()))

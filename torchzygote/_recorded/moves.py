@@ -71,7 +71,7 @@ def _permuted(given: Tensor, dims: Sequence[int]) -> Tensor:
 
 
 def _zeros(piece: Tensor, fewer: int, shape: tuple[int, ...]) -> Tensor:
-    """For a piece that has so many axes less than the ``shape``."""
+    """Zeros of ``shape`` behind the batch axes of ``piece``, which lacks ``fewer`` axes of that shape."""
     return piece.new_zeros((*piece.shape[: piece.dim() + fewer - len(shape)], *shape))
 
 
