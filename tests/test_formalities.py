@@ -27,8 +27,8 @@ RESULTS = ("WithGradient", "WithJacobian", "WithHessian")  # named tuples: the f
 # The way of a call: modules and packages import from their own stage and from those above.
 STAGES: dict[str, str] = {
     "ground": """
-        _argument_text _call_options _distributed _dtypes _filling _memory_layout _operators _packing _plan
-        _random _sight _stop_iteration _structure_matching _torch_private _version _warning native
+        _argument_text _call_options _cost_model _distributed _dtypes _filling _memory_layout _operators
+        _packing _random _sight _stop_iteration _structure_matching _torch_private _version _warning native
     """,
     "state": """
         _after_fork _custom_backwards _deriving_traced _exchange _flags _forward_mode_lock _holder
@@ -63,12 +63,12 @@ STAGES: dict[str, str] = {
 STAGE_OF = {unit: i for i, units in enumerate(STAGES.values()) for unit in units.split()}
 # What a stage must not know, as its own docstring says.
 MUST_NOT_REACH = {
-    "_plan": ("*",),
+    "_cost_model": ("*",),
     "_arguments": ("_engine",),
     "_outputs": ("_engine",),
-    "_engine": ("_plan", "_products", "_assembly", "coloring", "sparsity", "native"),
-    "_products": ("_assembly", "_plan", "coloring", "sparsity", "gradients"),
-    "_assembly": ("_engine", "_products", "_plan", "gradients"),
+    "_engine": ("_cost_model", "_products", "_assembly", "coloring", "sparsity", "native"),
+    "_products": ("_assembly", "_cost_model", "coloring", "sparsity", "gradients"),
+    "_assembly": ("_engine", "_products", "_cost_model", "gradients"),
     "coloring": ("_engine", "_products", "gradients"),
     "sparsity": ("_engine", "_products", "gradients", "coloring"),
     "native": ("_engine", "_state", "_arguments", "gradients", "coloring", "sparsity"),

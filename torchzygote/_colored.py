@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _engine, _plan, _products, native
+from . import _cost_model, _engine, _products, native
 from ._certificate import all_finite
+from ._cost_model import RowCost
 from ._dtypes import promoted
 from ._engine import Linearization
 from ._first_order import FirstOrder
-from ._plan import RowCost
 from ._products import Seeds
 from ._pulling import Options
 from ._random import RandomState, restored_after
@@ -323,7 +323,7 @@ def chunk_of(options: Options, cost: RowCost, recovery: Recovery, like: Tensor) 
     def chunk(total: int) -> int:
         if _engine.compiling():
             return max(1, total)
-        affordable = _plan.choose_chunk(options.chunk_size, total, cost, like.device)
+        affordable = _cost_model.choose_chunk(options.chunk_size, total, cost, like.device)
         if options.chunk_size is not None or like.device.type != "cpu":
             return affordable
         return max(1, min(affordable, _CACHED // max(1, row)))

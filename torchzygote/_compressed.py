@@ -25,11 +25,11 @@ from ._colored import (
     hessian_products,
     jacobian_products,
 )
+from ._cost_model import RowCost
 from ._crosscheck import explains_pullback
 from ._custom_backwards import is_cut_off, suppressed
 from ._first_order import FirstOrder
 from ._numbers import show_numbers
-from ._plan import RowCost
 from ._products import Seeds
 from ._pulling import Options
 from ._random import RandomState

@@ -17,6 +17,7 @@ from ._arguments import Prepared
 from ._assembly import Columns, Rows, add_rows
 from ._block_layout import Layout
 from ._certificate import precision
+from ._cost_model import FREE, RowCost
 from ._curvature import summed
 from ._curvature.directions import directions
 from ._curvature.steps import steps_to
@@ -24,7 +25,6 @@ from ._curvature.summed import Curvature
 from ._custom_backwards import is_cut_off
 from ._engine import Linearization
 from ._numbers import show_numbers
-from ._plan import FREE, RowCost
 from ._pulling import Options, chunk_for, pulled_rows
 from ._random import RandomState, restored_after
 from ._second_order import SecondOrder, Seen, gradient_by

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _plan
+from . import _cost_model
 from ._affine_check import numel_of
 from ._affine_products import diagonals, matrix
 from ._block_layout import Blocks
@@ -32,7 +32,7 @@ def add_diagonals(second: SecondOrder, options: Options, found: list[Tensor | No
         return
     missing = [i for i, h in enumerate(found) if h is None and second.by_input(i) is not None]
     rows = sum(inputs[i].numel() for i in missing)
-    if rows < LEAST_ROWS or rows * second.row_guess().nbytes < _plan.LEAST_BYTES:
+    if rows < LEAST_ROWS or rows * second.row_guess().nbytes < _cost_model.LEAST_BYTES:
         return
     maps, entering = second.entrances(missing)
     sums = {i: one for i, entrance in entering.items() if (one := _begun(second, i, entrance)) is not None}

@@ -21,9 +21,9 @@ from ._affine_check import Explained, Summed, are_explained
 from ._assembly import Rows, result_dtype
 from ._block_layout import BlockSeeds, by_block, of_itself
 from ._certificate import precision, random_vector, wide
+from ._cost_model import RowCost
 from ._first_order import FirstOrder
 from ._numbers import show_numbers
-from ._plan import RowCost
 from ._pulling import Options, chunk_for, pulled_rows
 from ._recorded.apart import Apart, OfLayers, OfMap, paired_values
 from ._recorded.entering import Entering

@@ -25,8 +25,8 @@ from torch import Tensor
 from . import _products
 from ._block_layout import Blocks, Layout, by_block, in_shape_of_x
 from ._certificate import Comparison, all_finite, precision, slack
+from ._cost_model import RowCost
 from ._engine import Linearization
-from ._plan import RowCost
 from ._pulling import Options
 from ._repetition import Repetition
 from ._separable import warn_mismatch

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from . import _engine, _plan, _products, _state
+from . import _cost_model, _engine, _products, _state
 from ._arguments import (
     ARRAY,
     MODULE,
@@ -144,7 +144,7 @@ def forwarddiff(f: Callable[[Any], R], x: Any, *, chunk_threshold: int | None = 
 
 def _check_chunk(chunk_threshold: object) -> int | None:
     try:
-        return _plan.check_chunk_size(chunk_threshold)
+        return _cost_model.check_chunk_size(chunk_threshold)
     except (TypeError, ValueError) as error:
         raise type(error)(str(error).replace("chunk_size", "forwarddiff: chunk_threshold")) from None
 
@@ -291,8 +291,8 @@ class _Run:
             return at.new_zeros(0, y.numel()), y
         random = None if _engine.compiling() else RandomState()
         # A direction needs what f makes inside, which isn't known: a few times its input and output.
-        cost = _plan.RowCost(8 * (n + y.numel()) * y.element_size(), 0)
-        chunk = n if _engine.compiling() else _plan.choose_chunk(self.chunk, n, cost, at.device)
+        cost = _cost_model.RowCost(8 * (n + y.numel()) * y.element_size(), 0)
+        chunk = n if _engine.compiling() else _cost_model.choose_chunk(self.chunk, n, cost, at.device)
         seeds = _products.identity_seeds(n, at.dtype, at.device)
         keep = not _engine.compiling() and (torch.is_grad_enabled() or in_functorch())
         values: list[Tensor] = []

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, NoReturn, overload
 import torch
 from torch import Tensor
 
-from . import _compressed, _dense_hessians, _engine, _factored, _plan, _state
+from . import _compressed, _cost_model, _dense_hessians, _engine, _factored, _state
 from ._call_arguments import prepare_call
 from ._call_options import check_callable, check_flags
 from ._dense_hessians import Whole
@@ -60,11 +60,11 @@ def _value_gradient_hessian(
 ) -> Whole:
     """The worker: the Hessian by one argument, and value and gradient unless it is wanted ``alone``."""
     check_callable(caller, f)
-    _plan.check_mode(mode, _plan.HESSIAN_MODES)
+    _cost_model.check_mode(mode, _cost_model.HESSIAN_MODES)
     check_flags(progress=progress, sparse=sparse, verify=verify)
     if sparse:
         _compressed.refuse_nested(caller)
-    options = Options(_plan.check_chunk_size(chunk_size), _engine.keeps_graph(create_graph), progress)
+    options = Options(_cost_model.check_chunk_size(chunk_size), _engine.keeps_graph(create_graph), progress)
     prepared = prepare_one(caller, x)
     if options.keep:
         prepared.copy_arrays()
@@ -353,7 +353,7 @@ def _diagonals(
 ) -> Any:
     """The worker: diagonals by each argument."""
     check_callable(caller, f)
-    chunk_size = _plan.check_chunk_size(chunk_size)
+    chunk_size = _cost_model.check_chunk_size(chunk_size)
     params, prepared, keep = prepare_call(caller, args, argnums, create_graph, arrays_only=True)
     refuse_complex(caller, prepared)
     check_flags(progress=progress)

@@ -7,7 +7,7 @@ from typing import Any, NoReturn, overload
 
 from torch import Tensor
 
-from . import _engine, _plan, _state
+from . import _cost_model, _engine, _state
 from ._arguments import Prepared, kind_of, type_name
 from ._call_arguments import is_implicit, prepared_by
 from ._call_options import check_callable
@@ -200,7 +200,7 @@ def plan_jacobian(
     caller = "plan_jacobian"
     check_callable(caller, f)
     refuse_transforms(caller)
-    _plan.check_mode(mode, _plan.JACOBIAN_MODES)
+    _cost_model.check_mode(mode, _cost_model.JACOBIAN_MODES)
     params, prepared = prepared_by(caller, example_args, argnums, arrays_only=True)
     numbers_beside_arrays(prepared)
     inputs = prepared.inputs
@@ -298,7 +298,7 @@ def plan_hessian(
     caller = "plan_hessian"
     check_callable(caller, f)
     refuse_transforms(caller)
-    _plan.check_mode(mode, _plan.HESSIAN_MODES)
+    _cost_model.check_mode(mode, _cost_model.HESSIAN_MODES)
     prepared = prepare_one(caller, x)
     n = prepared.inputs[0].numel()
     if sparsity is not None:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from .. import _engine, _plan
+from .. import _cost_model, _engine
 from .._arguments import Prepared, type_name
 from .._call_arguments import is_implicit
 from .._call_options import check_flags
@@ -75,7 +75,7 @@ class Plan:
         self._recovery = recovery
         self._argnums = argnums
         self._mode = mode
-        self._chunk_size = _plan.check_chunk_size(chunk_size)
+        self._chunk_size = _cost_model.check_chunk_size(chunk_size)
         check_flags(verify=verify)
         self._verify = verify
         self._results = PlanResults(recovery.patterns, self._by_number)

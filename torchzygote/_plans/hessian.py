@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import _compressed, _engine, _plan, _state
+from .. import _compressed, _cost_model, _engine, _state
 from .._arguments import Prepared
 from .._call_options import check_flags
 from .._certificate import Comparison
@@ -110,7 +110,7 @@ class HessianPlan(Plan):
         >>> plan(torch.ones(3)).values()
         tensor([6., 6., 6.])
         """
-        _plan.check_mode(mode, _plan.HESSIAN_MODES)
+        _cost_model.check_mode(mode, _cost_model.HESSIAN_MODES)
         inputs, recovery, _ = cls._saved(path, f)
         return cls(f, inputs, recovery, mode=mode, chunk_size=chunk_size, verify=verify)
 
