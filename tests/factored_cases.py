@@ -174,5 +174,5 @@ def everything_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
         _dense_hessians, "diagonals_along_batch", lambda second, _: [None] * len(second.grads)
     )
     monkeypatch.setattr(_separable, "LEAST_ROWS", 1)
-    monkeypatch.setattr("torchzygote._plan.LEAST_BYTES", 0)
+    monkeypatch.setattr("torchzygote._cost_model.LEAST_BYTES", 0)
     monkeypatch.setattr(_separable, "LEAST_SAVING", 0)

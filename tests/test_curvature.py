@@ -27,7 +27,7 @@ from torchzygote.params import Params
 
 @pytest.fixture(autouse=True)
 def search_small_problems(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torchzygote._plan.LEAST_BYTES", 0)
+    monkeypatch.setattr("torchzygote._cost_model.LEAST_BYTES", 0)
 
 
 @pytest.fixture

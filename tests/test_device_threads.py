@@ -14,8 +14,8 @@ from torch import Tensor
 
 from torchzygote import (
     Params,
+    _cost_model,
     _exchange,
-    _plan,
     gradient,
     hessian_reverse,
     hook,
@@ -23,7 +23,7 @@ from torchzygote import (
     plan_hessian,
     plan_jacobian,
 )
-from torchzygote._plan import RowCost
+from torchzygote._cost_model import RowCost
 from torchzygote._plans.base import Plan
 from torchzygote._random import RandomState
 from torchzygote._separable import find_layout
@@ -100,7 +100,7 @@ def test_memory_that_pytorch_keeps_is_free(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 20, 1 << 40))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 9 << 20)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2 << 20)
-    assert _plan.memory_budget(torch.device("cuda")) == 2 << 20
+    assert _cost_model.memory_budget(torch.device("cuda")) == 2 << 20
 
 
 def test_generators_of_a_device_that_f_was_first_to_use(monkeypatch: pytest.MonkeyPatch) -> None:

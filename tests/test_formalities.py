@@ -27,8 +27,9 @@ RESULTS = ("WithGradient", "WithJacobian", "WithHessian")  # named tuples: the f
 # The way of a call: modules and packages import from their own stage and from those above.
 STAGES: dict[str, str] = {
     "ground": """
-        _argument_text _call_options _distributed _drawn _filling _memory_layout _operators _other_ways
-        _plan _random _sight _stop_iteration _structure_matching _torch_private _version _warning native
+        _argument_text _call_options _cost_model _distributed _drawn _dtypes _filling _memory_layout
+        _operators _other_ways _packing _random _sight _stop_iteration _structure_matching _torch_private
+        _version _warning native
     """,
     "state": """
         _after_fork _custom_backwards _deriving_traced _exchange _flags _forward_mode_lock _holder
@@ -36,8 +37,8 @@ STAGES: dict[str, str] = {
     """,
     "arguments": "_arguments _buffer _keeping _notes _numbers _outputs _real_arguments _tangent_fitting",
     "values": """
-        _arithmetic _call_arguments _entries _grad_fields _members _multi_tensor _sparse_operands clipping
-        graddict grads params vectors
+        _arithmetic _call_arguments _entries _grad_fields _grad_norms _identity_mapping _members
+        _multi_tensor _set_operations _sparse_operands clipping graddict grads params vectors
     """,
     "engine": "_double_backward _engine _entry_point _forward",
     "structure": "_block_layout _recorded _structure coloring pictures sparsity",
@@ -56,18 +57,19 @@ STAGES: dict[str, str] = {
     """,
     "results": """
         _affine_products _compressed _curvature _dense_hessians _dense_jacobians _factored _layer_rows
+        _whole_hessian
     """,
     "public": "_plans gradients hessians jacobians plans",
 }
 STAGE_OF = {unit: i for i, units in enumerate(STAGES.values()) for unit in units.split()}
 # What a stage must not know, as its own docstring says.
 MUST_NOT_REACH = {
-    "_plan": ("*",),
+    "_cost_model": ("*",),
     "_arguments": ("_engine",),
     "_outputs": ("_engine",),
-    "_engine": ("_plan", "_products", "_assembly", "coloring", "sparsity", "native"),
-    "_products": ("_assembly", "_plan", "coloring", "sparsity", "gradients"),
-    "_assembly": ("_engine", "_products", "_plan", "gradients"),
+    "_engine": ("_cost_model", "_products", "_assembly", "coloring", "sparsity", "native"),
+    "_products": ("_assembly", "_cost_model", "coloring", "sparsity", "gradients"),
+    "_assembly": ("_engine", "_products", "_cost_model", "gradients"),
     "coloring": ("_engine", "_products", "gradients"),
     "sparsity": ("_engine", "_products", "gradients", "coloring"),
     "native": ("_engine", "_state", "_arguments", "gradients", "coloring", "sparsity"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torchzygote import _plan, hessian, jacobian, jacobians
+from torchzygote import _cost_model, hessian, jacobian, jacobians
 from torchzygote._torch_private import surveys
 
 
@@ -17,13 +17,13 @@ from torchzygote._torch_private import surveys
 def chunks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows at a time, as they are chosen."""
     found: list[int] = []
-    choose = _plan.choose_chunk
+    choose = _cost_model.choose_chunk
 
     def noted(*args: object) -> int:
         found.append(choose(*args))  # type: ignore[arg-type]
         return found[-1]
 
-    monkeypatch.setattr(_plan, "choose_chunk", noted)
+    monkeypatch.setattr(_cost_model, "choose_chunk", noted)
     return found
 
 

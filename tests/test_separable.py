@@ -13,7 +13,7 @@ from dispatched import LargestResult
 from torch import Tensor, nn
 
 from torchzygote import _separable
-from torchzygote._plan import RowCost
+from torchzygote._cost_model import RowCost
 from torchzygote._recorded.alignment import aligned_axes
 from torchzygote._separable import find_layout
 from torchzygote.gradients import gradient
@@ -122,7 +122,7 @@ def test_axes_hold_for_the_true_derivatives(name: str, x: Tensor) -> None:
 def test_every_derivative_equals_torch_func(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_separable, "LEAST_ROWS", 1)
     monkeypatch.setattr(_separable, "LEAST_SAVING", 1)
-    monkeypatch.setattr("torchzygote._plan.LEAST_BYTES", 0)
+    monkeypatch.setattr("torchzygote._cost_model.LEAST_BYTES", 0)
     f, _ = OPERATIONS[name]
     x = torch.randn(5, 3, dtype=torch.float64)
     y = f(x)
@@ -184,7 +184,7 @@ def test_diagonals_by_several_arguments(
     name: str, create_graph: bool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_separable, "LEAST_ROWS", 1)
-    monkeypatch.setattr("torchzygote._plan.LEAST_BYTES", 0)
+    monkeypatch.setattr("torchzygote._cost_model.LEAST_BYTES", 0)
     torch.manual_seed(0)
     net = mlp([4, 8, 1]).double()
     f = functools.partial(JOINT[name], net)
@@ -283,7 +283,7 @@ def test_small_problems_are_left_alone() -> None:
 
 
 def test_no_diagonal_keeps_the_memory_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torchzygote._plan.LEAST_BYTES", 0)
+    monkeypatch.setattr("torchzygote._cost_model.LEAST_BYTES", 0)
     f = lambda x, t: torch.cat([x.t(), t[None]]).sin().prod(0).sum()  # its pullback gives parts of one tensor
     args = [torch.rand(*shape, dtype=torch.float64) for shape in ((40, 3), (40,))]
     for h in diaghessian(f, *args):

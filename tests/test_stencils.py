@@ -199,7 +199,7 @@ def test_jacobians_take_a_product_for_each_color(name: str, dtype: torch.dtype, 
 def test_hessians_take_a_product_for_each_color(
     name: str, rows: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torchzygote._plan.LEAST_BYTES", 0)
+    monkeypatch.setattr("torchzygote._cost_model.LEAST_BYTES", 0)
     f = SUMS[name][0]
     val, grad, H = withhessian(f, X)
     torch.testing.assert_close(val, f(X))

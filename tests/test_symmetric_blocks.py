@@ -18,7 +18,7 @@ BATCH = 300
 
 @pytest.fixture(autouse=True)
 def search_small_problems(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torchzygote._plan.LEAST_BYTES", 0)
+    monkeypatch.setattr("torchzygote._cost_model.LEAST_BYTES", 0)
     # It comes first, and needs fewer products.
     monkeypatch.setattr("torchzygote._dense_hessians.diagonals_by_curvature", lambda *_: None)
 

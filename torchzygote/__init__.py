@@ -6,7 +6,7 @@ Public names and nothing else; each is documented where it is defined.
 from __future__ import annotations
 
 from . import _after_fork as _after_fork
-from ._plan import set_memory_budget
+from ._cost_model import set_memory_budget
 from ._version import __version__ as __version__
 from .buffer import Buffer
 from .checkpointing import checkpointed

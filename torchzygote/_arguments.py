@@ -388,8 +388,3 @@ def type_name(x: object) -> str:
 def name_of(f: Callable[..., Any]) -> str:
     """What to call a function in a message."""
     return getattr(f, "__qualname__", None) or type(f).__name__
-
-
-def numel(shape: Sequence[int]) -> int:
-    """Number of elements of a tensor of this shape."""
-    return math.prod(shape)

@@ -22,6 +22,7 @@ from ._torch_private import (
     functorch_depth,
     innermost_level,
     is_recorded,
+    only_pushed,
     outside_functorch,
     plain_value,
     put_rows_back,
@@ -29,7 +30,6 @@ from ._torch_private import (
     rebuilt,
     refuse_writes,
     take_rows_off,
-    transform_stack,
     unwrapped_if_ended,
 )
 from .graddict import GradDict
@@ -208,10 +208,8 @@ class Bend:
         """Have it reported if nothing arrives; forward mode alone brings nothing, and reports nothing."""
         if not _state.deriving():
             return
-        if innermost_level() is not None:
-            stack = transform_stack()
-            if "jvp" in stack and "grad" not in stack and not any(map(is_recorded, tensors)):
-                return
+        if only_pushed() and not any(map(is_recorded, tensors)):
+            return
         _state.at_end(self.report)
 
 
@@ -312,7 +310,7 @@ def attach(caller: str, fn: Callable[..., Any], x: Any, *, looks: bool = False) 
 
     ``looks``: ``fn`` writes into no gradient and keeps none, and may have it without a copy.
     """
-    out_of_sight("hook")
+    out_of_sight(caller)
     if isinstance(x, Tensor):
         bend = Bend(fn, looks)
         if innermost_level() is None:

@@ -7,7 +7,6 @@ its own: what a level sees of a tensor is a tensor with a graph of that level. I
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from ._arguments import is_inexact
 from ._bending import fitted, leaves_of, refuse_holders
+from ._dtypes import promoted
 from ._torch_private import (
     layer_below,
     maybe_batch_axis,
@@ -138,7 +138,7 @@ def attach_traced(fn: Callable[..., Any], x: Any) -> Any:
         return x
     # One tensor has one hook, which sees all leaves at once.
     tensors = [leaves[i] for i in slots]
-    dtype = functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
+    dtype = promoted([tensor.dtype for tensor in tensors])
     sizes = [tensor.numel() for tensor in tensors]
 
     def of_flat(g: Tensor) -> Tensor | None:

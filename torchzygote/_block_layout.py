@@ -107,7 +107,7 @@ class BlockSeeds:
 
 
 def of_itself(layout: Layout) -> Layout:
-    """Batch axes and others of ``y`` alone."""
+    """The layout of ``y`` with respect to itself."""
     return Layout(layout.y_shape, layout.y_shape, tuple((p, p) for p, _ in layout.pairs))
 
 
@@ -119,16 +119,16 @@ def by_block(layout: Layout, products: Tensor) -> Tensor:
     return products.reshape(len(products), -1, layout.block_columns)
 
 
-def in_shape_of_x(layout: Layout, by_block: Tensor) -> Tensor:
-    """The opposite, for one product: from (blocks, block columns), with memory of its own or the values'."""
-    return rows_in_shape_of_x(layout, by_block.unsqueeze(0))[0]
+def in_shape_of_x(layout: Layout, blocks: Tensor) -> Tensor:
+    """One product of shape (blocks, block columns) in the shape of ``x``; it may share memory with it."""
+    return rows_in_shape_of_x(layout, blocks.unsqueeze(0))[0]
 
 
-def rows_in_shape_of_x(layout: Layout, by_block: Tensor) -> Tensor:
-    """The opposite: from (rows, blocks, block columns)."""
-    order, rows = layout.x_order, len(by_block)
+def rows_in_shape_of_x(layout: Layout, blocks: Tensor) -> Tensor:
+    """The inverse of :func:`by_block`: from (rows, blocks, block columns) to (rows, *x's)."""
+    order, rows = layout.x_order, len(blocks)
     if order == sorted(order):
-        return by_block.reshape(rows, *layout.x_shape)
+        return blocks.reshape(rows, *layout.x_shape)
     back = sorted(range(len(order)), key=order.__getitem__)
     sizes = [layout.x_shape[q] for q in order]
-    return by_block.reshape(rows, *sizes).permute(0, *[q + 1 for q in back]).contiguous()
+    return blocks.reshape(rows, *sizes).permute(0, *[q + 1 for q in back]).contiguous()

@@ -12,13 +12,11 @@ import numpy as np
 __all__ = ["check_argnums", "check_callable", "check_flags"]
 
 
-def check_callable(caller: str, f: object, name: str = "f") -> None:
+def check_callable(caller: str, f: object) -> None:
     """Refuse what can't be called, before anything else is done."""
     if not callable(f):
         shape = f" of shape {tuple(f.shape)}" if hasattr(f, "shape") else ""
-        raise TypeError(
-            f"{caller}: {name}: expected a function, which comes first, got {type(f).__name__}{shape}"
-        )
+        raise TypeError(f"{caller}: f: expected a function, which comes first, got {type(f).__name__}{shape}")
 
 
 def check_argnums(argnums: int | Sequence[int] | None, count: int) -> frozenset[int] | None:

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _engine, _plan, _products, native
+from . import _cost_model, _engine, _products, native
 from ._certificate import all_finite
+from ._cost_model import RowCost
+from ._dtypes import promoted
 from ._engine import Linearization
 from ._first_order import FirstOrder
 from ._other_ways import another_may_do
-from ._plan import RowCost
 from ._products import Seeds
 from ._pulling import Options
 from ._random import RandomState, restored_after
@@ -30,6 +31,7 @@ from .coloring.recovery import Recovery
 
 __all__ = [
     "Collected",
+    "MakeSeeds",
     "Products",
     "are_linear",
     "chunk_of",
@@ -47,6 +49,9 @@ _log = logging.getLogger("torchzygote")
 # Seeds of one operation that a core's caches hold: 4 rows of 32768 doubles are best together, and rows of a
 # million one at a time (6.6 gradients instead of 9 for three colors).
 _CACHED = 4 << 20
+
+# For a dtype and a device: seeds, and how many that are.
+MakeSeeds = Callable[[torch.dtype, torch.device], tuple[Seeds, int]]
 
 # lo, hi, and the products of these colors, shape (hi - lo, length) each; None where nothing depends on them
 Products = Iterable["tuple[int, int, list[Tensor | None]]"]
@@ -76,7 +81,7 @@ def color_seeds(
     return seeds, total
 
 
-def given_seeds(rows: Tensor) -> Callable[[torch.dtype, torch.device], tuple[Seeds, int]]:
+def given_seeds(rows: Tensor) -> MakeSeeds:
     """These seeds, in the way that :func:`jacobian_products` asks for them."""
 
     def make(dtype: torch.dtype, device: torch.device) -> tuple[Seeds, int]:
@@ -89,7 +94,7 @@ def given_seeds(rows: Tensor) -> Callable[[torch.dtype, torch.device], tuple[See
 def jacobian_products(
     first: FirstOrder,
     recovery: Recovery,
-    make_seeds: Callable[[torch.dtype, torch.device], tuple[Seeds, int]],
+    make_seeds: MakeSeeds,
     chunk: Callable[[int], int],
     options: Options,
 ) -> Products:
@@ -98,10 +103,7 @@ def jacobian_products(
     if recovery.mode == "reverse":
         seeds, total = make_seeds(first.y.dtype, first.y.device)
         return _pulled(lin, seeds, total, chunk(total), options)
-    dtype = inputs[0].dtype
-    for x in inputs[1:]:
-        dtype = torch.promote_types(dtype, x.dtype)
-    seeds, total = make_seeds(dtype, inputs[0].device)
+    seeds, total = make_seeds(promoted([x.dtype for x in inputs]), inputs[0].device)
     if (found := transposed(first)) is not None:
         linear = lin.onward([_joined(inputs, found)], [found.cotangent])
         on_tape = _pulled(linear, seeds, total, chunk(total), options)
@@ -121,7 +123,7 @@ def are_linear(first: FirstOrder, recovery: Recovery, products: Sequence[Tensor]
 def _on_tape_or_pushed(
     on_tape: Products, first: FirstOrder, seeds: Seeds, total: int, chunk: int, options: Options
 ) -> Iterator[_products.Chunk]:
-    """What the tape gives; dual numbers where it fails, or gives what isn't finite, as they may not."""
+    """Products by the tape; by dual numbers where that fails or isn't finite, since theirs may be."""
     quiet = options._replace(progress=False)
 
     def pushed(lo: int, hi: int, options: Options = quiet) -> Iterator[_products.Chunk]:
@@ -202,7 +204,7 @@ def hessian_products(
     second: SecondOrder,
     which: int,
     mode: str,
-    make_seeds: Callable[[torch.dtype, torch.device], tuple[Seeds, int]],
+    make_seeds: MakeSeeds,
     chunk: Callable[[int], int],
     options: Options,
     random: RandomState | None,
@@ -323,7 +325,7 @@ def chunk_of(options: Options, cost: RowCost, recovery: Recovery, like: Tensor) 
     def chunk(total: int) -> int:
         if _engine.compiling():
             return max(1, total)
-        affordable = _plan.choose_chunk(options.chunk_size, total, cost, like.device)
+        affordable = _cost_model.choose_chunk(options.chunk_size, total, cost, like.device)
         if options.chunk_size is not None or like.device.type != "cpu":
             return affordable
         return max(1, min(affordable, _CACHED // max(1, row)))

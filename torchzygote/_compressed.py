@@ -17,6 +17,7 @@ from ._assembly import result_dtype
 from ._certificate import agreement, precision, probe_rows, warn_mismatch
 from ._colored import (
     Collected,
+    MakeSeeds,
     Products,
     are_linear,
     chunk_of,
@@ -25,11 +26,12 @@ from ._colored import (
     hessian_products,
     jacobian_products,
 )
+from ._cost_model import RowCost
 from ._crosscheck import explains_pullback
 from ._first_order import FirstOrder
 from ._numbers import show_numbers
 from ._other_ways import another_may_do, first_that_does, suppressed
-from ._plan import RowCost
+from ._products import Seeds
 from ._pulling import Options
 from ._random import RandomState
 from ._repetition import settle_colored
@@ -63,8 +65,8 @@ def _refuse_without_numbers(caller: str) -> NoReturn:
     )
 
 
-def _make_seeds(recovery: Recovery, colors: Tensor, probes: Tensor | None) -> Callable[..., Any]:
-    def make(dtype: torch.dtype, device: torch.device) -> Any:
+def _make_seeds(recovery: Recovery, colors: Tensor, probes: Tensor | None) -> MakeSeeds:
+    def make(dtype: torch.dtype, device: torch.device) -> tuple[Seeds, int]:
         return color_seeds(colors, recovery.ncolors, probes, dtype, device)
 
     return make
@@ -173,7 +175,7 @@ def _jacobian_values(
     probes = probe_rows(recovery) if verify and not by_pullback else None
     chunk = chunk_of(options, cost, recovery, y)
 
-    def multiply(seeds: Callable[..., Any], options: Options = options.once) -> Products:
+    def multiply(seeds: MakeSeeds, options: Options = options.once) -> Products:
         return jacobian_products(first, recovery, seeds, chunk, options)
 
     products = multiply(_make_seeds(recovery, recovery.coloring.colors, probes), options)

@@ -78,17 +78,17 @@ def _pulled_probe(
     return cotangent, [None if g is None else g.detach() for g in pulled]
 
 
-# What a matrix, or all, gives for a pulled cotangent; by these rows alone, if any are given. ``None`` where
-# that plainly is the same.
+# Compares what matrices give for a cotangent with what was pulled back, in some rows only if these are given;
+# ``None`` for a matrix that plainly agrees.
 _Compare = Callable[[Tensor, "list[Tensor | None]", "Tensor | None"], "Sequence[Comparison | None]"]
 
 
 def _is_explained(
     lin: Linearization, y: Tensor, compare: _Compare, finite_rows: Callable[[], Tensor]
 ) -> bool | None:
-    """Whether a pullback is, ``None`` where there can't be one; what isn't finite there tells nothing.
+    """Whether the Jacobian agrees with one pullback; ``None`` if ``f`` can't be pulled back.
 
-    Nor do rows that aren't finite in forward mode, where reverse mode isn't either: it spoils whole columns.
+    Rows that aren't finite are left out: reverse mode spreads NaN over whole columns.
     """
     probe = _pulled_probe(lin, y)
     if probe is None:
@@ -113,7 +113,7 @@ def _are_rounding(
     cotangent: Tensor,
     pulled: Sequence[Tensor | None],
 ) -> bool:
-    """Whether what differs does by no more than these elements of a pullback lose."""
+    """Whether the differences are no larger than what rounding takes from these elements of a pullback."""
     which = [i for i, g in enumerate(pulled) if g is not None]
 
     def again(vector: Tensor) -> list[Tensor]:
@@ -139,7 +139,7 @@ def _agree(comparisons: Sequence[Comparison | None], pulled: Sequence[Tensor | N
 def explains_pullback(
     lin: Linearization, y: Tensor, recovery: Recovery, values: Sequence[Tensor]
 ) -> bool | None:
-    """Whether compressed values do; ``None`` where ``f`` can't be pulled back."""
+    """Whether compressed values agree with one pullback; ``None`` if ``f`` can't be pulled back."""
     eps = _precision(lin, y)
     found = [v.detach() for v in values]
 

@@ -17,6 +17,7 @@ from ._arguments import Prepared
 from ._assembly import Columns, Rows, add_rows
 from ._block_layout import Layout
 from ._certificate import precision
+from ._cost_model import FREE, RowCost
 from ._curvature import summed
 from ._curvature.directions import directions
 from ._curvature.steps import steps_to
@@ -24,7 +25,6 @@ from ._curvature.summed import Curvature
 from ._engine import Linearization
 from ._numbers import show_numbers
 from ._other_ways import another_may_do
-from ._plan import FREE, RowCost
 from ._pulling import Options, chunk_for, pulled_rows
 from ._random import RandomState, restored_after
 from ._second_order import SecondOrder, Seen, gradient_by
@@ -234,7 +234,7 @@ def _by_columns(
     if seen is not None and values:
         _state.forget_since(position)  # hooks report from the first run
         value = values[1] if len(values) > 1 else seen.value
-        second.take(values[0], value if options.keep else _engine.detached(value))
+        second.replace_by(values[0], value if options.keep else _engine.detached(value))
     return block.matrix()
 
 

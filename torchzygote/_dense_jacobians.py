@@ -13,10 +13,10 @@ from torch import Tensor
 from . import _engine, _products, _separable
 from ._assembly import Columns, Rows, add_rows, result_dtype
 from ._certificate import all_finite
+from ._cost_model import FREE, RowCost
 from ._engine import Linearization
 from ._first_order import FirstOrder
 from ._other_ways import another_may_do
-from ._plan import FREE, RowCost
 from ._pulling import Options, chunk_for, pulled_rows
 from ._random import restored_after
 from ._row_cost import row_cost

@@ -22,7 +22,7 @@ __all__ = [
     "pairs",
     "scalar",
     "show",
-    "version_of",
+    "version_of_zeros",
     "zeros_of",
 ]
 
@@ -31,8 +31,8 @@ def zeros_of(key: Tensor) -> Tensor:
     return torch.zeros_like(key, requires_grad=False)
 
 
-def version_of(x: Tensor) -> int:
-    """What changes as ``x`` is written into."""
+def version_of_zeros(x: Tensor) -> int:
+    """What changes as ``x``, which began as zeros, is written into; inference tensors count no writes."""
     return int(torch.count_nonzero(x)) if x.is_inference() else x._version
 
 

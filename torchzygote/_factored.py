@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _plan
+from . import _cost_model
 from ._affine_check import numel_of
 from ._affine_products import diagonals, matrix
 from ._block_layout import Blocks
@@ -84,7 +84,7 @@ def hessian(second: SecondOrder, mode: str, options: Options) -> Tensor | None:
 
 def _pays_off(second: SecondOrder, rows: int) -> bool:
     """Whether so many rows take long enough to look for affine maps."""
-    return rows * second.row_guess().nbytes >= _plan.LEAST_BYTES or second.multiplies_much(rows)
+    return rows * second.row_guess().nbytes >= _cost_model.LEAST_BYTES or second.multiplies_much(rows)
 
 
 class _Sum:

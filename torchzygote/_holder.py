@@ -1,6 +1,6 @@
-"""Objects of this package that hold tensors and are no structure to PyTorch, for those that must reach these.
+"""Objects of this package that hold tensors and that PyTorch doesn't take for structures.
 
-So that who comes early on the way of a call needs not know what comes late.
+Lets low-level modules reach those tensors without importing the classes.
 """
 
 from __future__ import annotations

@@ -19,7 +19,10 @@ __all__ = ["compiling", "keeps_graph", "recording_if", "refuse_export", "refuse_
 
 
 def compiling() -> bool:
-    """Whether ``torch.compile`` is tracing us; where a graph breaks, it sees calls of this alone."""
+    """Whether ``torch.compile`` is tracing us.
+
+    Its own function, so that Dynamo evaluates it at each graph break.
+    """
     return torch.compiler.is_compiling()
 
 

@@ -21,9 +21,9 @@ from ._affine_check import Explained, Summed, are_explained
 from ._assembly import Rows, result_dtype
 from ._block_layout import BlockSeeds, by_block, of_itself
 from ._certificate import precision, random_vector, wide
+from ._cost_model import RowCost
 from ._first_order import FirstOrder
 from ._numbers import show_numbers
-from ._plan import RowCost
 from ._pulling import Options, chunk_for, pulled_rows
 from ._recorded.apart import Apart, OfLayers, OfMap, paired_values
 from ._recorded.entering import Entering
@@ -229,9 +229,10 @@ def _matrices(
         sums = _allowing_for_noise(_sums(matrices, made, paired, explained, weights), into)
         if not _are_right(first, sums, whole, vector):
             return None
-    in_order = layout.y_order == sorted(layout.y_order)
-    order = layout.y_numbers(y.device).reshape(-1)
-    return [J if in_order else _ordered(J, order) for J in (matrices[i] for i in whole)]
+    if layout.y_order == sorted(layout.y_order):
+        return [matrices[i] for i in whole]
+    back = layout.y_numbers(y.device).reshape(-1).argsort()
+    return [matrices[i].index_select(0, back) for i in whole]
 
 
 def _by_inputs(
@@ -300,13 +301,6 @@ class _Block:
         return whole.reshape(self._shape[0] * self._shape[1], self._shape[2]).to(self._dtype)
 
 
-def _ordered(matrix: Tensor, order: Tensor) -> Tensor:
-    """Row ``i`` goes to row ``order[i]``."""
-    back = torch.empty_like(order)
-    back[order] = torch.arange(len(order), device=order.device)
-    return matrix.index_select(0, back)
-
-
 def _sums(
     matrices: dict[int, Tensor],
     made: Collection[int],
@@ -334,7 +328,7 @@ def _sums(
 
 
 def _summed_rows(J: Tensor, weights: Tensor) -> Summed:
-    """Of rows themselves: a product with a vector, and with their sizes."""
+    """The weighted sum of the rows of ``J``, and that of their absolute values, which tells rounding."""
     start = wide(J[:0]).sum(0)
     factors, sizes = weights.to(start), weights.to(start).abs()
     step = max(1, _SUMMED // max(1, J.shape[1] * J.element_size()))

@@ -1,18 +1,30 @@
-"""What can be a member of Params, and what is said of the rest.
+"""What can be a member of Params, where members are found, and what is said of the rest.
 
-Knows tensors, and nothing of sets.
+Knows tensors and their names; what is done with a set of them is the business of ``params``.
 """
 
 from __future__ import annotations
 
-import numpy as np
-from torch import Tensor
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
-from ._arguments import is_inexact, is_number
+import numpy as np
+from torch import Tensor, nn
+
+from ._arguments import is_inexact, is_number, trainable
 from ._buffer.refusal import NotATensor
 from ._multi_tensor import describe
 
-__all__ = ["advice", "checked", "what"]
+__all__ = ["NamedMembers", "checked", "collected", "qualified", "what"]
+
+
+class NamedMembers:
+    """Tensors by their ids, in order, and the names of those that have one."""
+
+    __slots__ = ("_members", "_names")
+
+    _members: dict[int, Tensor]
+    _names: dict[int, str]
 
 
 def checked(p: Tensor) -> Tensor:
@@ -34,7 +46,7 @@ def what(x: object) -> str:
     return f"a {type(x).__name__}"
 
 
-def advice(x: object) -> str:
+def _advice(x: object) -> str:
     """What to give in place of ``x``, which is no tensor."""
     if is_number(x):
         return ", which has no identity that f could close over: make it a tensor, as in torch.tensor(2.0)"
@@ -45,3 +57,36 @@ def advice(x: object) -> str:
     if isinstance(x, str):
         return "; for (name, tensor) pairs write Params(dict(pairs))"
     return ""
+
+
+def collected(source: Any, name: str = "", path: str = "") -> Iterator[tuple[Tensor, str, str]]:
+    """Each tensor below ``source`` with its qualified name and the same with the positions on the way."""
+    if isinstance(source, Tensor):
+        yield source, name, path
+    elif isinstance(source, nn.Module):
+        for own, parameter in trainable(source).items():
+            yield parameter, qualified(name, own), qualified(path, own)
+    elif isinstance(source, NamedMembers):
+        for key, p in source._members.items():
+            own = source._names.get(key, "")
+            yield p, own, qualified(path, own) if own else ""
+    elif isinstance(source, Mapping):
+        for key, value in source.items():
+            if isinstance(key, str):
+                yield from collected(value, qualified(name, key), qualified(path, key))
+            else:
+                yield from collected(key)
+    elif isinstance(source, Iterable) and not isinstance(
+        source, (str, bytes, np.ndarray, np.generic, NotATensor)
+    ):
+        for position, item in enumerate(source):
+            # a bare tensor in a list has no name of its own
+            below = qualified(path, str(position))
+            yield from collected(item, name, "" if isinstance(item, Tensor) and not name else below)
+    else:
+        raise TypeError(f"Params: expected tensors, got {what(source)}{_advice(source)}")
+
+
+def qualified(prefix: str, name: str) -> str:
+    """The name of a member of what is called ``prefix``, which may be nameless."""
+    return f"{prefix}.{name}" if prefix else name

@@ -1,8 +1,8 @@
 """What is asked of many tensors before a multi-tensor call, asked once and recognized afterwards.
 
 The gradients of one step look like those of the last. One call tells that of all of them, where asking each
-one takes as long as the call itself. Knows nothing of what is done with them, and of addresses,
-which change, those alone that were compared last.
+one takes as long as the call itself. Knows nothing of what is done with them. Addresses change from step to
+step, so only the last compared are kept.
 """
 
 from __future__ import annotations
@@ -64,10 +64,6 @@ def extent_of(x: Tensor) -> int:
     return (last + 1) * x.element_size()
 
 
-def _nothing() -> None:
-    return None
-
-
 class Metadata:
     """What a list of tensors has in common, and what each one has."""
 
@@ -114,13 +110,13 @@ class Metadata:
         )
         self.extents = [extent_of(x) for x in xs] if strided else None
         self._extents: Any = None
-        self._fitting: Callable[[], Metadata | None] = _nothing
+        self._fitting: weakref.ref[Metadata] | None = None
         self._apart: list[int] = []
-        self._apart_from: Callable[[], Metadata | None] = _nothing
+        self._apart_from: weakref.ref[Metadata] | None = None
 
     def fits(self, other: Metadata) -> bool:
         """Whether each tensor has the shape, dtype and device of its fellow."""
-        if self is other or self._fitting() is other:
+        if self is other or (self._fitting is not None and self._fitting() is other):
             return True
         if (self.shapes, self.dtypes, self.devices) != (other.shapes, other.dtypes, other.devices):
             return False
@@ -132,7 +128,8 @@ class Metadata:
 
         A step's gradients mostly lie where those of the last one lay.
         """
-        return self._apart_from() is other and self._apart == addresses
+        last = self._apart_from
+        return last is not None and last() is other and self._apart == addresses
 
     def found_apart(self, other: Metadata, addresses: list[int]) -> None:
         """Remember that."""

@@ -66,20 +66,15 @@ class identity_seeds:
         return block._version == self._version and memory_holders(block) == 1
 
 
-def progress_bar(enabled: bool, total: int, what: str) -> Any:
-    """A tqdm bar over ``total`` rows, or something that ignores its updates."""
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, unit=what, disable=not enabled)
-
-
 def chunks(total: int, chunk: int, progress: bool, what: str) -> Iterator[tuple[int, int]]:
     """``lo``, ``hi`` of so many rows at a time, with a bar over all where ``progress`` is wanted."""
     if not progress:
         for lo in range(0, total, chunk):
             yield lo, min(lo + chunk, total)
         return
-    with progress_bar(True, total, what) as bar:
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, unit=what) as bar:
         for lo in range(0, total, chunk):
             hi = min(lo + chunk, total)
             yield lo, hi
@@ -95,7 +90,6 @@ def vjps(
     *,
     create_graph: bool = False,
     progress: bool = False,
-    what: str = "row",
     misbatched: str | None = UNKNOWN,
     looped: bool = False,
 ) -> Iterator[Chunk]:
@@ -120,7 +114,7 @@ def vjps(
     # Hooks and custom functions see the seeds, and may write into them unnoticed.
     shown = chunk < total and not _engine.compiling() and (lin.may_be_bent() or bool(lin.survey().custom))
     rows = None
-    for lo, hi in chunks(total, chunk, progress, what):
+    for lo, hi in chunks(total, chunk, progress, "row"):
         if not (shown or by_row or chunk == 1):
             rows = None  # whoever makes the seeds may take the last ones' memory
         rows = seeds(lo, hi)

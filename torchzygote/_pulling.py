@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import torch
 
-from . import _engine, _plan, _products
+from . import _cost_model, _engine, _products
+from ._cost_model import RowCost
 from ._engine import Linearization
-from ._plan import RowCost
 
 __all__ = ["Options", "chunk_for", "pulled_rows"]
 
@@ -34,7 +34,7 @@ def chunk_for(options: Options, rows: int, cost: RowCost, device: torch.device) 
     """How many of ``rows`` products are computed at a time; ``cost``: what one takes."""
     if options.chunk_size is not None or rows <= 1 or _engine.compiling():
         return options.chunk_size or max(rows, 1)
-    return _plan.choose_chunk(None, rows, cost, device)
+    return _cost_model.choose_chunk(None, rows, cost, device)
 
 
 def pulled_rows(

@@ -6,8 +6,8 @@ Counts only; it must not know what is decided from its numbers.
 from __future__ import annotations
 
 from . import _state
+from ._cost_model import RowCost
 from ._engine import Linearization
-from ._plan import RowCost
 
 __all__ = ["is_linear", "is_plain", "row_cost"]
 

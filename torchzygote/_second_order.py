@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _engine, _plan, _state
+from . import _cost_model, _engine, _state
 from ._arguments import Prepared
+from ._cost_model import FREE, RowCost
 from ._double_backward import are_norms_refused
 from ._engine import Linearization
 from ._other_ways import suppressed
 from ._outputs import real_scalar
-from ._plan import FREE, RowCost
 from ._random import RandomState
 from ._recorded.affine import AffineMap, Entrance, entrances
 from ._row_cost import is_linear, is_plain
@@ -79,8 +79,8 @@ class SecondOrder:
         """What ``f`` returned."""
         return self._value if self._first is None else self._first.y
 
-    def take(self, gradient: Tensor, value: Any) -> None:
-        """Those of another run, in which the Hessian is taken, in place of what was recorded."""
+    def replace_by(self, gradient: Tensor, value: Any) -> None:
+        """Use value and gradient of the run that the Hessian came from."""
         self.grads[0], self._value, self._first = gradient, value, None
 
     def record(self, lin: Linearization, positions: list[int | None]) -> None:
@@ -218,7 +218,7 @@ class SecondOrder:
         """Whether all rows by the only input take less than to find out whether fewer products would do."""
         if self._first is None or _engine.compiling() or _engine.in_transform():
             return False
-        return self.prepared.inputs[0].numel() * self.row_guess().nbytes < _plan.LEAST_BYTES
+        return self.prepared.inputs[0].numel() * self.row_guess().nbytes < _cost_model.LEAST_BYTES
 
     def multiplies_much(self, rows: int) -> bool:
         """Whether so many rows take long by products of matrices, whose results may be small all the same.
@@ -228,7 +228,7 @@ class SecondOrder:
         if self._first is None or not self._first.survey().products:
             return False
         each = sum(map(multiplications, self._first.survey().products))
-        return 3 * rows * each >= _plan.LEAST_BYTES
+        return 3 * rows * each >= _cost_model.LEAST_BYTES
 
     def row_guess(self) -> RowCost:
         """About what a row of a Hessian takes, from ``f`` alone: its gradient repeats most operations."""
@@ -246,10 +246,10 @@ class SecondOrder:
         if self._row_cost is None:
             guess = FREE
             rows = max(map(Tensor.numel, self.prepared.inputs), default=0)
-            if self._first is not None and (self._lin is None or _plan.is_small(rows * rows)):
+            if self._first is not None and (self._lin is None or _cost_model.is_small(rows * rows)):
                 found = self._first.survey()
                 guess = RowCost(8 * self._first.nbytes(), 4 * found.nodes, found.misbatched)
-            if self._lin is None or (guess.nodes > 0 and _plan.is_small(rows * guess.nbytes)):
+            if self._lin is None or (guess.nodes > 0 and _cost_model.is_small(rows * guess.nbytes)):
                 self._row_cost = guess
             else:
                 found = self._lin.survey()
@@ -344,7 +344,7 @@ class Seen:
         if inner._first is not None and not _engine.compiling():
             found = inner._first.survey()
             nbytes = self.columns * _PUSHED_BYTES * inner._first.nbytes()
-            fits = not _plan.exceeds_budget(nbytes, inner.prepared.inputs[0].device)
+            fits = not _cost_model.exceeds_budget(nbytes, inner.prepared.inputs[0].device)
             self.stopped = bool(found.custom) or not fits
 
 

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from . import _plan
+from . import _cost_model
 from ._block_layout import Blocks, BlockSeeds, Layout, by_block, of_itself
 from ._certificate import Comparison, all_finite, is_plain, precision, random_vector, wide
+from ._cost_model import RowCost
 from ._engine import Linearization
 from ._numbers import show_numbers
-from ._plan import RowCost
 from ._pulling import Options, pulled_rows
 from ._recorded.alignment import Separation, aligned_axes, separation, shared_axes, summed_axes
 from ._repetition import Repetition
@@ -46,7 +46,11 @@ def find_layout(root: Tensor, x: Tensor, cost: RowCost) -> Layout | None:
     ``cost``: what one row of the Jacobian takes while it is pulled back.
     """
     rows = root.numel()
-    if min(rows, x.numel()) < LEAST_ROWS or rows * cost.nbytes < _plan.LEAST_BYTES or root.device != x.device:
+    if (
+        min(rows, x.numel()) < LEAST_ROWS
+        or rows * cost.nbytes < _cost_model.LEAST_BYTES
+        or root.device != x.device
+    ):
         return None
     if not show_numbers([root]):
         return None
@@ -97,7 +101,7 @@ def find_sum(y: Tensor, inputs: Sequence[Tensor], cost: RowCost) -> tuple[Separa
 
 def _may_pay(inputs: Sequence[Tensor], rows: int, cost: RowCost) -> bool:
     """Whether a Hessian of so many rows takes longer than finding out."""
-    large = rows >= LEAST_ROWS and rows * cost.nbytes >= _plan.LEAST_BYTES
+    large = rows >= LEAST_ROWS and rows * cost.nbytes >= _cost_model.LEAST_BYTES
     return large and show_numbers(inputs)
 
 

@@ -24,9 +24,9 @@ from torch import Tensor
 from . import _products
 from ._block_layout import Blocks, Layout, by_block, in_shape_of_x
 from ._certificate import Comparison, all_finite, precision, slack
+from ._cost_model import RowCost
 from ._drawn import MOST_KEPT, generator_for, kept
 from ._engine import Linearization
-from ._plan import RowCost
 from ._pulling import Options
 from ._repetition import Repetition
 from ._separable import warn_mismatch

@@ -52,7 +52,11 @@ def run(update: Update, p: Tensor, gradient: Tensor) -> None:
 def enroll(p: Tensor, update: Update) -> None:
     """Have ``p`` updated in pullbacks."""
     key = id(p)
-    registry[key] = (weakref.ref(p, lambda _: registry.pop(key, None) and None), update)
+
+    def forget(_: object) -> None:
+        registry.pop(key, None)
+
+    registry[key] = (weakref.ref(p, forget), update)
 
 
 def withdraw(p: Tensor) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ._cost_model import RowCost
 from ._engine import Linearization
-from ._plan import RowCost
 from ._recorded.alignment import keeps_elements_apart
 from ._recorded.stencils import stencil
 from ._row_cost import is_plain

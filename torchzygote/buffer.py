@@ -326,6 +326,11 @@ class Buffer(ArrayForm, ListForm, NotATensor):
         torch.Tensor or list of torch.Tensor
             Nothing of the Buffer's memory is copied for it.
 
+        Raises
+        ------
+        RuntimeError
+            Values were written inside a ``torch.func.vmap`` or ``grad`` that has ended.
+
         Examples
         --------
         >>> import torch

@@ -52,6 +52,8 @@ def checkpointed(f: Callable[..., Any], /, *xs: Any, **kwargs: Any) -> Any:
 
     Raises
     ------
+    TypeError
+        ``f`` can't be called.
     RuntimeError
         In the backward pass, where ``f`` did something else when it ran again (saved tensors of other shapes
         or in another number, found something else in a global variable or an attribute), or wrote in place

@@ -31,9 +31,9 @@ _HALF = (torch.float16, torch.bfloat16, torch.complex32)
 # -- norms ---------------------------------------------------------------------------------------------------
 
 
-def total_norm(xs: list[Tensor], norm_type: float = 2.0, error_if_nonfinite: bool = False) -> Tensor:
+def total_norm(xs: list[Tensor], norm_type: float) -> Tensor:
     """The norm of all elements together, on the device of the first tensor, without host synchronization."""
-    return _total_norm(xs, norm_type, error_if_nonfinite, None)
+    return _total_norm(xs, norm_type, False, None)
 
 
 def _total_norm(

@@ -15,15 +15,27 @@ from . import _updates
 from ._arguments import type_name
 from ._distributed import refuse_reduced
 from ._flags import held_flags, requires_grad
+from ._members import qualified
 from ._overlap import span_of
 from ._torch_private import is_wrapped, memory_holders, outside_functorch
-from .params import Params, qualified
+from .params import Params
 
 __all__ = ["EagerUpdate", "eager_update"]
 
 
 class EagerUpdate:
-    """The handle of :func:`~torchzygote.eager_update`; as a context manager it is removed at the end."""
+    """The handle of :func:`~torchzygote.eager_update`; as a context manager it is removed at the end.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torchzygote import eager_update
+    >>> w = torch.tensor([1., 2.], requires_grad=True)
+    >>> with eager_update(lambda param, grad: param.sub_(grad), [w]) as handle:
+    ...     (w**2).sum().backward()
+    >>> handle, w.detach()
+    (<eager update of 0 parameters>, tensor([-1., -2.]))
+    """
 
     def __init__(self, update: Callable[[Tensor, Tensor], Any], params: list[Tensor]) -> None:
         self._params = params
@@ -35,7 +47,19 @@ class EagerUpdate:
                 self._handles.append(handle)
 
     def remove(self) -> None:
-        """Stop updating; a second call does nothing."""
+        """Stop updating; a second call does nothing.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import eager_update
+        >>> w = torch.tensor([1., 2.], requires_grad=True)
+        >>> handle = eager_update(lambda param, grad: param.sub_(grad), [w])
+        >>> handle.remove()
+        >>> w.sum().backward()
+        >>> w.grad
+        tensor([1., 1.])
+        """
         for handle in self._handles:
             handle.remove()
         for p in self._params:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from . import _engine, _plan, _products, _state
+from . import _cost_model, _engine, _products, _state
 from ._arguments import (
     ARRAY,
     MODULE,
@@ -27,6 +26,7 @@ from ._call_options import check_callable
 from ._checkpoint.surroundings import Surroundings
 from ._dropping import follows_others
 from ._linear_node import known_derivative, recomputed_derivative
+from ._packing import Packing, common_device
 from ._random import RandomState
 from ._stop_iteration import released
 from ._structure_matching import parts_for
@@ -87,9 +87,13 @@ def forwarddiff(f: Callable[[Any], R], x: Any, *, chunk_threshold: int | None = 
     Raises
     ------
     TypeError
-        ``x`` is a module or opaque.
+        ``f`` is no function, ``x`` is a module or opaque, or ``chunk_threshold`` is no int.
     ValueError
         ``chunk_threshold`` is below 1.
+    OverflowError
+        ``x`` is or contains a number too large for the default dtype.
+    RuntimeError
+        ``f`` writes into its argument in place, which is noticed where it is differentiated.
 
     Warns
     -----
@@ -140,7 +144,7 @@ def forwarddiff(f: Callable[[Any], R], x: Any, *, chunk_threshold: int | None = 
 
 def _check_chunk(chunk_threshold: object) -> int | None:
     try:
-        return _plan.check_chunk_size(chunk_threshold)
+        return _cost_model.check_chunk_size(chunk_threshold)
     except (TypeError, ValueError) as error:
         raise type(error)(str(error).replace("chunk_size", "forwarddiff: chunk_threshold")) from None
 
@@ -167,70 +171,6 @@ def _is_followed(x: Tensor) -> bool:
     if in_functorch():
         return "jvp" in transform_stack() or any(layer.requires_grad for _, layer in layers(x))
     return x.requires_grad and torch.is_grad_enabled()
-
-
-# Not by to_real(), which Dynamo can't trace.
-_REAL = {kind: kind.to_real() for kind in (torch.complex32, torch.complex64, torch.complex128)}
-
-
-def _real(dtype: torch.dtype) -> torch.dtype:
-    return _REAL.get(dtype, dtype)
-
-
-def _as_real(x: Tensor) -> Tensor:
-    # No view_as_real: the way back would be view_as_complex, which refuses odd offsets into the flat vector.
-    return torch.stack([x.real, x.imag], dim=-1) if x.is_complex() else x
-
-
-def _flat(x: Tensor) -> Tensor:
-    return x.reshape(math.prod(x.shape))
-
-
-def _common_device(tensors: Sequence[Tensor]) -> torch.device:
-    """Where everything is packed: the first device that isn't the CPU, if there is one."""
-    for tensor in tensors:
-        if tensor.device.type != "cpu":
-            return tensor.device
-    return tensors[0].device
-
-
-class _Packing:
-    """Tensors as one flat real vector, and back."""
-
-    def __init__(self, tensors: list[Tensor], device: torch.device) -> None:
-        self.forms = [(tensor.shape, tensor.dtype) for tensor in tensors]
-        dtype = tensors[0].dtype
-        for tensor in tensors[1:]:
-            dtype = torch.promote_types(dtype, tensor.dtype)
-        self.dtype = _real(dtype)
-        self.device = device
-        self.devices = [tensor.device for tensor in tensors]
-        self.sizes = [math.prod(shape) * (2 if dtype.is_complex else 1) for shape, dtype in self.forms]
-
-    def pack(self, tensors: list[Tensor]) -> Tensor:
-        # Not -1: in an empty batch it could be anything.
-        parts = [_flat(_as_real(tensor)).to(self.device, self.dtype) for tensor in tensors]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def unpack(self, flat: Tensor) -> list[Tensor]:
-        """The tensors; views."""
-        return self._shaped(torch.split(flat, self.sizes))
-
-    def unpack_writable(self, flat: Tensor) -> list[Tensor]:
-        """The tensors, into which may be written: PyTorch refuses that for what ``split`` gives."""
-        if len(self.sizes) == 1:
-            return self._shaped([flat])
-        return self._shaped([part.clone() for part in torch.split(flat, self.sizes)])
-
-    def _shaped(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        tensors = []
-        for part, (shape, dtype), device in zip(parts, self.forms, self.devices, strict=True):
-            if dtype.is_complex:
-                pairs = part.to(device, _real(dtype)).reshape(*shape, 2)
-                tensors.append(torch.complex(pairs[..., 0], pairs[..., 1]))
-            else:
-                tensors.append(part.to(device, dtype).reshape(shape))
-        return tensors
 
 
 class _Run:
@@ -288,8 +228,8 @@ class _Run:
             self.warn_traced(values)
         elif any(follows_others(value, start) for value in values):
             self.warn()
-        device = _common_device([*self.inputs, *values])
-        x_packing, y_packing = _Packing(self.inputs, device), _Packing(values, device)
+        device = common_device([*self.inputs, *values])
+        x_packing, y_packing = Packing(self.inputs, device), Packing(values, device)
         x_flat, y_flat = x_packing.pack(self.inputs), y_packing.pack(values).detach()
         if _engine.compiling():
             x_flat = x_flat.clone()  # forward mode of a view of a view fails there, now and then (2.13)
@@ -351,8 +291,8 @@ class _Run:
             return at.new_zeros(0, y.numel()), y
         random = None if _engine.compiling() else RandomState()
         # A direction needs what f makes inside, which isn't known: a few times its input and output.
-        cost = _plan.RowCost(8 * (n + y.numel()) * y.element_size(), 0)
-        chunk = n if _engine.compiling() else _plan.choose_chunk(self.chunk, n, cost, at.device)
+        cost = _cost_model.RowCost(8 * (n + y.numel()) * y.element_size(), 0)
+        chunk = n if _engine.compiling() else _cost_model.choose_chunk(self.chunk, n, cost, at.device)
         seeds = _products.identity_seeds(n, at.dtype, at.device)
         keep = not _engine.compiling() and (torch.is_grad_enabled() or in_functorch())
         values: list[Tensor] = []

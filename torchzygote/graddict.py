@@ -5,15 +5,16 @@ Knows nothing of where its values come from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, MutableMapping, ValuesView
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from ._arithmetic import Arithmetic
-from ._entries import TENSOR_TYPES, as_tensor, equal, missing, pairs, scalar, show, version_of, zeros_of
+from ._entries import TENSOR_TYPES, as_tensor, pairs, scalar, version_of_zeros, zeros_of
 from ._holder import Holder
-from ._multi_tensor import apply, apply_, clone_all, describe
+from ._identity_mapping import IdentityMapping
+from ._multi_tensor import apply, apply_, clone_all
 from ._operators import NEGATIVE, OPERATORS, REFLECTED
 
 __all__ = ["GradDict"]
@@ -23,7 +24,7 @@ Self = TypeVar("Self", bound="GradDict")
 _NONE = frozenset({type(None)})
 
 
-class GradDict(Holder, Arithmetic, MutableMapping[Tensor, Any]):
+class GradDict(Holder, Arithmetic, IdentityMapping):
     """A mapping from tensor to value that goes by the identity of its keys, with arithmetic.
 
     Parameters
@@ -71,85 +72,12 @@ class GradDict(Holder, Arithmetic, MutableMapping[Tensor, Any]):
     ``Grads`` in Zygote.jl, https://fluxml.ai/Zygote.jl/stable/utils/
     """
 
-    _keys: dict[int, Tensor]
-    _values: dict[int, Any]  # in the order of the keys
-    # Keys that others rely on are never written to: changes are then made to a copy.
-    _keys_shared: bool
-
     def __init__(self, source: Mapping[Tensor, Any] | Iterable[tuple[Tensor, Any]] = ()) -> None:
         self._keys = {}
         self._values = {}
         self._keys_shared = False
         for key, value in pairs(source, f"{type(self).__name__}: source"):
             self[key] = value
-
-    # -- a mapping ----------------------------------------------------------------------------------------
-
-    def __getitem__(self, key: Tensor) -> Any:
-        try:
-            return self._values[id(key)]
-        except KeyError:
-            raise KeyError(f"{type(self).__name__}: {missing(key)}") from None
-
-    def __setitem__(self, key: Tensor, value: Any) -> None:
-        if id(key) not in self._keys:
-            self._check_new(key)
-            self._before_key_change()
-            self._keys[id(key)] = key
-        self._values[id(key)] = value
-
-    def _check_new(self, key: Any) -> None:
-        """Refuse what can't become a key."""
-        if not isinstance(key, Tensor):
-            raise TypeError(f"{type(self).__name__}: expected a tensor as key, got a {type(key).__name__}")
-
-    def __delitem__(self, key: Tensor) -> None:
-        if id(key) not in self._keys:
-            raise KeyError(f"{type(self).__name__}: {missing(key)}")
-        self._before_key_change()
-        del self._keys[id(key)], self._values[id(key)]
-
-    def items(self) -> ItemsView[Tensor, Any]:
-        return _Items(self)
-
-    def values(self) -> ValuesView[Any]:
-        return _Values(self)
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self._keys.values())
-
-    def __reversed__(self) -> Iterator[Tensor]:
-        return reversed(self._keys.values())
-
-    def __contains__(self, key: object) -> bool:
-        return id(key) in self._keys  # a key is alive, so nothing else has its id
-
-    def _before_key_change(self) -> None:
-        if self._keys_shared:
-            self._keys = dict(self._keys)
-            self._keys_shared = False
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Mapping):
-            return NotImplemented
-        theirs = dict(zip(map(id, other.keys()), other.values(), strict=True))
-        return self._keys.keys() == theirs.keys() and all(
-            equal(value, theirs[key]) for key, value in self._values.items()
-        )
-
-    def __repr__(self) -> str:
-        entries = [f"{self._label(key)}: {show(value)}" for key, value in self._values.items()]
-        if len(entries) > 12:
-            entries[10:] = [f"... {len(entries) - 10} more"]
-        return f"{type(self).__name__}({{{', '.join(entries)}}})"
-
-    def _label(self, key: int) -> str:
-        return describe(self._keys[key])
 
     # -- making more of the same kind ---------------------------------------------------------------------
 
@@ -167,7 +95,24 @@ class GradDict(Holder, Arithmetic, MutableMapping[Tensor, Any]):
         return self if same else self._like(values)
 
     def copy(self: Self) -> Self:
-        """A copy with the same keys, whose values have memory of their own."""
+        """A copy with the same keys, whose values have memory of their own.
+
+        Returns
+        -------
+        GradDict
+            Of the same type; values that are no tensors are the same objects.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import GradDict
+        >>> w = torch.zeros(2)
+        >>> g = GradDict({w: torch.ones(2)})
+        >>> h = g.copy()
+        >>> h *= 10
+        >>> g[w], h[w]
+        (tensor([1., 1.]), tensor([10., 10.]))
+        """
         if TENSOR_TYPES.issuperset(map(type, self._values.values())):
             return self._like(clone_all(list(self._values.values())))
         tensors = {key: v for key, v in self._values.items() if isinstance(v, Tensor)}
@@ -182,10 +127,20 @@ class GradDict(Holder, Arithmetic, MutableMapping[Tensor, Any]):
         return _rebuild, (type(self), list(self._keys.values()), list(self._values.values()))
 
     def merge_(self: Self, *others: Mapping[Tensor, Any]) -> Self:
-        """Take over the entries of other mappings, the last one's where several have one; returns itself.
+        """Take over the entries of other mappings, the last one's where several have one.
 
         As with ``dict.update``, the values are the very objects of the other mapping. The ``Params`` of
         :class:`Grads` on either side stay as they are.
+
+        Parameters
+        ----------
+        *others : mapping
+            From tensors to values, or (tensor, value) pairs.
+
+        Returns
+        -------
+        GradDict
+            Itself.
 
         Raises
         ------
@@ -222,10 +177,24 @@ class GradDict(Holder, Arithmetic, MutableMapping[Tensor, Any]):
     def map(self: Self, fn: Callable[..., Any], *others: Mapping[Tensor, Any]) -> Self:
         """A new mapping with ``fn(value, *values of the others)`` for each key.
 
+        Parameters
+        ----------
+        fn : callable
+            Called with a value of this mapping and one of each other, tensors with zeros for ``None``.
+        *others : mapping
+            A :class:`GradDict` or any mapping with the same keys.
+
+        Returns
+        -------
+        GradDict
+            Of the same type and with the same keys.
+
         Raises
         ------
         ValueError
             The others have other keys.
+        TypeError
+            One of them is no mapping.
 
         Examples
         --------
@@ -239,12 +208,22 @@ class GradDict(Holder, Arithmetic, MutableMapping[Tensor, Any]):
         return self._like([fn(*row) for row in zip(self._tensors(), *columns, strict=True)])
 
     def map_(self: Self, fn: Callable[..., Any], *others: Mapping[Tensor, Any]) -> Self:
-        """The same in place: each value is replaced, once all have been computed; returns itself.
+        """As :meth:`map`, in place: each value is replaced, once all have been computed.
+
+        Parameters
+        ----------
+        fn, *others
+            As for :meth:`map`.
+
+        Returns
+        -------
+        GradDict
+            Itself.
 
         Raises
         ------
-        ValueError
-            The others have other keys; nothing is changed.
+        ValueError, TypeError
+            As for :meth:`map`; nothing is changed.
 
         Examples
         --------
@@ -263,10 +242,19 @@ class GradDict(Holder, Arithmetic, MutableMapping[Tensor, Any]):
 
         A ``None`` is passed as zeros, which become the value if ``fn`` writes into them.
 
+        Parameters
+        ----------
+        fn : callable
+            Called with a value of this mapping and one of each other. What it returns is ignored.
+        *others : mapping
+            A :class:`GradDict` or any mapping with the same keys.
+
         Raises
         ------
         ValueError
             The others have other keys.
+        TypeError
+            One of them is no mapping.
 
         Examples
         --------
@@ -284,12 +272,13 @@ class GradDict(Holder, Arithmetic, MutableMapping[Tensor, Any]):
         fresh = []
         if lacking:
             at = dict(zip(self._keys, values, strict=True))
-            fresh = [(key, at[key], version_of(at[key])) for key in lacking]
+            fresh = [(key, at[key], version_of_zeros(at[key])) for key in lacking]
         try:
             for row in zip(values, *columns, strict=True):
                 fn(*row)
         finally:
-            self._values.update((key, zeros) for key, zeros, version in fresh if version_of(zeros) != version)
+            written = [(key, zeros) for key, zeros, version in fresh if version_of_zeros(zeros) != version]
+            self._values.update(written)
 
     # -- arithmetic ---------------------------------------------------------------------------------------
 
@@ -375,24 +364,6 @@ class GradDict(Holder, Arithmetic, MutableMapping[Tensor, Any]):
 
     def __neg__(self: Self) -> Self:
         return self._like(apply(NEGATIVE, self._left("-"), 1, self._nth_label))
-
-
-class _Items(ItemsView[Tensor, Any]):
-    """The entries, without a lookup for each."""
-
-    _mapping: GradDict
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
-        return zip(self._mapping._keys.values(), self._mapping._values.values(), strict=True)
-
-
-class _Values(ValuesView[Any]):
-    """The values, without a lookup for each."""
-
-    _mapping: GradDict
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._mapping._values.values())
 
 
 def _rebuild(kind: type[GradDict], keys: list[Tensor], values: list[Any]) -> GradDict:

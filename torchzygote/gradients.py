@@ -119,9 +119,11 @@ def gradient(
     Raises
     ------
     ValueError
-        ``f`` returns an array (perhaps you wanted :func:`jacobian`) or a complex number.
+        ``f`` returns an array (perhaps you wanted :func:`jacobian`) or a complex number; ``argnums`` are out
+        of range or repeated.
     TypeError
-        ``f`` returns anything else.
+        ``f`` is no function, or returns anything else; ``argnums`` are no ints, come with :class:`Params`, or
+        ``Params`` come among others; ``create_graph`` is neither ``True`` nor ``False``.
 
     Examples
     --------
@@ -262,7 +264,10 @@ def pullback(
     Raises
     ------
     ValueError
-        By ``back``: ``ybar`` doesn't fit ``y`` in shape or structure.
+        ``argnums`` are out of range or repeated. By ``back``: ``ybar`` doesn't fit ``y`` in shape, structure
+        or kind of dtype.
+    TypeError
+        As :func:`gradient`, whatever ``f`` returns.
 
     Examples
     --------
@@ -318,8 +323,10 @@ def pushforward(f: Callable[..., Any], *args: Any) -> Callable[..., Any]:
 
     Raises
     ------
+    TypeError
+        ``f`` is no function, or the argument is :class:`Params`.
     ValueError
-        By ``push``: a tangent doesn't fit its argument.
+        By ``push``: a tangent doesn't fit its argument, or there are more or fewer than arguments.
     RuntimeError
         By ``push``: a tensor among the arguments has been written to since (a NumPy array may be; a module is
         taken as it is at each push).

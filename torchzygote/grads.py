@@ -11,12 +11,11 @@ from torch import Tensor
 
 from ._arguments import type_name
 from ._call_options import check_flags
-from ._entries import TENSOR_TYPES, as_tensor
 from ._grad_fields import accumulated, assign, factor_of, fitting, widened
+from ._grad_norms import GradNorms
 from ._members import checked
 from ._multi_tensor import clone_all, flatten
-from .clipping import clip_norm, clip_value, finite, total_norm, value_bounds
-from .graddict import GradDict
+from .clipping import finite
 from .params import Params
 
 __all__ = ["Grads"]
@@ -24,7 +23,7 @@ __all__ = ["Grads"]
 Self = TypeVar("Self", bound="Grads")
 
 
-class Grads(GradDict):
+class Grads(GradNorms):
     """Gradients by the tensors of a :class:`Params`, in its order: what an implicit call returns.
 
     Parameters
@@ -121,7 +120,34 @@ class Grads(GradDict):
         return type(self), (self.params.copy(), list(self._values.values()))
 
     def merge_(self: Self, *others: Mapping[Tensor, Any]) -> Self:
-        """Take over the entries of other mappings, with their names; see :meth:`GradDict.merge_`."""
+        """Take over the entries of other mappings, with their names, as :meth:`GradDict.merge_` does.
+
+        Parameters
+        ----------
+        *others : mapping
+            From tensors to values: a :class:`Grads`, a :class:`GradDict`, a dict, or (tensor, value) pairs.
+
+        Returns
+        -------
+        Grads
+            Itself. Its ``params`` are new ones where keys were added.
+
+        Raises
+        ------
+        TypeError
+            One is neither a mapping nor pairs, or a new key is no tensor of floating or complex dtype;
+            nothing is changed.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import Params, gradient
+        >>> w, b = torch.tensor([1., 2.]), torch.tensor(3.)
+        >>> grads = gradient(lambda: (w**2).sum(), Params([w]))
+        >>> _ = grads.merge_(gradient(lambda: b**2, Params([b])))
+        >>> grads[w], grads[b]
+        (tensor([2., 4.]), tensor(6.))
+        """
         count = len(self._keys)
         super().merge_(*others)
         if len(self._keys) > count:
@@ -131,6 +157,11 @@ class Grads(GradDict):
 
     def named(self) -> dict[str, Any]:
         """The values by the qualified names of their parameters.
+
+        Returns
+        -------
+        dict
+            The values themselves, in the order of ``params``.
 
         Raises
         ------
@@ -153,141 +184,15 @@ class Grads(GradDict):
             )
         return {self._names[key]: value for key, value in self._values.items()}
 
-    # -- norms and clipping -------------------------------------------------------------------------------
-
-    def _present(self) -> dict[int, Tensor]:
-        """What isn't ``None``, as tensors; not to be changed."""
-        if TENSOR_TYPES.issuperset(map(type, self._values.values())):
-            return self._values
-        return {
-            key: value if type(value) is Tensor else as_tensor(value, self._keys[key], "Grads")
-            for key, value in self._values.items()
-            if value is not None
-        }
-
-    def norm(self, norm_type: float = 2.0) -> Tensor:
-        """The norm of all elements together, without waiting for the device.
-
-        Parameters
-        ----------
-        norm_type : float
-            The exponent; ``inf`` for the largest modulus. As in ``torch.nn.utils.clip_grad_norm_`` it is the
-            norm of the tensors' norms.
-
-        Returns
-        -------
-        Tensor
-            A 0-dim tensor; float32 for half precision.
-
-        Examples
-        --------
-        >>> import torch
-        >>> from torchzygote import Params, gradient
-        >>> w = torch.tensor([3., -4.])
-        >>> g = gradient(lambda: (w**2).sum() / 2, Params([w]))
-        >>> g.norm(), g.norm(float("inf"))
-        (tensor(5.), tensor(4.))
-        """
-        return total_norm(list(self._present().values()), norm_type)
-
-    def clip_norm_(self, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False) -> Tensor:
-        """Scale the values down, in place, such that their norm is at most ``max_norm``.
-
-        Parameters
-        ----------
-        max_norm : float
-            The bound, at least 0.
-        norm_type : float
-            As for :meth:`norm`.
-        error_if_nonfinite : bool
-            Refuse a norm that isn't finite; this waits for the device.
-
-        Returns
-        -------
-        Tensor
-            The norm before.
-
-        Raises
-        ------
-        ValueError
-            ``max_norm`` is below zero, which would turn the gradients around, or NaN.
-        RuntimeError
-            The norm isn't finite and ``error_if_nonfinite`` is set; nothing is changed.
-
-        Notes
-        -----
-        The results are those of ``torch.nn.utils.clip_grad_norm_``, to the bit in float32 and float64. Half
-        precision is normed in float32.
-
-        Examples
-        --------
-        >>> import torch
-        >>> from torchzygote import Params, gradient
-        >>> w = torch.tensor([3., -4.])
-        >>> g = gradient(lambda: (w**2).sum() / 2, Params([w]))
-        >>> g.clip_norm_(1.0)
-        tensor(5.)
-        >>> g[w]
-        tensor([ 0.6000, -0.8000])
-
-        References
-        ----------
-        R. Pascanu, T. Mikolov, Y. Bengio: "On the difficulty of training recurrent neural networks",
-        ICML 2013.
-        """
-        present = self._present()
-        values, total = clip_norm(list(present.values()), max_norm, norm_type, error_if_nonfinite, True)
-        self._values.update(zip(list(present), values, strict=True))
-        return total
-
-    def clip_norm(
-        self: Self, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
-    ) -> Self:
-        """A copy that is clipped as :meth:`clip_norm_` does."""
-        present = self._present()
-        values, _ = clip_norm(list(present.values()), max_norm, norm_type, error_if_nonfinite, False)
-        return self._like((self._values | dict(zip(present, values, strict=True))).values())
-
-    def clip_value_(self: Self, lo: float, hi: float | None = None) -> Self:
-        """Move each element into an interval, in place; returns itself.
-
-        Parameters
-        ----------
-        lo, hi : float
-            The interval's ends; one bound ``v`` alone means from ``-v`` to ``v``.
-
-        Raises
-        ------
-        ValueError
-            ``lo > hi``, or a single bound below zero.
-        TypeError
-            A complex value.
-
-        Examples
-        --------
-        >>> import torch
-        >>> from torchzygote import Params, gradient
-        >>> w = torch.tensor([3., -4.])
-        >>> gradient(lambda: (w**2).sum() / 2, Params([w])).clip_value_(1.0)[w]
-        tensor([ 1., -1.])
-        """
-        self._values.update(self._clipped_value(lo, hi, in_place=True))
-        return self
-
-    def clip_value(self: Self, lo: float, hi: float | None = None) -> Self:
-        """A copy that is clipped as :meth:`clip_value_` does."""
-        return self._like((self._values | self._clipped_value(lo, hi, in_place=False)).values())
-
-    def _clipped_value(self, lo: float, hi: float | None, in_place: bool) -> dict[int, Tensor]:
-        bounds = value_bounds(lo, hi, in_place)
-        if bounds[0] <= 0 <= bounds[1]:
-            present = self._present()
-        else:  # zeros don't stay zeros
-            present = dict(zip(self._keys, self._left("clip_value"), strict=True))
-        return dict(zip(present, clip_value(list(present.values()), bounds, in_place), strict=True))
+    # -- optimizers and vectors ---------------------------------------------------------------------------
 
     def nonfinite(self) -> list[Any]:
-        """The parameters whose gradient has a NaN or infinity: their names, or themselves without one.
+        """The parameters whose gradient has a NaN or infinity; this waits for the device.
+
+        Returns
+        -------
+        list
+            The qualified name of each, or the tensor itself where it has none. ``None`` counts as finite.
 
         Examples
         --------
@@ -301,8 +206,6 @@ class Grads(GradDict):
         found = zip(present, finite(list(present.values())), strict=True)
         return [self._names.get(key, self._keys[key]) for key, is_finite in found if not is_finite]
 
-    # -- optimizers and vectors ---------------------------------------------------------------------------
-
     def assign_(self, *, share: bool = False) -> None:
         """Set ``p.grad`` of each parameter, so that any ``torch.optim`` optimizer can step.
 
@@ -315,7 +218,8 @@ class Grads(GradDict):
         Raises
         ------
         ValueError, TypeError
-            A value doesn't fit its parameter in shape, device or dtype; nothing is assigned then.
+            A value doesn't fit its parameter in shape, device or dtype, or ``share`` is neither ``True`` nor
+            ``False``; nothing is assigned then.
 
         Notes
         -----
@@ -350,7 +254,7 @@ class Grads(GradDict):
         Raises
         ------
         ValueError, TypeError
-            As for :meth:`assign_`.
+            As for :meth:`assign_`, or ``weight`` is neither a number nor a 0-dim tensor.
 
         Notes
         -----
@@ -388,6 +292,11 @@ class Grads(GradDict):
         Tensor
             One-dimensional, of the dtype that all values promote to, on the device of the first. ``None``
             gives as many zeros as its key has elements.
+
+        Raises
+        ------
+        TypeError
+            A value is no tensor, number or ``None``.
 
         Examples
         --------

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple, NoReturn, overload
 import torch
 from torch import Tensor
 
-from . import _compressed, _dense_hessians, _engine, _factored, _plan, _state
-from ._arguments import Prepared
+from . import _compressed, _cost_model, _dense_hessians, _engine, _factored, _state
 from ._call_arguments import prepare_call
 from ._call_options import check_callable, check_flags
 from ._dense_hessians import Whole
@@ -24,6 +23,7 @@ from ._real_arguments import prepare_one, refuse_complex
 from ._second_order import run
 from ._torch_private import in_functorch_compiled
 from ._unfused import unfused, unfused_but_norms
+from ._whole_hessian import whole_hessian
 from .grads import Grads
 from .params import Params
 
@@ -60,11 +60,11 @@ def _value_gradient_hessian(
 ) -> Whole:
     """The worker: the Hessian by one argument, and value and gradient unless it is wanted ``alone``."""
     check_callable(caller, f)
-    _plan.check_mode(mode, _plan.HESSIAN_MODES)
+    _cost_model.check_mode(mode, _cost_model.HESSIAN_MODES)
     check_flags(progress=progress, sparse=sparse, verify=verify)
     if sparse:
         _compressed.refuse_nested(caller)
-    options = Options(_plan.check_chunk_size(chunk_size), _engine.keeps_graph(create_graph), progress)
+    options = Options(_cost_model.check_chunk_size(chunk_size), _engine.keeps_graph(create_graph), progress)
     prepared = prepare_one(caller, x)
     if options.keep:
         prepared.copy_arrays()
@@ -76,7 +76,7 @@ def _value_gradient_hessian(
         if mode == "forward_over_reverse" and not sparse:
             whole = _dense_hessians.pushed(caller, f, prepared, options, random)
         if whole is None:
-            whole = _measured(caller, f, prepared, mode, options, random, sparse, verify, alone)
+            whole = whole_hessian(caller, f, prepared, mode, options, random, sparse, verify, alone)
     by = prepared.inputs[0]
     value, grad, matrix = whole
     if alone:
@@ -86,32 +86,6 @@ def _value_gradient_hessian(
     elif not (grad.is_contiguous() or _engine.compiling() or _engine.in_transform()):
         grad = grad.contiguous()  # not expanded: the caller may write into it
     return Whole(value, grad, matrix.reshape(()) if by.dim() == 0 else matrix)
-
-
-def _measured(
-    caller: str,
-    f: Callable[..., Any],
-    prepared: Prepared,
-    mode: str,
-    options: Options,
-    random: RandomState | None,
-    sparse: bool,
-    verify: bool,
-    alone: bool,
-) -> Whole:
-    """What ``f`` as recorded by one run gives, and tells of how to go on."""
-    second = run(caller, f, prepared, options.keep, recorded=mode != "forward_over_reverse", random=random)
-    matrix = None if sparse else _factored.hessian(second, mode, options)
-    if matrix is None and (sparse or not second.is_small()):
-        matrix = _compressed.hessian(caller, f, second, mode, options, random, sparse=sparse, verify=verify)
-    if matrix is None:
-        matrix = _dense_hessians.matrix(f, second, mode, options, random)
-        if sparse and prepared.inputs[0].dim() > 0:
-            matrix = _compressed.no_entries(matrix) if second.is_linear else _compressed.full_csr(matrix)
-    if alone:
-        return Whole(None, None, matrix)
-    grad = second.grads[0]
-    return Whole(second.value, grad if options.keep else _engine.detached(grad), matrix)
 
 
 def hessian(
@@ -159,9 +133,11 @@ def hessian(
     Raises
     ------
     ValueError
-        ``x`` is complex, or ``f(x)`` is complex or no scalar.
+        ``x`` is complex, or ``f(x)`` is complex or no scalar; ``mode`` is none of the words above;
+        ``chunk_size`` is below 1.
     TypeError
-        ``x`` is a structure, a module or opaque.
+        ``f`` is no function; ``x`` is a structure, a module or opaque; ``chunk_size`` is no int;
+        ``create_graph``, ``progress``, ``sparse`` or ``verify`` is neither ``True`` nor ``False``.
     RuntimeError
         ``sparse=True`` inside a ``torch.func`` transform or ``torch.compile``.
 
@@ -343,9 +319,11 @@ def diaghessian(
     Raises
     ------
     ValueError
-        An argument is complex, or ``f`` returns a complex value or no scalar; ``chunk_size`` is below 1.
+        An argument is complex, or ``f`` returns a complex value or no scalar; ``chunk_size`` is below 1;
+        ``argnums`` are out of range or repeated.
     TypeError
-        ``f`` is no function, or returns neither a number nor a tensor.
+        ``f`` is no function; ``chunk_size`` or ``argnums`` are no ints; ``create_graph`` or ``progress`` is
+        neither ``True`` nor ``False``; ``argnums`` come with :class:`Params`, or ``Params`` among others.
 
     Examples
     --------
@@ -375,7 +353,7 @@ def _diagonals(
 ) -> Any:
     """The worker: diagonals by each argument."""
     check_callable(caller, f)
-    chunk_size = _plan.check_chunk_size(chunk_size)
+    chunk_size = _cost_model.check_chunk_size(chunk_size)
     params, prepared, keep = prepare_call(caller, args, argnums, create_graph, arrays_only=True)
     refuse_complex(caller, prepared)
     check_flags(progress=progress)

@@ -106,7 +106,13 @@ def showgrad(x: Any, name: str | None = None) -> Any:
     Returns
     -------
     object
-        ``x``.
+        ``x``, as by :func:`hook`.
+
+    Raises
+    ------
+    TypeError
+        ``x`` is or contains a :class:`Buffer`, a module with parameters, :class:`Params` or :class:`Grads`,
+        whose tensors have gradients of their own.
 
     Notes
     -----

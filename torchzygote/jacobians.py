@@ -1,6 +1,6 @@
 """Jacobians: the public functions and the worker that gives value and matrices.
 
-Decides with ``_plan``, multiplies with ``_products``, puts together with ``_assembly``.
+Decides with ``_cost_model``, multiplies with ``_products``, puts together with ``_assembly``.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from typing import Any, NamedTuple, NoReturn, overload
 import torch
 from torch import Tensor
 
-from . import _compressed, _engine, _layer_rows, _plan, _state
+from . import _compressed, _cost_model, _engine, _layer_rows, _state
 from ._arguments import Prepared
 from ._assembly import Rows, as_result, result_dtype
 from ._call_arguments import prepare_call
 from ._call_options import check_callable, check_flags
-from ._certificate import all_finite
 from ._cotangents import own
 from ._crosscheck import is_confirmed, is_plainly_confirmed, refuse_unpushable, warn_disagreement
 from ._dense_jacobians import are_finite, by_rows, forward, traced_columns
@@ -63,12 +62,12 @@ def _value_and_jacobian(
 ) -> tuple[Any, Any]:
     """The worker: value and Jacobians."""
     check_callable(caller, f)
-    _plan.check_mode(mode, _plan.JACOBIAN_MODES)
+    _cost_model.check_mode(mode, _cost_model.JACOBIAN_MODES)
     check_flags(progress=progress, sparse=sparse, verify=verify)
     if sparse:
         _compressed.refuse_nested(caller)
     params, prepared, keep = prepare_call(caller, args, argnums, create_graph, arrays_only=True)
-    products = Options(_plan.check_chunk_size(chunk_size), keep, progress)
+    products = Options(_cost_model.check_chunk_size(chunk_size), keep, progress)
     options = _Options(mode, products, sparse, verify)
     with held(params), _state.differentiation():
         value, matrices = matrices_of(caller, f, prepared, options)
@@ -102,7 +101,7 @@ def matrices_of(
     if not first.lin.roots or rows == 0 or columns == 0:
         zeros = [Rows(rows, x, result_dtype(x, y), options.products.keep).matrix() for x in prepared.inputs]
         return value, [_compressed.no_entries(J) for J in zeros] if options.sparse else zeros
-    cost = _plan.FREE if rows == 1 or _engine.compiling() else row_cost(first.lin)
+    cost = _cost_model.FREE if rows == 1 or _engine.compiling() else row_cost(first.lin)
     mode = _mode_for(first, options)
     known = None
     if mode != "forward" and not options.sparse:
@@ -118,7 +117,7 @@ def matrices_of(
             # nothing is pulled back: what hooks wait for never comes
             _state.forget_since(first.position, but_inner=True)
         return value, found.matrices
-    if _plan.choose_mode(mode, rows, columns, complex_input) == "forward":
+    if _cost_model.choose_mode(mode, rows, columns, complex_input) == "forward":
         if _engine.compiling():
             return traced_columns(first, options.products.keep)
         matrices = _tall(first, cost, mode, options, known)
@@ -128,23 +127,27 @@ def matrices_of(
 
 
 def _tall(
-    first: FirstOrder, cost: _plan.RowCost, mode: str, options: _Options, known: list[Tensor | None] | None
+    first: FirstOrder,
+    cost: _cost_model.RowCost,
+    mode: str,
+    options: _Options,
+    known: list[Tensor | None] | None,
 ) -> list[Tensor]:
     """Dense matrices with far more rows than columns."""
     matrices = None
     if mode == "auto" and _pulled_at_once(first, cost, options):
         matrices = by_rows(first, cost, options.products, known)
-        if all(all_finite(J) for J in matrices):
+        if are_finite(matrices):
             return matrices
         # reverse mode spoils whole columns where a row isn't finite
     return _forward(first, options) or matrices or by_rows(first, cost, options.products, known)
 
 
-def _pulled_at_once(first: FirstOrder, cost: _plan.RowCost, options: _Options) -> bool:
+def _pulled_at_once(first: FirstOrder, cost: _cost_model.RowCost, options: _Options) -> bool:
     """Whether one batched pullback is cheaper than columns are, as in a long graph of few numbers."""
     lin, rows = first.lin, first.y.numel()
     return (
-        _plan.costs_calls_alone(rows, cost)
+        _cost_model.costs_calls_alone(rows, cost)
         and chunk_for(options.products, rows, cost, first.y.device) >= rows
         and not (cost.misbatched or cost.looped)
         and is_plain(lin)
@@ -289,7 +292,9 @@ def jacobian(
         or ``"forward"`` for a complex argument; ``chunk_size`` is below 1; ``argnums`` are out of range or
         repeated.
     TypeError
-        ``f`` is no function, or ``progress``, ``sparse`` or ``verify`` neither ``True`` nor ``False``.
+        ``f`` is no function; ``chunk_size`` or ``argnums`` are no ints; ``create_graph``, ``progress``,
+        ``sparse`` or ``verify`` is neither ``True`` nor ``False``; ``argnums`` come with :class:`Params`, or
+        ``Params`` among others.
     RuntimeError
         ``sparse=True`` inside a ``torch.func`` transform or ``torch.compile``.
 

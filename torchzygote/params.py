@@ -6,24 +6,23 @@ Knows nothing of derivatives; the entry points take one in place of arguments, a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, overload
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ._arguments import trainable
 from ._buffer.refusal import NotATensor
 from ._keeping import keeps_graph
-from ._members import advice, checked, what
+from ._members import checked, collected, what
 from ._multi_tensor import describe, flatten
+from ._set_operations import SetOperations
 from ._warning import warn
 
-__all__ = ["Params", "qualified"]
+__all__ = ["Params", "finds_parameters"]
 
 
-class Params:
+class Params(SetOperations):
     """An ordered set of tensors, by identity: what an implicit call differentiates by.
 
     Parameters
@@ -65,26 +64,24 @@ class Params:
     # No argument beside others: nothing would be differentiated by them.
     torchzygote_stands_alone = True
 
-    __slots__ = ("__weakref__", "_members", "_names", "_shared", "_taken_from")
+    __slots__ = ("__weakref__", "_shared", "_taken_from")
 
-    _members: dict[int, Tensor]
-    _names: dict[int, str]
     # Members that a Grads relies on are never written to: changes are then made to a copy.
     _shared: bool
     _taken_from: Params | None
 
     def __init__(self, source: Iterable[Any] | nn.Module = ()) -> None:
         if isinstance(source, (Tensor, NotATensor)):
-            what = "a bare tensor" if isinstance(source, Tensor) else "a Buffer"
+            given = "a bare tensor" if isinstance(source, Tensor) else "a Buffer"
             raise TypeError(
-                f"Params: expected an iterable of tensors or a module, got {what}, which would iterate over "
+                f"Params: expected an iterable of tensors or a module, got {given}, which would iterate over "
                 f"its rows; write Params([{'tensor' if isinstance(source, Tensor) else 'buf.copy()'}])"
             )
         self._members = {}
         self._names = {}
         self._shared = False
         self._taken_from = None
-        self._insert(_collect(source))
+        self._insert(collected(source))
         if not self._members and isinstance(source, Iterator):
             warn(
                 "Params: got an iterator without tensors, so that nothing is differentiated; was it used up "
@@ -106,12 +103,16 @@ class Params:
 
     @classmethod
     def _of(cls, members: dict[int, Tensor], names: Mapping[int, str]) -> Params:
-        new = cls.__new__(cls)
+        new = Params.__new__(Params)
         new._members = members
         new._names = {key: names[key] for key in members if key in names}
         new._shared = False
         new._taken_from = None
         return new
+
+    @classmethod
+    def _taking(cls, source: Iterable[Any] | nn.Module) -> Params:
+        return source if isinstance(source, Params) else Params(source)
 
     def _taken(self) -> Params:
         """The members as they are now, for a call: whatever is done to this one meanwhile."""
@@ -172,84 +173,13 @@ class Params:
             return NotImplemented
         return self._members is other._members or list(self._members) == list(other._members)
 
-    def issetequal(self, other: Iterable[Any] | nn.Module) -> bool:
-        """Whether the two hold the same tensors, in any order.
-
-        Examples
-        --------
-        >>> import torch
-        >>> from torchzygote import Params
-        >>> a, b = torch.zeros(2), torch.zeros(2)
-        >>> Params([a, b]) == Params([b, a]), Params([a, b]).issetequal([b, a])
-        (False, True)
-        """
-        return self._members.keys() == _as_params(other)._members.keys()
-
-    def union(self, *others: Iterable[Any] | nn.Module) -> Params:
-        """A new ``Params`` with the members of this one, then what the others add; also ``|``.
-
-        A name that this one has already is not taken over from the others.
-
-        Examples
-        --------
-        >>> import torch
-        >>> from torchzygote import Params
-        >>> a, b, c = torch.zeros(1), torch.zeros(2), torch.zeros(3)
-        >>> ps = Params([a, b])
-        >>> [len(p) for p in ps | [b, c]], [len(p) for p in ps & [b, c]], [len(p) for p in ps - [b, c]]
-        ([1, 2, 3], [2], [1])
-        """
-        return self._union(map(_as_params, others))
-
-    def _union(self, others: Iterable[Params]) -> Params:
-        new = self.copy()
-        taken = set(new._names.values())
-        for other in others:
-            for key, p in other._members.items():
-                if key not in new._members:
-                    new._members[key] = p
-                    name = other._names.get(key)
-                    if name is not None and name not in taken:
-                        taken.add(name)
-                        new._names[key] = name
-        return new
-
-    def intersection(self, *others: Iterable[Any] | nn.Module) -> Params:
-        """The members that all the others have too, in this order; also ``&``. See :meth:`union`."""
-        return self._kept(others, all)
-
-    def difference(self, *others: Iterable[Any] | nn.Module) -> Params:
-        """The members that none of the others has, in this order; also ``-``. See :meth:`union`."""
-        return self._kept(others, lambda held: not any(held))
-
-    def _kept(
-        self, others: Iterable[Iterable[Any] | nn.Module], wanted: Callable[[Iterable[bool]], bool]
-    ) -> Params:
-        """The members of which it is ``wanted`` that these of the others hold them."""
-        sets = [_as_params(other)._members for other in others]
-        kept = {key: p for key, p in self._members.items() if wanted(key in s for s in sets)}
-        return Params._of(kept, self._names)
-
-    def __or__(self, other: Iterable[Any] | nn.Module) -> Params:
-        return self.union(other)
-
-    def __and__(self, other: Iterable[Any] | nn.Module) -> Params:
-        return self.intersection(other)
-
-    def __sub__(self, other: Iterable[Any] | nn.Module) -> Params:
-        return self.difference(other)
-
-    def __ror__(self, other: Iterable[Any] | nn.Module) -> Params:
-        return _as_params(other).union(self)
-
-    def __rand__(self, other: Iterable[Any] | nn.Module) -> Params:
-        return _as_params(other).intersection(self)
-
-    def __rsub__(self, other: Iterable[Any] | nn.Module) -> Params:
-        return _as_params(other).difference(self)
-
     def add(self, p: Tensor) -> None:
         """Add a tensor at the end, if it isn't a member yet.
+
+        Parameters
+        ----------
+        p : Tensor
+            Of floating or complex dtype, and any shape.
 
         Raises
         ------
@@ -276,19 +206,51 @@ class Params:
             self._members[id(p)] = p
 
     def discard(self, p: object) -> None:
-        """Remove a member, as :meth:`remove` does; nothing happens where ``p`` isn't one."""
+        """Remove a member; nothing happens where ``p`` isn't one.
+
+        Parameters
+        ----------
+        p : object
+            By identity: an equal tensor is another one.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import Params
+        >>> a, b = torch.zeros(1), torch.zeros(2)
+        >>> ps = Params([a, b])
+        >>> ps.discard(a)
+        >>> ps.discard(a)
+        >>> [len(p) for p in ps]
+        [2]
+        """
         if p in self:
             self._before_change()
             del self._members[id(p)]
             self._names.pop(id(p), None)
 
     def remove(self, p: object) -> None:
-        """Remove a member; :meth:`add` has an example.
+        """Remove a member.
+
+        Parameters
+        ----------
+        p : object
+            By identity: an equal tensor is another one.
 
         Raises
         ------
         KeyError
             ``p`` is not a member.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import Params
+        >>> a, b = torch.zeros(1), torch.zeros(2)
+        >>> ps = Params([a, b])
+        >>> ps.remove(a)
+        >>> [len(p) for p in ps]
+        [2]
         """
         if p not in self:
             raise KeyError(f"Params.remove: expected a member, got {what(p)} that isn't one")
@@ -297,7 +259,24 @@ class Params:
     # -- copies -------------------------------------------------------------------------------------------
 
     def copy(self) -> Params:
-        """A new ``Params`` of the same tensors."""
+        """A new ``Params`` of the same tensors, which are not copied.
+
+        Returns
+        -------
+        Params
+            Changing either of the two doesn't change the other.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import Params
+        >>> a, b = torch.zeros(1), torch.zeros(2)
+        >>> ps = Params([a])
+        >>> more = ps.copy()
+        >>> more.add(b)
+        >>> len(ps), len(more), more[0] is a
+        (1, 2, True)
+        """
         return Params._of(dict(self._members), self._names)
 
     __copy__ = copy
@@ -333,43 +312,6 @@ def _rebuild(members: list[Tensor], names: list[str]) -> Params:
     return Params._of(by_id, {id(p): name for p, name in zip(members, names, strict=True) if name})
 
 
-def _as_params(source: Iterable[Any] | nn.Module) -> Params:
-    return source if isinstance(source, Params) else Params(source)
-
-
-def _collect(source: Any, name: str = "", path: str = "") -> Iterator[tuple[Tensor, str, str]]:
-    """Each tensor below ``source`` with its qualified name and the same with the positions on the way."""
-    if isinstance(source, Tensor):
-        yield source, name, path
-    elif isinstance(source, nn.Module):
-        for own, parameter in trainable(source).items():
-            yield parameter, qualified(name, own), qualified(path, own)
-    elif isinstance(source, Params):
-        for key, p in source._members.items():
-            own = source._names.get(key, "")
-            yield p, own, qualified(path, own) if own else ""
-    elif isinstance(source, Mapping):
-        for key, value in source.items():
-            if isinstance(key, str):
-                yield from _collect(value, qualified(name, key), qualified(path, key))
-            else:
-                yield from _collect(key)
-    elif isinstance(source, Iterable) and not isinstance(
-        source, (str, bytes, np.ndarray, np.generic, NotATensor)
-    ):
-        for position, item in enumerate(source):
-            # a bare tensor in a list has no name of its own
-            below = qualified(path, str(position))
-            yield from _collect(item, name, "" if isinstance(item, Tensor) and not name else below)
-    else:
-        raise TypeError(f"Params: expected tensors, got {what(source)}{advice(source)}")
-
-
 def finds_parameters(x: object) -> bool:
     """Whether ``x`` has tensors that are found by identity: nothing gives it others in their place."""
     return isinstance(x, Params) or (isinstance(x, nn.Module) and any(True for _ in x.parameters()))
-
-
-def qualified(prefix: str, name: str) -> str:
-    """The name of a member of what is called ``prefix``, which may be nameless."""
-    return f"{prefix}.{name}" if prefix else name

@@ -7,7 +7,7 @@ from typing import Any, NoReturn, overload
 
 from torch import Tensor
 
-from . import _engine, _plan, _state
+from . import _cost_model, _engine, _state
 from ._arguments import Prepared, kind_of, type_name
 from ._call_arguments import is_implicit, prepared_by
 from ._call_options import check_callable
@@ -68,7 +68,9 @@ def jacobian_sparsity(f: Callable[..., Any], *args: Any, argnums: int | Sequence
     Raises
     ------
     ValueError
-        ``f`` returns neither an array nor a number.
+        ``f`` returns neither an array nor a number, or ``argnums`` are out of range or repeated.
+    TypeError
+        ``f`` is no function, or ``argnums`` are no ints.
     RuntimeError
         Inside a ``torch.func`` transform or ``torch.compile``.
 
@@ -170,8 +172,15 @@ def plan_jacobian(
     Raises
     ------
     ValueError
-        ``f`` returns neither an array nor a number, or complex values; ``mode`` is none of the words above;
-        ``sparsity`` has another shape.
+        ``f`` returns neither an array nor a number, or complex values; there is nothing to differentiate by,
+        or it lies on several devices; ``mode`` is none of the words above, or ``"forward"`` for a complex
+        argument; ``sparsity`` has another shape; ``chunk_size`` is below 1; ``argnums`` are out of range or
+        repeated.
+    TypeError
+        ``f`` is no function, ``sparsity`` no matrix, ``verify`` neither ``True`` nor ``False``, or
+        ``chunk_size`` or ``argnums`` no ints.
+    RuntimeError
+        Inside a ``torch.func`` transform or ``torch.compile``, or for arguments on the meta device.
 
     Examples
     --------
@@ -191,7 +200,7 @@ def plan_jacobian(
     caller = "plan_jacobian"
     check_callable(caller, f)
     refuse_transforms(caller)
-    _plan.check_mode(mode, _plan.JACOBIAN_MODES)
+    _cost_model.check_mode(mode, _cost_model.JACOBIAN_MODES)
     params, prepared = prepared_by(caller, example_args, argnums, arrays_only=True)
     numbers_beside_arrays(prepared)
     inputs = prepared.inputs
@@ -261,10 +270,13 @@ def plan_hessian(
     Raises
     ------
     ValueError
-        ``x`` or ``f(x)`` is complex, ``f(x)`` is no scalar, ``mode`` is none of the words above, or
-        ``sparsity`` has another shape.
+        ``x`` or ``f(x)`` is complex, ``f(x)`` is no scalar, ``mode`` is none of the words above,
+        ``sparsity`` has another shape, or ``chunk_size`` is below 1.
     TypeError
-        ``x`` is a structure, a module or opaque.
+        ``f`` is no function; ``x`` is a structure, a module or opaque; ``sparsity`` is no matrix, ``verify``
+        neither ``True`` nor ``False``, or ``chunk_size`` no int.
+    RuntimeError
+        Inside a ``torch.func`` transform or ``torch.compile``.
 
     Examples
     --------
@@ -286,7 +298,7 @@ def plan_hessian(
     caller = "plan_hessian"
     check_callable(caller, f)
     refuse_transforms(caller)
-    _plan.check_mode(mode, _plan.HESSIAN_MODES)
+    _cost_model.check_mode(mode, _cost_model.HESSIAN_MODES)
     prepared = prepare_one(caller, x)
     n = prepared.inputs[0].numel()
     if sparsity is not None:

@@ -39,9 +39,13 @@ def copy_(dst: Any, src: Any) -> Any:
     Raises
     ------
     ValueError
-        The vector's length doesn't fit, or it is not one-dimensional; nothing is written then.
+        The vector's length doesn't fit, or it is not one-dimensional; ``dst`` can't be written into
+        (expanded, sparse, read-only, made in inference mode), or a tensor is on the meta device. Nothing is
+        written then.
     TypeError
         Anything else than one of each kind, or a dtype that can't hold the elements.
+    RuntimeError
+        Into :class:`Params`: ``src`` is part of what is being differentiated, which writing would cut off.
 
     Examples
     --------

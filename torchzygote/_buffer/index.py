@@ -19,8 +19,6 @@ from .._torch_private import concrete, outside_functorch
 
 __all__ = ["Key", "explain", "parse", "positions", "row_of"]
 
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
-
 
 class Key:
     """A parsed index.

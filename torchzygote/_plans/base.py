@@ -13,11 +13,12 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from .. import _engine, _plan
+from .. import _cost_model, _engine
 from .._arguments import Prepared, type_name
 from .._call_arguments import is_implicit
 from .._call_options import check_flags
 from .._certificate import Comparison, warn_mismatch, warn_unchecked
+from .._dtypes import promoted, real_dtype
 from .._numbers import may_branch
 from .._random import RandomState
 from .._torch_private import plain_tensors
@@ -75,7 +76,7 @@ class Plan:
         self._recovery = recovery
         self._argnums = argnums
         self._mode = mode
-        self._chunk_size = _plan.check_chunk_size(chunk_size)
+        self._chunk_size = _cost_model.check_chunk_size(chunk_size)
         check_flags(verify=verify)
         self._verify = verify
         self._results = PlanResults(recovery.patterns, self._by_number)
@@ -128,8 +129,22 @@ class Plan:
         Parameters
         ----------
         path : path
-            The file holds arrays only: structure, coloring and ``argnums``. :meth:`load` reads it, and shows
-            both.
+            The file holds arrays only: structure, coloring and ``argnums``.
+
+        Raises
+        ------
+        OSError
+            The file can't be written.
+
+        Examples
+        --------
+        >>> import os, tempfile, torch
+        >>> from torchzygote import JacobianPlan, plan_jacobian
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "plan.npz")
+        ...     plan_jacobian(lambda x: x[1:] - x[:-1], torch.rand(1000)).save(path)
+        ...     JacobianPlan.load(path, lambda x: x[1:] - x[:-1]).ncolors
+        2
         """
         contents = files.Contents(self._inputs, self._recovery, self._argnums)
         files.write(path, type(self).__name__, contents)
@@ -333,19 +348,9 @@ def random_state() -> RandomState | None:
     return None if is_nested() else RandomState()
 
 
-_REAL = {
-    torch.complex32: torch.float16,
-    torch.complex64: torch.float32,
-    torch.complex128: torch.float64,
-}
-
-
 def common_dtype(dtypes: Sequence[torch.dtype]) -> torch.dtype:
     """The real dtype that seeds for arguments of these dtypes have."""
-    common = dtypes[0]
-    for dtype in dtypes[1:]:
-        common = torch.promote_types(common, dtype)
-    return _REAL.get(common, common)
+    return real_dtype(promoted(dtypes))
 
 
 def no_values(plan: Plan, doubt: Doubt) -> RuntimeError:

@@ -26,10 +26,10 @@ from .._colored import (
     hessian_products,
     jacobian_products,
 )
+from .._cost_model import FREE
 from .._crosscheck import pushes_what_is_pulled
 from .._first_order import FirstOrder
 from .._numbers import may_branch
-from .._plan import FREE
 from .._products import Seeds
 from .._pulling import Options
 from .._random import RandomState

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import _compressed, _engine, _plan, _state
+from .. import _compressed, _cost_model, _engine, _state
 from .._arguments import Prepared
 from .._call_options import check_flags
 from .._certificate import Comparison
@@ -83,12 +83,20 @@ class HessianPlan(Plan):
         mode, chunk_size, verify
             As for :func:`plan_hessian`.
 
+        Returns
+        -------
+        HessianPlan
+            The plan, as :func:`plan_hessian` made it. ``f`` isn't run.
+
         Raises
         ------
         TypeError
             ``f`` is no function.
         ValueError
             The file is no such plan, or a damaged one; the message says why.
+            ``mode`` is none of the words that :func:`plan_hessian` takes, or ``chunk_size`` is below 1.
+        OSError
+            The file can't be read.
 
         Examples
         --------
@@ -102,29 +110,53 @@ class HessianPlan(Plan):
         >>> plan(torch.ones(3)).values()
         tensor([6., 6., 6.])
         """
-        _plan.check_mode(mode, _plan.HESSIAN_MODES)
+        _cost_model.check_mode(mode, _cost_model.HESSIAN_MODES)
         inputs, recovery, _ = cls._saved(path, f)
         return cls(f, inputs, recovery, mode=mode, chunk_size=chunk_size, verify=verify)
 
     def __call__(self, x: Any, *, dense: bool = False, create_graph: bool | None = None) -> Tensor:
         """The Hessian at ``x``.
 
-        Sparse ones share their index arrays with other results of the plan: only read them, and copy what
-        NumPy or SciPy is going to change (``csr_array(..., copy=True)``).
-
         Parameters
         ----------
-        x : array
+        x : number or array
             As the one that the plan was made for, with new values.
         dense : bool
             Give a dense matrix instead of a ``torch.sparse_csr`` one.
         create_graph : bool, optional
             As for :func:`gradient`.
 
+        Returns
+        -------
+        torch.Tensor
+            Shape ``(x.numel(), x.numel())``, of the dtype and device of ``x``. Sparse ones share their index
+            arrays with other results of the plan: only read them, and copy what NumPy or SciPy is going to
+            change (``csr_array(..., copy=True)``).
+
         Raises
         ------
         ValueError
-            ``x`` has another shape, kind of dtype or device.
+            ``x`` has another shape, kind of dtype or device, or is complex; ``f(x)`` is no real scalar.
+        TypeError
+            ``x`` is a structure, a module or opaque; ``dense`` or ``create_graph`` is neither ``True`` nor
+            ``False``.
+        RuntimeError
+            Inside a ``torch.func`` transform or ``torch.compile``, unless ``dense=True``.
+
+        Warns
+        -----
+        UserWarning
+            The check fails: the structure isn't that of ``f`` at ``x``. The answer is then the dense way's.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import plan_hessian
+        >>> plan = plan_hessian(lambda x: (x[1:] * x[:-1] ** 2).sum(), torch.rand(3))
+        >>> plan(torch.tensor([1., 2., 3.]), dense=True)
+        tensor([[4., 2., 0.],
+                [2., 6., 4.],
+                [0., 4., 0.]])
         """
         check_flags(dense=dense)
         if not dense:
@@ -144,8 +176,22 @@ class HessianPlan(Plan):
         The part of a call that ``torch.compile`` and ``torch.func`` transforms can follow; where the check
         fails in there, the values and all their derivatives are NaN.
 
+        Parameters
+        ----------
+        x : number or array
+            As the one that the plan was made for, with new values.
+        create_graph : bool, optional
+            As for :func:`gradient`.
+
+        Returns
+        -------
+        torch.Tensor
+            Shape ``(nnz,)``, of the dtype and device of ``x``.
+
         Raises
         ------
+        ValueError, TypeError
+            As for a call of the plan.
         RuntimeError
             The check fails: the structure isn't that of ``f`` at ``x``. Or a derivative isn't finite, so
             that the check tells nothing, and the structure was given, loaded or ``is_local``.

@@ -97,12 +97,20 @@ class JacobianPlan(Plan):
         chunk_size, verify
             As for :func:`plan_jacobian`.
 
+        Returns
+        -------
+        JacobianPlan
+            The plan, as :func:`plan_jacobian` made it. ``f`` isn't run.
+
         Raises
         ------
         TypeError
             ``f`` is no function.
         ValueError
-            The file is no such plan, or a damaged one; the message says why.
+            The file is no such plan, or a damaged one; the message says why. Or
+            ``chunk_size`` is below 1.
+        OSError
+            The file can't be read.
 
         Examples
         --------
@@ -154,15 +162,33 @@ class JacobianPlan(Plan):
         Returns
         -------
         tuple or Grads
-            As :func:`jacobian` gives.
-            Sparse matrices share their index arrays with other results of the plan: only read them, and
-            copy what NumPy or SciPy is going to change (``csr_array(..., copy=True)``).
+            As :func:`jacobian` gives. Sparse matrices share their index arrays with other results of the
+            plan: only read them, and copy what NumPy or SciPy is going to change
+            (``csr_array(..., copy=True)``).
 
         Raises
         ------
         ValueError
-            An argument has another shape, kind of dtype or device, or ``f`` returns another number of
-            elements.
+            An argument has another shape, kind of dtype or device, there are more or fewer than the plan was
+            made for, or ``f`` returns another number of elements.
+        TypeError
+            ``dense`` or ``create_graph`` is neither ``True`` nor ``False``.
+        RuntimeError
+            Inside a ``torch.func`` transform or ``torch.compile``, unless ``dense=True``.
+
+        Warns
+        -----
+        UserWarning
+            The check fails: the structure isn't that of ``f`` here. The answer is then the dense way's.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchzygote import plan_jacobian
+        >>> plan = plan_jacobian(lambda x: x[1:] * x[:-1], torch.rand(3))
+        >>> plan(torch.tensor([1., 2., 3.]), dense=True)
+        (tensor([[2., 1., 0.],
+                [0., 3., 2.]]),)
         """
         check_flags(dense=dense)
         if not dense:
@@ -187,8 +213,23 @@ class JacobianPlan(Plan):
         The part of a call that ``torch.compile`` and ``torch.func`` transforms can follow; where the check
         fails in there, the values and all their derivatives are NaN.
 
+        Parameters
+        ----------
+        *args
+            As those that the plan was made for, with new values.
+        create_graph : bool, optional
+            As for :func:`gradient`.
+
+        Returns
+        -------
+        tuple of torch.Tensor
+            For each array or number differentiated by a tensor of shape ``(nnz,)``, of the dtype that
+            :func:`jacobian` gives, on the device of the argument.
+
         Raises
         ------
+        ValueError
+            As for a call of the plan.
         RuntimeError
             The check fails: the structure isn't that of ``f`` at these arguments. Or a derivative isn't
             finite, so that the check tells nothing, and the structure was given, loaded or ``is_local``.

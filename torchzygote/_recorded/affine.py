@@ -6,6 +6,7 @@ Knows shapes and graph nodes; nothing of derivatives.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from .._torch_private import (
     source_of,
     value_of_node,
 )
-from .moves import RESHAPES, Move, Value, Way, count, kind_of_node, moved, reshaped, whole
+from .moves import RESHAPES, Move, Value, Way, kind_of_node, moved, reshaped, whole
 
 __all__ = ["AffineMap", "Entrance", "Other", "Term", "entrances"]
 
@@ -202,7 +203,7 @@ def _enter(node: Any, position: int, way: Way, x: Tensor, which: int) -> _Entry 
     shape, out = way.shape, node_shape(node, 0)
     if out is None or x.is_complex() or node_type(node, 0)[0] != x.dtype:
         return None
-    if 0 in (count(shape), count(out)):
+    if 0 in (math.prod(shape), math.prod(out)):
         return None
     try:
         found = _operand(node, position, shape, out)
@@ -221,7 +222,7 @@ def _enter(node: Any, position: int, way: Way, x: Tensor, which: int) -> _Entry 
     else:
         arranged = lambda given: forth(given).reshape(k, -1)
         restored = lambda given: back(reshaped(given, 2, shape))
-    term = Term(which, factor, count(shape) // k, arranged, restored, node, way.value, on_left)
+    term = Term(which, factor, math.prod(shape) // k, arranged, restored, node, way.value, on_left)
     return _Entry((node, 0), channel, term)
 
 
@@ -286,10 +287,10 @@ def _added(
         return None
     missing = len(out) - len(shape)
     axes = [missing + axis for axis, size in enumerate(shape) if size > 1]
-    if len(axes) > 1 or (axes and out[axes[0]] != count(shape)):
+    if len(axes) > 1 or (axes and out[axes[0]] != math.prod(shape)):
         return None
     channel = axes[0] if axes else None
-    samples = count(out) // count(shape)
+    samples = math.prod(out) // math.prod(shape)
     meta = node._input_metadata[0]
     column = torch.full((1, 1), scale, dtype=meta.dtype, device=meta.device)
     return column.expand(samples, 1), channel, None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from .._torch_private import axis_of, node_attribute, node_name, node_shape, signed
 
-__all__ = ["RESHAPES", "Move", "Value", "Way", "count", "kind_of_node", "moved", "reshaped", "whole"]
+__all__ = ["RESHAPES", "Move", "Value", "Way", "kind_of_node", "moved", "reshaped", "whole"]
 
 _NAME = re.compile(r"(.+)Backward\d+$")  # a custom function's node has no number
 
@@ -32,11 +33,6 @@ def kind_of_node(name: str) -> str:
     """The operation that one of PyTorch's own nodes belongs to; empty for others."""
     found = _NAME.match(name)
     return found[1] if found else ""
-
-
-def count(shape: Sequence[int]) -> int:
-    """Elements of a shape."""
-    return torch.Size(shape).numel()
 
 
 class Way(NamedTuple):
@@ -75,7 +71,7 @@ def _permuted(given: Tensor, dims: Sequence[int]) -> Tensor:
 
 
 def _zeros(piece: Tensor, fewer: int, shape: tuple[int, ...]) -> Tensor:
-    """For a piece that has so many axes less than the ``shape``."""
+    """Zeros of ``shape`` behind the batch axes of ``piece``, which lacks ``fewer`` axes of that shape."""
     return piece.new_zeros((*piece.shape[: piece.dim() + fewer - len(shape)], *shape))
 
 
@@ -87,7 +83,7 @@ def moved(node: Any, way: Way) -> list[Way] | None:
     value = (node, 0)
     if out is None:
         return None
-    if kind in RESHAPES and count(shape) == count(out):
+    if kind in RESHAPES and math.prod(shape) == math.prod(out):
         return [
             way.on(
                 value, out, lambda given: given.reshape(out), lambda given: reshaped(given, len(out), shape)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -88,7 +89,7 @@ class _Reading:
         zero = frozenset([(0,) * len(self.grid)])
         if value.shape == self.grid:
             return value._replace(offsets=zero)
-        if value.shape == (_numel(self.grid),):
+        if value.shape == (math.prod(self.grid),):
             return value._replace(offsets=zero, flat=True)
         raise _Unknown
 
@@ -193,15 +194,11 @@ def _view(reading: _Reading, node: Any, inputs: list[_Shifted | None], out: Shap
     assert value is not None
     if value.shape == out or value.offsets is None:
         return value._replace(shape=out)
-    if value.shape == reading.grid and out == (_numel(reading.grid),):
+    if value.shape == reading.grid and out == (math.prod(reading.grid),):
         return value._replace(shape=out, flat=True)
     if value.flat and out == reading.grid:
         return value._replace(shape=out, flat=False)
     raise _Unknown
-
-
-def _numel(shape: Shape) -> int:
-    return torch.Size(shape).numel()
 
 
 _RULES: dict[str, _Rule] = {
@@ -253,7 +250,7 @@ def _pattern(shape: Shape, grid: Shape, offsets: Sequence[Offset], wraps: frozen
     """Rows in the order of the elements of ``shape``, columns in that of the grid."""
     if wraps:
         offsets = sorted({_around(offset, grid, wraps) for offset in offsets})
-    rows, columns = _numel(shape), _numel(grid)
+    rows, columns = math.prod(shape), math.prod(grid)
     if _FEWER * len(offsets) > columns:
         return None
     index, listed = [], []

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.backends import mha
 
-from .exchanges import Exchange
+from .exchanges import Exchange, known_to_torchscript
 from .forward import in_forward_ad
 from .levels import transform_stack
 from .wants import runs_fused_here
@@ -115,5 +115,4 @@ def _written_attention(
 
 
 ATTENTION = (Exchange(F, "scaled_dot_product_attention", _attention, _unfused_attention),)
-# TorchScript takes what stands in an operator's place for it.
-torch.jit._builtins._register_builtin(_unfused_attention, "aten::scaled_dot_product_attention")
+known_to_torchscript(ATTENTION)

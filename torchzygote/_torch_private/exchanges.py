@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-__all__ = ["Exchange", "Exchanges", "exchange"]
+import torch
+
+__all__ = ["Exchange", "Exchanges", "exchange", "known_to_torchscript"]
 
 
 class Exchange(NamedTuple):
@@ -48,3 +50,9 @@ def exchange(table: Iterable[Exchange], back: bool = False) -> None:
         before, after = (written, own) if back else (own, written)
         if getattr(holder, name) is before:
             setattr(holder, name, after)
+
+
+def known_to_torchscript(table: Iterable[Exchange]) -> None:
+    """Have TorchScript take each formula for the operator in whose place it stands; nothing public does."""
+    for one in table:
+        torch.jit._builtins._register_builtin(one.written, f"aten::{one.name}")

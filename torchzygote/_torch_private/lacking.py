@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .exchanges import Exchange
+from .exchanges import Exchange, known_to_torchscript
 from .levels import in_functorch
 from .norms import may_be_fused, may_be_pushed
 from .wants import runs_fused_here, under_hooks
@@ -196,10 +196,7 @@ WRITTEN = (
 # In whose place any second derivative needs a mask.
 DISTANCES = (Exchange(_VF, "cdist", _cdist, _written_cdist),)
 
-
-# TorchScript takes what stands in an operator's place for it.
-for _lacking in WRITTEN + DISTANCES:
-    torch.jit._builtins._register_builtin(_lacking.written, f"aten::{_lacking.name}")
+known_to_torchscript(WRITTEN + DISTANCES)
 
 
 # While a function is traced: as for norms, those that the tracer takes for operators.

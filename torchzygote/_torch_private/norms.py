@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from .exchanges import Exchange
+from .exchanges import Exchange, known_to_torchscript
 from .forward import has_tangent, in_forward_ad
 from .levels import in_functorch, in_functorch_derivative, in_functorch_forward
 from .wants import norms_are_wanted, runs_fused_here, under_hooks
@@ -184,9 +184,7 @@ NORMS = (
     Exchange(torch, "instance_norm", _instance_norm, _written_instance_norm),
     Exchange(torch, "group_norm", _group_norm, _written_group_norm),
 )
-
-for _norm in NORMS:  # TorchScript takes what stands in an operator's place for it
-    torch.jit._builtins._register_builtin(_norm.written, f"aten::{_norm.name}")
+known_to_torchscript(NORMS)
 
 
 # While a function is traced, those of torch.nn.functional itself are exchanged: the tracer takes them for

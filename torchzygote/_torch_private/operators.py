@@ -116,16 +116,14 @@ below_autograd = torch._C._AutoDispatchBelowAutograd
 _libraries: list[Any] = []  # registrations last as long as their library object
 
 
-def register_autograd_kernel(
-    namespace: str, name: str, check: Callable[[str, tuple[Any, ...]], None]
-) -> None:
-    """Call ``check(name, args)`` before the operator runs where autograd may see it.
+def register_autograd_kernel(name: str, check: Callable[[str, tuple[Any, ...]], None]) -> None:
+    """Call ``check(name, args)`` before our operator of that name runs where autograd may see it.
 
     ``torch.library.register_autograd`` refuses operators that write to their arguments. What the operator
     writes to first counts as written.
     """
-    overload = getattr(getattr(torch.ops, namespace), name).default
-    library: Any = torch.library.Library(namespace, "IMPL")  # type: ignore[no-untyped-call]
+    overload = getattr(torch.ops.torchzygote, name).default
+    library: Any = torch.library.Library("torchzygote", "IMPL")  # type: ignore[no-untyped-call]
     _libraries.append(library)
 
     def kernel(keyset: Any, *args: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .exchanges import Exchange, Exchanges
+from .exchanges import Exchange, Exchanges, known_to_torchscript
 from .wants import runs_fused_here, under_hooks
 
 __all__ = ["RECURRENT", "forget_recorded", "stepwise"]
@@ -100,5 +100,4 @@ def _stepwise_lstm(*args: Any) -> Any:
 
 RECURRENT = (Exchange(_VF, "lstm", _lstm, _stepwise_lstm),)
 _STEPS = Exchanges(*RECURRENT)
-# TorchScript takes what stands in an operator's place for it.
-torch.jit._builtins._register_builtin(_stepwise_lstm, "aten::lstm")
+known_to_torchscript(RECURRENT)

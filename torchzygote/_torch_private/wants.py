@@ -11,7 +11,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-import torch
+from .checkpoints import hooks_in_force
 
 __all__ = [
     "forget_wants",
@@ -86,8 +86,8 @@ def wanted_here_as(before: int) -> Iterator[None]:
 
 
 def under_hooks() -> bool:
-    """Whether hooks on saved tensors are in force; PyTorch has no public question for that."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    """Whether hooks on saved tensors are in force."""
+    return hooks_in_force(False) is not None
 
 
 def runs_fused_here() -> bool:

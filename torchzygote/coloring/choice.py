@@ -17,6 +17,10 @@ from . import greedy
 __all__ = ["Coloring", "color", "refined"]
 
 
+# Rounds of iterated greedy, at most.
+_ROUNDS = 7
+
+
 class Coloring(NamedTuple):
     """Colors of the rows or columns of a pattern, from 0 to ``ncolors - 1``."""
 
@@ -60,7 +64,7 @@ def _in_order(pattern: Pattern, kind: str, order: str) -> Coloring:
     return Coloring(colors, int(colors.max()) + 1 if colors.numel() > 0 else 0, kind, order)
 
 
-def refined(pattern: Pattern, coloring: Coloring, rounds: int = 7) -> Coloring:
+def refined(pattern: Pattern, coloring: Coloring) -> Coloring:
     """A distance-2 coloring, perhaps with fewer colors: vertices take part anew, one color after the other.
 
     With all of one color in a row, first fit never needs more colors than before (iterated greedy). The
@@ -72,7 +76,7 @@ def refined(pattern: Pattern, coloring: Coloring, rounds: int = 7) -> Coloring:
     least = least_colors(columns, "distance2_columns")
     colors, ncolors, idle = coloring.colors, coloring.ncolors, 0
     generator = torch.Generator("cpu").manual_seed(0)
-    for turn in range(rounds):
+    for turn in range(_ROUNDS):
         rank = torch.arange(ncolors, 0, -1, device="cpu")
         if turn % 3 == 1:
             rank = rank - torch.bincount(colors, minlength=ncolors) * ncolors

@@ -28,8 +28,9 @@ def color_graph(indptr: Tensor, indices: Tensor, ncols: int, kind: str, order: s
     ncols : int
         Number of columns.
     kind : {"distance1", "distance2_rows", "distance2_columns", "star"}
-        What must differ: neighbors; rows that share a column; columns that share a row; neighbors, and two
-        colors at least along every path of four vertices beside the first.
+        distance1: neighbors differ. distance2_rows: rows that share a column differ. distance2_columns:
+        columns that share a row differ. star: a proper coloring in which every path on four vertices has at
+        least three colors.
     order : {"natural", "largest_first"}
         The order in which vertices are colored; among equals, the natural one.
     """
@@ -103,7 +104,7 @@ def _distance2(members: Sequence[Sequence[int]], groups: int, sequence: Sequence
 
 
 def _star(neighbors: Sequence[Sequence[int]], sequence: Sequence[int]) -> list[int]:
-    """Neighbors differ, and no path of four vertices has two colors only.
+    """A proper coloring in which every path on four vertices has at least three colors.
 
     ``near[v]``: colors of v's neighbors; ``twice[v]``: those that at least two of them have; ``closed[v]``:
     colors of neighbors that have another neighbor of v's color. The next neighbor of v may have none of the

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._plan import FORWARD_COST
+from .._cost_model import FORWARD_COST
 from ..sparsity.pattern import Pattern, indptr_of
 from .choice import Coloring, color, least_colors, refined
 

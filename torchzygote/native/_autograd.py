@@ -99,7 +99,7 @@ def finish_registration() -> None:
     """Give each loaded operator its fake kernel and its refusal."""
     for name in _WRITING:
         torch.library.register_fake(f"torchzygote::{name}", _writes_only)
-        register_autograd_kernel("torchzygote", name, _refuse_derivatives)
+        register_autograd_kernel(name, _refuse_derivatives)
     torch.library.register_fake("torchzygote::unite_sets", _united_groups)
     torch.library.register_fake("torchzygote::unite_pairs", _united_pairs)
     torch.library.register_fake("torchzygote::expand_pairs", _expanded)
@@ -107,4 +107,4 @@ def finish_registration() -> None:
     torch.library.register_fake("torchzygote::mirrored_blocks", _mirrored)
     torch.library.register_fake("torchzygote::push_elementwise_", _pushed)
     for name in ("mirrored_blocks", "push_elementwise_"):
-        register_autograd_kernel("torchzygote", name, _refuse_derivatives)
+        register_autograd_kernel(name, _refuse_derivatives)

@@ -14,8 +14,8 @@ __all__ = [
     "check_compress",
     "check_index",
     "check_matrix",
+    "check_out",
     "check_range",
-    "check_same",
     "check_scatter",
     "check_slots",
     "scattered_rows",
@@ -52,15 +52,15 @@ def check_matrix(
     return x.shape[0], x.shape[1]
 
 
-def check_same(name: str, x: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
-    """Shape as given, dtype and device those of ``like``, the products."""
-    if tuple(x.shape) != shape:
+def check_out(out: Tensor, shape: tuple[int, ...], products: Tensor) -> None:
+    """Shape as given, dtype and device those of the products."""
+    if tuple(out.shape) != shape:
         wanted = "(" + ", ".join(map(str, shape)) + ")"
-        raise ValueError(f"{name}: expected shape {wanted}, got {_shape(x)}")
-    if x.dtype != like.dtype:
-        raise ValueError(f"{name}: expected the dtype of products, {like.dtype}, got {x.dtype}")
-    if x.device != like.device:
-        raise ValueError(f"{name}: expected the device of products, {like.device}, got {x.device}")
+        raise ValueError(f"out: expected shape {wanted}, got {_shape(out)}")
+    if out.dtype != products.dtype:
+        raise ValueError(f"out: expected the dtype of products, {products.dtype}, got {out.dtype}")
+    if out.device != products.device:
+        raise ValueError(f"out: expected the device of products, {products.device}, got {out.device}")
 
 
 def _check_integers(name: str, x: Tensor, size: int) -> None:

@@ -64,8 +64,9 @@ def color_graph(indptr: Tensor, indices: Tensor, ncols: int, kind: str, order: s
     ncols : int
         Number of columns.
     kind : {"distance1", "distance2_rows", "distance2_columns", "star"}
-        What must differ: neighbors; rows that share a column; columns that share a row; neighbors, and along
-        every path of four vertices two colors are not enough.
+        distance1: neighbors differ. distance2_rows: rows that share a column differ. distance2_columns:
+        columns that share a row differ. star: a proper coloring in which every path on four vertices has at
+        least three colors.
     order : {"natural", "largest_first"}
         The order in which vertices take the smallest color that is left to them.
 

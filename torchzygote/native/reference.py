@@ -18,8 +18,8 @@ from ._checks import (
     check_compress,
     check_index,
     check_matrix,
+    check_out,
     check_range,
-    check_same,
     check_scatter,
     check_slots,
     scattered_rows,
@@ -82,14 +82,14 @@ def gather_diagonal(
         found = products.diagonal(lo)
         if out is None:
             return found.clone()
-        check_same("out", out, (rows,), products)
+        check_out(out, (rows,), products)
         out.copy_(found)
         return out
     if out is None:
         raise ValueError("out: expected a tensor to write to where colors are given, got None")
     if lo < 0:
         raise ValueError(f"lo: expected at least 0, got {lo}")
-    check_same("out", out, (columns,), products)
+    check_out(out, (columns,), products)
     check_colors(colors, columns)
     if rows > 0:
         position = colors.to(torch.int64) - lo
@@ -110,7 +110,7 @@ def _read(products: Tensor, lo: int, slot_row: Tensor, slot_column: Tensor, othe
 def decompress(products: Tensor, lo: int, slot_row: Tensor, slot_column: Tensor, out: Tensor) -> None:
     """``out[e] = products[slot_row[e] - lo, slot_column[e]]`` wherever that row is in this chunk."""
     check_slots(products, lo, slot_row, slot_column)
-    check_same("out", out, tuple(slot_row.shape), products)
+    check_out(out, tuple(slot_row.shape), products)
     if products.shape[0] > 0 and out.numel() > 0:
         out.copy_(_read(products, lo, slot_row, slot_column, out))
 
@@ -127,7 +127,7 @@ def decompress_dense(
     """``out[rows[e], columns[e]] = products[slot_row[e] - lo, slot_column[e]]`` likewise."""
     check_slots(products, lo, slot_row, slot_column)
     height, width = check_matrix("out", out)
-    check_same("out", out, (height, width), products)
+    check_out(out, (height, width), products)
     check_index("rows", rows, slot_row, height)
     check_index("columns", columns, slot_row, width)
     if products.shape[0] > 0 and rows.numel() > 0:

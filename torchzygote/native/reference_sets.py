@@ -36,9 +36,9 @@ def unite_groups(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The union of each group of sets, the ids of new ones counting on from the last of ``ptr``.
 
-    Returns the id of each group's union (int32), the sizes of the new sets and their members. A union that
-    equals one of its group's own sets keeps that id, equal new ones share one. With more than ``most`` new
-    members, or if many times as many have to be read, all three are empty.
+    Returns the id of each group's union, the sizes of the new sets and their members, ids and members in the
+    dtype of ``members``. A union that equals one of its group's own sets keeps that id, equal new ones share
+    one. With more than ``most`` new members, or if many times as many have to be read, all three are empty.
     """
     groups = group_ptr.numel() - 1
     ids = group_ids.long()
@@ -50,7 +50,7 @@ def unite_groups(
     known = _containing(ptr, members, owners, ids, groups)
     owners, ids = owners[known[owners] < 0], ids[known[owners] < 0]
     if int((ptr[ids + 1] - ptr[ids]).sum()) > 8 * most + (1 << 24):
-        return _too_much()
+        return _too_much(members.dtype)
     which, found = expand_sets(ptr, members, ids)
     width = int(members.max()) + 1 if members.numel() else 1
     keys = torch.unique(owners[which] * width + found)
@@ -66,7 +66,7 @@ def unite_groups(
     starts = torch.cumsum(sizes, 0) - sizes
     index = torch.nonzero(fresh).squeeze(1)
     if index.numel() == 0:
-        return result.to(torch.int32), sizes[:0], members[:0]
+        return result.to(members.dtype), sizes[:0], members[:0]
     representative = _representatives(index, starts, sizes, owner, member, groups)
     kept = torch.unique(representative)
     numbers = torch.zeros(groups, dtype=torch.int64, device="cpu")
@@ -76,8 +76,8 @@ def unite_groups(
     chosen[kept] = True
     new = member[chosen[owner]].to(members.dtype)
     if new.numel() > most:
-        return _too_much()
-    return result.to(torch.int32), sizes[kept], new
+        return _too_much(members.dtype)
+    return result.to(members.dtype), sizes[kept], new
 
 
 def _containing(ptr: Tensor, members: Tensor, owners: Tensor, ids: Tensor, groups: int) -> Tensor:
@@ -129,8 +129,8 @@ def _representatives(
     return representative
 
 
-def _too_much() -> tuple[Tensor, Tensor, Tensor]:
-    nothing = torch.empty(0, dtype=torch.int32, device="cpu")
+def _too_much(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    nothing = torch.empty(0, dtype=dtype, device="cpu")
     return nothing, torch.empty(0, dtype=torch.int64, device="cpu"), nothing
 
 

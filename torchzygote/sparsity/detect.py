@@ -249,9 +249,11 @@ def hessian_sparsity(f: Callable[..., Any], x: Any) -> Tensor:
     Raises
     ------
     TypeError
-        ``x`` is a structure, a module or opaque.
+        ``f`` is no function, or ``x`` is a structure, a module or opaque.
     ValueError
         ``x`` is complex, or ``f(x)`` is complex or no scalar.
+    RuntimeError
+        Inside a ``torch.func`` transform or ``torch.compile``.
 
     Examples
     --------

@@ -34,6 +34,18 @@ class Pattern:
         Operators without a rule, that were taken to couple everything.
     operators : tuple of str
         All operators met.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torchzygote import plan_jacobian
+    >>> (pattern,) = plan_jacobian(lambda x: x[1:] - x[:-1], torch.rand(4)).patterns
+    >>> pattern.shape, pattern.nnz, pattern.is_local
+    ((3, 4), 6, False)
+    >>> pattern.to_dense().int()
+    tensor([[1, 1, 0, 0],
+            [0, 1, 1, 0],
+            [0, 0, 1, 1]], dtype=torch.int32)
     """
 
     __slots__ = ("_dense", "_indices", "_indptr", "is_local", "operators", "shape", "unknown")
