@@ -12,7 +12,7 @@ from torch import nn
 from torch._inductor.utils import fresh_cache
 
 import torchzygote as tz
-from torchzygote import Params, gradient, hessian, jacobian
+from torchzygote import Params, forwarddiff, gradient, hessian, jacobian, pushforward
 
 X = torch.tensor([1.0, 2.0, 3.0])
 WORKERS: list[Callable[..., Any]] = [gradient, jacobian, hessian]
@@ -240,3 +240,22 @@ OTHERS: list[Callable[[Any], Any]] = [
 @pytest.mark.parametrize("f", OTHERS)
 def test_other_errors_say_nothing_of_numbers(f: Callable[..., Any]) -> None:
     assert "the number" not in error_of(lambda: gradient(f, 0.1), (TypeError, KeyError, AttributeError))
+
+
+ARRAY = np.ones(2)
+
+
+@pytest.mark.parametrize(
+    "differentiate",
+    [
+        lambda x: gradient(lambda x: ((x - ARRAY) ** 2).sum(), x),
+        lambda x: gradient(lambda x: (ARRAY * x).sum(), x),
+        lambda x: gradient(lambda x: np.sin(x).sum(), x),
+        lambda x: pushforward(lambda x: x * ARRAY, x)(x),
+        lambda x: gradient(lambda x: forwarddiff(lambda x: x * ARRAY, x).sum(), x),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:__array_wrap__")
+def test_arrays_that_meet_tensors(differentiate: Any) -> None:
+    text = error_of(lambda: differentiate(torch.ones(2)), (RuntimeError, TypeError))
+    assert text.count("make a tensor of an array that f closes over") == 1

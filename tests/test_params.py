@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import operator
 import pickle
 import weakref
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import torchzygote
-from torchzygote import Params, gradient, pullback
+from torchzygote import Params, copy_, gradient, pullback
 
 
 def tensors(n: int) -> list[Tensor]:
@@ -276,3 +277,16 @@ def test_changed_inside_f(way: str) -> None:
 def test_a_buffer_is_refused_as_a_bare_tensor_is() -> None:
     with pytest.raises(TypeError, match=r"got a Buffer, .* write Params\(\[buf.copy\(\)\]\)"):
         Params(torchzygote.Buffer(torch.ones(2, 3)))
+
+
+def test_a_step_along_gradients_is_no_difference_of_sets() -> None:
+    w, b = torch.ones(2), torch.ones(3)
+    ps = Params([w, b])
+    gs = gradient(lambda: (w.sum() * b).sum(), ps)
+    for step in (lambda: ps - 0.1 * gs, lambda: gs - ps, lambda: operator.isub(ps, gs)):
+        with pytest.raises(TypeError, match="expected sets of tensors, got a Grads beside Params"):
+            step()
+    assert len(ps) == 2
+    assert len(ps.difference(gs)) == 0
+    copy_(ps, ps.to_vector() - 0.5 * gs.to_vector())
+    assert w.tolist() == [-0.5, -0.5]

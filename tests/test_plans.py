@@ -173,7 +173,7 @@ def test_any_layout_in_memory(x: Tensor) -> None:
 def test_a_structure_that_was_local_is_caught_elsewhere() -> None:
     plan = plan_jacobian(lambda x: x.sort().values, torch.tensor([3.0, 1.0, 2.0]))
     assert plan.patterns[0].is_local
-    with pytest.warns(UserWarning, match="differs from plain automatic differentiation"):
+    with pytest.warns(UserWarning, match=r"differs from plain .* most likely f takes another way here"):
         (J,) = plan(torch.tensor([1.0, 2.0, 3.0]))
     assert torch.equal(J.to_dense(), torch.eye(3))
 

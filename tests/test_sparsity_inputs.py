@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from detection import detect_hessian, detect_jacobian
-from torch import nn
+from torch import Tensor, nn
 
 from torchzygote import Grads, Params, hessian_sparsity, jacobian, jacobian_sparsity
 
@@ -136,3 +136,32 @@ def test_params_beside_other_arguments_are_one_of_them_outside_argnums_only() ->
     assert found[1] is None
     with pytest.raises(TypeError, match="argument 1: expected Params alone"):
         jacobian_sparsity(f, torch.rand(3), Params([w]))
+
+
+LAYOUTS: dict[str, Tensor] = {
+    "whole": torch.linspace(1, 2, 18),
+    "every other": torch.linspace(1, 2, 18)[::2],
+    "from the third on": torch.linspace(1, 2, 18)[2:],
+    "transposed": torch.linspace(1, 2, 18).reshape(3, 6).t(),
+    "columns": torch.linspace(1, 2, 18).reshape(3, 6)[:, 1:4],
+    "a little of much": torch.linspace(1, 2, 100_000)[50_000:50_018],
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_memory_that_as_strided_reads(name: str) -> None:
+    """Offsets count from the beginning of the memory, and strides in it."""
+    x = LAYOUTS[name]
+    f = lambda x: x.as_strided((4,), (1,), x.storage_offset() + 2) ** 2 + x.as_strided((4,), (2,)) ** 3
+    J = torch.autograd.functional.jacobian(f, x).reshape(4, -1)
+    structure = jacobian_sparsity(f, x)[0].to_dense()
+    assert not (J != 0)[structure == 0].any()
+    torch.testing.assert_close(jacobian(f, x, sparse=True)[0].to_dense(), J)
+
+
+@pytest.mark.parametrize("name", ["every other", "from the third on", "columns"])
+def test_memory_that_as_strided_reads_from_its_beginning(name: str) -> None:
+    x = LAYOUTS[name]
+    f = lambda x: x.as_strided((4,), (1,), 2) ** 2
+    J = torch.autograd.functional.jacobian(f, x).reshape(4, -1)
+    assert not (J != 0)[jacobian_sparsity(f, x)[0].to_dense() == 0].any()

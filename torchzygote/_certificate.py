@@ -371,14 +371,23 @@ _CACHED = 1 << 15
 
 def warn_mismatch(caller: str, recovery: Recovery, cause: str = "") -> None:
     """Say that the dense way is taken, and ask for a report; ``cause``: one more that there may be."""
+    head = (
+        f"{caller}: the sparse derivative differs from plain automatic differentiation in a product with a "
+        "random vector, so that the dense one is computed instead."
+    )
+    if cause and any(pattern.is_local for pattern in recovery.patterns):
+        warn(
+            f"{head} The structure was found where values decide it (is_local): most likely f takes another "
+            "way here. Make a plan at arguments like these, or give a sparsity that holds for all"
+        )
+        return
     also = f"{cause}, or " if cause else ""
     operators = sorted({name for pattern in recovery.patterns for name in pattern.operators})
     listed = f" and its operators, {', '.join(operators)}" if operators else ""
     warn(
-        f"{caller}: the sparse derivative differs from plain automatic differentiation in a product with a "
-        "random vector, so that the dense one is computed instead. Either f differs from call to call, or "
-        f"{also}a sparsity that was given lacks entries, or PyTorch's forward derivative of an operator is "
-        f"wrong, or torchzygote's rule for one: please report that, with f{listed}",
+        f"{head} Either f differs from call to call, or {also}a sparsity that was given lacks entries, or "
+        "PyTorch's forward derivative of an operator is wrong, or torchzygote's rule for one: please report "
+        f"that, with f{listed}",
     )
 
 

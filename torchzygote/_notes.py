@@ -82,12 +82,13 @@ def annotate(error: BaseException, prepared: Prepared) -> None:
             _on_write(error, text)
         if "dtype" in text or "scalar type" in text:
             _on_dtypes(error, prepared)
-        if "numpy()" in text:
-            _add_note(
-                error,
-                "NumPy's functions can't be differentiated; write f with PyTorch's, as torch.sin for "
-                "numpy.sin. What is computed from x.detach() counts as a constant.",
-            )
+    if _MET_NUMPY.search(text):
+        _add_note(
+            error,
+            "NumPy's functions and arrays can't take part in what is differentiated; write f with PyTorch's, "
+            "as torch.sin for numpy.sin, and make a tensor of an array that f closes over, as by "
+            "torch.as_tensor(a), before. What is computed from x.detach() counts as a constant.",
+        )
 
 
 def _on_promoted(error: BaseException, made: Sequence[str], prepared: Prepared) -> None:
@@ -99,6 +100,10 @@ def _on_promoted(error: BaseException, made: Sequence[str], prepared: Prepared) 
         _add_note(error, f"{'; '.join(made)}. To pass an argument to f as it was given, {way}.")
 
 
+# What PyTorch says as NumPy asks a tensor for its numbers, and NumPy of a tensor.
+_MET_NUMPY = re.compile(
+    r"numpy\(\)|numpy\.ndarray|Cannot access data pointer of Tensor that doesn't have storage"
+)
 # What functions of PyTorch say that take no tensor for a number.
 _WANTS_NUMBER = re.compile(
     r"must be (.*\b)?(bool|floats?|ints?|[Nn]umber)\b.*, not Tensor"

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from ._members import NamedMembers
+from .graddict import GradDict
 
 __all__ = ["SetOperations"]
 
@@ -177,6 +178,7 @@ class SetOperations(NamedMembers):
         return self.intersection(other)
 
     def __sub__(self: Self, other: Iterable[Any] | nn.Module) -> Self:
+        _refuse_gradients(other)
         return self.difference(other)
 
     def __ror__(self: Self, other: Iterable[Any] | nn.Module) -> Self:
@@ -186,4 +188,15 @@ class SetOperations(NamedMembers):
         return self._taking(other).intersection(self)
 
     def __rsub__(self: Self, other: Iterable[Any] | nn.Module) -> Self:
+        _refuse_gradients(other)
         return self._taking(other).difference(self)
+
+
+def _refuse_gradients(other: object) -> None:
+    """A step along gradients is meant, and a difference of sets would be empty, silently."""
+    if isinstance(other, GradDict):
+        raise TypeError(
+            f"-: expected sets of tensors, got a {type(other).__name__} beside Params; for a step write "
+            "copy_(ps, ps.to_vector() - lr * gs.to_vector()), or gs.assign_() and an optimizer's step(); for "
+            "the members without gradients ps.difference(gs)"
+        )

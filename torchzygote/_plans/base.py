@@ -56,7 +56,7 @@ class Plan:
     """What both kinds of plan have in common."""
 
     _by_number: tuple[int, ...] = (-1,)  # the shape of a result by a number
-    _cause = ""  # one more that a mismatch may have
+    _cause = "f isn't the function that the plan was made for"  # one more that a mismatch may have
 
     def __init__(
         self,

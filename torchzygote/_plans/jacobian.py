@@ -65,7 +65,10 @@ class JacobianPlan(Plan):
     Gebremedhin, Manne and Pothen, "What color is your Jacobian?", SIAM Review 47 (2005).
     """
 
-    _cause = "an argument outside argnums has changed that the structure depends on"
+    _cause = (
+        "f isn't the function that the plan was made for, or an argument outside argnums has changed that "
+        "the structure depends on"
+    )
     _made_for: int | None = None  # how many arguments; a file doesn't tell
 
     @property

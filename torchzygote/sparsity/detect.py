@@ -16,6 +16,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from .. import _state
 from .._call_options import check_callable
+from .._memory_layout import copied_in_place
 from .._notes import call
 from .._outputs import real_scalar
 from .._random import OneRun, RandomState
@@ -53,7 +54,7 @@ def _twin(x: Tensor, owned: bool) -> Tensor:
     """A copy that only ``f``'s argument is: a tensor that ``f`` closes over must not be taken for it."""
     if not owned:
         return x
-    return x.detach().clone().requires_grad_()
+    return copied_in_place(x).requires_grad_()
 
 
 def _run(
