@@ -49,6 +49,13 @@ def pulled(
                 "and withgradient. For the others set torch._functorch.config.donated_buffer = False before "
                 "it is compiled (before it runs for the first time).",
             )
+        elif "modified by an inplace operation" in str(error):
+            _add_note(
+                error,
+                "a tensor that the value was computed from has been written into since, as a parameter is by "
+                "an optimizer's step: call pullback again after that, or pull back before. Inside f, write "
+                "into a clone().",
+            )
         elif "a second time" in str(error):
             _add_note(
                 error,

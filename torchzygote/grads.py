@@ -76,9 +76,12 @@ class Grads(GradNorms):
     _params: Params
     _names: dict[int, str]
 
-    def __init__(self, params: Params, values: Mapping[Tensor, Any] | Iterable[Any]) -> None:
+    def __init__(self, params: Params, values: Mapping[Tensor, Any] | Iterable[Any] = ()) -> None:
         if not isinstance(params, Params):
-            raise TypeError(f"Grads: expected a Params as first argument, got a {type(params).__name__}")
+            raise TypeError(
+                f"Grads: expected a Params as first argument, got {type_name(params)}; write "
+                "Grads(Params(tensors), values), or GradDict(mapping)"
+            )
         params = params._as_given()
         params._shared = True
         self._params = params
