@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchzygote import gradient, jacobian, pushforward, withgradient
+from torchzygote import forwarddiff, gradient, jacobian, pushforward, withgradient
 from torchzygote.params import Params
 
 from . import per_sample
@@ -115,6 +115,31 @@ def pushes() -> Iterator[Row]:
         yield compare(work, lambda f=f, x=x, v=v: pushforward(f, x)(v), peers, rounds=15)
 
 
+def orbit(p: Tensor) -> Tensor:
+    """200 steps of a pendulum."""
+    x, v = p[0], p[1]
+    for _ in range(200):
+        v = v - 0.01 * torch.sin(x)
+        x = x + 0.01 * v
+    return torch.stack([x, v])
+
+
+def forward_inside() -> Iterator[Row]:
+    energy = lambda q: 1 - torch.cos(q[0]) + q[1] ** 2 / 2
+    p = torch.tensor([1.0, 0.5])
+    of_energy = torch.func.grad(energy)
+
+    def by_hand() -> Tensor:
+        J, q = torch.func.jacfwd(lambda p: (orbit(p),) * 2, has_aux=True)(p)
+        return of_energy(q) @ J.to(q.dtype)  # 0-dim tangents times numbers become float64 there
+
+    ours = lambda: gradient(lambda p: energy(forwarddiff(orbit, p)), p)
+    torch.testing.assert_close(ours()[0], by_hand())
+    yield compare(
+        "gradient through forwarddiff, 200 steps of a pendulum", ours, {"jacfwd and a product": by_hand}
+    )
+
+
 def build_tall(which: str) -> Callable[[], Any]:
     """A Jacobian of 10000 rows by 1000 columns, 40 MB, of an MLP of four layers."""
     net = mlp(1000, 256, 256, 256, 10_000)
@@ -209,6 +234,7 @@ def rows(full: bool = False) -> Iterator[Row]:
     yield from small_gradients()
     yield from jacobians()
     yield from pushes()
+    yield from forward_inside()
     yield from per_sample.rows()
     yield from memory()
     yield from arithmetic()
