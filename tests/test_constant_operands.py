@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from torchzygote import forwarddiff, gradient, hessian_dual, jacobian, pushforward
 
@@ -39,6 +40,9 @@ def in_place(write: Callable[[Tensor], Any]) -> Function:
 CASES: dict[str, Function] = {
     "number times": lambda x: (2 * x) * 3.5,
     "complex number": lambda x: (x * 2j + (1 + 1j)).imag,
+    "real plus a complex number": lambda x: (x + 1j).mul_(2j).abs() + (1j + x).add_(x * 1j).abs(),
+    "its parts": lambda x: (x - 2j).imag * x + (x - 1j).conj().real + torch.view_as_real(x + 1j).sum(-1),
+    "spectrum": lambda x: torch.fft.fft(x + 0j).abs() + ((x + 1j) @ torch.exp(1j - C)).real,
     "sums with numbers": lambda x: (1 + x + 2.5).sin() - 3,
     "differences from numbers": lambda x: torch.rsub(1.5 - x, 2).cos(),
     "quotients by numbers": lambda x: x / 3 + 2 / x + torch.div(x, 7.0),
@@ -178,6 +182,54 @@ def test_under_autocast() -> None:
         expected = torch.func.jvp(f, (X.float(),), (C.float(),))[1]
     assert found.dtype is expected.dtype
     torch.testing.assert_close(found, expected)
+
+
+class Bent(TorchFunctionMode):
+    """Somebody's own linear layers and products."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        y = func(*args, **(kwargs or {}))
+        return y.tanh() if func in (F.linear, Tensor.mul) else y
+
+
+def test_modes_of_others_see_what_is_called() -> None:
+    v = torch.randn(4, 4, dtype=torch.float64)
+    f = lambda x: F.linear(x, C) * 2.0
+    with Bent():
+        expected = torch.func.jvp(f, (X,), (v,))[1]
+        torch.testing.assert_close(pushforward(f, X)(v), expected)
+        torch.testing.assert_close(
+            gradient(lambda x: forwarddiff(lambda x: f(x).sum(), x), X)[0],
+            torch.func.grad(lambda x: f(x).sum())(X),
+        )
+
+    def bent_inside(x: Tensor) -> Tensor:
+        with Bent():
+            return f(x)
+
+    torch.testing.assert_close(pushforward(bent_inside, X)(v), expected)
+
+
+def test_inference_mode_inside() -> None:
+    def f(x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            is_large = bool((x * C + C).sum() > 0)
+        return x * C if is_large else x
+
+    assert torch.equal(pushforward(f, X)(X), X * C)
+
+
+def test_many_pairs_that_are_pushed_hide_no_constant() -> None:
+    """Some pairs are passed over, which are PyTorch's then."""
+
+    def f(x: Tensor) -> Tensor:
+        for i in range(60):
+            x = (x * x.cos() + x) / (1 + x * x)
+            if i % 7 == 0:
+                x = x * C.sin() + C[:1] / x
+        return x
+
+    torch.testing.assert_close(pushforward(f, X)(C), torch.func.jvp(f, (X,), (C,))[1])
 
 
 SHAPES = st.sampled_from([(), (1,), (3,), (2, 3), (2, 1), (1, 3), (0, 3), (4, 2, 3)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -47,6 +47,18 @@ def test_another_structure_is_refused(x: Tensor) -> None:
         gradient(lambda x: hook(lambda g: (g["a"], g["a"]), {"a": x})["a"].sum(), x)
     with pytest.raises(ValueError, match="gradient of the shape"):
         gradient(lambda x: sum(t.sum() for t in hook(lambda g: (g[0][:1], g[1]), (x, x))), x)
+
+
+class Formatted(NamedTuple):
+    a: Tensor
+
+    def __repr__(self) -> str:
+        return f"{self.a:.2f}"
+
+
+def test_structures_that_print_numbers(x: Tensor) -> None:
+    with pytest.raises(ValueError, match="to return the structure that it got"):
+        gradient(lambda x: hook(lambda g: (g[0], g[0]), Formatted(x))[0].sum(), x)
 
 
 X = torch.arange(6.0).reshape(2, 3) + 1

@@ -259,3 +259,10 @@ ARRAY = np.ones(2)
 def test_arrays_that_meet_tensors(differentiate: Any) -> None:
     text = error_of(lambda: differentiate(torch.ones(2)), (RuntimeError, TypeError))
     assert text.count("make a tensor of an array that f closes over") == 1
+
+
+def test_arrays_that_meet_no_tensor_get_no_such_note() -> None:
+    def f(x: Any) -> Any:
+        return x.sum() + ARRAY.foo  # type: ignore[attr-defined]
+
+    assert "torch.as_tensor(a)" not in error_of(lambda: gradient(f, torch.ones(2)), AttributeError)

@@ -10,9 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.autograd.graph import save_on_cpu
+from torch.utils.checkpoint import checkpoint
 
 from torchzygote import (
     Params,
+    checkpointed,
     diaghessian,
     forwarddiff,
     gradient,
@@ -137,6 +140,48 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
     assert found.tolist() == pytest.approx([1] * 4, rel=0.02)
     H = hessian(lambda x: loss(torch.logcumsumexp)(x.double()), x.float())
     torch.testing.assert_close(H, torch.func.hessian(loss(plain))(x.double()).float(), rtol=1e-4, atol=1e-4)
+
+
+def test_infinity_stays_where_it_is() -> None:
+    x = torch.tensor([0.0, torch.inf, 1.0], dtype=D)
+    plainly = gradient(lambda x: x.logcumsumexp(0)[0], x)[0]
+    recorded = gradient(lambda x: x.logcumsumexp(0)[0], x, create_graph=True)[0]
+    torch.testing.assert_close(recorded.detach(), plainly, equal_nan=True)
+
+
+def by_pytorch(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: checkpoint(f, x, use_reentrant=False)
+
+
+def by_this_package(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: checkpointed(f, x)
+
+
+@pytest.mark.parametrize("around", [by_pytorch, by_this_package])
+def test_inside_checkpoints(around: Any) -> None:
+    """They show what they saved once: right where no cotangent is zero, and refused where one is."""
+    x = POINTS["near"]
+    whole = lambda x: x.logcumsumexp(0).sin().sum()
+    expected = torch.func.hessian(lambda x: plain(x).sin().sum())(x)
+    for h in (hessian, hessian_reverse):
+        torch.testing.assert_close(h(around(whole), x), expected)
+    with pytest.raises(RuntimeError, match="leave logcumsumexp out of the checkpoint"):
+        hessian_reverse(around(loss(torch.logcumsumexp)), x)
+
+
+def test_checkpointed_in_forward_mode() -> None:
+    x = POINTS["far apart"]
+    f = by_this_package(loss(torch.logcumsumexp))
+    torch.testing.assert_close(hessian_dual(f, x), torch.func.hessian(loss(plain))(x))
+
+
+def test_saved_on_the_cpu() -> None:
+    def f(x: Tensor) -> Tensor:
+        with save_on_cpu():
+            return loss(torch.logcumsumexp)(x)
+
+    x = POINTS["near"]
+    torch.testing.assert_close(hessian(f, x), torch.func.hessian(loss(plain))(x))
 
 
 def test_scalars_and_mistakes() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from torchzygote import jacobian, plan_hessian, plan_jacobian
 
@@ -103,3 +104,31 @@ def test_no_alarm_where_the_probe_is_written_into(chunk_size: int | None) -> Non
         (J,) = jacobian(hooked, x, sparse=True, mode="reverse", chunk_size=chunk_size)
     torch.testing.assert_close(J.to_dense(), 2 * torch.func.jacrev(products)(x))
     assert J.values().numel() == 126
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_plan_gives_the_same_again(backend: str) -> None:
+    f = lambda x: Tripled.apply((x * 1)[1:] * x[:-1])
+    plan = plan_jacobian(f, X, mode="reverse").compile(backend=backend)
+    for _ in range(3):
+        torch.testing.assert_close(plan(X)[0].to_dense(), torch.func.jacrev(products)(X))
+
+
+def test_a_program_of_a_plan_gives_the_same_again() -> None:
+    plan = plan_jacobian(lambda x: Tripled.apply(x[1:] * x[:-1]), X, mode="reverse")
+    program = make_fx(lambda x: plan(x, dense=True)[0])(X)
+    for _ in range(3):
+        torch.testing.assert_close(program(X), torch.func.jacrev(products)(X))
+
+
+def test_writing_that_no_version_counts() -> None:
+    def f(x: Tensor) -> Tensor:
+        y = products(x)
+        if y.requires_grad:
+            y.register_hook(lambda g: torch.from_numpy(g.detach().numpy().__imul__(2)))
+        return y
+
+    plan = plan_jacobian(f, X, mode="reverse", sparsity=plan_jacobian(products, X).sparsity, chunk_size=1)
+    first = plan(X)[0].to_dense()
+    for _ in range(2):
+        torch.testing.assert_close(plan(X)[0].to_dense(), first)

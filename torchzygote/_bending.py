@@ -89,9 +89,10 @@ def leaves_of(fn: Callable[..., Any], out: Any, like: Any) -> list[Any]:
 
 def _shown(spec: Any) -> str:
     """A structure as one writes it, with stars for its leaves."""
-    if torch.compiler.is_compiling():
-        return " ".join(str(spec).split())
-    return repr(rebuilt([_STAR] * spec.num_leaves, spec))
+    if not torch.compiler.is_compiling():
+        with contextlib.suppress(Exception):  # a type of the user's may want tensors
+            return repr(rebuilt([_STAR] * spec.num_leaves, spec))
+    return " ".join(str(spec).split())
 
 
 class _Star:

@@ -14,11 +14,12 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from ._custom_backwards import checked_copies, checked_custom_functions, hooked
 from ._notes import pulled
-from ._torch_private import is_recorded_by, leads_to, node_name, pulled_by_formula
+from ._torch_private import is_recorded_by, leads_to, node_name, pull_back, pulled_by_formula, survey
 
 __all__ = [
     "are_norms_refused",
     "pulled_for_another",
+    "pulled_inside",
     "refuse_reentrant",
     "refuse_twice",
 ]
@@ -67,6 +68,16 @@ def _checked_sparse_tensors(nodes: list[Any]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def pulled_inside(
+    roots: Sequence[Tensor], seeds: Sequence[Tensor], inputs: Sequence[Tensor], keep: bool
+) -> list[Tensor | None]:
+    """A pullback of a run inside of a backward pass; ``keep``: it is recorded, and put right for another."""
+    found = survey(roots, (), inputs) if keep else None
+    rewritten = [] if found is None else found.running + found.biased
+    with hooked(rewritten, _gradient_for) if rewritten else contextlib.nullcontext():
+        return pull_back(roots, seeds, inputs, False, keep)
 
 
 def _gradient_for(node: Any) -> Callable[..., Any]:

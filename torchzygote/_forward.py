@@ -18,13 +18,12 @@ from ._exchange import forward_mode_held
 from ._tangent_fitting import fit_tangent
 from ._torch_private import (
     batched_like,
-    constants_apart,
     in_functorch,
     jvp_flat,
-    library_operators_watched,
     load_decompositions,
     nested_batches_watched,
     nested_tangents_watched,
+    operators_pushed,
     pushed_by_formulas,
 )
 from ._unfused import unfused
@@ -90,10 +89,9 @@ def jvp(
             pushed: tuple[Any, ...] = torch.func.jvp(f, tuple(inputs), tuple(tangents))
         else:
             with (
-                library_operators_watched(),
                 nested_batches_watched(),
                 nested_tangents_watched(),
-                constants_apart(),
+                operators_pushed(),
                 pushed_by_formulas() if keep else contextlib.nullcontext(),
             ):
                 pushed = _pushed(f, inputs, tangents)

@@ -89,7 +89,7 @@ def annotate(error: BaseException, prepared: Prepared) -> None:
             _on_write(error, text)
         if "dtype" in text or "scalar type" in text:
             _on_dtypes(error, prepared)
-    if _MET_NUMPY.search(text):
+    if isinstance(error, (RuntimeError, TypeError)) and _MET_NUMPY.search(text):
         _add_note(
             error,
             "NumPy's functions and arrays can't take part in what is differentiated; write f with PyTorch's, "
@@ -109,7 +109,8 @@ def _on_promoted(error: BaseException, made: Sequence[str], prepared: Prepared) 
 
 # What PyTorch says as NumPy asks a tensor for its numbers, and NumPy of a tensor.
 _MET_NUMPY = re.compile(
-    r"numpy\(\)|numpy\.ndarray|Cannot access data pointer of Tensor that doesn't have storage"
+    r"numpy\(\)|Cannot access data pointer of Tensor that doesn't have"
+    r"|numpy\.ndarray.*Tensor|Tensor.*numpy\.ndarray"
 )
 # What functions of PyTorch say that take no tensor for a number.
 _WANTS_NUMBER = re.compile(

@@ -221,14 +221,12 @@ class SecondOrder:
         return self.prepared.inputs[0].numel() * self.row_guess().nbytes < _cost_model.LEAST_BYTES
 
     def multiplies_much(self, rows: int) -> bool:
-        """Whether so many rows take long by products of matrices, whose results may be small all the same.
+        """Whether so many rows take long by the only product of matrices, though its result may be small.
 
         Batched, a product with few columns reads the matrix again for each row: a byte a multiplication.
         """
-        if self._first is None or not self._first.survey().products:
-            return False
-        each = sum(map(multiplications, self._first.survey().products))
-        return 3 * rows * each >= _cost_model.LEAST_BYTES
+        products = () if self._first is None else self._first.survey().products
+        return len(products) == 1 and 3 * rows * multiplications(products[0]) >= _cost_model.LEAST_BYTES
 
     def row_guess(self) -> RowCost:
         """About what a row of a Hessian takes, from ``f`` alone: its gradient repeats most operations."""

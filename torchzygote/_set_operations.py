@@ -136,7 +136,7 @@ class SetOperations(NamedMembers):
         return self._kept(others, all)
 
     def difference(self: Self, *others: Iterable[Any] | nn.Module) -> Self:
-        """The members that none of the others has, in this order; also ``-``.
+        """The members that none of the others has, in this order; also ``-``, but for gradients.
 
         Parameters
         ----------
@@ -196,7 +196,7 @@ def _refuse_gradients(other: object) -> None:
     """A step along gradients is meant, and a difference of sets would be empty, silently."""
     if isinstance(other, GradDict):
         raise TypeError(
-            f"-: expected sets of tensors, got a {type(other).__name__} beside Params; for a step write "
-            "copy_(ps, ps.to_vector() - lr * gs.to_vector()), or gs.assign_() and an optimizer's step(); for "
-            "the members without gradients ps.difference(gs)"
+            f"-: expected sets of tensors, got a {type(other).__name__} beside Params; for a step by Grads "
+            "gs write copy_(ps, ps.to_vector() - lr * gs.to_vector()), or gs.assign_() and an optimizer's "
+            "step(); for the members without gradients ps.difference(gs)"
         )

@@ -132,10 +132,7 @@ def _numbers(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
         if "verflow" not in str(error):  # "Overflow when unpacking", "value cannot be converted"
             raise
         found = f"{value}" if isinstance(value, int) and value.bit_length() <= 64 else "a larger number"
-        raise ValueError(
-            f"value: expected what a Buffer of dtype {dtype} can hold, got {found}; make a Buffer of a wider "
-            "dtype"
-        ) from None
+        raise ValueError(f"value: expected what a Buffer of dtype {dtype} can hold, got {found}") from None
 
 
 def not_a_value(value: Any) -> TypeError:

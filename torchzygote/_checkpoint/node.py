@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._double_backward import pulled_inside
 from .._flags import flags_on
 from .._memory_layout import separate
 from .._torch_private import (
@@ -26,7 +27,6 @@ from .._torch_private import (
     is_wrapped,
     outside_functorch,
     plain_layer,
-    pull_back,
     without_rows,
 )
 from .surroundings import outside_inference
@@ -244,4 +244,4 @@ class _Pullback(Rerun):
         roots = [(ys[i], c) for i, c in zip(self._present, cotangents, strict=True) if ys[i].requires_grad]
         if not roots:
             return [None] * len(by)
-        return pull_back([y for y, _ in roots], [c for _, c in roots], by, False, keep)
+        return pulled_inside([y for y, _ in roots], [c for _, c in roots], by, keep)

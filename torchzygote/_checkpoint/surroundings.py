@@ -16,8 +16,10 @@ from .. import _state
 from .._random import RandomState
 from .._torch_private import (
     are_formulas_pushed,
+    are_operators_pushed,
     in_function_mode,
     node_name,
+    operators_pushed,
     outside_functorch,
     pushed_by_formulas,
     running_node,
@@ -58,7 +60,7 @@ def outside_inference() -> contextlib.AbstractContextManager[None]:
 class Surroundings:
     """The state at the time this was made; :meth:`restored` puts it back for one more run."""
 
-    __slots__ = ("_autocast", "_depth", "_device", "_dtype", "_formulas", "_random", "_unfused")
+    __slots__ = ("_autocast", "_depth", "_device", "_dtype", "_formulas", "_pushing", "_random", "_unfused")
 
     def __init__(self) -> None:
         self._random = RandomState()
@@ -68,6 +70,7 @@ class Surroundings:
         self._depth = _state.depth()
         self._unfused = unfused_for()
         self._formulas = in_function_mode() and are_formulas_pushed()
+        self._pushing = in_function_mode() and are_operators_pushed()
 
     def rewind(self) -> None:
         """Set the random state back, for good."""
@@ -101,6 +104,8 @@ class Surroundings:
             stack.enter_context(unfused_as_before(self._unfused))
         if self._formulas and not are_formulas_pushed():
             stack.enter_context(pushed_by_formulas())
+        if self._pushing and not are_operators_pushed():
+            stack.enter_context(operators_pushed())
 
 
 def may_draw_after_saving(operations: Sequence[int], saved: Sequence[tuple[Any, ...]]) -> bool:

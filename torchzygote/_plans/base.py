@@ -302,7 +302,8 @@ class Plan:
             if device.type == "meta":
                 raise RuntimeError(
                     f"{type(self).__name__}: expected arguments with numbers, got tensors on the meta "
-                    "device; make a plan of tensors elsewhere, giving it sparsity=plan.sparsity of this one"
+                    "device; make a plan of tensors elsewhere. plan_hessian, and plan_jacobian with "
+                    "mode='reverse', tell the sparsity of such ones"
                 )
             if _engine.compiling():
                 raise RuntimeError(

@@ -48,7 +48,7 @@ _MOST_KEPT = 64 << 20
 class Constants:
     """What an evaluation needs besides values: seeds of the colors and the probes, and the check's tables."""
 
-    __slots__ = ("_block", "_make", "_tables", "_written", "device", "dtype", "probes", "recovery", "total")
+    __slots__ = ("_seeds", "_tables", "device", "dtype", "probes", "recovery", "total")
 
     def __init__(self, recovery: Recovery, dtype: torch.dtype, device: torch.device, verify: bool) -> None:
         self.recovery = recovery
@@ -56,13 +56,13 @@ class Constants:
         self.device = device
         alone = recovery.mode == "diagonal" and recovery.ncolors == recovery.rows  # hidden by no other column
         self.probes = probe_rows(recovery).to(dtype=dtype, device=device) if verify and not alone else None
-        self._make, self.total = color_seeds(
+        seeds, self.total = color_seeds(
             recovery.coloring.colors, recovery.ncolors, self.probes, dtype, device
         )
         numel = recovery.coloring.colors.numel()
-        self._block: Tensor | None = None
+        self._seeds: Seeds | Tensor = seeds
         if self.total * numel * dtype.itemsize <= _MOST_KEPT and self.total > 0:
-            self._keep()
+            self._seeds = seeds(0, self.total)
         self._tables: CheckTables | None = None
         if self.probes is not None:
             self._tables = check_tables(recovery, self.probes, dtype, device, _MOST_KEPT)
@@ -75,23 +75,15 @@ class Constants:
                 recovery.rows_of(i, device)
                 recovery.columns_of(i, device)
 
-    def _keep(self) -> Tensor:
-        block = self._make(0, self.total)
-        self._block, self._written = block, _state_of(block)
-        return block
-
     def seeds(self, dtype: torch.dtype, device: torch.device) -> tuple[Seeds, int]:
         """The seeds as ``_products`` takes them."""
-        kept = self._block
-        if kept is None:
-            make = self._make
+        if not isinstance(self._seeds, Tensor):
+            make = self._seeds
             return (lambda lo, hi: make(lo, hi).to(device, dtype)), self.total
-        if not _engine.compiling() and _state_of(kept) != self._written:
-            kept = self._keep()  # a hook or a custom backward wrote into its cotangent
-        block = kept.to(device, dtype)
+        block = self._seeds.to(device, dtype)
 
         def part(lo: int, hi: int) -> Tensor:
-            return block if hi - lo == block.shape[0] else block[lo:hi]
+            return block[lo:hi].clone()  # a hook or a custom backward may write into its cotangent
 
         return part, self.total
 
@@ -103,11 +95,6 @@ class Constants:
         if self._tables is None or not self._tables.applies(found):
             return agreement(self.recovery, found.values, self.probes, found.probed, eps, branches)
         return self._tables.check(found, eps, branches)
-
-
-def _state_of(block: Tensor) -> tuple[int, int]:
-    """What changes as it is written into; of a copy of the plan, it is another one."""
-    return block.data_ptr(), block._version
 
 
 def or_nan(values: Sequence[Tensor], right: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -5,16 +5,14 @@ Nothing in a file is executed: pickled objects are refused. Knows nothing of fun
 
 from __future__ import annotations
 
-import contextlib
+import io
 import math
 import os
-import secrets
-import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
-from typing import IO, Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -90,44 +88,10 @@ def write(path: str | os.PathLike[str], kind: str, contents: Contents) -> None:
         arrays[f"local_{i}"] = np.array(pattern.is_local)
         arrays[f"operators_{i}"] = np.array(list(pattern.operators), dtype=np.str_)
         arrays[f"unknown_{i}"] = np.array(list(pattern.unknown), dtype=np.str_)
-    with _replacing(path) as stream:  # a path alone would get an ending
-        np.savez_compressed(stream, **arrays)
-
-
-@contextlib.contextmanager
-def _replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A stream whose contents are at ``path`` once all are written; if that fails, what was there stays.
-
-    They are written beside it; in place where that can't be: into pipes, and folders that take no new files.
-    """
-    target = os.path.realpath(os.fsdecode(path))  # a link leads there as before
-    beside = os.path.join(os.path.dirname(target), f".torchzygote-{secrets.token_hex(8)}")
-    there = os.path.exists(target)
-    stream = None if there and not os.path.isfile(target) else _new_file(beside)
-    if stream is None:
-        with open(path, "wb") as stream:
-            yield stream
-        return
-    try:
-        with stream:
-            if there:
-                open(target, "r+b").close()  # refused where it isn't to be written
-                os.chmod(beside, stat.S_IMODE(os.stat(target).st_mode))
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(beside, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.remove(beside)
-        raise
-
-
-def _new_file(path: str) -> IO[bytes] | None:
-    try:
-        return open(path, "xb")
-    except OSError:
-        return None
+    file = io.BytesIO()  # what fails or is broken off while this is made leaves the file as it was
+    np.savez_compressed(file, **arrays)
+    with open(path, "wb") as stream:  # a path alone would get an ending
+        stream.write(file.getbuffer())
 
 
 def read(path: str | os.PathLike[str], kind: str) -> Contents:

@@ -17,7 +17,7 @@ from .checkpoints import (
     is_of_pytorchs,
     runs_again,
 )
-from .constant_operands import constants_apart
+from .constant_operands import are_operators_pushed, operators_pushed
 from .exchanges import Exchanges, exchange
 from .formulas import are_formulas_pushed, pushed_by_formulas
 from .forward import (
@@ -61,7 +61,7 @@ from .levels import (
     transform_stack,
     vmap_flat,
 )
-from .library import library_operators_watched, nested_batches_watched, nested_tangents_watched
+from .library import nested_batches_watched, nested_tangents_watched
 from .nodes import (
     axis_of,
     count_outputs,
@@ -158,6 +158,7 @@ __all__ = [
     "Survey",
     "alike",
     "are_formulas_pushed",
+    "are_operators_pushed",
     "aside_of_checkpoint",
     "at_end_of_pass",
     "axis_of",
@@ -169,7 +170,6 @@ __all__ = [
     "checkpoint_undebugged",
     "coarsest",
     "concrete",
-    "constants_apart",
     "consumers_below",
     "count_outputs",
     "create_grad_input",
@@ -225,7 +225,6 @@ __all__ = [
     "leads_to",
     "leave_forward_mode",
     "leave_grad_level",
-    "library_operators_watched",
     "load_decompositions",
     "mark_as_own",
     "maybe_batch_axis",
@@ -243,6 +242,7 @@ __all__ = [
     "node_type",
     "number_of",
     "only_pushed",
+    "operators_pushed",
     "outside_functorch",
     "pass_along",
     "passed_along",

@@ -11,60 +11,28 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C import _functorch as _C_functorch
-from torch.overrides import TorchFunctionMode
+from torch.compiler import is_compiling
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
+from .forward import Pushes
+from .library import OVERLOADS, called_watched, library_operators
 from .running_logsumexp import written_logcumsumexp
 
-__all__ = ["constants_apart"]
+__all__ = ["are_operators_pushed", "operators_pushed"]
 
-_JVP = _C_functorch.TransformType.Jvp
 _make_dual: Callable[..., Tensor] = torch._VF._make_dual
-_unpack_dual: Callable[..., tuple[Tensor, Tensor | None]] = torch._VF._unpack_dual
 _aten = torch.ops.aten
 
-_PLAIN = frozenset((Tensor, nn.Parameter))
-_NUMBERS = frozenset((int, float, complex))
-
-
-class _Pushed(NamedTuple):
-    """The one operand that has a tangent."""
-
-    place: int
-    value: Tensor
-    tangent: Tensor
+_NUMBERS = frozenset((int, float))
 
 
 Operator = Callable[..., Any]
-Rule = Callable[[Operator, Sequence[Any]], Any]
-
-
-def _pushed_one(operands: Sequence[Any]) -> _Pushed | None:
-    """The only one with a tangent of the innermost transform, where all are dense tensors.
-
-    Not where a reverse mode runs inside, which records the operator as it is.
-    """
-    top = _C_functorch.peek_interpreter_stack()
-    if top is None or not _PLAIN.issuperset(map(type, operands)):
-        return None
-    level = top.level()
-    inside = [i for i, x in enumerate(operands) if _C_functorch.maybe_get_level(x) == level]
-    if not inside or top.key() != _JVP or any(x.layout is not torch.strided for x in operands):
-        return None
-    found = None
-    for place in inside:
-        x = operands[place]
-        value, tangent = _unpack_dual(x, level=0)
-        if tangent is None:
-            continue
-        if found is not None or x.requires_grad:
-            return None
-        found = _Pushed(place, value, tangent)
-    return found
+Rule = Callable[[Operator, Sequence[Any], Pushes], Any]
 
 
 def _with(operands: Sequence[Any], place: int, x: Any) -> list[Any]:
@@ -77,38 +45,39 @@ def _with(operands: Sequence[Any], place: int, x: Any) -> list[Any]:
 
 
 def _with_number(right: Operator, left: Operator | None = None) -> Rule:
-    """A number as operand; ``left``: the overload for one on the left, where the operator takes it there."""
+    """A real number and a real tensor; ``left``: the overload for one on the left, if it may stand there."""
 
-    def rule(_: Operator, args: Sequence[Any]) -> Any:
+    def rule(_: Operator, args: Sequence[Any], pushes: Pushes) -> Any:
         if len(args) != 2:
             return NotImplemented
         x, other = args
-        if type(other) in _NUMBERS and type(x) is Tensor and _is_inexact(x):
+        if type(other) in _NUMBERS and type(x) is Tensor and x.dtype.is_floating_point:
             return right(x, other)
-        if left is not None and type(x) in _NUMBERS and type(other) is Tensor and _is_inexact(other):
+        if (
+            left is not None
+            and type(x) in _NUMBERS
+            and type(other) is Tensor
+            and other.dtype.is_floating_point
+        ):
             return left(other, x)
         return NotImplemented
 
     return rule
 
 
-def _is_inexact(x: Tensor) -> bool:
-    return x.dtype.is_floating_point or x.dtype.is_complex
-
-
-def _bilinear(operator: Operator, args: Sequence[Any]) -> Any:
+def _bilinear(operator: Operator, args: Sequence[Any], pushes: Pushes) -> Any:
     """Linear in each of two operands."""
-    pushed = _pushed_one(args) if len(args) == 2 and args[0] is not args[1] else None
+    pushed = pushes.only_one(args) if len(args) == 2 and args[0] is not args[1] else None
     if pushed is None:
         return NotImplemented
     y, along = (operator(*_with(args, pushed.place, x)) for x in pushed[1:])
     return _make_dual(y, along, level=0)
 
 
-def _with_bias(operator: Operator, args: Sequence[Any]) -> Any:
+def _with_bias(operator: Operator, args: Sequence[Any], pushes: Pushes) -> Any:
     """Linear in each of the first two operands, to which the third is added, if there is one."""
     has_bias = len(args) > 2 and args[2] is not None
-    pushed = _pushed_one(args[: 2 + has_bias])
+    pushed = pushes.only_one(args[: 2 + has_bias])
     if pushed is None or pushed.place == 2:
         return NotImplemented
     y = operator(*_with(args, pushed.place, pushed.value))
@@ -116,9 +85,9 @@ def _with_bias(operator: Operator, args: Sequence[Any]) -> Any:
     return _make_dual(y, operator(*_with(args, pushed.place, pushed.tangent)), level=0)
 
 
-def _sum(operator: Operator, args: Sequence[Any]) -> Any:
+def _sum(operator: Operator, args: Sequence[Any], pushes: Pushes) -> Any:
     """A sum or a difference."""
-    pushed = _pushed_one(args) if len(args) == 2 else None
+    pushed = pushes.only_one(args) if len(args) == 2 else None
     if pushed is None:
         return NotImplemented
     y = operator(*_with(args, pushed.place, pushed.value))
@@ -127,8 +96,8 @@ def _sum(operator: Operator, args: Sequence[Any]) -> Any:
     return _make_dual(y, -along if is_negative else along.clone(), level=0)
 
 
-def _quotient(operator: Operator, args: Sequence[Any]) -> Any:
-    pushed = _pushed_one(args) if len(args) == 2 else None
+def _quotient(operator: Operator, args: Sequence[Any], pushes: Pushes) -> Any:
+    pushed = pushes.only_one(args) if len(args) == 2 else None
     if pushed is None:
         return NotImplemented
     y = operator(*_with(args, pushed.place, pushed.value))
@@ -137,25 +106,22 @@ def _quotient(operator: Operator, args: Sequence[Any]) -> Any:
     return _make_dual(y, -(pushed.tangent * y) / pushed.value, level=0)
 
 
-def _einsum(operator: Operator, args: Sequence[Any]) -> Any:
+def _einsum(operator: Operator, args: Sequence[Any], pushes: Pushes) -> Any:
     """Linear in each of any number of operands, which may be given as a list."""
     equation, *operands = args
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
         operands = list(operands[0])
-    pushed = _pushed_one(operands) if isinstance(equation, str) and len(operands) > 1 else None
+    pushed = pushes.only_one(operands) if isinstance(equation, str) and len(operands) > 1 else None
     if pushed is None:
         return NotImplemented
     y, along = (operator(equation, *_with(operands, pushed.place, x)) for x in pushed[1:])
     return _make_dual(y, along, level=0)
 
 
-def _first_of(*rules: Rule) -> Rule:
-    def rule(operator: Operator, args: Sequence[Any]) -> Any:
-        for one in rules:
-            y = one(operator, args)
-            if y is not NotImplemented:
-                return y
-        return NotImplemented
+def _number_or(with_number: Rule, otherwise: Rule) -> Rule:
+    def rule(operator: Operator, args: Sequence[Any], pushes: Pushes) -> Any:
+        y = with_number(operator, args, pushes)
+        return otherwise(operator, args, pushes) if y is NotImplemented else y
 
     return rule
 
@@ -167,17 +133,17 @@ def _reciprocal_times(x: Tensor, number: Any) -> Any:
 _DIFFERENCES = frozenset((torch.sub, torch.subtract, Tensor.sub, Tensor.subtract, Tensor.__sub__))
 _TABLE: tuple[tuple[Rule, Iterable[Any]], ...] = (
     (
-        _first_of(_with_number(_aten.mul.Scalar, _aten.mul.Scalar), _bilinear),
+        _number_or(_with_number(_aten.mul.Scalar, _aten.mul.Scalar), _bilinear),
         (torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__),
     ),
     (
-        _first_of(_with_number(_aten.add.Scalar, _aten.add.Scalar), _sum),
+        _number_or(_with_number(_aten.add.Scalar, _aten.add.Scalar), _sum),
         (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__),
     ),
-    (_first_of(_with_number(_aten.sub.Scalar), _sum), _DIFFERENCES),
+    (_number_or(_with_number(_aten.sub.Scalar), _sum), _DIFFERENCES),
     (_with_number(_aten.rsub.Scalar), (torch.rsub, Tensor.__rsub__)),
     (
-        _first_of(_with_number(_aten.div.Scalar), _quotient),
+        _number_or(_with_number(_aten.div.Scalar), _quotient),
         (torch.div, torch.divide, torch.true_divide, Tensor.div, Tensor.divide, Tensor.true_divide)
         + (Tensor.__div__, Tensor.__truediv__),
     ),
@@ -208,27 +174,60 @@ _TABLE: tuple[tuple[Rule, Iterable[Any]], ...] = (
     ),
     (_einsum, (torch.einsum,)),
 )
+
+
+def _logcumsumexp(operator: Operator, args: Sequence[Any], pushes: Pushes) -> Any:
+    return written_logcumsumexp(operator, args, None)
+
+
 _RUNNING = frozenset((torch.logcumsumexp, Tensor.logcumsumexp))
-_RULES: dict[Any, Rule] = {operator: rule for rule, operators in _TABLE for operator in operators}
+_ALWAYS: dict[Any, Rule] = dict.fromkeys(_RUNNING, _logcumsumexp)
+_RULES: dict[Any, Rule] = {
+    **{operator: rule for rule, operators in _TABLE for operator in operators},
+    **_ALWAYS,
+}
 
 
-class _Apart(TorchFunctionMode):
-    """Applies the rules, and writes out what is pushed wrong."""
+class _Pushing(TorchFunctionMode):
+    """Applies rules, writes out what is pushed wrong, and refuses what isn't pushed at all.
+
+    One mode for all: each takes some microseconds for each operator.
+    """
+
+    def __init__(self, rules: dict[Any, Rule], names: frozenset[str]) -> None:
+        super().__init__()
+        self._rules, self._names, self._pushes = rules, names, Pushes()
 
     def __torch_function__(
         self, func: Operator, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if not torch.compiler.is_compiling():  # a compiled function, which knows what is constant
-            if func in _RUNNING:
-                y = written_logcumsumexp(func, args, kwargs)
+        rule = self._rules.get(func)
+        if rule is not None and not is_compiling():  # a compiled function, which knows what is constant
+            if not kwargs:
+                y = rule(func, args, self._pushes)
             else:
-                rule = None if kwargs else _RULES.get(func)
-                y = NotImplemented if rule is None else rule(func, args)
+                y = written_logcumsumexp(func, args, kwargs) if func in _RUNNING else NotImplemented
             if y is not NotImplemented:
                 return y
-        return func(*args, **(kwargs or {}))
+        if self._names and isinstance(func, OVERLOADS):
+            return called_watched(self._names, func, args, kwargs or {})
+        return func(*args, **kwargs) if kwargs else func(*args)
 
 
-def constants_apart() -> contextlib.AbstractContextManager[Any]:
-    """Around a function that is pushed forward."""
-    return _Apart()
+def _is_ours(mode: Any) -> bool:
+    return type(mode) is DeviceContext or type(mode).__module__.startswith("torchzygote.")
+
+
+def operators_pushed() -> contextlib.AbstractContextManager[Any]:
+    """Around a function that is pushed forward.
+
+    Modes of others see each operator as it was called, once.
+    """
+    stack: list[Any] = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    return _Pushing(_RULES if all(map(_is_ours, stack)) else _ALWAYS, library_operators())
+
+
+def are_operators_pushed() -> bool:
+    """Whether :func:`operators_pushed` is around."""
+    stack: list[Any] = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    return any(isinstance(mode, _Pushing) for mode in stack)

@@ -24,7 +24,13 @@ from .forward import has_tangent, tangent
 from .levels import in_functorch, transform_stack
 from .wrappers import is_wrapped, layers
 
-__all__ = ["library_operators_watched", "nested_batches_watched", "nested_tangents_watched"]
+__all__ = [
+    "OVERLOADS",
+    "called_watched",
+    "library_operators",
+    "nested_batches_watched",
+    "nested_tangents_watched",
+]
 
 # Whose "operators" have no derivative to lose, or refuse by themselves.
 _OWN = {"prims", "rngprims", "export", "debug_mode_ops", "torchzygote"}
@@ -41,25 +47,25 @@ def _operators(count: int) -> frozenset[str]:
     )
 
 
-class _Watch(TorchFunctionMode):
-    """Raises where a tensor with a tangent is given to one of these operators."""
+OVERLOADS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 
-    def __init__(self, names: frozenset[str]) -> None:
-        super().__init__()
-        self._names = names
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        given = kwargs or {}
-        if isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
-            name = str(func._qualified_op_name if hasattr(func, "_qualified_op_name") else func._name)
-            name = name.split(".")[0]
-            if name in self._names:
-                if any(_is_pushed(x) for x in (*args, *given.values())):
-                    raise _lacks_forward(name)
-                return _called(name, func, args, given)
-        return func(*args, **given)
+def library_operators() -> frozenset[str]:
+    """Operators with an autograd formula that were made in Python; none, mostly."""
+    return _operators(len(torch.library._impls))
+
+
+def called_watched(
+    names: frozenset[str], func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """``func``, one of ``OVERLOADS``; raises where it is one of these and is given what is pushed."""
+    name = str(func._qualified_op_name if hasattr(func, "_qualified_op_name") else func._name)  # type: ignore[attr-defined]
+    name = name.split(".")[0]
+    if name not in names:
+        return func(*args, **kwargs)
+    if any(_is_pushed(x) for x in (*args, *kwargs.values())):
+        raise _lacks_forward(name)
+    return _called(name, func, args, kwargs)
 
 
 def _called(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -180,9 +186,3 @@ def _is_pushed(x: Any) -> bool:
     if isinstance(x, (list, tuple)):
         return any(_is_pushed(part) for part in x)
     return isinstance(x, Tensor) and any(has_tangent(layer) for _, layer in layers(x))
-
-
-def library_operators_watched() -> contextlib.AbstractContextManager[Any]:
-    """Around a function that is pushed forward; costs nothing where nobody has made such an operator."""
-    names = _operators(len(torch.library._impls))
-    return _Watch(names) if names else contextlib.nullcontext()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .exchanges import Exchange
+from .forward import Pushes
 from .nodes import signed
 from .wrappers import is_wrapped
 
@@ -35,9 +36,11 @@ def _running(terms: Tensor, factors: Tensor) -> Tensor:
 
 def _steps(y: Tensor) -> Tensor:
     """``exp(y[i - 1] - y[i])`` along the last axis, where ``y`` doesn't fall; 0 for the first."""
-    nothing = y == -torch.inf
-    y = torch.where(nothing, 0.0, y)  # a difference of infinities would be NaN
-    grown = torch.where(nothing[..., :-1], 0.0, (y[..., :-1] - y[..., 1:]).exp())
+    before, after = y[..., :-1], y[..., 1:]
+    finite = torch.where(y.isinf(), 0.0, y)  # a difference of infinities would be NaN
+    grown = (finite[..., :-1] - finite[..., 1:]).exp()
+    grown = torch.where(after == torch.inf, (before == torch.inf).to(y.dtype), grown)
+    grown = torch.where(before == -torch.inf, 0.0, grown)
     return torch.cat([torch.zeros_like(y[..., :1]), grown], -1)
 
 
@@ -47,7 +50,16 @@ def _wide(x: Tensor) -> Tensor:
 
 def pulled_by_formula(node: Any, cotangent: Tensor) -> Tensor | None:
     """What the ``node`` of a ``logcumsumexp`` gives for a cotangent; ``None`` leaves it to PyTorch."""
-    x, y, dim = node._saved_self, node._saved_result, signed(node._saved_dim)
+    try:
+        x, y, dim = node._saved_self, node._saved_result, signed(node._saved_dim)
+    except RuntimeError:  # a checkpoint shows what was saved once, and the node has seen it
+        if bool((cotangent == 0).any()):
+            raise RuntimeError(
+                "f can't be differentiated twice: PyTorch's derivative of logcumsumexp's gradient is wrong "
+                "where a cotangent is zero, and what a checkpoint saved is shown once only, so that nothing "
+                "can stand in for it; leave logcumsumexp out of the checkpoint"
+            ) from None
+        return None
     if x.is_complex() or x.dim() == 0 or x.shape[dim] == 0:
         return None
     x, y, above = (_wide(t).movedim(dim, -1) for t in (x, y, cotangent))
@@ -61,24 +73,32 @@ def pulled_by_formula(node: Any, cotangent: Tensor) -> Tensor | None:
 def written_logcumsumexp(operator: Any, args: Any, kwargs: Any) -> Any:
     """``logcumsumexp`` of what is pushed forward, or ``NotImplemented``, where the operator may stay.
 
-    The operator runs too, and refuses what it refuses. The largest so far are constants: what is multiplied
-    by their exponentials is divided by them.
+    The operator runs too, and refuses what it refuses.
     """
     given = dict(kwargs or {})
     x = args[0] if args else given.get("input", given.get("self"))
     dim: Any = args[1] if len(args) > 1 else given.get("dim")
-    if (
-        type(x) is not Tensor
-        or not x.is_floating_point()
-        or not is_wrapped(x)
-        or given.get("out") is not None
-    ):
+    if type(x) is not Tensor or not x.is_floating_point() or not is_wrapped(x) or "out" in given:
         return NotImplemented
     value = operator(*args, **given)
-    return value if x.dim() == 0 or x.numel() == 0 else _by_formula(x, dim)
+    if x.dim() == 0 or x.numel() == 0:
+        return value
+    pushed = Pushes().only_one((x,))
+    if pushed is None:
+        return _by_formula(x, dim)
+    below = pushed.value  # other levels may differentiate that
+    y = _by_formula(below, dim) if is_wrapped(below) else operator(below, dim)
+    return torch._VF._make_dual(y, _pushed_along(below, y, pushed.tangent, dim), level=0)
+
+
+def _pushed_along(x: Tensor, y: Tensor, xdot: Tensor, dim: int) -> Tensor:
+    x, y, along = (_wide(t).movedim(dim, -1) for t in (x, y, xdot))
+    shares = (x - torch.where(y == -torch.inf, 0.0, y)).exp()
+    return _running(shares * along, _steps(y)).movedim(-1, dim).to(xdot.dtype)
 
 
 def _by_formula(x: Tensor, dim: int) -> Tensor:
+    """The largest so far are constants: what is multiplied by their exponentials is divided by them."""
     moved = _wide(x).movedim(dim, -1)
     largest = moved.detach().cummax(-1).values
     nothing = largest == -torch.inf
