@@ -32,7 +32,9 @@ def add_diagonals(second: SecondOrder, options: Options, found: list[Tensor | No
         return
     missing = [i for i, h in enumerate(found) if h is None and second.by_input(i) is not None]
     rows = sum(inputs[i].numel() for i in missing)
-    if rows < LEAST_ROWS or not _pays_off(second, rows):
+    if rows < LEAST_ROWS:
+        return
+    if rows * second.row_guess().nbytes < _cost_model.LEAST_BYTES and not second.multiplies_much(rows):
         return
     maps, entering = second.entrances(missing)
     sums = {i: one for i, entrance in entering.items() if (one := _begun(second, i, entrance)) is not None}
@@ -59,7 +61,7 @@ def hessian(second: SecondOrder, mode: str, options: Options) -> Tensor | None:
     n = x.numel()
     if not show_numbers([x]) or mode == "forward_over_reverse" or second.is_constant:
         return None
-    if x.dim() == 0 or n < LEAST_ROWS or not _pays_off(second, n):
+    if x.dim() == 0 or n < LEAST_ROWS:
         return None
     with suppressed():  # an operation may lack a second backward; forward mode is next
         second.differentiate()
@@ -80,11 +82,6 @@ def hessian(second: SecondOrder, mode: str, options: Options) -> Tensor | None:
         return found
     blocks = _blocks(second, one.added, options)
     return None if blocks is None else found + blocks.dense(n, n, x.dtype)
-
-
-def _pays_off(second: SecondOrder, rows: int) -> bool:
-    """Whether so many rows take long enough to look for affine maps."""
-    return rows * second.row_guess().nbytes >= _cost_model.LEAST_BYTES or second.multiplies_much(rows)
 
 
 class _Sum:

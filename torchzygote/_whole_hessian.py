@@ -31,8 +31,11 @@ def whole_hessian(
 ) -> Whole:
     """What ``f`` as recorded by one run gives, and tells of how to go on."""
     second = run(caller, f, prepared, options.keep, recorded=mode != "forward_over_reverse", random=random)
-    matrix = None if sparse else _factored.hessian(second, mode, options)
-    if matrix is None and (sparse or not second.is_small()):
+    matrix = None
+    is_small = not sparse and second.is_small()
+    if not sparse and (not is_small or second.multiplies_much(prepared.inputs[0].numel())):
+        matrix = _factored.hessian(second, mode, options)
+    if matrix is None and not is_small:
         matrix = _compressed.hessian(caller, f, second, mode, options, random, sparse=sparse, verify=verify)
     if matrix is None:
         matrix = _dense_hessians.matrix(f, second, mode, options, random)
