@@ -164,6 +164,7 @@ def test_infinite_constants_spoil_no_tangent() -> None:
     assert found.tolist() == [1, 1]
 
 
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events")
 def test_no_tangents_of_zeros_are_made() -> None:
     net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()
     f = lambda x: (2 * net(x * C) / 3 - 1 + V[:3]) @ C[:3] - 4 / x
