@@ -14,6 +14,7 @@ def needs_torch(version: str, why: str) -> pytest.MarkDecorator:
 
 tracer_forgets_hooks = "2.11" <= torch.__version__ < "2.13"
 hooks_compiled = needs_torch("2.11", "Dynamo doesn't trace Tensor.register_hook")
+custom_functions_compiled = needs_torch("2.11", "Dynamo doesn't trace autograd.Function inside torch.func")
 hooks_compiled_twice = needs_torch("2.13", "Dynamo forgets hooks in second derivatives and under vmap")
 messages_with_sizes_compiled = needs_torch("2.12", "Dynamo shows the parts of a message with symbolic sizes")
 copy_compiled = needs_torch("2.12", "Dynamo doesn't trace copy.copy")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from needs_torch import custom_functions_compiled
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -106,7 +107,7 @@ def test_no_alarm_where_the_probe_is_written_into(chunk_size: int | None) -> Non
     assert J.values().numel() == 126
 
 
-@pytest.mark.skipif(torch.__version__ < "2.11", reason="Dynamo doesn't follow custom functions there")
+@custom_functions_compiled
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_compiled_plan_gives_the_same_again(backend: str) -> None:
     f = lambda x: Tripled.apply((x * 1)[1:] * x[:-1])
