@@ -17,7 +17,6 @@ from .checkpoints import (
     is_of_pytorchs,
     runs_again,
 )
-from .constant_operands import are_operators_pushed, operators_pushed
 from .exchanges import Exchanges, exchange
 from .formulas import are_formulas_pushed, pushed_by_formulas
 from .forward import (
@@ -97,6 +96,7 @@ from .operators import (
     uncompiled,
 )
 from .passing import pass_along, passed_along, passes_leave_their_thread
+from .pushed_operators import are_operators_pushed, operators_pushed
 from .recurrent import RECURRENT, forget_recorded, stepwise
 from .reentrant import record_reentrant_checkpoints
 from .rounding import rounding_of_products

@@ -4,32 +4,25 @@ PyTorch gives a constant a tangent of zeros that has no memory. A sum, a product
 its shape by a decomposition in Python, which takes ten to a hundred times as long as the operator of small
 tensors; a matrix product or a convolution fills it, and multiplies by zeros. What is linear in the operand
 that is pushed is applied to its value and to its tangent instead, and numbers stay numbers: the same
-derivatives, digit by digit. A function mode sees the operators under all their names, and in one thread only.
+derivatives, digit by digit.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_compiling
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
-from torch.utils._device import DeviceContext
 
 from .forward import Pushes
-from .library import OVERLOADS, called_watched, library_operators
-from .running_logsumexp import written_logcumsumexp
 
-__all__ = ["are_operators_pushed", "operators_pushed"]
+__all__ = ["RULES", "Operator", "Rule"]
 
 _make_dual: Callable[..., Tensor] = torch._VF._make_dual
 _aten = torch.ops.aten
 
 _NUMBERS = frozenset((int, float))
-
 
 Operator = Callable[..., Any]
 Rule = Callable[[Operator, Sequence[Any], Pushes], Any]
@@ -174,60 +167,4 @@ _TABLE: tuple[tuple[Rule, Iterable[Any]], ...] = (
     ),
     (_einsum, (torch.einsum,)),
 )
-
-
-def _logcumsumexp(operator: Operator, args: Sequence[Any], pushes: Pushes) -> Any:
-    return written_logcumsumexp(operator, args, None)
-
-
-_RUNNING = frozenset((torch.logcumsumexp, Tensor.logcumsumexp))
-_ALWAYS: dict[Any, Rule] = dict.fromkeys(_RUNNING, _logcumsumexp)
-_RULES: dict[Any, Rule] = {
-    **{operator: rule for rule, operators in _TABLE for operator in operators},
-    **_ALWAYS,
-}
-
-
-class _Pushing(TorchFunctionMode):
-    """Applies rules, writes out what is pushed wrong, and refuses what isn't pushed at all.
-
-    One mode for all: each takes some microseconds for each operator.
-    """
-
-    def __init__(self, rules: dict[Any, Rule], names: frozenset[str]) -> None:
-        super().__init__()
-        self._rules, self._names, self._pushes = rules, names, Pushes()
-
-    def __torch_function__(
-        self, func: Operator, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        rule = self._rules.get(func)
-        if rule is not None and not is_compiling():  # a compiled function, which knows what is constant
-            if not kwargs:
-                y = rule(func, args, self._pushes)
-            else:
-                y = written_logcumsumexp(func, args, kwargs) if func in _RUNNING else NotImplemented
-            if y is not NotImplemented:
-                return y
-        if self._names and isinstance(func, OVERLOADS):
-            return called_watched(self._names, func, args, kwargs or {})
-        return func(*args, **kwargs) if kwargs else func(*args)
-
-
-def _is_ours(mode: Any) -> bool:
-    return type(mode) is DeviceContext or type(mode).__module__.startswith("torchzygote.")
-
-
-def operators_pushed() -> contextlib.AbstractContextManager[Any]:
-    """Around a function that is pushed forward.
-
-    Modes of others see each operator as it was called, once.
-    """
-    stack: list[Any] = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-    return _Pushing(_RULES if all(map(_is_ours, stack)) else _ALWAYS, library_operators())
-
-
-def are_operators_pushed() -> bool:
-    """Whether :func:`operators_pushed` is around."""
-    stack: list[Any] = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-    return any(isinstance(mode, _Pushing) for mode in stack)
+RULES: dict[Any, Rule] = {operator: rule for rule, operators in _TABLE for operator in operators}
