@@ -137,7 +137,8 @@ def interleave(
     """Milliseconds per call, one figure per round and contender, the contenders taking turns.
 
     Every contender runs before anything is measured, and ``rounds`` times after; more often where ``seconds``
-    leave room, less often where that would take more than ``most_s``. Every other round goes backwards.
+    leave room, less often where that would take more than ``most_s``. Every other round goes backwards. Short
+    calls are warmed up in each round: what ran before has filled the caches with other code.
     """
     calibrated = {name: calibrate(contender, sample_s) for name, contender in contenders.items()}
     loops = {name: found for name, (found, _) in calibrated.items()}
@@ -153,6 +154,8 @@ def interleave(
         done = 0
         while done < rounds or (time.perf_counter() - start < seconds and done < 200):
             for name in order:
+                if loops[name] > 1:
+                    run_time(contenders[name], 1)
                 taken = run_time(contenders[name], loops[name])
                 samples[name].append(1e3 * taken / loops[name])
             order.reverse()
