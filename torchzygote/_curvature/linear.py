@@ -174,7 +174,14 @@ def _taken(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[
 def _stacked(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
     dim = axis_of(node_attribute(place.node, "_saved_dim"), len(place.out))
     like = next(t for t in tangents if t is not None)
-    return torch.stack([torch.zeros_like(like) if t is None else t for t in tangents], 1 + dim), None
+    if place.keep:
+        return torch.stack([torch.zeros_like(like) if t is None else t for t in tangents], 1 + dim), None
+    # Of columns, stack() copies one number at a time, and needs zeros for those that have no tangent.
+    found = like.new_zeros(len(like), *place.out)
+    for part, t in zip(found.unbind(1 + dim), tangents, strict=True):
+        if t is not None:
+            part.copy_(t)
+    return found, None
 
 
 def _joined(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:

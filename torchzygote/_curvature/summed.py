@@ -74,8 +74,9 @@ class _Pass(NamedTuple):
         steps, ends, uses = self.steps.steps, self.steps.ends, self.steps.uses
         tangents: dict[Value, Tensor] = {}
         left = dict(uses)
-        curvature = seeds[0].new_zeros(len(seeds[0]), len(self.directions.weights))
-        slopes, sizes = [curvature], [curvature]
+        curvature: Tensor | None = None
+        slopes: list[Tensor] = []
+        sizes: list[Tensor] = []
         for step in steps:
             value = step.place.value
             if step.operation is None:
@@ -83,7 +84,8 @@ class _Pass(NamedTuple):
             else:
                 tangent, terms = self._through(step, step.operation, tangents)
                 if terms is not None:
-                    curvature = torch.add(curvature, terms, alpha=step.operation.scale)
+                    scale = step.operation.scale
+                    curvature = terms * scale if curvature is None else curvature.add(terms, alpha=scale)
                 for before in step.place.before:
                     if before is not None:
                         left[before] -= 1
@@ -96,7 +98,11 @@ class _Pass(NamedTuple):
                 sizes.append(end.summed(terms.detach().abs()))
             if left.get(value):
                 tangents[value] = tangent
-        return _Pushed(curvature, sum_of(slopes[-1:] + slopes[1:-1]), sum_of(sizes[-1:] + sizes[1:-1]))
+        if curvature is None or not slopes:
+            nothing = seeds[0].new_zeros(len(seeds[0]), len(self.directions.weights))
+            curvature = nothing if curvature is None else curvature
+            slopes, sizes = slopes or [nothing], sizes or [nothing]
+        return _Pushed(curvature, sum_of(slopes[-1:] + slopes[:-1]), sum_of(sizes[-1:] + sizes[:-1]))
 
     def _through(
         self, step: Step, operation: Operation, tangents: Mapping[Value, Tensor]
@@ -133,7 +139,7 @@ def _is_right(of: Curvature, found: _Pushed, gradients: list[Tensor | None]) -> 
     wanted = of.directions.along([None if g is None else g.detach() for g in gradients])
     of_terms, of_largest = slack(of.eps)
     difference = (slope - wanted).abs_()
-    allowed = torch.add(slope.abs() * of_terms, found.sizes.amax(0), alpha=of_largest)
+    allowed = slope.abs().mul_(of_terms).add_(found.sizes.amax(0), alpha=of_largest)
     if (difference <= allowed).all().item():
         return True
     # Where the terms of a gradient cancel inside f, it is about as far off as for inputs that were rounded.
