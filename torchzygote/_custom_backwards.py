@@ -18,7 +18,14 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from ._other_ways import cut_off
-from ._torch_private import hides_another, is_compiled_function, node_name, sequence_number, source_of
+from ._torch_private import (
+    hides_another,
+    is_compiled_function,
+    node_name,
+    recorded_since,
+    sequence_number,
+    source_of,
+)
 
 __all__ = ["checked_copies", "checked_custom_functions", "hooked"]
 
@@ -55,7 +62,7 @@ class _Pass:
             if node in ends:
                 return True
             seen.add(node)
-            if not counts or node._sequence_nr() >= self._start:
+            if not counts or recorded_since(node, self._start):
                 queue.extend(following for following, _ in node.next_functions)
         return False
 

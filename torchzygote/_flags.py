@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ._forward_mode_lock import behalf
-from ._torch_private import in_functorch, outside_functorch
+from ._torch_private import base_of, in_functorch, outside_functorch
 
 __all__ = [
     "Hold",
@@ -51,7 +51,7 @@ def _records(x: Tensor) -> bool:
     """Whether ``x`` requires grad by itself; a view says that it does, too, where only its base does."""
     if not x.requires_grad:
         return False
-    base = x._base
+    base = base_of(x)
     if base is None or not x.is_leaf or not base.requires_grad:
         return True
     with torch.enable_grad():
@@ -142,7 +142,7 @@ class _Flags:
     def are_needless(self, tensors: Sequence[Tensor]) -> bool:
         """Whether all flags are on, and not because somebody else holds them for a while; takes no lock."""
         begun = self._begun
-        if self._held or False in [x.requires_grad and x._base is None for x in tensors]:
+        if self._held or False in [x.requires_grad and base_of(x) is None for x in tensors]:
             return False
         return begun == self._begun
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ._memory_layout import non_overlapping
 from ._metadata import TENSOR_TYPES, Metadata, extent_of, metadata_of
-from ._torch_private import has_meta_storage, storage_key
+from ._torch_private import has_meta_storage, storage_key, uncoalesced_values
 
 __all__ = [
     "Memory",
@@ -57,7 +57,7 @@ def span_of(x: Tensor) -> tuple[int, int]:
     """The addresses from the first element to behind the last; 0 for what has no memory."""
     if x.layout is not _STRIDED:
         if x.layout is torch.sparse_coo:
-            x = x._values()
+            x = uncoalesced_values(x)
         elif x.layout in _COMPRESSED:
             x = x.values()
         else:

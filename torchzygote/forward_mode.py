@@ -37,6 +37,7 @@ from ._torch_private import (
     pytree,
     sequence_number,
     transform_stack,
+    version_of,
 )
 from ._warning import warn
 
@@ -269,9 +270,9 @@ class _Run:
         copies = [tensor.detach().clone() for tensor in self.inputs]
         if _engine.compiling():
             return self.call(copies)
-        before = [copy._version for copy in copies]
+        before = [version_of(copy) for copy in copies]
         y = self.call(copies)
-        if [copy._version for copy in copies] != before:
+        if [version_of(copy) for copy in copies] != before:
             raise RuntimeError(
                 f"forwarddiff: expected {name_of(self.f)} to leave its argument as it is, but it writes into "
                 "it in place; let it write into a copy, x.clone()"

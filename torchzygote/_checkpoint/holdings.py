@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .._torch_private import is_wrapped, pytree
+from .._torch_private import insides_of, is_wrapped, parameters_in, pytree, version_of
 from .buffers import Reads, is_buffer
-from .modules import ModuleBuffers, insides_of, modules_among, parameters_in
+from .modules import ModuleBuffers, modules_among
 
 __all__ = ["Holdings", "Uses", "written_since"]
 
@@ -60,7 +60,7 @@ def _state(value: Any) -> Any:
     """What may change while ``value`` stays the same object: how often a tensor was written, entries."""
     kind = type(value)
     if kind in _TENSORS:
-        return None if value.is_inference() or is_wrapped(value) else value._version
+        return None if value.is_inference() or is_wrapped(value) else version_of(value)
     return kind(value) if (kind is list or kind is dict) and len(value) <= _MANY else None
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .._recorded.moves import RESHAPES, Value, moved, whole
-from .._torch_private import axis_of, node_attribute, node_name, pushed_through, signed
+from .._torch_private import axis_of, node_attribute, node_name, pushed_through, saved_by, signed
 
 __all__ = [
     "MOVES",
@@ -68,7 +68,7 @@ class Place(NamedTuple):
 
     def saved(self, name: str) -> Tensor | float:
         """An operand, as the operation has saved it."""
-        found: Any = getattr(self.node, name)
+        found: Any = saved_by(self.node, name)
         if isinstance(found, Tensor):
             return found if self.keep else found.detach()
         return float(found)
@@ -80,7 +80,7 @@ class Place(NamedTuple):
         return found
 
     def number(self, name: str) -> float:
-        return float(getattr(self.node, name))
+        return float(saved_by(self.node, name))
 
     def varying(self) -> tuple[int, Value, tuple[int, ...]]:
         """The only input that isn't constant: its place, itself, its shape."""

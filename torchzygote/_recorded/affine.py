@@ -22,6 +22,7 @@ from .._torch_private import (
     node_shape,
     node_type,
     number_of,
+    saved_by,
     source_of,
     value_of_node,
 )
@@ -257,7 +258,7 @@ def _operand(
         return None
     scale = node_attribute(node, "_saved_alpha") if added is not None else 1
     on_left = position == left
-    other = getattr(node, right_name if on_left else left_name)
+    other = saved_by(node, right_name if on_left else left_name)
     if other is None or other.is_complex():
         return None
     factor = _matrix(other, to_the_right=on_left)
@@ -291,8 +292,8 @@ def _added(
         return None
     channel = axes[0] if axes else None
     samples = math.prod(out) // math.prod(shape)
-    meta = node._input_metadata[0]
-    column = torch.full((1, 1), scale, dtype=meta.dtype, device=meta.device)
+    dtype, device = node_type(node, 0)
+    column = torch.full((1, 1), scale, dtype=dtype, device=device)
     return column.expand(samples, 1), channel, None
 
 

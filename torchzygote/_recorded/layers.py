@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._torch_private import axis_of, node_attribute, node_name, node_shape, node_type, signed
+from .._torch_private import axis_of, node_attribute, node_name, node_shape, node_type, saved_by, signed
 from .moves import Value, Way, kind_of_node
 from .windows import rows_by_windows
 
@@ -55,7 +55,7 @@ class _Place(NamedTuple):
 
     def saved(self, name: str, keep: bool) -> Tensor:
         """A tensor that the operation has saved."""
-        found: Tensor = getattr(self.node, name)
+        found: Tensor = saved_by(self.node, name)
         return found if keep else found.detach()
 
     def operand(self, name: str, keep: bool) -> Tensor | float | None:
@@ -206,9 +206,14 @@ def _norm(
     return own, _scaled(place, own, _one)
 
 
+def _statistics(node: Any) -> tuple[Tensor, Tensor]:
+    """Mean and one over the deviation, as a norm has saved them."""
+    return saved_by(node, "_saved_result1").detach(), saved_by(node, "_saved_result2").detach()
+
+
 def _layer_normalized(place: _Place, keep: bool) -> Tensor:
     x = place.saved("_saved_input", keep)
-    mean, scale = place.node._saved_result1.detach(), place.node._saved_result2.detach()
+    mean, scale = _statistics(place.node)
     if keep:  # how they depend on x isn't recorded
         dims = tuple(range(x.dim() - len(place.shape), x.dim()))
         spread, of_x = torch.var_mean(x.to(mean.dtype), dims, correction=0, keepdim=True)
@@ -219,9 +224,7 @@ def _layer_normalized(place: _Place, keep: bool) -> Tensor:
 
 def _group_normalized(place: _Place, keep: bool) -> Tensor:
     x = place.saved("_saved_input", keep)
-    mean, scale = (
-        one.detach().unsqueeze(-1) for one in (place.node._saved_result1, place.node._saved_result2)
-    )
+    mean, scale = (one.unsqueeze(-1) for one in _statistics(place.node))
     grouped = x.reshape(*mean.shape[:2], -1)
     if keep:
         spread, mean = torch.var_mean(grouped.to(mean.dtype), 2, correction=0, keepdim=True)
@@ -246,7 +249,7 @@ def lost_digits(one: Layer) -> float:
     node, kind = one.z[0], kind_of_node(node_name(one.z[0]))
     if kind not in ("NativeLayerNorm", "NativeGroupNorm") or node.next_functions[1] != one.way.value:
         return 0.0
-    mean, scale = node._saved_result1.detach(), node._saved_result2.detach()
+    mean, scale = _statistics(node)
     return float((mean.abs() * scale).amax())
 
 
@@ -272,15 +275,15 @@ def _convolution(place: _Place) -> tuple[Sequence[int], Pull] | None:
 
 def _embedding(node: Any) -> tuple[Tensor, int | None]:
     padding = signed(node_attribute(node, "_saved_padding_idx"))
-    return node._saved_indices.detach(), padding if padding >= 0 else None
+    return saved_by(node, "_saved_indices").detach(), padding if padding >= 0 else None
 
 
 def _indexed(node: Any) -> tuple[Tensor, int | None]:
-    return node._saved_indices[0].detach(), None
+    return saved_by(node, "_saved_indices")[0].detach(), None
 
 
 def _selected(node: Any) -> tuple[Tensor, int | None]:
-    return node._saved_index.detach().reshape(-1), None
+    return saved_by(node, "_saved_index").detach().reshape(-1), None
 
 
 _LOOKUPS: dict[str, Callable[[Any], tuple[Tensor, int | None]]] = {
@@ -296,8 +299,10 @@ def _lookup(place: _Place) -> tuple[Sequence[int], Pull] | None:
         return None
     if kind == "IndexSelect" and axis_of(node_attribute(node, "_saved_dim"), len(place.shape)) != 0:
         return None
-    if kind == "Index" and (len(node._saved_indices) != 1 or node._saved_indices[0].dtype != torch.int64):
-        return None
+    if kind == "Index":
+        indices = saved_by(node, "_saved_indices")
+        if len(indices) != 1 or indices[0].dtype != torch.int64:
+            return None
     index, padding = _LOOKUPS[kind](node)
     if (*index.shape, *place.shape[1:]) != place.out:
         return None

@@ -22,7 +22,15 @@ from .._outputs import real_scalar
 from .._random import OneRun, RandomState
 from .._real_arguments import prepare_one
 from .._sight import cutting, watching
-from .._torch_private import dynamo_is_loaded, in_functorch, node_name, reaches, survey, uncompiled
+from .._torch_private import (
+    custom_function_of,
+    dynamo_is_loaded,
+    in_functorch,
+    node_name,
+    reaches,
+    survey,
+    uncompiled,
+)
 from .._unfused import unfused
 from ..native.index_sets import expand_pairs, expand_sets
 from ._recorder import recorder
@@ -111,7 +119,7 @@ def _unseen(value: Any, output: Ref | None, twins: Sequence[Tensor]) -> str | No
     if not isinstance(value, Tensor) or not value.requires_grad:
         return None
     for node in survey([value]).custom:
-        forward = getattr(node, "_forward_cls", None)
+        forward = custom_function_of(node)
         if forward is not CheckpointFunction and not getattr(forward, "derivative_of_forward", False):
             # Its backward may be that of another function (a straight-through estimator).
             return f"the custom autograd function {node_name(node).removesuffix('Backward')}"
