@@ -1,4 +1,4 @@
-"""What every file keeps: documented public names, imports that follow the data flow, private APIs at home."""
+"""What every file keeps: documented public names, imports that follow the data flow, names used once."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from package_modules import PACKAGE, modules
 
 import torchzygote
 import torchzygote.native
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = ROOT / "torchzygote"
 DOCS = ROOT / "docs"
 
 NAMES = sorted(torchzygote.__all__)
@@ -76,15 +76,6 @@ MUST_NOT_REACH = {
     "graddict": ("_engine", "gradients", "params"),
     "params": ("_engine", "gradients"),
 }
-
-
-def modules() -> dict[str, Path]:
-    """Name, without the package's own, to file."""
-    found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        found[".".join(part for part in parts if part != "__init__")] = path
-    return found
 
 
 def imported(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
@@ -164,45 +155,6 @@ def test_a_stage_does_not_know_what_it_must_not_know(stage: str) -> None:
 def test_imports_have_no_cycle() -> None:
     for name in graph():
         assert name not in reached_from(name), f"{name} is imported by what it imports"
-
-
-def private_uses(path: Path) -> list[str]:
-    """``torch._something`` in a file: attributes and imports; ``torch._foreach_*`` is meant to be used."""
-    found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        text = ""
-        if isinstance(node, ast.Attribute):
-            text = ast.unparse(node)
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            text = f"{node.module}."
-        elif isinstance(node, ast.Import):
-            text = " ".join(alias.name for alias in node.names)
-        match = re.match(r"torch(\.\w+)*?\.(_(?!_)\w+)", text)
-        if match and not match.group(2).startswith("_foreach_"):
-            found.append(f"{path.name}:{node.lineno} {match.group(0)}")
-    return found
-
-
-def test_private_pytorch_apis_are_used_in_one_place() -> None:
-    found = []
-    for name, path in modules().items():
-        if name.split(".")[0] != "_torch_private":
-            found += private_uses(path)
-    assert not found
-
-
-def test_our_own_checkpoint_is_told_by_the_module_that_it_is_in() -> None:
-    from torchzygote._torch_private import checkpoints
-
-    assert checkpoints._CHECKPOINTS[1].removeprefix("torchzygote.") in modules()
-
-
-def test_the_check_for_private_apis_finds_them(tmp_path: Path) -> None:
-    file = tmp_path / "f.py"
-    file.write_text(
-        "import torch\nfrom torch._C import _functorch\ntorch.autograd._functions\ntorch._foreach_add(1, 2)\n"
-    )
-    assert [found.split(" ")[0] for found in private_uses(file)] == ["f.py:2", "f.py:3"]
 
 
 # ---- files -------------------------------------------------------------------------------------------------
