@@ -167,6 +167,16 @@ def test_a_module_is_short_and_says_what_it_is_for(name: str) -> None:
     assert ast.get_docstring(ast.parse(text))
 
 
+def test_the_name_of_a_class_is_used_once() -> None:
+    """Leading underscores or not: who reads it knows which one is meant."""
+    homes: dict[str, list[str]] = {}
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name.lstrip("_"), []).append(name)
+    assert not {kind: names for kind, names in homes.items() if len(names) > 1}
+
+
 # ---- public names ------------------------------------------------------------------------------------------
 
 

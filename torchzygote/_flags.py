@@ -17,7 +17,7 @@ from ._forward_mode_lock import behalf
 from ._torch_private import base_of, in_functorch, outside_functorch
 
 __all__ = [
-    "Hold",
+    "FlagHold",
     "flags_on",
     "held",
     "held_again",
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 
-class Hold:
+class FlagHold:
     """The tensors whose flags one call holds, and whether it still does."""
 
     __slots__ = ("lapsed", "tensors")
@@ -44,7 +44,7 @@ class _Mine:
 
     def __init__(self) -> None:
         self.begun = 0
-        self.holds: list[Hold] = []
+        self.holds: list[FlagHold] = []
 
 
 def _records(x: Tensor) -> bool:
@@ -87,7 +87,7 @@ class _Flags:
         except BaseException:
             self._switch_off(mine)
             raise
-        held = Hold(mine)
+        held = FlagHold(mine)
         holds = self.mine.holds
         holds.append(held)
         with self._lock:
@@ -198,7 +198,7 @@ def flags_on(tensors: Sequence[Tensor]) -> Iterator[None]:
             release()
 
 
-def holds() -> tuple[Hold, ...]:
+def holds() -> tuple[FlagHold, ...]:
     """What calls of this thread hold now; for :func:`held_again`."""
     return tuple(_flags.mine.holds)
 
@@ -208,7 +208,7 @@ def held_by_others() -> tuple[int, bool]:
     return _flags.by_others()
 
 
-def held_again(then: Sequence[Hold]) -> Callable[[], None]:
+def held_again(then: Sequence[FlagHold]) -> Callable[[], None]:
     """Hold what was held then and isn't any more, until the function returned is called."""
     lapsed = [tensor for hold in then if hold.lapsed for tensor in hold.tensors]
     return held_flags(lapsed) if lapsed else _nothing

@@ -138,7 +138,7 @@ def forwarddiff(f: Callable[[Any], R], x: Any, *, chunk_threshold: int | None = 
     if not _engine.compiling() and _state.in_outer_forward_mode() and "jvp" not in transform_stack():
         return f(x)  # plain torch.autograd.forward_ad: it runs forward, and allows no level within another
     slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and _is_followed(leaf)]
-    run = _Run(f, leaves, spec, slots, chunk)
+    run = _FunctionOfTensors(f, leaves, spec, slots, chunk)
     y: R = run.value_only(x) if not slots else run.differentiable()
     return y
 
@@ -174,7 +174,7 @@ def _is_followed(x: Tensor) -> bool:
     return x.requires_grad and torch.is_grad_enabled()
 
 
-class _Run:
+class _FunctionOfTensors:
     """``f`` as a function of the tensors in ``x``."""
 
     def __init__(

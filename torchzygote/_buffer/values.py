@@ -49,7 +49,7 @@ def like_no_row(_: object) -> bool:
     return False
 
 
-class _Probe:
+class _ReferenceCounter:
     """Counts the references to a value that ``probe[0] = value`` gets."""
 
     count = 0
@@ -63,7 +63,7 @@ def _references_to_a_temporary() -> int:
 
     -1 where the interpreter doesn't tell it from a value that a variable holds too.
     """
-    probe = _Probe()
+    probe = _ReferenceCounter()
     probe[0] = object()
     temporary = probe.count
     held = object()

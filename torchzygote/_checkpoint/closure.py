@@ -24,7 +24,7 @@ from .._torch_private import (
     version_of,
 )
 
-__all__ = ["Recorder", "has_version", "needs_name", "reaches_only"]
+__all__ = ["ClosureRecorder", "has_version", "needs_name", "reaches_only"]
 
 _PULLBACKS = (torch.autograd.grad, torch.autograd.backward, Tensor.backward)
 
@@ -34,7 +34,7 @@ def needs_name(x: Tensor) -> bool:
     return x.requires_grad or is_wrapped(x)
 
 
-class Recorder(TorchFunctionMode):
+class ClosureRecorder(TorchFunctionMode):
     """Notes the tensors that enter PyTorch's functions, except those made inside and ``arguments``.
 
     ``tensors``: by which derivatives may be asked for; ``constants``: the others, and their versions.

@@ -18,7 +18,7 @@ from .._torch_private import Buffers, buffers_in, is_wrapped, outside_functorch,
 __all__ = ["ModuleBuffers", "modules_among"]
 
 
-class _Entry(NamedTuple):
+class _BufferState(NamedTuple):
     """A buffer before the first run."""
 
     buffers: Buffers
@@ -40,7 +40,7 @@ def modules_among(values: Iterable[Any]) -> Iterator[nn.Module]:
             yield from (x for x in value if isinstance(x, nn.Module))
 
 
-def _updated_by_running(insides: Iterable[dict[str, Any]]) -> Iterator[_Entry]:
+def _updated_by_running(insides: Iterable[dict[str, Any]]) -> Iterator[_BufferState]:
     """The buffers of modules in training mode."""
     for inside in insides:
         found = buffers_in(inside) if inside.get("training") else None
@@ -50,7 +50,7 @@ def _updated_by_running(insides: Iterable[dict[str, Any]]) -> Iterator[_Entry]:
         for name, x in buffers.items():
             if x is not None and _is_plain(x):
                 version = version_of(x)
-                yield _Entry(buffers, name, x, version, _copy(x, version), name not in passing)
+                yield _BufferState(buffers, name, x, version, _copy(x, version), name not in passing)
 
 
 def _is_plain(x: Any) -> bool:
@@ -65,7 +65,7 @@ def _copy(x: Tensor, version: int) -> Tensor:
     return copy
 
 
-def _may_have_changed(entry: _Entry) -> bool:
+def _may_have_changed(entry: _BufferState) -> bool:
     """PyTorch's norms write without counting it, and so does who writes to ``.data``.
 
     On a device nobody waits to see whether one did.

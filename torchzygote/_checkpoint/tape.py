@@ -18,7 +18,7 @@ from torch.utils.checkpoint import CheckpointError
 
 from .. import _state
 from .._arguments import name_of
-from .._flags import Hold, held_again, held_by_others, holds
+from .._flags import FlagHold, held_again, held_by_others, holds
 from .._torch_private import (
     backward_pass,
     checkpoint_undebugged,
@@ -58,7 +58,7 @@ def checkpoint_on_tape(f: Callable[..., Any], xs: tuple[Any, ...], kwargs: dict[
             use_reentrant=False,
             preserve_rng_state=False,  # which looks at the devices of xs only
             determinism_check="none",  # is done here, with less time for each tensor
-            context_fn=lambda: (_Watched(runs), _Noted(runs)),
+            context_fn=lambda: (_FirstRunHooks(runs), _Noted(runs)),
         )
     except RuntimeError as refused:
         error = refused
@@ -125,7 +125,7 @@ class _Runs:
         self._disturbed = False  # other threads switched flags of tensors meanwhile
         self._others = (0, False)
         self._holdings: Holdings | None = None
-        self._holds: tuple[Hold, ...] = ()
+        self._holds: tuple[FlagHold, ...] = ()
         self._leaves: list[Any] = []
         self._names: tuple[str, ...] = ()
         self._places: list[int] = []
@@ -313,7 +313,7 @@ class _Enough(BaseException):
         self.error = error
 
 
-class _Watched(saved_tensors_hooks):
+class _FirstRunHooks(saved_tensors_hooks):
     """During the first run: PyTorch's hooks, whose recomputation then runs outside ``torch.func`` transforms.
 
     And whose errors say what went wrong.

@@ -161,7 +161,7 @@ def entrances(
     ], found
 
 
-class _Entry(NamedTuple):
+class _AffineEntry(NamedTuple):
     value: Value
     channel: int | None
     term: Term
@@ -169,10 +169,10 @@ class _Entry(NamedTuple):
 
 def _followed(
     consumers: _Consumers, root: Value, x: Tensor, which: int, rest: Rest | None
-) -> tuple[list[_Entry], list[Other]] | None:
+) -> tuple[list[_AffineEntry], list[Other]] | None:
     """The affine maps that pieces of ``x`` go into, and where others go; ``None`` where that isn't all."""
     ways = 0
-    entries: list[_Entry] = []
+    entries: list[_AffineEntry] = []
     others: list[Other] = []
     pending = [whole(source_of(x), tuple(x.shape))]
     while pending:
@@ -199,7 +199,7 @@ def _followed(
     return entries, others
 
 
-def _enter(node: Any, position: int, way: Way, x: Tensor, which: int) -> _Entry | None:
+def _enter(node: Any, position: int, way: Way, x: Tensor, which: int) -> _AffineEntry | None:
     """The affine map that a piece of ``x`` goes into here, if it is one."""
     shape, out = way.shape, node_shape(node, 0)
     if out is None or x.is_complex() or node_type(node, 0)[0] != x.dtype:
@@ -224,7 +224,7 @@ def _enter(node: Any, position: int, way: Way, x: Tensor, which: int) -> _Entry 
         arranged = lambda given: forth(given).reshape(k, -1)
         restored = lambda given: back(reshaped(given, 2, shape))
     term = Term(which, factor, math.prod(shape) // k, arranged, restored, node, way.value, on_left)
-    return _Entry((node, 0), channel, term)
+    return _AffineEntry((node, 0), channel, term)
 
 
 # By kind of node: positions of the left and right factor and of what is added, and the factors' names.
