@@ -27,15 +27,18 @@ RESULTS = ("WithGradient", "WithJacobian", "WithHessian")  # named tuples: the f
 # The way of a call: modules and packages import from their own stage and from those above.
 STAGES: dict[str, str] = {
     "ground": """
-        _argument_text _call_options _cost_model _distributed _drawn _dtypes _filling _memory_layout
-        _operators _other_ways _packing _random _sight _stop_iteration _structure_matching _torch_private
-        _version _warning native
+        _argument_text _cached_draws _call_options _cost_model _distributed _dtypes _filling
+        _hidden_derivatives _memory_layout _operators _other_ways _packing _random _stop_iteration
+        _structure_matching _torch_private _version _warning native
     """,
     "state": """
-        _after_fork _custom_backwards _deriving_traced _exchange _flags _forward_mode_lock _holder
-        _linear_node _linear_node_traced _metadata _overlap _pullback_traced _state _unfused
+        _after_fork _custom_backwards _deriving_traced _exchange _flags _forward_mode_lock
+        _linear_node _linear_node_traced _metadata _overlap _pullback_traced _state _tensor_holders
+        _unfused
     """,
-    "arguments": "_arguments _buffer _keeping _notes _numbers _outputs _real_arguments _tangent_fitting",
+    "arguments": """
+        _arguments _buffer _create_graph _error_notes _numbers _outputs _real_arguments _tangent_fitting
+    """,
     "values": """
         _arithmetic _call_arguments _entries _grad_fields _grad_norms _identity_mapping _members
         _multi_tensor _set_operations _sparse_operands clipping graddict grads params vectors
@@ -47,13 +50,13 @@ STAGES: dict[str, str] = {
         _updates
     """,
     "utilities": """
-        _bending _bending_traced _checkpoint _dropping _dropping_traced buffer checkpointing eager
-        forward_mode hooks nondifferentiable
+        _checkpoint _cotangent_hook _cotangent_hook_traced _dropping _dropping_traced buffer
+        checkpointing eager forward_mode hooks nondifferentiable
     """,
     "assembly": "_assembly",
     "certificate": """
         _affine_check _certificate _colored _complete_rows _crosscheck _repetition _separable
-        _symmetric_blocks _worth_looking
+        _structure_heuristics _symmetric_blocks
     """,
     "results": """
         _affine_products _compressed _curvature _dense_hessians _dense_jacobians _factored _layer_rows

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._keeping import keeps_graph
+from ._create_graph import keeps_graph
 from ._metadata import metadata_of
 from ._multi_tensor import copy_all, flatten, parts_of, recorded
 from ._overlap import AddressRanges, all_apart, can_be_written, is_unresolved, writable

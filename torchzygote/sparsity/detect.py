@@ -16,12 +16,12 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from .. import _state
 from .._call_options import check_callable
+from .._error_notes import call
+from .._hidden_derivatives import cutting, watching
 from .._memory_layout import copied_in_place
-from .._notes import call
 from .._outputs import real_scalar
 from .._random import OneRun, RandomState
 from .._real_arguments import prepare_one
-from .._sight import cutting, watching
 from .._torch_private import (
     custom_function_of,
     dynamo_is_loaded,

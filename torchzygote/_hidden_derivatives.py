@@ -1,6 +1,6 @@
-"""What operators don't show: utilities say so here, and whoever reads a function off its operators asks.
+"""Derivatives that operators don't show: utilities say so here, and whoever reads operators asks.
 
-Knows nothing of derivatives or structure.
+Knows nothing of how they are computed, nor of structure.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from . import _state
 from ._arguments import STRUCTURE, is_inexact, kind_of, name_of, type_name
 from ._buffer.refusal import NotATensor
-from ._sight import out_of_sight
+from ._hidden_derivatives import out_of_sight
 from ._structure_matching import parts_for
 from ._torch_private import (
     functorch_depth,
