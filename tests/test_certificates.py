@@ -16,7 +16,7 @@ from torchzygote import (
     _certificate,
     _compressed,
     _products,
-    _worth_looking,
+    _structure_heuristics,
     diaghessian,
     gradient,
     hessian,
@@ -50,7 +50,7 @@ def x() -> Tensor:
 def eager_to_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """Structure is looked for in problems of any size."""
     for threshold in ("_WORTH_LOOKING", "_WORTH_LOOKING_LOCAL", "_WORTH_LOOKING_NODE"):
-        monkeypatch.setattr(_worth_looking, threshold, 0)
+        monkeypatch.setattr(_structure_heuristics, threshold, 0)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import torchzygote as tz
-from torchzygote import _worth_looking
+from torchzygote import _structure_heuristics
 
 CPU = torch.device("cpu")
 
@@ -96,7 +96,7 @@ def test_results_are_those_without_it(
 ) -> None:
     if structured:  # the automatic way, however small
         for threshold in ("_WORTH_LOOKING", "_WORTH_LOOKING_LOCAL", "_WORTH_LOOKING_NODE"):
-            monkeypatch.setattr(_worth_looking, threshold, 0)
+            monkeypatch.setattr(_structure_heuristics, threshold, 0)
     found = CASES[name](*arguments())
     torch.set_default_device(None)
     assert found.device == CPU

@@ -1,4 +1,4 @@
-"""What every file keeps: documented public names, imports that follow the data flow, private APIs at home."""
+"""What every file keeps: documented public names, imports that follow the data flow, names used once."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from package_modules import PACKAGE, modules
 
 import torchzygote
 import torchzygote.native
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = ROOT / "torchzygote"
 DOCS = ROOT / "docs"
 
 NAMES = sorted(torchzygote.__all__)
@@ -27,15 +27,18 @@ RESULTS = ("WithGradient", "WithJacobian", "WithHessian")  # named tuples: the f
 # The way of a call: modules and packages import from their own stage and from those above.
 STAGES: dict[str, str] = {
     "ground": """
-        _argument_text _call_options _cost_model _distributed _drawn _dtypes _filling _memory_layout
-        _operators _other_ways _packing _random _sight _stop_iteration _structure_matching _torch_private
-        _version _warning native
+        _argument_text _cached_draws _call_options _cost_model _distributed _dtypes _filling
+        _hidden_derivatives _memory_layout _operators _other_ways _packing _random _stop_iteration
+        _structure_matching _torch_private _version _warning native
     """,
     "state": """
-        _after_fork _custom_backwards _deriving_traced _exchange _flags _forward_mode_lock _holder
-        _linear_node _linear_node_traced _metadata _overlap _pullback_traced _state _unfused
+        _after_fork _custom_backwards _deriving_traced _exchange _flags _forward_mode_lock
+        _linear_node _linear_node_traced _metadata _overlap _pullback_traced _state _tensor_holders
+        _unfused
     """,
-    "arguments": "_arguments _buffer _keeping _notes _numbers _outputs _real_arguments _tangent_fitting",
+    "arguments": """
+        _arguments _buffer _create_graph _error_notes _numbers _outputs _real_arguments _tangent_fitting
+    """,
     "values": """
         _arithmetic _call_arguments _entries _grad_fields _grad_norms _identity_mapping _members
         _multi_tensor _set_operations _sparse_operands clipping graddict grads params vectors
@@ -47,13 +50,13 @@ STAGES: dict[str, str] = {
         _updates
     """,
     "utilities": """
-        _bending _bending_traced _checkpoint _dropping _dropping_traced buffer checkpointing eager
-        forward_mode hooks nondifferentiable
+        _checkpoint _cotangent_hook _cotangent_hook_traced _dropping _dropping_traced buffer
+        checkpointing eager forward_mode hooks nondifferentiable
     """,
     "assembly": "_assembly",
     "certificate": """
         _affine_check _certificate _colored _complete_rows _crosscheck _repetition _separable
-        _symmetric_blocks _worth_looking
+        _structure_heuristics _symmetric_blocks
     """,
     "results": """
         _affine_products _compressed _curvature _dense_hessians _dense_jacobians _factored _layer_rows
@@ -76,15 +79,6 @@ MUST_NOT_REACH = {
     "graddict": ("_engine", "gradients", "params"),
     "params": ("_engine", "gradients"),
 }
-
-
-def modules() -> dict[str, Path]:
-    """Name, without the package's own, to file."""
-    found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        found[".".join(part for part in parts if part != "__init__")] = path
-    return found
 
 
 def imported(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
@@ -166,45 +160,6 @@ def test_imports_have_no_cycle() -> None:
         assert name not in reached_from(name), f"{name} is imported by what it imports"
 
 
-def private_uses(path: Path) -> list[str]:
-    """``torch._something`` in a file: attributes and imports; ``torch._foreach_*`` is meant to be used."""
-    found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        text = ""
-        if isinstance(node, ast.Attribute):
-            text = ast.unparse(node)
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            text = f"{node.module}."
-        elif isinstance(node, ast.Import):
-            text = " ".join(alias.name for alias in node.names)
-        match = re.match(r"torch(\.\w+)*?\.(_(?!_)\w+)", text)
-        if match and not match.group(2).startswith("_foreach_"):
-            found.append(f"{path.name}:{node.lineno} {match.group(0)}")
-    return found
-
-
-def test_private_pytorch_apis_are_used_in_one_place() -> None:
-    found = []
-    for name, path in modules().items():
-        if name.split(".")[0] != "_torch_private":
-            found += private_uses(path)
-    assert not found
-
-
-def test_our_own_checkpoint_is_told_by_the_module_that_it_is_in() -> None:
-    from torchzygote._torch_private import checkpoints
-
-    assert checkpoints._CHECKPOINTS[1].removeprefix("torchzygote.") in modules()
-
-
-def test_the_check_for_private_apis_finds_them(tmp_path: Path) -> None:
-    file = tmp_path / "f.py"
-    file.write_text(
-        "import torch\nfrom torch._C import _functorch\ntorch.autograd._functions\ntorch._foreach_add(1, 2)\n"
-    )
-    assert [found.split(" ")[0] for found in private_uses(file)] == ["f.py:2", "f.py:3"]
-
-
 # ---- files -------------------------------------------------------------------------------------------------
 
 
@@ -213,6 +168,16 @@ def test_a_module_is_short_and_says_what_it_is_for(name: str) -> None:
     text = modules()[name].read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 400, "split it by what its parts do"
     assert ast.get_docstring(ast.parse(text))
+
+
+def test_the_name_of_a_class_is_used_once() -> None:
+    """Leading underscores or not: who reads it knows which one is meant."""
+    homes: dict[str, list[str]] = {}
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name.lstrip("_"), []).append(name)
+    assert not {kind: names for kind, names in homes.items() if len(names) > 1}
 
 
 # ---- public names ------------------------------------------------------------------------------------------

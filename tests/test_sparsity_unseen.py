@@ -12,7 +12,7 @@ from oracles import covers, true_jacobian
 from torch import Tensor
 
 import torchzygote
-from torchzygote import _sight
+from torchzygote import _hidden_derivatives
 from torchzygote.sparsity.detect import hessian_sparsity
 
 
@@ -64,7 +64,7 @@ def test_gradients_bent_by_hooks_count_as_dense() -> None:
         return y * 3
 
     def noted(x: Tensor) -> Tensor:
-        _sight.out_of_sight("something")
+        _hidden_derivatives.out_of_sight("something")
         return x * 2
 
     x = torch.rand(4)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from torchzygote import _worth_looking, diaghessian, jacobian, withhessian
+from torchzygote import _structure_heuristics, diaghessian, jacobian, withhessian
 from torchzygote._recorded.stencils import stencil
 from torchzygote.sparsity.pattern import Pattern
 
@@ -179,8 +179,8 @@ def test_random_programs(f: Callable[[Tensor], Tensor]) -> None:
 @pytest.fixture
 def rows(chunks: list[int], monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of each batch of products; the stencil is looked for however small the problem is."""
-    monkeypatch.setattr(_worth_looking, "_WORTH_READING", 0)
-    monkeypatch.setattr(_worth_looking, "_WORTH_READING_NODE", 0)
+    monkeypatch.setattr(_structure_heuristics, "_WORTH_READING", 0)
+    monkeypatch.setattr(_structure_heuristics, "_WORTH_READING_NODE", 0)
     return chunks
 
 
@@ -226,7 +226,7 @@ def test_results_are_differentiable(rows: list[int]) -> None:
 def test_a_wrong_rule_is_noticed(rows: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     f = VALUES["three neighbors"][0]
     diagonal = Pattern.from_dense(torch.eye(40, 42))
-    monkeypatch.setattr(_worth_looking, "stencil", lambda root, x: diagonal)
+    monkeypatch.setattr(_structure_heuristics, "stencil", lambda root, x: diagonal)
     with pytest.warns(UserWarning, match="differs from plain automatic differentiation"):
         (J,) = jacobian(f, X)
     torch.testing.assert_close(J, torch.func.jacrev(f)(X))

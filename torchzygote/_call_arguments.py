@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from ._arguments import Prepared, prepare, refuse_unrecordable
-from ._keeping import compiling, keeps_graph
+from ._create_graph import compiling, keeps_graph
 from .params import Params
 
 __all__ = ["implicit", "is_implicit", "prepare_call", "prepared_by"]

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ._drawn import MOST_KEPT, generator_for, kept
+from ._cached_draws import MOST_KEPT, generator_for, kept
 from ._torch_private import rounding_of_products
 from ._warning import warn
 from .coloring.recovery import Recovery

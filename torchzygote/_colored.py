@@ -230,7 +230,7 @@ class Collected(NamedTuple):
     products: list[Tensor] | None
 
 
-class _Blocks:
+class _ColoredProducts:
     """All products of each kind, put together from chunks."""
 
     def __init__(self, recovery: Recovery, keep: bool) -> None:
@@ -270,7 +270,7 @@ def collect(
     """
     lengths, ncolors = recovery.lengths(), recovery.ncolors
     probed: list[list[Tensor]] = [[] for _ in lengths]
-    blocks = _Blocks(recovery, keep)
+    blocks = _ColoredProducts(recovery, keep)
     values: list[Tensor] | None = None
     # Those of the probes, too, where there is one chunk: compiled code that reads from a part of a tensor
     # divides each position by its length.

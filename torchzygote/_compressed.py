@@ -37,8 +37,8 @@ from ._random import RandomState
 from ._repetition import settle_colored
 from ._second_order import SecondOrder
 from ._separable import find_hessian_layouts
+from ._structure_heuristics import has_batch_axis, is_worth_looking, read_stencil
 from ._warning import making_sparse
-from ._worth_looking import has_batch_axis, is_worth_looking, read_stencil
 from .coloring.recovery import Recovery, jacobian_recovery, symmetric_recovery, symmetrized
 from .sparsity.pattern import Pattern
 

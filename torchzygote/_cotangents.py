@@ -16,7 +16,7 @@ from ._arguments import is_inexact
 from ._engine import Linearization, recording_if
 from ._structure_matching import parts_for
 from ._tangent_fitting import fit_cotangent
-from ._torch_private import memory_holders, pytree
+from ._torch_private import base_of, memory_holders, object_holders, pytree
 
 __all__ = ["laid_out", "own", "unfold_cotangent"]
 
@@ -54,7 +54,7 @@ def own(results: list[Result]) -> list[Result]:
         x = results[i]
         if x is None or type(x) not in _PLAIN:
             continue
-        if getrefcount(x) <= _REFERENCES and x._use_count() <= _USES:  # type: ignore[attr-defined]
+        if getrefcount(x) <= _REFERENCES and object_holders(x) <= _USES:
             try:
                 holders = memory_holders(x)
             except NotImplementedError:  # sparse
@@ -72,10 +72,10 @@ def own(results: list[Result]) -> list[Result]:
 
 def _is_alone_with_its_base(x: Tensor) -> bool:
     """Whether ``x`` is a view of memory that nobody sees besides, and no lazy conjugate or negative one."""
-    base = x._base  # alive, mostly for the view's sake only
+    base = base_of(x)  # alive, mostly for the view's sake only
     if base is None or x.is_conj() or x.is_neg():
         return False
-    return getrefcount(base) <= _BASE_REFERENCES and base._use_count() <= _BASE_USES  # type: ignore[attr-defined]
+    return getrefcount(base) <= _BASE_REFERENCES and object_holders(base) <= _BASE_USES
 
 
 def _copy(x: Tensor) -> Tensor:
@@ -85,9 +85,9 @@ def _copy(x: Tensor) -> Tensor:
 def _counts(results: Sequence[Tensor], i: int) -> tuple[int, int, int, int]:
     """What :func:`own` counts for a result that nobody else holds: Python's versions differ."""
     x = results[i]
-    base = x._base
+    base = base_of(x)
     assert base is not None
-    return getrefcount(x), x._use_count(), getrefcount(base), base._use_count()  # type: ignore[attr-defined]
+    return getrefcount(x), object_holders(x), getrefcount(base), object_holders(base)
 
 
 with torch.inference_mode(False):

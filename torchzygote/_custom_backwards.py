@@ -18,7 +18,14 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from ._other_ways import cut_off
-from ._torch_private import hides_another, is_compiled_function, node_name, sequence_number, source_of
+from ._torch_private import (
+    hides_another,
+    is_compiled_function,
+    node_name,
+    recorded_since,
+    sequence_number,
+    source_of,
+)
 
 __all__ = ["checked_copies", "checked_custom_functions", "hooked"]
 
@@ -36,7 +43,7 @@ def hooked(nodes: Sequence[Any], hook_for: Callable[[Any], Callable[..., Any]]) 
             handle.remove()
 
 
-class _Pass:
+class _RecordedPullback:
     """A recorded pullback, from where its first nodes are recorded."""
 
     def __init__(self) -> None:
@@ -55,7 +62,7 @@ class _Pass:
             if node in ends:
                 return True
             seen.add(node)
-            if not counts or node._sequence_nr() >= self._start:
+            if not counts or recorded_since(node, self._start):
                 queue.extend(following for following, _ in node.next_functions)
         return False
 
@@ -72,8 +79,8 @@ def checked_custom_functions(nodes: list[Any], seeds: list[Tensor]) -> Iterator[
     any of them. ``nodes``: those of the custom functions.
     """
     _refuse_compiled(nodes)
-    here = _Pass()
-    probes: list[_Probe] = []
+    here = _RecordedPullback()
+    probes: list[_DensePass] = []
 
     def check(node: Any) -> Callable[..., None]:
         def hook(results: Sequence[Any], cotangents: Sequence[Any]) -> None:
@@ -84,7 +91,7 @@ def checked_custom_functions(nodes: list[Any], seeds: list[Tensor]) -> Iterator[
             for place, result in enumerate(results if ends else ()):
                 if not isinstance(result, Tensor) or not _is_cut_off(here, node, result, ends):
                     continue
-                if bool(result.any()) or _Probe(node).is_nonzero(place, cotangents, probes):
+                if bool(result.any()) or _DensePass(node).is_nonzero(place, cotangents, probes):
                     raise cut_off(_refusal(node))
 
         return hook
@@ -97,14 +104,14 @@ def checked_custom_functions(nodes: list[Any], seeds: list[Tensor]) -> Iterator[
         yield watched
 
 
-def _is_cut_off(here: _Pass, node: Any, result: Tensor, ends: set[Any]) -> bool:
+def _is_cut_off(here: _RecordedPullback, node: Any, result: Tensor, ends: set[Any]) -> bool:
     source = source_of(result)[0] if result.requires_grad else None
     if source is not None and node_name(source) == _ERROR:
         raise RuntimeError(_refusal(node))  # forward mode may do: it is on where recording is off
     return source is None or not here.leads(source, ends)
 
 
-class _Probe:
+class _DensePass:
     """Another pass through one node, for dense cotangents: at an optimum those of the first are zero."""
 
     def __init__(self, node: Any) -> None:
@@ -115,7 +122,7 @@ class _Probe:
         if node is self._node:
             self._results = results
 
-    def is_nonzero(self, place: int, cotangents: Sequence[Any], probes: list[_Probe]) -> bool:
+    def is_nonzero(self, place: int, cotangents: Sequence[Any], probes: list[_DensePass]) -> bool:
         """Whether a result that is zero for these cotangents isn't zero for all."""
         given = [(k, c) for k, c in enumerate(cotangents) if isinstance(c, Tensor)]
         outputs = [GradientEdge(self._node, k) for k, _ in given]
@@ -144,7 +151,7 @@ def checked_copies(nodes: list[Any]) -> Iterator[None]:
 
     Only where the cotangent depends on something. What is written over has no gradient, which is right.
     """
-    here = _Pass()
+    here = _RecordedPullback()
 
     def check(node: Any) -> Callable[..., None]:
         def hook(results: Sequence[Any], cotangents: Sequence[Any]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import CheckpointFunction
 
 from ._custom_backwards import checked_copies, checked_custom_functions, hooked
-from ._notes import pulled
+from ._error_notes import pulled
 from ._torch_private import is_recorded_by, leads_to, node_name, pull_back, pulled_by_formula, survey
 
 __all__ = [

@@ -19,16 +19,16 @@ from torch import Tensor
 
 from . import _state
 from ._arguments import Prepared, is_inexact, kind_of
+from ._create_graph import compiling, keeps_graph, recording_if, refuse_export, refuse_recorder
 from ._double_backward import pulled_for_another, refuse_reentrant, refuse_twice
 from ._entry_point import entry_point
+from ._error_notes import call, pulled
 from ._exchange import exchanged, finding, swapped
 from ._forward import forward_mode, jvp
-from ._holder import Holder, each_tensor
-from ._keeping import compiling, keeps_graph, recording_if, refuse_export, refuse_recorder
 from ._memory_layout import separate
-from ._notes import call, pulled
 from ._outputs import differentiated_part
 from ._state import in_transform
+from ._tensor_holders import Holder, each_tensor
 from ._torch_private import (
     Survey,
     batched_like,

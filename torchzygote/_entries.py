@@ -12,6 +12,7 @@ from torch import Tensor
 from ._arguments import is_number
 from ._metadata import TENSOR_TYPES
 from ._multi_tensor import describe
+from ._torch_private import version_of
 
 __all__ = [
     "TENSOR_TYPES",
@@ -33,7 +34,7 @@ def zeros_of(key: Tensor) -> Tensor:
 
 def version_of_zeros(x: Tensor) -> int:
     """What changes as ``x``, which began as zeros, is written into; inference tensors count no writes."""
-    return int(torch.count_nonzero(x)) if x.is_inference() else x._version
+    return int(torch.count_nonzero(x)) if x.is_inference() else version_of(x)
 
 
 def show(value: object) -> str:

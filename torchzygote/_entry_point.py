@@ -15,8 +15,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
+from ._create_graph import keeps_graph
 from ._exchange import finding, finds_by_identity
-from ._keeping import keeps_graph
 from ._stop_iteration import Carried
 from ._torch_private import (
     aside_of_checkpoint,

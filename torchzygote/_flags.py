@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ._forward_mode_lock import behalf
-from ._torch_private import in_functorch, outside_functorch
+from ._torch_private import base_of, in_functorch, outside_functorch
 
 __all__ = [
-    "Hold",
+    "FlagHold",
     "flags_on",
     "held",
     "held_again",
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 
-class Hold:
+class FlagHold:
     """The tensors whose flags one call holds, and whether it still does."""
 
     __slots__ = ("lapsed", "tensors")
@@ -44,14 +44,14 @@ class _Mine:
 
     def __init__(self) -> None:
         self.begun = 0
-        self.holds: list[Hold] = []
+        self.holds: list[FlagHold] = []
 
 
 def _records(x: Tensor) -> bool:
     """Whether ``x`` requires grad by itself; a view says that it does, too, where only its base does."""
     if not x.requires_grad:
         return False
-    base = x._base
+    base = base_of(x)
     if base is None or not x.is_leaf or not base.requires_grad:
         return True
     with torch.enable_grad():
@@ -87,7 +87,7 @@ class _Flags:
         except BaseException:
             self._switch_off(mine)
             raise
-        held = Hold(mine)
+        held = FlagHold(mine)
         holds = self.mine.holds
         holds.append(held)
         with self._lock:
@@ -142,7 +142,7 @@ class _Flags:
     def are_needless(self, tensors: Sequence[Tensor]) -> bool:
         """Whether all flags are on, and not because somebody else holds them for a while; takes no lock."""
         begun = self._begun
-        if self._held or False in [x.requires_grad and x._base is None for x in tensors]:
+        if self._held or False in [x.requires_grad and base_of(x) is None for x in tensors]:
             return False
         return begun == self._begun
 
@@ -198,7 +198,7 @@ def flags_on(tensors: Sequence[Tensor]) -> Iterator[None]:
             release()
 
 
-def holds() -> tuple[Hold, ...]:
+def holds() -> tuple[FlagHold, ...]:
     """What calls of this thread hold now; for :func:`held_again`."""
     return tuple(_flags.mine.holds)
 
@@ -208,7 +208,7 @@ def held_by_others() -> tuple[int, bool]:
     return _flags.by_others()
 
 
-def held_again(then: Sequence[Hold]) -> Callable[[], None]:
+def held_again(then: Sequence[FlagHold]) -> Callable[[], None]:
     """Hold what was held then and isn't any more, until the function returned is called."""
     lapsed = [tensor for hold in then if hold.lapsed for tensor in hold.tensors]
     return held_flags(lapsed) if lapsed else _nothing

@@ -13,7 +13,7 @@ from ._torch_private import backward_pass, leave_forward_mode, pass_along, passe
 
 __all__ = [
     "Behalf",
-    "Hold",
+    "ForwardModeHold",
     "behalf",
     "behalf_from",
     "forget_other_threads",
@@ -40,7 +40,7 @@ def forget_other_threads() -> bool:
     return True
 
 
-class Hold:
+class ForwardModeHold:
     """Forward mode, held by a call. What runs on its behalf takes ``lock`` in turn: one thread at a time.
 
     ``opened``: the call, or one around it, is in forward mode by this package.
@@ -48,14 +48,14 @@ class Hold:
 
     __slots__ = ("ended", "lock", "opened", "outer")
 
-    def __init__(self, outer: Hold | None, opened: bool) -> None:
+    def __init__(self, outer: ForwardModeHold | None, opened: bool) -> None:
         self.outer = outer
         self.opened = opened
         self.lock = forward_mode_lock if outer is None else threading.RLock()
         self.ended = False
 
 
-_NOBODYS = Hold(None, False)
+_NOBODYS = ForwardModeHold(None, False)
 
 
 class Behalf(NamedTuple):
@@ -66,7 +66,7 @@ class Behalf(NamedTuple):
     """
 
     threads: tuple[int, ...]
-    hold: Hold
+    hold: ForwardModeHold
     updating: bool = False
 
 
@@ -87,7 +87,7 @@ def behalf_from(found: object) -> Behalf:
     return Behalf((*found.threads, me), found.hold, found.updating)
 
 
-def _innermost() -> Hold:
+def _innermost() -> ForwardModeHold:
     """The innermost hold that hasn't ended: where a backward pass fails, its other threads go on alone."""
     hold = behalf().hold
     while hold.ended and hold.outer is not None:
@@ -95,7 +95,7 @@ def _innermost() -> Hold:
     return hold
 
 
-def try_to_take() -> Hold | None:
+def try_to_take() -> ForwardModeHold | None:
     """A hold of forward mode for the running call, if it is to be had at once."""
     outer = _innermost()
     if not outer.lock.acquire(blocking=False):
@@ -103,16 +103,16 @@ def try_to_take() -> Hold | None:
     if outer.ended:
         outer.lock.release()
         return None
-    return Hold(outer, outer.opened)
+    return ForwardModeHold(outer, outer.opened)
 
 
-def take() -> Hold:
+def take() -> ForwardModeHold:
     """A hold of forward mode for the running call."""
     while True:
         outer = _innermost()
         outer.lock.acquire()
         if not outer.ended:
-            return Hold(outer, outer.opened)
+            return ForwardModeHold(outer, outer.opened)
         outer.lock.release()
 
 
@@ -124,7 +124,7 @@ class releasing:
 
     __slots__ = ("_before", "_hold")
 
-    def __init__(self, hold: Hold) -> None:
+    def __init__(self, hold: ForwardModeHold) -> None:
         self._hold = hold
 
     def __enter__(self) -> None:

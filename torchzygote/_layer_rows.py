@@ -212,7 +212,7 @@ def _matrices(
     ]
     total = layout.block_rows
     entered = {i for one in paired for i in one.inputs()} & {*whole, *into.made_of(whole)}
-    blocks = {i: _Block(into.values[i], y, total, options.keep) for i in entered}
+    blocks = {i: _RowBlocks(into.values[i], y, total, options.keep) for i in entered}
     seeds = BlockSeeds(layout, lin.roots[0])
     for lo, hi, products in pulled_rows(values, seeds, total, cost, options):
         for one, of_z, product in zip(paired, explained, products, strict=True):
@@ -263,7 +263,7 @@ def _some(rows: Tensor, lo: int, hi: int) -> Tensor:
     return rows[lo:hi]
 
 
-class _Block:
+class _RowBlocks:
     """The Jacobian by one input, block after block of its rows, from chunks and terms that are added up."""
 
     __slots__ = ("_chunks", "_dtype", "_keep", "_shape", "_whole")

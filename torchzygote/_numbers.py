@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from ._keeping import compiling
+from ._create_graph import compiling
 from ._state import in_transform
 from ._torch_private import has_numbers, is_tracing
 

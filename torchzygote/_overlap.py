@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ._memory_layout import non_overlapping
 from ._metadata import TENSOR_TYPES, Metadata, extent_of, metadata_of
-from ._torch_private import has_meta_storage, storage_key
+from ._torch_private import has_meta_storage, storage_key, uncoalesced_values
 
 __all__ = [
-    "Memory",
+    "AddressRanges",
     "all_apart",
     "can_be_written",
     "detached_from",
@@ -57,7 +57,7 @@ def span_of(x: Tensor) -> tuple[int, int]:
     """The addresses from the first element to behind the last; 0 for what has no memory."""
     if x.layout is not _STRIDED:
         if x.layout is torch.sparse_coo:
-            x = x._values()
+            x = uncoalesced_values(x)
         elif x.layout in _COMPRESSED:
             x = x.values()
         else:
@@ -84,7 +84,7 @@ def _span_in_storage(x: Tensor, exact: bool) -> tuple[int, int]:
     return (key << 64) + offset, (key << 64) + offset + extent
 
 
-class Memory:
+class AddressRanges:
     """What a set of tensors occupies."""
 
     def __init__(self, xs: Iterable[Tensor]) -> None:
@@ -156,7 +156,7 @@ def writable(xs: Sequence[Tensor], kept: Sequence[Tensor] = ()) -> tuple[list[in
     """
     if all_apart(xs, kept):
         return list(range(len(xs))), []
-    memory = Memory(kept)
+    memory = AddressRanges(kept)
     can = [i for i, x in enumerate(xs) if can_be_written(x) and not is_unresolved(x) and not memory.meets(x)]
     reached = 0
     apart = set()
@@ -172,7 +172,7 @@ def detached_from(xs: list[Tensor], written: list[int], ys: list[Tensor]) -> lis
 
     What is combined with the very value that it is may stay.
     """
-    memory = Memory(xs[i] for i in written)
+    memory = AddressRanges(xs[i] for i in written)
     inside = set(written)
     return [
         y.clone() if memory.meets(y) and not (i in inside and _same_view(xs[i], y)) else y

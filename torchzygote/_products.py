@@ -17,7 +17,7 @@ from ._engine import Linearization
 from ._other_ways import another_may_do
 from ._random import RandomState
 from ._stop_iteration import carried
-from ._torch_private import memory_holders, node_name, under_hooks, vmap_flat
+from ._torch_private import memory_holders, node_name, under_hooks, version_of, vmap_flat
 from ._warning import warn
 
 __all__ = ["Chunk", "Seeds", "chunks", "identity_seeds", "jvps", "pulls", "vjps"]
@@ -58,12 +58,12 @@ class identity_seeds:
         # A checkpoint around it keeps no seeds, and compares how often they were written when it runs again.
         plain = not (_engine.compiling() or _engine.in_transform() or block.is_inference() or under_hooks())
         if hi < self._numel and plain:
-            self._block, self._lo, self._version = block, lo, block._version
+            self._block, self._lo, self._version = block, lo, version_of(block)
         return block[: hi - lo]
 
     def _is_untouched(self, block: Tensor) -> bool:
         """Whether nobody has kept it, or written into it as hooks and custom functions may."""
-        return block._version == self._version and memory_holders(block) == 1
+        return version_of(block) == self._version and memory_holders(block) == 1
 
 
 def chunks(total: int, chunk: int, progress: bool, what: str) -> Iterator[tuple[int, int]]:

@@ -16,7 +16,7 @@ from . import _engine, _state
 from ._arguments import ARRAY, NUMBER, is_size, kind_of, prepare, to_tensor
 from ._forward import tangents_for
 from ._random import RandomState, restored_after
-from ._torch_private import is_wrapped, pytree
+from ._torch_private import is_wrapped, pytree, version_of
 
 __all__ = ["Push"]
 
@@ -60,7 +60,7 @@ class Push:
 
 def _version(x: Tensor) -> int:
     """How often it was written to, where that is known."""
-    return 0 if _engine.compiling() or x.is_inference() or is_wrapped(x) else x._version
+    return 0 if _engine.compiling() or x.is_inference() or is_wrapped(x) else version_of(x)
 
 
 @_engine.entry_point

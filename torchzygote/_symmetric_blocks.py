@@ -23,9 +23,9 @@ from torch import Tensor
 
 from . import _products
 from ._block_layout import Blocks, Layout, by_block, in_shape_of_x
+from ._cached_draws import MOST_KEPT, generator_for, kept
 from ._certificate import Comparison, all_finite, precision, slack
 from ._cost_model import RowCost
-from ._drawn import MOST_KEPT, generator_for, kept
 from ._engine import Linearization
 from ._pulling import Options
 from ._repetition import Repetition

@@ -38,7 +38,7 @@ from ._buffer.values import (
     snapshot,
     value_read,
 )
-from ._torch_private import alike, innermost_level
+from ._torch_private import alike, innermost_level, is_view, object_holders
 
 __all__ = ["Buffer"]
 
@@ -201,9 +201,9 @@ class Buffer(ArrayForm, ListForm, NotATensor):
                     rows[index] = (
                         value
                         if _references(value) == TEMPORARY
-                        and value._use_count() == 1
+                        and object_holders(value) == 1
                         and not value.is_leaf
-                        and not value._is_view()
+                        and not is_view(value)
                         and (seen or innermost_level() is None)
                         and _recording()
                         else value.clone()

@@ -37,6 +37,7 @@ from ._torch_private import (
     pytree,
     sequence_number,
     transform_stack,
+    version_of,
 )
 from ._warning import warn
 
@@ -137,7 +138,7 @@ def forwarddiff(f: Callable[[Any], R], x: Any, *, chunk_threshold: int | None = 
     if not _engine.compiling() and _state.in_outer_forward_mode() and "jvp" not in transform_stack():
         return f(x)  # plain torch.autograd.forward_ad: it runs forward, and allows no level within another
     slots = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and _is_followed(leaf)]
-    run = _Run(f, leaves, spec, slots, chunk)
+    run = _FunctionOfTensors(f, leaves, spec, slots, chunk)
     y: R = run.value_only(x) if not slots else run.differentiable()
     return y
 
@@ -173,7 +174,7 @@ def _is_followed(x: Tensor) -> bool:
     return x.requires_grad and torch.is_grad_enabled()
 
 
-class _Run:
+class _FunctionOfTensors:
     """``f`` as a function of the tensors in ``x``."""
 
     def __init__(
@@ -269,9 +270,9 @@ class _Run:
         copies = [tensor.detach().clone() for tensor in self.inputs]
         if _engine.compiling():
             return self.call(copies)
-        before = [copy._version for copy in copies]
+        before = [version_of(copy) for copy in copies]
         y = self.call(copies)
-        if [copy._version for copy in copies] != before:
+        if [version_of(copy) for copy in copies] != before:
             raise RuntimeError(
                 f"forwarddiff: expected {name_of(self.f)} to leave its argument as it is, but it writes into "
                 "it in place; let it write into a copy, x.clone()"

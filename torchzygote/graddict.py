@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ._arithmetic import Arithmetic
 from ._entries import TENSOR_TYPES, as_tensor, pairs, scalar, version_of_zeros, zeros_of
-from ._holder import Holder
 from ._identity_mapping import IdentityMapping
 from ._multi_tensor import apply, apply_, clone_all
 from ._operators import NEGATIVE, OPERATORS, REFLECTED
+from ._tensor_holders import Holder
 
 __all__ = ["GradDict"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ._argument_text import argument_text
 from ._arguments import type_name
-from ._bending import attach
+from ._cotangent_hook import attach
 from ._torch_private import outside_functorch, plain_value, pytree
 
 __all__ = ["hook", "showgrad"]
@@ -83,7 +83,7 @@ def hook(fn: Callable[[Any], Any], x: Any) -> Any:
     if torch.compiler.is_compiling():
         if fn is print:
             return x  # nothing is printed while tracing
-        from ._bending_traced import attach_traced
+        from ._cotangent_hook_traced import attach_traced
 
         return attach_traced(fn, x)
     return attach("hook", fn, x)

@@ -38,7 +38,7 @@ class WithJacobian(NamedTuple):
     grad: Any
 
 
-class _Options(NamedTuple):
+class _JacobianOptions(NamedTuple):
     """What one call asks for."""
 
     mode: str
@@ -68,7 +68,7 @@ def _value_and_jacobian(
         _compressed.refuse_nested(caller)
     params, prepared, keep = prepare_call(caller, args, argnums, create_graph, arrays_only=True)
     products = Options(_cost_model.check_chunk_size(chunk_size), keep, progress)
-    options = _Options(mode, products, sparse, verify)
+    options = _JacobianOptions(mode, products, sparse, verify)
     with held(params), _state.differentiation():
         value, matrices = matrices_of(caller, f, prepared, options)
     if not (_engine.compiling() or _engine.in_transform()):
@@ -86,7 +86,7 @@ def _result(x: Tensor, matrix: Tensor) -> Tensor:
 
 
 def matrices_of(
-    caller: str, f: Callable[..., Any], prepared: Prepared, options: _Options
+    caller: str, f: Callable[..., Any], prepared: Prepared, options: _JacobianOptions
 ) -> tuple[Any, list[Tensor]]:
     """Value and one matrix per input, dense or sparse as ``options`` say."""
     first = record(caller, f, prepared, options.products.keep, options.mode == "forward")
@@ -130,7 +130,7 @@ def _tall(
     first: FirstOrder,
     cost: _cost_model.RowCost,
     mode: str,
-    options: _Options,
+    options: _JacobianOptions,
     known: list[Tensor | None] | None,
 ) -> list[Tensor]:
     """Dense matrices with far more rows than columns."""
@@ -143,7 +143,7 @@ def _tall(
     return _forward(first, options) or matrices or by_rows(first, cost, options.products, known)
 
 
-def _pulled_at_once(first: FirstOrder, cost: _cost_model.RowCost, options: _Options) -> bool:
+def _pulled_at_once(first: FirstOrder, cost: _cost_model.RowCost, options: _JacobianOptions) -> bool:
     """Whether one batched pullback is cheaper than columns are, as in a long graph of few numbers."""
     lin, rows = first.lin, first.y.numel()
     return (
@@ -156,7 +156,7 @@ def _pulled_at_once(first: FirstOrder, cost: _cost_model.RowCost, options: _Opti
     )
 
 
-def _mode_for(first: FirstOrder, options: _Options) -> str:
+def _mode_for(first: FirstOrder, options: _JacobianOptions) -> str:
     """The mode asked for; ``"auto"`` is reverse where forward mode would leave something out."""
     mode = options.mode
     if mode == "reverse" or _engine.compiling():
@@ -169,7 +169,7 @@ def _mode_for(first: FirstOrder, options: _Options) -> str:
     return "reverse" if must_be_pulled(first) else mode
 
 
-def _forward(first: FirstOrder, options: _Options) -> list[Tensor] | None:
+def _forward(first: FirstOrder, options: _JacobianOptions) -> list[Tensor] | None:
     """By columns; ``None`` where reverse mode is to be taken."""
     taped = _state.mark()
     # Hooks are for reverse mode: a pullback would tell something else, and they would see it.

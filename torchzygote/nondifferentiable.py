@@ -8,7 +8,7 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import Tensor
 
-from . import _sight, _state
+from . import _hidden_derivatives, _state
 from ._arguments import type_name
 from ._torch_private import pytree
 from .buffer import Buffer
@@ -81,7 +81,7 @@ def _detached(x: Any) -> Any:
 
 def _cut(x: Tensor) -> Tensor:
     # Dynamo can't follow thread-local state; nobody reads operators while it traces.
-    return x.detach() if torch.compiler.is_compiling() else _sight.cut(x)
+    return x.detach() if torch.compiler.is_compiling() else _hidden_derivatives.cut(x)
 
 
 def _detached_leaf(leaf: Any) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ._buffer.refusal import NotATensor
-from ._keeping import keeps_graph
+from ._create_graph import keeps_graph
 from ._members import checked, collected, what
 from ._multi_tensor import describe, flatten
 from ._set_operations import SetOperations

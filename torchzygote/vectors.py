@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._keeping import keeps_graph
+from ._create_graph import keeps_graph
 from ._metadata import metadata_of
 from ._multi_tensor import copy_all, flatten, parts_of, recorded
-from ._overlap import Memory, all_apart, can_be_written, is_unresolved, writable
+from ._overlap import AddressRanges, all_apart, can_be_written, is_unresolved, writable
 from .grads import Grads
 from .params import Params
 
@@ -153,7 +153,7 @@ def _from_vector(dst: Params | Grads, xs: list[Tensor], vector: Tensor) -> None:
     free = all_apart(xs, [vector])
     if isinstance(dst, Params):
         _check_parameters(xs, vector, free)
-    if not free and Memory(xs).meets(vector):
+    if not free and AddressRanges(xs).meets(vector):
         vector = vector.clone()
     parts = parts_of(vector, xs)
     if len(kinds) > 1:
@@ -211,7 +211,7 @@ def _to_vector(vector: Tensor, xs: list[Tensor]) -> None:
         cast = torch.is_autocast_enabled(vector.device.type)  # it would put them together in another dtype
         if known is not None and len(known.groups) == 1 and vector.nbytes <= _SMALL and not cast:
             vector.copy_(flatten(xs))
-        elif all_apart([vector], xs) or not (is_unresolved(vector) or Memory(xs).meets(vector)):
+        elif all_apart([vector], xs) or not (is_unresolved(vector) or AddressRanges(xs).meets(vector)):
             copy_all(parts_of(vector, xs), [x if x.layout is torch.strided else x.to_dense() for x in xs])
         else:
             vector.copy_(flatten(xs))

@@ -17,7 +17,14 @@ from torch.nn.parameter import is_lazy
 
 from .._arguments import numpy_to_tensor, type_name
 from .._filling import filled_in
-from .._torch_private import batched_everywhere, in_plain_eager, innermost_level, no_torch_function
+from .._torch_private import (
+    batched_everywhere,
+    in_plain_eager,
+    innermost_level,
+    is_view,
+    no_torch_function,
+    object_holders,
+)
 from .refusal import NotATensor
 
 __all__ = [
@@ -42,7 +49,7 @@ def like_no_row(_: object) -> bool:
     return False
 
 
-class _Probe:
+class _ReferenceCounter:
     """Counts the references to a value that ``probe[0] = value`` gets."""
 
     count = 0
@@ -56,7 +63,7 @@ def _references_to_a_temporary() -> int:
 
     -1 where the interpreter doesn't tell it from a value that a variable holds too.
     """
-    probe = _Probe()
+    probe = _ReferenceCounter()
     probe[0] = object()
     temporary = probe.count
     held = object()
@@ -192,8 +199,8 @@ def is_unshared_result(value: Tensor) -> bool:
     """
     return (
         not value.is_leaf
-        and not value._is_view()
-        and value._use_count() == 1  # type: ignore[attr-defined]
+        and not is_view(value)
+        and object_holders(value) == 1
         and innermost_level() is None
         and _recording()
     )

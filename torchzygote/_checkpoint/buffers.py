@@ -23,7 +23,7 @@ __all__ = ["Reads", "is_buffer"]
 _NOTHING = object()
 
 
-class _Reading(threading.local):
+class _ReadState(threading.local):
     """Per thread: the runs whose reads are noted, one inside the other, and what a rerun gets again."""
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class _Reading(threading.local):
         self.again: dict[int, Iterator[Any]] = {}
 
 
-_reading = _Reading()
+_reading = _ReadState()
 
 
 def is_buffer(value: Any) -> bool:

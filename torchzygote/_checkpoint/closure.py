@@ -14,9 +14,17 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .._torch_private import functorch_depth, is_wrapped, layers, pytree, sequence_number
+from .._torch_private import (
+    functorch_depth,
+    is_wrapped,
+    layers,
+    pytree,
+    recorded_since,
+    sequence_number,
+    version_of,
+)
 
-__all__ = ["Recorder", "has_version", "needs_name", "reaches_only"]
+__all__ = ["ClosureRecorder", "has_version", "needs_name", "reaches_only"]
 
 _PULLBACKS = (torch.autograd.grad, torch.autograd.backward, Tensor.backward)
 
@@ -26,7 +34,7 @@ def needs_name(x: Tensor) -> bool:
     return x.requires_grad or is_wrapped(x)
 
 
-class Recorder(TorchFunctionMode):
+class ClosureRecorder(TorchFunctionMode):
     """Notes the tensors that enter PyTorch's functions, except those made inside and ``arguments``.
 
     ``tensors``: by which derivatives may be asked for; ``constants``: the others, and their versions.
@@ -72,7 +80,7 @@ class Recorder(TorchFunctionMode):
         if not needs_name(x):
             self._known.add(id(x))
             if not x.is_inference():
-                self.constants.append((weakref.ref(x), x._version))
+                self.constants.append((weakref.ref(x), version_of(x)))
         elif not self._is_made_inside(x):
             self._known.add(id(x))
             self.tensors.append(x)
@@ -86,7 +94,7 @@ class Recorder(TorchFunctionMode):
     def _is_made_inside(self, x: Tensor) -> bool:
         """What an inner transform returns comes from no function that we see."""
         return any(
-            layer.grad_fn is not None and layer.grad_fn._sequence_nr() >= self.start for _, layer in layers(x)
+            layer.grad_fn is not None and recorded_since(layer.grad_fn, self.start) for _, layer in layers(x)
         )
 
     def untouched(self) -> list[tuple[weakref.ref[Tensor], int]]:
@@ -103,7 +111,7 @@ def has_version(x: Tensor | None, version: int) -> bool:
 
     Theirs is unknown.
     """
-    return x is None or is_wrapped(x) or x._version == version
+    return x is None or is_wrapped(x) or version_of(x) == version
 
 
 def reaches_only(roots: Sequence[Tensor], named: Sequence[Tensor], start: int) -> bool:
@@ -146,7 +154,7 @@ def _level_reaches_only(
             if not any(leaf is known for known in leaves):
                 return False
             continue
-        if node._sequence_nr() < start:
+        if not recorded_since(node, start):
             return False
         stack.extend((following, nr) for following, nr in node.next_functions if following is not None)
     return True

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .._torch_private import is_wrapped, pytree
+from .._torch_private import insides_of, is_wrapped, parameters_in, pytree, version_of
 from .buffers import Reads, is_buffer
-from .modules import ModuleBuffers, insides_of, modules_among, parameters_in
+from .modules import ModuleBuffers, modules_among
 
 __all__ = ["Holdings", "Uses", "written_since"]
 
@@ -40,7 +40,7 @@ _QUESTIONS = frozenset({"size", "dim", "numel", "nelement", "stride", "is_floati
 _NOTHING = object()
 
 # A cell or a namespace and a name in it, what was there, and of that the version or a copy.
-_Place = tuple[Any, str, Any, Any]
+_Variable = tuple[Any, str, Any, Any]
 
 _global_names: dict[int, tuple[weakref.ref[types.CodeType], tuple[str, ...]]] = {}
 
@@ -60,7 +60,7 @@ def _state(value: Any) -> Any:
     """What may change while ``value`` stays the same object: how often a tensor was written, entries."""
     kind = type(value)
     if kind in _TENSORS:
-        return None if value.is_inference() or is_wrapped(value) else value._version
+        return None if value.is_inference() or is_wrapped(value) else version_of(value)
     return kind(value) if (kind is list or kind is dict) and len(value) <= _MANY else None
 
 
@@ -76,10 +76,10 @@ def _code_of(f: Any) -> tuple[types.FunctionType | None, Any]:
     return (function if type(function) is types.FunctionType else None), bound
 
 
-def _look(f: Any, bound_to: list[Any]) -> tuple[list[_Place], list[_Place]]:
+def _look(f: Any, bound_to: list[Any]) -> tuple[list[_Variable], list[_Variable]]:
     """What ``f`` finds in cells, and what in namespaces; ``bound_to`` gets what methods are bound to."""
-    cells: list[_Place] = []
-    names: list[_Place] = []
+    cells: list[_Variable] = []
+    names: list[_Variable] = []
     waiting: list[Any] = [f]
     for f in waiting:
         if type(f) is functools.partial:
@@ -109,7 +109,7 @@ def _look(f: Any, bound_to: list[Any]) -> tuple[list[_Place], list[_Place]]:
     return cells, names
 
 
-def _look_up(places: list[_Place], namespace: Any, names: Sequence[str]) -> None:
+def _look_up(places: list[_Variable], namespace: Any, names: Sequence[str]) -> None:
     for name in names:
         value = namespace.get(name, _NOTHING)
         if value is not _NOTHING and type(value) not in _NOT_COMPARED:
@@ -147,7 +147,7 @@ def _fill(cell: types.CellType, value: Any) -> None:
         cell.cell_contents = value
 
 
-def _lasts(place: _Place, now: Any) -> bool:
+def _lasts(place: _Variable, now: Any) -> bool:
     """Whether ``now`` is what was there, as it was."""
     _, _, value, state = place
     return _are_same(value, now) and (state is None or _is_as_it_was(state, _state(now)))
@@ -178,8 +178,8 @@ class Holdings:
         self._f = f
         bound_to: list[Any] = []
         self._before = _look(f, bound_to)
-        self._cells: list[_Place] = []
-        self._names: list[_Place] = []
+        self._cells: list[_Variable] = []
+        self._names: list[_Variable] = []
         buffers = [x for x in given if is_buffer(x)]
         buffers += [place[2] for places in self._before for place in places if is_buffer(place[2])]
         self._reads = Reads(buffers, adopt) if buffers else None

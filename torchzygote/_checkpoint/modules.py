@@ -13,17 +13,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .._torch_private import is_wrapped, outside_functorch, set_versions
+from .._torch_private import Buffers, buffers_in, is_wrapped, outside_functorch, set_versions, version_of
 
-__all__ = ["ModuleBuffers", "insides_of", "modules_among", "parameters_in"]
-
-_Buffers = dict[str, Tensor | None]
+__all__ = ["ModuleBuffers", "modules_among"]
 
 
-class _Entry(NamedTuple):
+class _BufferState(NamedTuple):
     """A buffer before the first run."""
 
-    buffers: _Buffers
+    buffers: Buffers
     """Those of its module."""
     name: str
     x: Tensor
@@ -42,42 +40,17 @@ def modules_among(values: Iterable[Any]) -> Iterator[nn.Module]:
             yield from (x for x in value if isinstance(x, nn.Module))
 
 
-def insides_of(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
-    """The attributes of ``modules`` and of what is in them, each once."""
-    found: list[dict[str, Any]] = []
-    seen: set[int] = set()
-    waiting = list(modules)
-    while waiting:
-        module = waiting.pop()
-        if id(module) in seen:
-            continue
-        seen.add(id(module))
-        inside = module.__dict__
-        found.append(inside)
-        children = inside.get("_modules")
-        if children and type(children) is dict:
-            waiting.extend(child for child in children.values() if child is not None)
-    return found
-
-
-def parameters_in(insides: Iterable[dict[str, Any]]) -> Iterator[Tensor]:
-    """The parameters that modules hold themselves, by their attributes."""
-    for inside in insides:
-        parameters = inside.get("_parameters")
-        if parameters and type(parameters) is dict:  # scripted ones have none of their own
-            yield from (p for p in parameters.values() if p is not None)
-
-
-def _updated_by_running(insides: Iterable[dict[str, Any]]) -> Iterator[_Entry]:
+def _updated_by_running(insides: Iterable[dict[str, Any]]) -> Iterator[_BufferState]:
     """The buffers of modules in training mode."""
     for inside in insides:
-        buffers = inside.get("_buffers")
-        if not (buffers and inside.get("training") and type(buffers) is dict):
+        found = buffers_in(inside) if inside.get("training") else None
+        if found is None:
             continue
-        passing = inside.get("_non_persistent_buffers_set") or ()
+        buffers, passing = found
         for name, x in buffers.items():
             if x is not None and _is_plain(x):
-                yield _Entry(buffers, name, x, x._version, _copy(x, x._version), name not in passing)
+                version = version_of(x)
+                yield _BufferState(buffers, name, x, version, _copy(x, version), name not in passing)
 
 
 def _is_plain(x: Any) -> bool:
@@ -92,13 +65,13 @@ def _copy(x: Tensor, version: int) -> Tensor:
     return copy
 
 
-def _may_have_changed(entry: _Entry) -> bool:
+def _may_have_changed(entry: _BufferState) -> bool:
     """PyTorch's norms write without counting it, and so does who writes to ``.data``.
 
     On a device nobody waits to see whether one did.
     """
     x = entry.x
-    if x._version != entry.version or entry.buffers.get(entry.name) is not x:
+    if version_of(x) != entry.version or entry.buffers.get(entry.name) is not x:
         return True
     if not entry.persistent or not x.is_cpu:
         return entry.persistent

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._torch_private import backward_pass, outside_functorch, pytree
+from .._torch_private import backward_pass, outside_functorch, pytree, recorded_since
 from .surroundings import outside_inference
 
 __all__ = ["run_before_backward"]
@@ -35,7 +35,7 @@ def run_before_backward(rerun: Callable[[], Any], y: Any, start: int) -> Any:
     def watched(x: Any) -> Any:
         if not isinstance(x, Tensor) or not x.requires_grad:
             return x
-        if x.grad_fn is None or x.grad_fn._sequence_nr() < start:
+        if x.grad_fn is None or not recorded_since(x.grad_fn, start):
             x = x.view_as(x)
         assert x.grad_fn is not None
         x.grad_fn.register_prehook(again)

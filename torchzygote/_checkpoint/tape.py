@@ -18,7 +18,7 @@ from torch.utils.checkpoint import CheckpointError
 
 from .. import _state
 from .._arguments import name_of
-from .._flags import Hold, held_again, held_by_others, holds
+from .._flags import FlagHold, held_again, held_by_others, holds
 from .._torch_private import (
     backward_pass,
     checkpoint_undebugged,
@@ -26,6 +26,7 @@ from .._torch_private import (
     outside_functorch,
     pytree,
     sequence_number,
+    version_of,
 )
 from .asked_again import handed_out
 from .holdings import Holdings, Uses, written_since
@@ -57,7 +58,7 @@ def checkpoint_on_tape(f: Callable[..., Any], xs: tuple[Any, ...], kwargs: dict[
             use_reentrant=False,
             preserve_rng_state=False,  # which looks at the devices of xs only
             determinism_check="none",  # is done here, with less time for each tensor
-            context_fn=lambda: (_Watched(runs), _Noted(runs)),
+            context_fn=lambda: (_FirstRunHooks(runs), _Noted(runs)),
         )
     except RuntimeError as refused:
         error = refused
@@ -124,7 +125,7 @@ class _Runs:
         self._disturbed = False  # other threads switched flags of tensors meanwhile
         self._others = (0, False)
         self._holdings: Holdings | None = None
-        self._holds: tuple[Hold, ...] = ()
+        self._holds: tuple[FlagHold, ...] = ()
         self._leaves: list[Any] = []
         self._names: tuple[str, ...] = ()
         self._places: list[int] = []
@@ -211,7 +212,7 @@ class _Runs:
         """Once more, whatever has become of the arguments."""
         assert self._surroundings is not None
         assert self._holdings is not None
-        self.copied = [x._version for x in tensors] != self._versions
+        self.copied = [version_of(x) for x in tensors] != self._versions
         xs, kwargs = self._arguments(tensors)
         position = _state.mark()
         try:
@@ -241,7 +242,7 @@ class _Runs:
 
     def _first_run(self, tensors: Sequence[Tensor]) -> Any:
         (xs, kwargs), self._given = self._given, None
-        self._versions = [x._version for x in tensors]
+        self._versions = [version_of(x) for x in tensors]
         self._holds = holds()
         self._holdings = Holdings(self._f, self._leaves)
         self._surroundings = Surroundings()
@@ -289,7 +290,7 @@ class _Runs:
 
     def refuse(self, x: Tensor, then: _State, again: _State) -> None:
         """Say what is wrong with ``x``, saved in another state than before, or written to since."""
-        if x._version != again[0]:
+        if version_of(x) != again[0]:
             raise RuntimeError(
                 f"checkpointed: {name_of(self._f)} writes in place into a tensor of shape {tuple(x.shape)} "
                 "that its own backward pass needs; write into a clone() of it"
@@ -312,7 +313,7 @@ class _Enough(BaseException):
         self.error = error
 
 
-class _Watched(saved_tensors_hooks):
+class _FirstRunHooks(saved_tensors_hooks):
     """During the first run: PyTorch's hooks, whose recomputation then runs outside ``torch.func`` transforms.
 
     And whose errors say what went wrong.
@@ -329,7 +330,7 @@ class _Watched(saved_tensors_hooks):
 
         def numbered(x: Tensor) -> tuple[int, Any]:
             runs.numbers.append(sequence_number() - runs.begun)
-            first.append((x._version, x.requires_grad, x.shape, x.dtype))
+            first.append((version_of(x), x.requires_grad, x.shape, x.dtype))
             return len(first) - 1, pack(x)
 
         recomputed = lambda packed: handed_out((id(runs), packed[0]), once, packed)
@@ -349,7 +350,7 @@ class _Watched(saved_tensors_hooks):
                 raise runs.refusal(f"it needs other tensors there ({error})", _BE_PURE) from None
             if number < len(runs.seen):
                 again = runs.seen[number]
-                if again != first[number] or x._version != again[0]:
+                if again != first[number] or version_of(x) != again[0]:
                     runs.refuse(x, first[number], again)
             return x
 
@@ -373,7 +374,7 @@ class _Noted(saved_tensors_hooks):
             if runs.enough is not None and runs.ends_next:
                 raise _Enough(runs, runs.enough)
             number = len(seen)
-            seen.append((x._version, x.requires_grad, x.shape, x.dtype))
+            seen.append((version_of(x), x.requires_grad, x.shape, x.dtype))
             if runs.enough is not None:
                 return x.detach()  # it is only counted
             if runs.numbers[number : number + 1] != [sequence_number() - runs.begun]:

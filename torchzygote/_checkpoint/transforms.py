@@ -29,7 +29,7 @@ from .._torch_private import (
     transform_stack,
 )
 from .._warning import warn
-from .closure import Recorder, has_version, needs_name, reaches_only
+from .closure import ClosureRecorder, has_version, needs_name, reaches_only
 from .holdings import Holdings, written_since
 from .node import Rerun, attach
 from .surroundings import Surroundings
@@ -55,7 +55,7 @@ def checkpoint_in_transforms(f: Callable[..., Any], xs: tuple[Any, ...], kwargs:
     arguments = [leaves[i].view_as(leaves[i]) for i in places]
     for i, argument in zip(places, arguments, strict=True):
         leaves[i] = argument
-    closure = Recorder(arguments)
+    closure = ClosureRecorder(arguments)
     holdings = Holdings(f, leaves, closure.adopt)
     surroundings = Surroundings()
     position = _state.mark()
@@ -94,7 +94,7 @@ class _Again(Rerun):
         leaves: list[Any],
         spec: Any,
         places: list[int],
-        closure: Recorder,
+        closure: ClosureRecorder,
         attached: list[int],
         roots: list[Tensor],
         holdings: Holdings,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .._block_layout import Layout, by_block, in_shape_of_x, rows_in_shape_of_x
-from .._drawn import MOST_KEPT, generator_for, kept
+from .._cached_draws import MOST_KEPT, generator_for, kept
 
 __all__ = ["Directions", "directions"]
 

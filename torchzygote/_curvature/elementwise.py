@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .._torch_private import node_attribute, node_name, slopes
 from ..native.elementwise import push_elementwise, slope_and_weight
-from .linear import Place
+from .linear import Recorded
 from .samples import Samples
 
 __all__ = ["Function", "Slopes", "function", "pushed"]
@@ -35,7 +35,7 @@ class Slopes(NamedTuple):
 
 
 # The recorded function, the cotangent of what it gives, tangents like those that are pushed
-Derivatives = Callable[[Place, "Tensor | None", Tensor], Slopes]
+Derivatives = Callable[[Recorded, "Tensor | None", Tensor], Slopes]
 
 
 class Function(NamedTuple):
@@ -45,7 +45,7 @@ class Function(NamedTuple):
     scale: float = 1.0
 
 
-def function(kind: str, place: Place) -> Function:
+def function(kind: str, place: Recorded) -> Function:
     """Of a node of this kind, which works element by element."""
     node = place.node
     if kind == "Pow" and node_name(node) == "PowBackward0" and node_attribute(node, "_saved_exponent") == 2:
@@ -79,41 +79,41 @@ def pushed(
     return found, samples.summed((tangents * (tangents if squared else found)).mul_(weight))
 
 
-def _any(place: Place, cotangent: Tensor | None, like: Tensor) -> Slopes:
+def _any(place: Recorded, cotangent: Tensor | None, like: Tensor) -> Slopes:
     """By PyTorch's formulas."""
     position, value, _ = place.varying()
     first, second = slopes(place.node, position, value, place.out, like, place.keep)
     return Slopes(first, None if second is None or cotangent is None else second * cotangent, True)
 
 
-def _tanh(place: Place, cotangent: Tensor | None, like: Tensor) -> Slopes:
+def _tanh(place: Recorded, cotangent: Tensor | None, like: Tensor) -> Slopes:
     z = place.tensor("_saved_result")
     if cotangent is not None:
         return Slopes(z, cotangent, False, "tanh")
     return Slopes(torch.addcmul(z.new_ones(()), z, z, value=-1), None, False)
 
 
-def _sigmoid(place: Place, cotangent: Tensor | None, like: Tensor) -> Slopes:
+def _sigmoid(place: Recorded, cotangent: Tensor | None, like: Tensor) -> Slopes:
     z = place.tensor("_saved_result")
     if cotangent is not None:
         return Slopes(z, cotangent, False, "sigmoid")
     return Slopes(torch.addcmul(z, z, z, value=-1), None, False)
 
 
-def _exp(place: Place, cotangent: Tensor | None, like: Tensor) -> Slopes:
+def _exp(place: Recorded, cotangent: Tensor | None, like: Tensor) -> Slopes:
     return Slopes(place.tensor("_saved_result"), cotangent, False)
 
 
-def _squared(place: Place, cotangent: Tensor | None, like: Tensor) -> Slopes:
+def _squared(place: Recorded, cotangent: Tensor | None, like: Tensor) -> Slopes:
     return Slopes(2 * place.tensor("_saved_self"), cotangent, True)
 
 
-def _sin(place: Place, cotangent: Tensor | None, like: Tensor) -> Slopes:
+def _sin(place: Recorded, cotangent: Tensor | None, like: Tensor) -> Slopes:
     x = place.tensor("_saved_self")
     return Slopes(x.cos(), None if cotangent is None else x.sin() * cotangent, True)
 
 
-def _cos(place: Place, cotangent: Tensor | None, like: Tensor) -> Slopes:
+def _cos(place: Recorded, cotangent: Tensor | None, like: Tensor) -> Slopes:
     x = place.tensor("_saved_self")
     return Slopes(x.sin().neg(), None if cotangent is None else x.cos() * cotangent, True)
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from .._recorded.moves import RESHAPES, Value, moved, whole
-from .._torch_private import axis_of, node_attribute, node_name, pushed_through, signed
+from .._torch_private import axis_of, node_attribute, node_name, pushed_through, saved_by, signed
 
 __all__ = [
     "MOVES",
     "Form",
-    "Place",
+    "Recorded",
     "Rule",
     "Tangents",
     "dims_of",
@@ -31,7 +31,7 @@ __all__ = [
 
 Tangents = Sequence["Tensor | None"]
 # Tangents of the inputs (None for constants), cotangent of the output if it is curved -> tangent, curvature
-Rule = Callable[["Place", Tangents, "Tensor | None"], "tuple[Tensor, Form | None]"]
+Rule = Callable[["Recorded", Tangents, "Tensor | None"], "tuple[Tensor, Form | None]"]
 
 
 class Form(NamedTuple):
@@ -50,7 +50,7 @@ class Form(NamedTuple):
         return terms if self.weight is None else terms.mul_(self.weight)
 
 
-class Place(NamedTuple):
+class Recorded(NamedTuple):
     """One operation as it was recorded; ``before``: the values it takes, ``None`` for constants.
 
     ``keep``: what is made here is going to be differentiated.
@@ -68,7 +68,7 @@ class Place(NamedTuple):
 
     def saved(self, name: str) -> Tensor | float:
         """An operand, as the operation has saved it."""
-        found: Any = getattr(self.node, name)
+        found: Any = saved_by(self.node, name)
         if isinstance(found, Tensor):
             return found if self.keep else found.detach()
         return float(found)
@@ -80,7 +80,7 @@ class Place(NamedTuple):
         return found
 
     def number(self, name: str) -> float:
-        return float(getattr(self.node, name))
+        return float(saved_by(self.node, name))
 
     def varying(self) -> tuple[int, Value, tuple[int, ...]]:
         """The only input that isn't constant: its place, itself, its shape."""
@@ -92,7 +92,7 @@ class Place(NamedTuple):
         return place, value, shape
 
 
-def dims_of(place: Place, rank: int) -> list[int]:
+def dims_of(place: Recorded, rank: int) -> list[int]:
     """The axes that go, of tangents of a value of this rank."""
     dims = node_attribute(place.node, "_saved_dim")
     dims = dims if isinstance(dims, (tuple, list)) else [] if dims is None else [dims]
@@ -120,34 +120,34 @@ def sum_of(terms: Sequence[Tensor | None]) -> Tensor:
     return total
 
 
-def _reshaped(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
+def _reshaped(place: Recorded, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
     tangent = present(tangents)
     return tangent.reshape(len(tangent), *place.out), None
 
 
-def _expanded(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
+def _expanded(place: Recorded, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
     tangent = lifted(present(tangents), len(place.out))
     return tangent.expand(len(tangent), *place.out), None
 
 
-def _reversed(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
+def _reversed(place: Recorded, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
     tangent = present(tangents)
     return tangent.mT if len(place.out) == 2 else tangent, None
 
 
-def _swapped(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
+def _swapped(place: Recorded, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
     rank = len(place.out)
     a, b = (axis_of(node_attribute(place.node, name), rank) for name in ("_saved_dim0", "_saved_dim1"))
     tangent = present(tangents)
     return tangent.transpose(1 + a, 1 + b) if rank > 0 else tangent, None
 
 
-def _permuted(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
+def _permuted(place: Recorded, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
     dims = [1 + axis_of(dim, len(place.out)) for dim in node_attribute(place.node, "_saved_dims")]
     return present(tangents).permute(0, *dims), None
 
 
-def _sliced(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
+def _sliced(place: Recorded, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
     tangent, node = present(tangents), place.node
     dim = axis_of(node_attribute(node, "_saved_dim"), tangent.dim() - 1)
     lo, hi = (node_attribute(node, name) for name in ("_saved_start", "_saved_end"))
@@ -156,13 +156,13 @@ def _sliced(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple
     return tangent[(slice(None),) * (1 + dim) + (part,)], None
 
 
-def _selected(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
+def _selected(place: Recorded, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
     tangent, node = present(tangents), place.node
     dim = axis_of(node_attribute(node, "_saved_dim"), tangent.dim() - 1)
     return tangent.select(1 + dim, signed(node_attribute(node, "_saved_index"))), None
 
 
-def _taken(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
+def _taken(place: Recorded, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
     """One of several parts along an axis; that counts from the first, so that the directions go last."""
     _, value, shape = place.varying()
     ways = moved(place.node, whole(value, shape))
@@ -171,7 +171,7 @@ def _taken(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[
     return ways[place.value[1]].forth(present(tangents).movedim(0, -1)).movedim(-1, 0), None
 
 
-def _stacked(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
+def _stacked(place: Recorded, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
     dim = axis_of(node_attribute(place.node, "_saved_dim"), len(place.out))
     like = next(t for t in tangents if t is not None)
     if place.keep:
@@ -184,26 +184,26 @@ def _stacked(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tupl
     return found, None
 
 
-def _joined(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
+def _joined(place: Recorded, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
     """Where all parts vary: of a constant, nobody knows how long it is."""
     dim = axis_of(node_attribute(place.node, "_saved_dim"), len(place.out))
     return torch.cat([t for t in tangents if t is not None], 1 + dim), None
 
 
-def _summed(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
+def _summed(place: Recorded, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
     tangent = present(tangents)
     gone = dims_of(place, tangent.dim() - 1)
     return (tangent.sum(gone) if gone else tangent).reshape(len(tangent), *place.out), None
 
 
-def _averaged(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
+def _averaged(place: Recorded, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
     total, _ = _summed(place, tangents, None)
     _, _, shape = place.varying()
     return total * (math.prod(place.out) / math.prod(shape)), None
 
 
 def _added(sign: int) -> Rule:
-    def rule(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
+    def rule(place: Recorded, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
         if len(tangents) == 1:  # to a number
             return present(tangents), None
         scale, rank = sign * place.number("_saved_alpha"), len(place.out)
@@ -214,23 +214,23 @@ def _added(sign: int) -> Rule:
     return rule
 
 
-def _negated(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
+def _negated(place: Recorded, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
     return -present(tangents), None
 
 
-def _subtracted_from(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
+def _subtracted_from(place: Recorded, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
     """``other - alpha x``; a number has no tangent."""
     first, *others = (None if t is None else lifted(t, len(place.out)) for t in tangents)
     total = sum_of([None if first is None else first * -place.number("_saved_alpha"), *others])
     return total.expand(len(total), *place.out), None
 
 
-def _padded(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
+def _padded(place: Recorded, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
     """The numbers that are saved begin with the last axis."""
     return torch.nn.functional.pad(present(tangents), node_attribute(place.node, "_saved_pad")), None
 
 
-def transposed(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
+def transposed(place: Recorded, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
     """Any other: the pullback of a linear operation is linear, too, and its pullback is the operation."""
     return pushed_through(place.node, tangents, place.out, place.keep), None
 

@@ -18,7 +18,7 @@ from .._recorded.alignment_rules import ELEMENTWISE
 from .._recorded.moves import kind_of_node
 from .._torch_private import count_outputs, curvature_by, node_attribute, node_name
 from .elementwise import Derivatives, function, pushed
-from .linear import MOVES, Form, Place, Rule, Tangents, dims_of, lifted, present, sum_of, transposed
+from .linear import MOVES, Form, Recorded, Rule, Tangents, dims_of, lifted, present, sum_of, transposed
 from .samples import Samples
 
 __all__ = ["Operation", "operation"]
@@ -40,7 +40,12 @@ class Operation(NamedTuple):
     derivatives: Derivatives | None = None
 
     def push(
-        self, at: Place, given: Tangents, cotangent: Tensor | None, samples: Samples | None, overwrite: bool
+        self,
+        at: Recorded,
+        given: Tangents,
+        cotangent: Tensor | None,
+        samples: Samples | None,
+        overwrite: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """Tangents of the output and, for each direction and sample, the curvature, if there is any.
 
@@ -59,7 +64,7 @@ class Operation(NamedTuple):
         return tangent, samples.summed(form.along())
 
 
-def operation(place: Place) -> Operation | None:
+def operation(place: Recorded) -> Operation | None:
     """The rule for what was recorded; ``None`` if there is none."""
     kind, node = kind_of_node(node_name(place.node)), place.node
     varying = [value is not None for value in place.before]
@@ -92,7 +97,7 @@ def operation(place: Place) -> Operation | None:
 # products
 
 
-def _multiplied(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
+def _multiplied(place: Recorded, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
     rank = len(place.out)
     a, b = (None if t is None else lifted(t, rank) for t in tangents)
     pushed = sum_of(
@@ -106,7 +111,7 @@ def _multiplied(place: Place, tangents: Tangents, cotangent: Tensor | None) -> t
     return pushed, Form(a, cotangent, b)
 
 
-def _divided(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
+def _divided(place: Recorded, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
     """Of ``q = a / b``: ``q' = (a' - q b') / b``, and ``-2 q' b' / b``."""
     if node_attribute(place.node, "_saved_rounding_mode") is not None:
         raise RuntimeError("a division that rounds")
@@ -123,7 +128,7 @@ def _divided(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tupl
 def _matrix_product(left: int, first: str, second: str) -> Rule:
     """Of what ``first`` and ``second`` were saved as; something may be added to it."""
 
-    def rule(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
+    def rule(place: Recorded, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
         a, b = tangents[left], tangents[left + 1]
         pushed = None if a is None else a @ place.tensor(second)
         if b is not None:
@@ -144,7 +149,9 @@ def _matrix_product(left: int, first: str, second: str) -> Rule:
     return rule
 
 
-def _times_vector(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
+def _times_vector(
+    place: Recorded, tangents: Tangents, cotangent: Tensor | None
+) -> tuple[Tensor, Form | None]:
     a, b = tangents
     pushed = sum_of(
         [
@@ -157,7 +164,7 @@ def _times_vector(place: Place, tangents: Tangents, cotangent: Tensor | None) ->
     return pushed, Form(a, cotangent.unsqueeze(1), b.unsqueeze(1))
 
 
-def _dot(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
+def _dot(place: Recorded, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
     a, b = tangents
     pushed = sum_of(
         [
@@ -172,7 +179,7 @@ def _dot(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Te
 # functions of many elements
 
 
-def _of_many(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
+def _of_many(place: Recorded, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
     """Of a sum of such functions, likewise: its pullback is linear in the cotangent.
 
     That must not depend on the input; it doesn't above everything that is curved.
@@ -191,7 +198,7 @@ def _kept(result: Tensor, shape: Sequence[int], dims: Sequence[int]) -> Tensor:
     return result.reshape([1 if 1 + i in dims else n for i, n in enumerate(shape)])
 
 
-def _logsumexp(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
+def _logsumexp(place: Recorded, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
     x, tangent = place.tensor("_saved_self"), present(tangents)
     dims = dims_of(place, x.dim())
     p = (x - _kept(place.tensor("_saved_result"), x.shape, dims)).exp()
@@ -203,14 +210,14 @@ def _logsumexp(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tu
     return pushed, Form(off, p * _kept(cotangent, x.shape, dims), off)
 
 
-def _log_softmax(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
+def _log_softmax(place: Recorded, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
     p, tangent = place.tensor("_saved_result").exp(), present(tangents)
     dims = dims_of(place, p.dim())
     off = tangent - (p * tangent).sum(dims, keepdim=True)
     return off, None if cotangent is None else Form(off, p * cotangent.sum(dims[0] - 1, keepdim=True), off)
 
 
-def _softmax(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
+def _softmax(place: Recorded, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
     p, tangent = place.tensor("_saved_result"), present(tangents)
     dims = dims_of(place, p.dim())
     off = tangent - (p * tangent).sum(dims, keepdim=True)
@@ -220,7 +227,7 @@ def _softmax(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tupl
     return p * off, Form(off, weight, off)
 
 
-def _vector_norm(place: Place, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
+def _vector_norm(place: Recorded, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, Form | None]:
     """The Euclidean one: how fast a tangent grows, and what is across."""
     x, tangent = place.tensor("_saved_self"), present(tangents)
     dims = dims_of(place, x.dim())

@@ -23,7 +23,7 @@ from .._torch_private import (
     saves_by_hooks,
     source_of,
 )
-from .linear import Place, sum_of
+from .linear import Recorded, sum_of
 from .rules import Operation, operation
 from .samples import Samples, Sizes, samples_of
 
@@ -36,7 +36,7 @@ class Step(NamedTuple):
     ``samples``: those of the curvature there; ``None`` where there is none.
     """
 
-    place: Place
+    place: Recorded
     operation: Operation | None
     samples: Samples | None
     inputs: list[int]
@@ -192,7 +192,7 @@ def _step(
         varying = found.values.get(one)
         before.append(None if varying is None else one)
         shapes.append(None if varying is None else tuple(varying[1]))
-    place = Place(value, tuple(known[1]), tuple(before), tuple(shapes), keep)
+    place = Recorded(value, tuple(known[1]), tuple(before), tuple(shapes), keep)
     if inputs:
         return Step(place, None, None, inputs)
     rule = operation(place)

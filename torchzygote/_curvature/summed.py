@@ -44,7 +44,7 @@ class Curvature(NamedTuple):
     keep: bool
 
 
-class _Pushed(NamedTuple):
+class _Jets(NamedTuple):
     """Second and first derivatives of ``y`` for each direction and block, shape (directions, blocks).
 
     ``sizes``: of the terms that the first ones are sums of.
@@ -55,7 +55,7 @@ class _Pushed(NamedTuple):
     sizes: Tensor
 
 
-class _Pass(NamedTuple):
+class _TangentPass(NamedTuple):
     """Tangents on their way."""
 
     steps: Steps
@@ -63,14 +63,14 @@ class _Pass(NamedTuple):
     of_ends: Mapping[Value, Tensor | None]
     directions: Directions
 
-    def all(self, chunk: int, progress: bool) -> _Pushed:
+    def all(self, chunk: int, progress: bool) -> _Jets:
         """Along all directions, so many at a time."""
         found = []
         for lo, hi in chunks(self.directions.total, chunk, progress, "column"):
             found.append(self._push(self.directions.seeds(lo, hi)))
-        return found[0] if len(found) == 1 else _Pushed(*map(torch.cat, zip(*found, strict=True)))
+        return found[0] if len(found) == 1 else _Jets(*map(torch.cat, zip(*found, strict=True)))
 
-    def _push(self, seeds: list[Tensor]) -> _Pushed:
+    def _push(self, seeds: list[Tensor]) -> _Jets:
         steps, ends, uses = self.steps.steps, self.steps.ends, self.steps.uses
         tangents: dict[Value, Tensor] = {}
         left = dict(uses)
@@ -102,7 +102,7 @@ class _Pass(NamedTuple):
             nothing = seeds[0].new_zeros(len(seeds[0]), len(self.directions.weights))
             curvature = nothing if curvature is None else curvature
             slopes, sizes = slopes or [nothing], sizes or [nothing]
-        return _Pushed(curvature, sum_of(slopes[-1:] + slopes[:-1]), sum_of(sizes[-1:] + sizes[:-1]))
+        return _Jets(curvature, sum_of(slopes[-1:] + slopes[:-1]), sum_of(sizes[-1:] + sizes[:-1]))
 
     def _through(
         self, step: Step, operation: Operation, tangents: Mapping[Value, Tensor]
@@ -124,14 +124,14 @@ def diagonals(of: Curvature, *, chunk: int, progress: bool) -> list[Tensor] | No
         by: list[Any] = [*map(value_at, values), *of.inputs]
         pulled = pull_back([of.y], [torch.ones_like(of.y)], by, True, of.keep)
         cotangents = dict(zip(values, pulled, strict=False))
-        way = _Pass(of.steps, cotangents, of.steps.of_ends(cotangents), of.directions)
+        way = _TangentPass(of.steps, cotangents, of.steps.of_ends(cotangents), of.directions)
         found = way.all(chunk, progress)
         return (
             of.directions.diagonals(found.curvature) if _is_right(of, found, pulled[len(values) :]) else None
         )
 
 
-def _is_right(of: Curvature, found: _Pushed, gradients: list[Tensor | None]) -> bool:
+def _is_right(of: Curvature, found: _Jets, gradients: list[Tensor | None]) -> bool:
     """Whether all is finite, and the tangents give the gradient, each block by itself."""
     curvature, slope = found.curvature.detach(), found.slope.detach()
     if not all_finite(curvature):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _compressed, _engine
+from .._torch_private import version_of
 from ..sparsity.pattern import Pattern
 
 __all__ = ["PlanResults", "listing_all"]
@@ -68,13 +69,13 @@ class _SharedStructure:
         matrix = _compressed.csr(copy, values, device)
         # These count what is written into the matrix, and outlive it. The vectors it was made of don't.
         columns = matrix.col_indices()
-        watched.append((columns, columns._version))
+        watched.append((columns, version_of(columns)))
         return matrix
 
 
 def _is_spent(watched: Sequence[tuple[Tensor, int]]) -> bool:
     """Whether results with another copy are to be made: enough share it, or one was written into."""
-    return len(watched) >= _MOST_SHARING or any(columns._version != before for columns, before in watched)
+    return len(watched) >= _MOST_SHARING or any(version_of(columns) != before for columns, before in watched)
 
 
 @_engine.entry_point

@@ -22,6 +22,7 @@ from .._torch_private import (
     node_shape,
     node_type,
     number_of,
+    saved_by,
     source_of,
     value_of_node,
 )
@@ -160,7 +161,7 @@ def entrances(
     ], found
 
 
-class _Entry(NamedTuple):
+class _AffineEntry(NamedTuple):
     value: Value
     channel: int | None
     term: Term
@@ -168,10 +169,10 @@ class _Entry(NamedTuple):
 
 def _followed(
     consumers: _Consumers, root: Value, x: Tensor, which: int, rest: Rest | None
-) -> tuple[list[_Entry], list[Other]] | None:
+) -> tuple[list[_AffineEntry], list[Other]] | None:
     """The affine maps that pieces of ``x`` go into, and where others go; ``None`` where that isn't all."""
     ways = 0
-    entries: list[_Entry] = []
+    entries: list[_AffineEntry] = []
     others: list[Other] = []
     pending = [whole(source_of(x), tuple(x.shape))]
     while pending:
@@ -198,7 +199,7 @@ def _followed(
     return entries, others
 
 
-def _enter(node: Any, position: int, way: Way, x: Tensor, which: int) -> _Entry | None:
+def _enter(node: Any, position: int, way: Way, x: Tensor, which: int) -> _AffineEntry | None:
     """The affine map that a piece of ``x`` goes into here, if it is one."""
     shape, out = way.shape, node_shape(node, 0)
     if out is None or x.is_complex() or node_type(node, 0)[0] != x.dtype:
@@ -223,7 +224,7 @@ def _enter(node: Any, position: int, way: Way, x: Tensor, which: int) -> _Entry 
         arranged = lambda given: forth(given).reshape(k, -1)
         restored = lambda given: back(reshaped(given, 2, shape))
     term = Term(which, factor, math.prod(shape) // k, arranged, restored, node, way.value, on_left)
-    return _Entry((node, 0), channel, term)
+    return _AffineEntry((node, 0), channel, term)
 
 
 # By kind of node: positions of the left and right factor and of what is added, and the factors' names.
@@ -257,7 +258,7 @@ def _operand(
         return None
     scale = node_attribute(node, "_saved_alpha") if added is not None else 1
     on_left = position == left
-    other = getattr(node, right_name if on_left else left_name)
+    other = saved_by(node, right_name if on_left else left_name)
     if other is None or other.is_complex():
         return None
     factor = _matrix(other, to_the_right=on_left)
@@ -291,8 +292,8 @@ def _added(
         return None
     channel = axes[0] if axes else None
     samples = math.prod(out) // math.prod(shape)
-    meta = node._input_metadata[0]
-    column = torch.full((1, 1), scale, dtype=meta.dtype, device=meta.device)
+    dtype, device = node_type(node, 0)
+    column = torch.full((1, 1), scale, dtype=dtype, device=device)
     return column.expand(samples, 1), channel, None
 
 

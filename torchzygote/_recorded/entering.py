@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .._torch_private import node_name, node_shape, number_of, value_of_node
+from .._torch_private import count_outputs, node_name, node_shape, number_of, value_of_node
 from .affine import AffineMap, Other, entrances
 from .layers import Layer, Lookup, layer
 from .moves import Value, Way, kind_of_node
@@ -70,7 +70,7 @@ class Entering:
 
     def _derived(self, which: int, node: Any) -> list[Way] | None:
         """The outputs of a node as values of their own."""
-        outputs = range(len(node._input_metadata))
+        outputs = range(count_outputs(node))
         known = kind_of_node(node_name(node)) != "" and all(node_shape(node, k) is not None for k in outputs)
         if not known or node is self.y.grad_fn or len(self._numbers) + len(outputs) > _MOST_BETWEEN:
             return None

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._torch_private import axis_of, node_attribute, node_name, node_shape, node_type, signed
+from .._torch_private import axis_of, node_attribute, node_name, node_shape, node_type, saved_by, signed
 from .moves import Value, Way, kind_of_node
 from .windows import rows_by_windows
 
@@ -44,7 +44,7 @@ class Lookup(NamedTuple):
     onward: Way
 
 
-class _Place(NamedTuple):
+class _LayerOperand(NamedTuple):
     """Where a piece of an input goes in."""
 
     node: Any
@@ -55,7 +55,7 @@ class _Place(NamedTuple):
 
     def saved(self, name: str, keep: bool) -> Tensor:
         """A tensor that the operation has saved."""
-        found: Tensor = getattr(self.node, name)
+        found: Tensor = saved_by(self.node, name)
         return found if keep else found.detach()
 
     def operand(self, name: str, keep: bool) -> Tensor | float | None:
@@ -75,7 +75,7 @@ def layer(node: Any, position: int, way: Way, dtype: torch.dtype) -> Layer | Loo
     if dtype.is_complex or not _takes(kind, dtype, node_type(node, 0)[0]):
         return None
     try:
-        found = rule(_Place(node, position, way.shape, out, dtype))
+        found = rule(_LayerOperand(node, position, way.shape, out, dtype))
     except RuntimeError:  # what it saved was changed or freed
         return None
     if found is None:
@@ -110,14 +110,14 @@ def _by_sample(given: Tensor, axes: Sequence[int], own: Sequence[int], shape: Se
 # ---------------------------------------------------------------------------------------------------------
 # Element by element: a local derivative, and a sum over what the piece was repeated along.
 
-_Rule = Callable[[_Place], "tuple[Sequence[int], Pull] | None"]
-_Factor = Callable[[_Place, bool], "Tensor | float | None"]
+_Rule = Callable[[_LayerOperand], "tuple[Sequence[int], Pull] | None"]
+_Factor = Callable[[_LayerOperand, bool], "Tensor | float | None"]
 
 
 def _broadcast(factor: _Factor) -> _Rule:
     """The piece is repeated as PyTorch broadcasts; ``factor``: the derivative of z by it, if it is known."""
 
-    def rule(place: _Place) -> tuple[Sequence[int], Pull] | None:
+    def rule(place: _LayerOperand) -> tuple[Sequence[int], Pull] | None:
         missing = len(place.out) - len(place.shape)
         own = [missing + axis for axis, size in enumerate(place.shape) if size > 1]
         if factor(place, False) is None:
@@ -127,7 +127,7 @@ def _broadcast(factor: _Factor) -> _Rule:
     return rule
 
 
-def _repeated(place: _Place) -> tuple[Sequence[int], Pull] | None:
+def _repeated(place: _LayerOperand) -> tuple[Sequence[int], Pull] | None:
     missing = len(place.out) - len(place.shape)
     times = node_attribute(place.node, "_saved_repeats")
     if any(n != 1 for n, size in zip(times[missing:], place.shape, strict=True) if size > 1):
@@ -135,7 +135,7 @@ def _repeated(place: _Place) -> tuple[Sequence[int], Pull] | None:
     return _broadcast(_one)(place)
 
 
-def _scaled(place: _Place, own: Sequence[int], factor: _Factor) -> Pull:
+def _scaled(place: _LayerOperand, own: Sequence[int], factor: _Factor) -> Pull:
     def pulled(given: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
         given, by = given.to(place.dtype), factor(place, keep)
         if by is not None and not (isinstance(by, float) and by == 1.0):
@@ -145,32 +145,32 @@ def _scaled(place: _Place, own: Sequence[int], factor: _Factor) -> Pull:
     return pulled
 
 
-def _one(place: _Place, keep: bool) -> float:
+def _one(place: _LayerOperand, keep: bool) -> float:
     return 1.0
 
 
-def _added(place: _Place, keep: bool) -> float | None:
+def _added(place: _LayerOperand, keep: bool) -> float | None:
     scale = 1 if place.position == 0 else node_attribute(place.node, "_saved_alpha")
     return float(scale) if isinstance(scale, (int, float)) else None
 
 
-def _subtracted(place: _Place, keep: bool) -> float | None:
+def _subtracted(place: _LayerOperand, keep: bool) -> float | None:
     scale = _added(place, keep)
     return scale if scale is None or place.position == 0 else -scale
 
 
-def _multiplied(place: _Place, keep: bool) -> Tensor | float | None:
+def _multiplied(place: _LayerOperand, keep: bool) -> Tensor | float | None:
     return place.operand("_saved_other" if place.position == 0 else "_saved_self", keep)
 
 
-def _divided(place: _Place, keep: bool) -> Tensor | float | None:
+def _divided(place: _LayerOperand, keep: bool) -> Tensor | float | None:
     below = place.operand("_saved_other", keep)
     if below is None or node_attribute(place.node, "_saved_rounding_mode") is not None:
         return None
     return 1 / below if place.position == 0 else -place.saved("_saved_self", keep) / (below * below)
 
 
-def _slope(place: _Place, keep: bool) -> Tensor | None:
+def _slope(place: _LayerOperand, keep: bool) -> Tensor | None:
     if place.position != 1:
         return None
     x = place.saved("_saved_self", keep)
@@ -181,22 +181,22 @@ def _slope(place: _Place, keep: bool) -> Tensor | None:
 # Norms: the weight scales what the norm gives without it.
 
 
-def _norm_of_layers(place: _Place) -> tuple[Sequence[int], Pull] | None:
+def _norm_of_layers(place: _LayerOperand) -> tuple[Sequence[int], Pull] | None:
     last = range(len(place.out) - len(place.shape), len(place.out))
     return _norm(place, list(last), _layer_normalized)
 
 
-def _norm_of_channels(standardized: Callable[[_Place, bool], Tensor]) -> _Rule:
+def _norm_of_channels(standardized: Callable[[_LayerOperand, bool], Tensor]) -> _Rule:
     return lambda place: _norm(place, [1], standardized)
 
 
-def _norm_of_batches(place: _Place) -> tuple[Sequence[int], Pull] | None:
+def _norm_of_batches(place: _LayerOperand) -> tuple[Sequence[int], Pull] | None:
     training = node_attribute(place.node, "_saved_training")
     return _norm(place, [1], _by_given_statistics) if training is False else None
 
 
 def _norm(
-    place: _Place, own: Sequence[int], standardized: Callable[[_Place, bool], Tensor]
+    place: _LayerOperand, own: Sequence[int], standardized: Callable[[_LayerOperand, bool], Tensor]
 ) -> tuple[Sequence[int], Pull] | None:
     if place.position == 0:
         return None
@@ -206,9 +206,14 @@ def _norm(
     return own, _scaled(place, own, _one)
 
 
-def _layer_normalized(place: _Place, keep: bool) -> Tensor:
+def _statistics(node: Any) -> tuple[Tensor, Tensor]:
+    """Mean and one over the deviation, as a norm has saved them."""
+    return saved_by(node, "_saved_result1").detach(), saved_by(node, "_saved_result2").detach()
+
+
+def _layer_normalized(place: _LayerOperand, keep: bool) -> Tensor:
     x = place.saved("_saved_input", keep)
-    mean, scale = place.node._saved_result1.detach(), place.node._saved_result2.detach()
+    mean, scale = _statistics(place.node)
     if keep:  # how they depend on x isn't recorded
         dims = tuple(range(x.dim() - len(place.shape), x.dim()))
         spread, of_x = torch.var_mean(x.to(mean.dtype), dims, correction=0, keepdim=True)
@@ -217,11 +222,9 @@ def _layer_normalized(place: _Place, keep: bool) -> Tensor:
     return found
 
 
-def _group_normalized(place: _Place, keep: bool) -> Tensor:
+def _group_normalized(place: _LayerOperand, keep: bool) -> Tensor:
     x = place.saved("_saved_input", keep)
-    mean, scale = (
-        one.detach().unsqueeze(-1) for one in (place.node._saved_result1, place.node._saved_result2)
-    )
+    mean, scale = (one.unsqueeze(-1) for one in _statistics(place.node))
     grouped = x.reshape(*mean.shape[:2], -1)
     if keep:
         spread, mean = torch.var_mean(grouped.to(mean.dtype), 2, correction=0, keepdim=True)
@@ -230,7 +233,7 @@ def _group_normalized(place: _Place, keep: bool) -> Tensor:
     return found
 
 
-def _by_given_statistics(place: _Place, keep: bool) -> Tensor:
+def _by_given_statistics(place: _LayerOperand, keep: bool) -> Tensor:
     x = place.saved("_saved_input", keep)
     mean, spread = (
         place.saved(name, keep).view(-1, *[1] * (x.dim() - 2))
@@ -246,7 +249,7 @@ def lost_digits(one: Layer) -> float:
     node, kind = one.z[0], kind_of_node(node_name(one.z[0]))
     if kind not in ("NativeLayerNorm", "NativeGroupNorm") or node.next_functions[1] != one.way.value:
         return 0.0
-    mean, scale = node._saved_result1.detach(), node._saved_result2.detach()
+    mean, scale = _statistics(node)
     return float((mean.abs() * scale).amax())
 
 
@@ -254,7 +257,7 @@ def lost_digits(one: Layer) -> float:
 # Convolutions: a matrix product of the windows for each sample.
 
 
-def _convolution(place: _Place) -> tuple[Sequence[int], Pull] | None:
+def _convolution(place: _LayerOperand) -> tuple[Sequence[int], Pull] | None:
     if place.position == 0:
         return None
     others = range(1, len(place.out))  # windows overlap, so that places are no samples
@@ -272,15 +275,15 @@ def _convolution(place: _Place) -> tuple[Sequence[int], Pull] | None:
 
 def _embedding(node: Any) -> tuple[Tensor, int | None]:
     padding = signed(node_attribute(node, "_saved_padding_idx"))
-    return node._saved_indices.detach(), padding if padding >= 0 else None
+    return saved_by(node, "_saved_indices").detach(), padding if padding >= 0 else None
 
 
 def _indexed(node: Any) -> tuple[Tensor, int | None]:
-    return node._saved_indices[0].detach(), None
+    return saved_by(node, "_saved_indices")[0].detach(), None
 
 
 def _selected(node: Any) -> tuple[Tensor, int | None]:
-    return node._saved_index.detach().reshape(-1), None
+    return saved_by(node, "_saved_index").detach().reshape(-1), None
 
 
 _LOOKUPS: dict[str, Callable[[Any], tuple[Tensor, int | None]]] = {
@@ -290,14 +293,16 @@ _LOOKUPS: dict[str, Callable[[Any], tuple[Tensor, int | None]]] = {
 }
 
 
-def _lookup(place: _Place) -> tuple[Sequence[int], Pull] | None:
+def _lookup(place: _LayerOperand) -> tuple[Sequence[int], Pull] | None:
     node, kind = place.node, kind_of_node(node_name(place.node))
     if node_attribute(node, "_saved_sparse") or node_attribute(node, "_saved_scale_grad_by_freq"):
         return None
     if kind == "IndexSelect" and axis_of(node_attribute(node, "_saved_dim"), len(place.shape)) != 0:
         return None
-    if kind == "Index" and (len(node._saved_indices) != 1 or node._saved_indices[0].dtype != torch.int64):
-        return None
+    if kind == "Index":
+        indices = saved_by(node, "_saved_indices")
+        if len(indices) != 1 or indices[0].dtype != torch.int64:
+            return None
     index, padding = _LOOKUPS[kind](node)
     if (*index.shape, *place.shape[1:]) != place.out:
         return None
@@ -306,7 +311,7 @@ def _lookup(place: _Place) -> tuple[Sequence[int], Pull] | None:
 
 
 def _put_back(
-    place: _Place, index: Tensor, padding: int | None, given: Tensor, axes: Sequence[int]
+    place: _LayerOperand, index: Tensor, padding: int | None, given: Tensor, axes: Sequence[int]
 ) -> Tensor:
     """Rows by a table, from rows by what was taken out of it."""
     free = [axis for axis in range(index.dim()) if axis not in axes]

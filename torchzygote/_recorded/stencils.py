@@ -50,7 +50,7 @@ class _Shifted(NamedTuple):
     flat: bool = False
 
 
-class _Reading:
+class _StencilWalk:
     """The walk along a graph from a root down to an input, and the grid's shape once anything is shifted."""
 
     def __init__(self, x: Tensor) -> None:
@@ -126,10 +126,10 @@ class _Reading:
         return _Shifted(out, offsets, wraps, there[0].flat)
 
 
-_Rule = Callable[[_Reading, Any, "list[_Shifted | None]", Shape], _Shifted]
+_Rule = Callable[[_StencilWalk, Any, "list[_Shifted | None]", Shape], _Shifted]
 
 
-def _elementwise(reading: _Reading, node: Any, inputs: list[_Shifted | None], out: Shape) -> _Shifted:
+def _elementwise(reading: _StencilWalk, node: Any, inputs: list[_Shifted | None], out: Shape) -> _Shifted:
     return reading.together(inputs, out)
 
 
@@ -142,20 +142,20 @@ def _start(node: Any, size: int) -> int:
     return min(max(start + size if start < 0 else start, 0), size)
 
 
-def _slice(reading: _Reading, node: Any, inputs: list[_Shifted | None], out: Shape) -> _Shifted:
+def _slice(reading: _StencilWalk, node: Any, inputs: list[_Shifted | None], out: Shape) -> _Shifted:
     (value,) = inputs
     assert value is not None
     axis = axis_of(node_attribute(node, "_saved_dim"), len(out))
     return reading.shifted(value, out, {axis: _start(node, value.shape[axis])})
 
 
-def _unslice(reading: _Reading, node: Any, inputs: list[_Shifted | None], out: Shape) -> _Shifted:
+def _unslice(reading: _StencilWalk, node: Any, inputs: list[_Shifted | None], out: Shape) -> _Shifted:
     """The pullback of a slice has zeros around it."""
     axis = axis_of(node_attribute(node, "_saved_dim"), len(out))
     return reading.shifted(inputs[0], out, {axis: -_start(node, out[axis])})
 
 
-def _roll(reading: _Reading, node: Any, inputs: list[_Shifted | None], out: Shape) -> _Shifted:
+def _roll(reading: _StencilWalk, node: Any, inputs: list[_Shifted | None], out: Shape) -> _Shifted:
     (value,) = inputs
     assert value is not None
     shifts = [signed(shift) for shift in node_attribute(node, "_saved_shifts")]
@@ -167,13 +167,13 @@ def _roll(reading: _Reading, node: Any, inputs: list[_Shifted | None], out: Shap
     return reading.shifted(value, out, {a: -s for a, s in zip(dims, shifts, strict=True)}, wraps=True)
 
 
-def _pad(reading: _Reading, node: Any, inputs: list[_Shifted | None], out: Shape) -> _Shifted:
+def _pad(reading: _StencilWalk, node: Any, inputs: list[_Shifted | None], out: Shape) -> _Shifted:
     pad = [int(n) for n in node_attribute(node, "_saved_pad")]
     by = {len(out) - 1 - i // 2: -signed(n) for i, n in enumerate(pad) if i % 2 == 0}
     return reading.shifted(inputs[0], out, by)
 
 
-def _cat(reading: _Reading, node: Any, inputs: list[_Shifted | None], out: Shape) -> _Shifted:
+def _cat(reading: _StencilWalk, node: Any, inputs: list[_Shifted | None], out: Shape) -> _Shifted:
     """Pieces one after the other; of constants, one size may be unknown."""
     axis = axis_of(node_attribute(node, "_saved_dim"), len(out))
     sizes = [None if value is None else value.shape[axis] for value in inputs]
@@ -188,7 +188,7 @@ def _cat(reading: _Reading, node: Any, inputs: list[_Shifted | None], out: Shape
     return reading.together(parts, out)
 
 
-def _view(reading: _Reading, node: Any, inputs: list[_Shifted | None], out: Shape) -> _Shifted:
+def _view(reading: _StencilWalk, node: Any, inputs: list[_Shifted | None], out: Shape) -> _Shifted:
     """Of each element by itself in any shape; else the grid in a row, and back."""
     (value,) = inputs
     assert value is not None
@@ -230,7 +230,7 @@ def stencil(root: Tensor, x: Tensor) -> Pattern | None:
     """
     if root.grad_fn is None or not is_leaf(x) or x.dim() == 0 or not _are_known(root):
         return None
-    reading = _Reading(x)
+    reading = _StencilWalk(x)
     try:
         found = reading.of(root)
         if found is None or found.offsets is None:

@@ -75,7 +75,7 @@ def primal(x: Tensor) -> Tensor:
 forward_mode_enabled = functools.partial(_forward_ad._set_fwd_grad_enabled, True)
 
 
-class Pushed(NamedTuple):
+class PushedOperand(NamedTuple):
     """The one operand that has a tangent."""
 
     place: int
@@ -96,7 +96,7 @@ class Pushes:
     def __init__(self) -> None:
         self._left, self._passing = _AT_FIRST, 0
 
-    def only_one(self, operands: Sequence[Any]) -> Pushed | None:
+    def only_one(self, operands: Sequence[Any]) -> PushedOperand | None:
         """The only one with a tangent of the innermost transform, where all are dense tensors.
 
         ``None`` also where a reverse mode runs inside, which records the operator as it is, and in inference
@@ -121,14 +121,14 @@ class Pushes:
         found = self._only_one_of(operands, places)
         return None if found is None or operands[found.place].requires_grad else found
 
-    def _only_one_of(self, operands: Sequence[Any], places: Sequence[int]) -> Pushed | None:
+    def _only_one_of(self, operands: Sequence[Any], places: Sequence[int]) -> PushedOperand | None:
         found = None
         for place in places:
             value, tangent = _unpack_dual(operands[place], level=0)
             if tangent is None:
                 self._left = _AFTER_A_CONSTANT
             elif found is None:
-                found = Pushed(place, value, tangent)
+                found = PushedOperand(place, value, tangent)
             else:
                 self._left -= 1
                 if self._left <= 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ __all__ = [
     "axis_of",
     "count_outputs",
     "curvature_by",
+    "custom_function_of",
     "is_leaf",
     "node_attribute",
     "node_name",
@@ -26,6 +27,8 @@ __all__ = [
     "node_type",
     "pulled_through",
     "pushed_through",
+    "recorded_since",
+    "saved_by",
     "saves_by_hooks",
     "signed",
     "slopes",
@@ -219,8 +222,23 @@ def multiplications(node: Any) -> int:
     return 0
 
 
+def recorded_since(node: Any, start: int) -> bool:
+    """Whether its thread recorded ``node`` when :func:`sequence_number` was ``start``, or later."""
+    return bool(node._sequence_nr() >= start)
+
+
+def custom_function_of(node: Any) -> Any:
+    """The ``torch.autograd.Function`` that made ``node``; ``None`` for PyTorch's own operators."""
+    return getattr(node, "_forward_cls", None)
+
+
+# An operand or a result that a node saved; raises where it was freed, or written into since. Nothing public
+# tells what an operation was given, which structure and curvature are read off.
+saved_by: Callable[[Any, str], Any] = getattr
+
+
 def node_attribute(node: Any, name: str) -> Any:
-    """What a node saved besides tensors (a ``dim``, a shape); ``None`` where it has no such thing."""
+    """The same, mostly of what is no tensor (a ``dim``, a shape); ``None`` where a node has no such thing."""
     return getattr(node, name, None)
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "is_jit_tracing",
     "is_tracing",
     "register_autograd_kernel",
+    "schema_of",
     "trace_time",
     "traced_value_of",
     "unchecked_select",
@@ -83,6 +84,11 @@ def uncompiled() -> Iterator[None]:
 
 # One overload of an operator, such as ``aten.add.Tensor``; the class has no public name.
 OpOverload: Any = torch._ops.OpOverload
+
+
+def schema_of(overload: Any) -> Any:
+    """The arguments and results of an operator, and which of them it writes into; nothing public tells."""
+    return overload._schema
 
 
 # Whether torch.jit.trace is recording; the public name asks a second question first.

@@ -26,13 +26,13 @@ _users = 0
 _was_on = True
 
 
-class _Here(threading.local):
+class _RecurrentState(threading.local):
     """Per thread: how many Jacobians are being recorded."""
 
     jacobians = 0
 
 
-_here = _Here()
+_here = _RecurrentState()
 _recorded = 0  # in all threads
 
 

@@ -21,13 +21,13 @@ from .levels import in_functorch
 __all__ = ["record_reentrant_checkpoints"]
 
 
-class _Here(threading.local):
+class _ReentrantState(threading.local):
     """Per thread: whether the function of such a checkpoint runs, maybe again, after the derivative ended."""
 
     recorded = False
 
 
-_here = _Here()
+_here = _ReentrantState()
 
 
 def _recorded(function: Callable[..., Any], *args: Any) -> Any:

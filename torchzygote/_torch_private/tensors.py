@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -17,22 +18,37 @@ from .operators import is_tracing
 
 __all__ = [
     "alike",
+    "base_of",
     "flatten_dense",
     "group_by_device_and_dtype",
     "has_meta_storage",
     "has_numbers",
+    "is_missing_tangent",
+    "is_view",
     "keeps_tensors_from_swapping",
     "memory_holders",
     "no_torch_function",
+    "object_holders",
     "refuse_writes",
     "set_versions",
     "storage_key",
     "swap_tensors",
+    "uncoalesced_values",
+    "version_of",
     "weak_storage",
 ]
 
 # A subclass with this as its ``__torch_function__`` is a plain tensor to everything that is computed from it.
 no_torch_function: Callable[..., Any] = torch._C._disabled_torch_function_impl
+
+# How often a tensor was written into, with all views of its memory; public names only count it up. These four
+# are no functions of Python, as a call of one would take half as long again.
+version_of: Callable[[Tensor], int] = attrgetter("_version")
+# Whether a tensor is a view, and what of (``None`` for others), which ``requires_grad`` may come of.
+is_view: Callable[[Tensor], bool] = Tensor._is_view
+base_of: Callable[[Tensor], Tensor | None] = attrgetter("_base")
+# How many hold the tensor in C++, as a graph that saved it does; all that hold it in Python count once.
+object_holders: Callable[[Tensor], int] = Tensor._use_count  # type: ignore[attr-defined]
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _OF_CUSTOM_FUNCTION = torch._C._autograd.CreationMeta.IN_CUSTOM_FUNCTION
@@ -133,6 +149,16 @@ def has_meta_storage(x: Tensor) -> bool:
         return x.untyped_storage().device.type == "meta"
     except (NotImplementedError, RuntimeError):  # sparse and opaque layouts, wrappers
         return False
+
+
+def is_missing_tangent(x: Tensor) -> bool:
+    """Whether ``x`` is one of the zeros without memory by which PyTorch says that there is no tangent."""
+    return x._is_zerotensor()
+
+
+def uncoalesced_values(x: Tensor) -> Tensor:
+    """The values of a sparse COO tensor as they lie in memory; the public name wants each place once."""
+    return x._values()
 
 
 _use_count: Callable[[int], int] = torch._C._storage_Use_Count

@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 
-class _Here(threading.local):
+class _WantedState(threading.local):
     """Per thread: how many derivatives want formulas, and how many of them want those of norms, too.
 
     ``told``: by :func:`wanted_here_as`, so that it is right in a thread of PyTorch's, too.
@@ -36,7 +36,7 @@ class _Here(threading.local):
         self.told = False
 
 
-_here = _Here()
+_here = _WantedState()
 # In all threads.
 _of_norms = 0
 

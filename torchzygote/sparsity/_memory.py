@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._torch_private import set_versions, weak_storage
+from .._torch_private import base_of, is_view, set_versions, version_of, weak_storage
 
 __all__ = ["Const", "Memory"]
 
@@ -81,8 +81,8 @@ class Memory:
             self._saved.append((_bytes(x, x.untyped_storage()), _bytes(x, _clone(x))))
         if not x.is_inference():
             # A view has its base's counter; what is detached shares it too, unknown to anybody.
-            owner: Tensor = x._base if x._is_view() else x  # type: ignore[assignment]
-            self._versions.setdefault(id(owner), (owner, owner._version))
+            owner: Tensor = base_of(x) if is_view(x) else x  # type: ignore[assignment]
+            self._versions.setdefault(id(owner), (owner, version_of(owner)))
 
     def after_write(self, keys: Iterable[int]) -> None:
         """Count it."""

@@ -6,7 +6,6 @@ replays it keeps a shadow of each piece of memory. Knows nothing of index sets o
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,8 +13,16 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .._torch_private import DispatchMode, OpOverload, pytree, storage_key
+from .._torch_private import (
+    DispatchMode,
+    OpOverload,
+    has_hooks,
+    is_missing_tangent,
+    pytree,
+    storage_key,
+)
 from ._memory import Const, Memory
+from ._operator_facts import About, about
 from .varying import addresses, lies_in
 
 __all__ = ["Const", "Op", "Place", "Probe", "Program", "Recorder", "Ref"]
@@ -66,63 +73,13 @@ class Program(NamedTuple):
     operators: tuple[str, ...]
 
 
-class About(NamedTuple):
-    """What there is to know about an operator before it runs."""
-
-    name: str
-    full_name: str
-    mutable: bool
-    written: tuple[int | str, ...]
-    parameters: tuple[tuple[str, Any], ...]
-    adds_to: bool
-    random: bool
-    reveals_values: bool
-
-
-# They change what a tensor object shows, not the memory.
-_METADATA = {"squeeze_", "unsqueeze_", "t_", "transpose_", "as_strided_", "swapaxes_", "swapdims_", "detach_"}
 # They exchange the memory itself, or reach memory that their argument is only a part of.
 _REARRANGING = {"set", "resize", "resize_as", "as_strided_copy", "as_strided_scatter"}
-# What they write doesn't depend on what was there.
-_OVERWRITING = {"copy", "fill", "zero", "masked_fill", "index_fill", "_foreach_copy", "_foreach_zero"}
-# Batch statistics are updated in place without the schema's saying so.
-_HIDDEN_WRITES = {"native_batch_norm": (3, 4), "cudnn_batch_norm": (3, 4), "miopen_batch_norm": (3, 4)}
-# Their results show the values of a float input, in a number or in a shape.
-_REVEALING = {"nonzero", "nonzero_static", "_unique", "_unique2", "unique_dim", "unique_consecutive"}
 # They show values without an operator.
 _HANDING_OUT = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__}
 # They read what has no memory, the zeros that stand for a missing tangent: PyTorch hands these on to modes as
 # they are, and calls nothing below that knows them (2.13). `addcdiv` and `add(alpha=...)` call them.
 _BLIND_TO_ZEROS = {torch.ops.aten.mul.Scalar, torch.ops.aten.add.Scalar}
-
-
-@functools.cache
-def about(func: Any) -> About:
-    """The facts about an operator, from its schema."""
-    schema = func._schema
-    namespace, _, base = schema.name.partition("::")
-    mutable = schema.is_mutable
-    name = base[:-1] if mutable and base.endswith("_") and not base.endswith("__") else base
-    written: list[int | str] = [
-        argument.name if argument.kwarg_only else position
-        for position, argument in enumerate(schema.arguments)
-        if argument.alias_info is not None and argument.alias_info.is_write and base not in _METADATA
-    ]
-    written.extend(p for p in _HIDDEN_WRITES.get(base, ()) if p not in written)
-    tags = func.tags
-    return About(
-        name=name if namespace == "aten" else f"{namespace}::{name}",
-        full_name=str(func),
-        mutable=bool(written),
-        written=tuple(written),
-        parameters=tuple(
-            (argument.name, argument.default_value if argument.has_default_value() else None)
-            for argument in schema.arguments
-        ),
-        adds_to=name not in _OVERWRITING and any(isinstance(where, int) for where in written),
-        random=torch.Tag.nondeterministic_seeded in tags,
-        reveals_values=torch.Tag.data_dependent_output in tags or base in _REVEALING,
-    )
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -270,7 +227,7 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
                 if key in self._apart:
                     self.unsupported = f"{facts.full_name} on what ignore_derivatives was given or gave"
                 self._memory.before_write(x, key)
-        if func in _BLIND_TO_ZEROS and args[0]._is_zerotensor():
+        if func in _BLIND_TO_ZEROS and is_missing_tangent(args[0]):
             args = (torch.zeros_like(args[0]), *args[1:])
         out = func(*args, **kwargs)
         self._record(facts, args, kwargs, out)
@@ -326,7 +283,7 @@ class Recorder(DispatchMode):  # type: ignore[no-untyped-call]
                 self._volatile.add(self._memory.keep(x, key_of[id(x)]))
             if self._arrays and lies_in(x, self._arrays):
                 self._varies(x, key_of[id(x)])
-            if x._backward_hooks:
+            if has_hooks(x):
                 self.unsupported = "a hook on a tensor in f"
             if x.is_nested:
                 self.unsupported = "a nested tensor in f"

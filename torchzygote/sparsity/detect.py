@@ -16,13 +16,21 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from .. import _state
 from .._call_options import check_callable
+from .._error_notes import call
+from .._hidden_derivatives import cutting, watching
 from .._memory_layout import copied_in_place
-from .._notes import call
 from .._outputs import real_scalar
 from .._random import OneRun, RandomState
 from .._real_arguments import prepare_one
-from .._sight import cutting, watching
-from .._torch_private import dynamo_is_loaded, in_functorch, node_name, reaches, survey, uncompiled
+from .._torch_private import (
+    custom_function_of,
+    dynamo_is_loaded,
+    in_functorch,
+    node_name,
+    reaches,
+    survey,
+    uncompiled,
+)
 from .._unfused import unfused
 from ..native.index_sets import expand_pairs, expand_sets
 from ._recorder import recorder
@@ -40,7 +48,7 @@ logger = logging.getLogger("torchzygote")
 DEFAULT_BUDGET = 1 << 27
 
 
-class _Run(NamedTuple):
+class _RecordedRun(NamedTuple):
     """One recorded run: ``why_dense`` says what kept the structure from being seen."""
 
     value: Any
@@ -62,7 +70,7 @@ def _run(
     inputs: Sequence[Tensor],
     owned: Sequence[bool],
     varying: Sequence[Any] = (),
-) -> _Run:
+) -> _RecordedRun:
     """Run ``f``, written down; random state, statistics and callbacks are left as they were."""
     known = dynamo_is_loaded()
     run = _recorded(f, inputs, owned, varying)
@@ -74,7 +82,7 @@ def _run(
 
 def _recorded(
     f: Callable[..., Any], inputs: Sequence[Tensor], owned: Sequence[bool], varying: Sequence[Any]
-) -> _Run:
+) -> _RecordedRun:
     """One run of ``f`` under a recorder, as far as it gets."""
     random = RandomState()
     position = _state.mark()
@@ -103,7 +111,7 @@ def _recorded(
             random.restore()
     reason = reason or written.unsupported or (f"{hidden[0]} in f" if hidden else None)
     output = written.reference(value) if isinstance(value, Tensor) else None
-    return _Run(value, written.program(), refs, output, reason or _unseen(value, output, twins))
+    return _RecordedRun(value, written.program(), refs, output, reason or _unseen(value, output, twins))
 
 
 def _unseen(value: Any, output: Ref | None, twins: Sequence[Tensor]) -> str | None:
@@ -111,7 +119,7 @@ def _unseen(value: Any, output: Ref | None, twins: Sequence[Tensor]) -> str | No
     if not isinstance(value, Tensor) or not value.requires_grad:
         return None
     for node in survey([value]).custom:
-        forward = getattr(node, "_forward_cls", None)
+        forward = custom_function_of(node)
         if forward is not CheckpointFunction and not getattr(forward, "derivative_of_forward", False):
             # Its backward may be that of another function (a straight-through estimator).
             return f"the custom autograd function {node_name(node).removesuffix('Backward')}"
@@ -122,7 +130,7 @@ def _give_up(why: str) -> None:
     logger.debug("sparsity: taken as dense: %s", why)
 
 
-def _about(run: _Run, replay: Replay | None) -> dict[str, Any]:
+def _about(run: _RecordedRun, replay: Replay | None) -> dict[str, Any]:
     return {
         "is_local": run.program.is_local or (replay is not None and replay.context.local),
         "unknown": tuple(replay.unknown) if replay is not None else (),
@@ -159,7 +167,7 @@ def jacobian_patterns(
     return run.value, [Pattern.full((rows, x.numel()), **_about(run, replay)) for x in inputs]
 
 
-def _empty(rows: int, columns: int, run: _Run) -> Pattern:
+def _empty(rows: int, columns: int, run: _RecordedRun) -> Pattern:
     nothing = torch.empty(0, dtype=torch.int64, device="cpu")
     return Pattern(
         (rows, columns), torch.zeros(rows + 1, dtype=torch.int64, device="cpu"), nothing, **_about(run, None)

@@ -1,4 +1,4 @@
-"""Whether results keep a graph, which makes them differentiable themselves.
+"""Whether results keep a graph (``create_graph``), which makes them differentiable themselves.
 
 Knows nothing of how they are computed.
 """

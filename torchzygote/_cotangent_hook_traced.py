@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ._arguments import is_inexact
-from ._bending import fitted, leaves_of, refuse_holders
+from ._cotangent_hook import fitted, leaves_of, refuse_holders
 from ._dtypes import promoted
 from ._torch_private import (
     layer_below,

@@ -1,6 +1,6 @@
-"""What operators don't show: utilities say so here, and whoever reads a function off its operators asks.
+"""Derivatives that operators don't show: utilities say so here, and whoever reads operators asks.
 
-Knows nothing of derivatives or structure.
+Knows nothing of how they are computed, nor of structure.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch import Tensor
 __all__ = ["cut", "cutting", "out_of_sight", "watching"]
 
 
-class _Watched(threading.local):
+class _HiddenState(threading.local):
     def __init__(self) -> None:
         self.notes: list[str] | None = None
         self.cut: Callable[[Tensor], Tensor] | None = None
 
 
-_watched = _Watched()
+_watched = _HiddenState()
 
 
 def out_of_sight(what: str) -> None:

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from . import _state
 from ._arguments import STRUCTURE, is_inexact, kind_of, name_of, type_name
 from ._buffer.refusal import NotATensor
-from ._sight import out_of_sight
+from ._hidden_derivatives import out_of_sight
 from ._structure_matching import parts_for
 from ._torch_private import (
     functorch_depth,
@@ -40,7 +40,7 @@ __all__ = ["attach", "fitted", "leaves_of", "refuse_holders"]
 Gradients = Sequence["Tensor | None"]
 
 
-class Form(NamedTuple):
+class GradientSpec(NamedTuple):
     """What a gradient must be like."""
 
     shape: torch.Size
@@ -48,7 +48,7 @@ class Form(NamedTuple):
     device: torch.device
 
 
-def fitted(fn: Callable[..., Any], out: Any, like: Tensor | Form, shape: torch.Size) -> Tensor:
+def fitted(fn: Callable[..., Any], out: Any, like: Tensor | GradientSpec, shape: torch.Size) -> Tensor:
     """What ``fn`` returned, if it can stand for a gradient like ``like`` of this shape."""
     if not isinstance(out, Tensor):
         raise TypeError(
@@ -135,7 +135,7 @@ class Bend:
         # Of a structure; where its tensors are among the leaves, and what those are like.
         self.spec: Any = None
         self.slots: list[int] = []
-        self.like: list[Form] = []
+        self.like: list[GradientSpec] = []
 
     def report(self) -> None:
         """Called as the outermost differentiation ends."""
@@ -269,7 +269,7 @@ class _Bent(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.bend = inputs[0]
         ctx.depth = max(0, functorch_depth() - 1)
-        ctx.forms = [Form(x.shape, x.dtype, x.device) for x in inputs[1:]]
+        ctx.specs = [GradientSpec(x.shape, x.dtype, x.device) for x in inputs[1:]]
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -282,8 +282,8 @@ class _Bent(torch.autograd.Function):
         # Views only: PyTorch drops the derivative of anything else that is made here, in nested forward mode.
         # It takes no None; the derivative of zeros is no loss.
         return tuple(
-            torch.zeros(form.shape, dtype=form.dtype, device=form.device) if t is None else t.view_as(t)
-            for t, form in zip(tangents, ctx.forms, strict=True)
+            torch.zeros(spec.shape, dtype=spec.dtype, device=spec.device) if t is None else t.view_as(t)
+            for t, spec in zip(tangents, ctx.specs, strict=True)
         )
 
     @staticmethod
@@ -364,6 +364,6 @@ def _attach_all(bend: Bend, tensors: list[Tensor]) -> Sequence[Tensor]:
     # A level of torch.func doesn't see that its tensor is a view: a write into the other would go unnoticed.
     if innermost_level() is not None:
         tensors = [x.clone() for x in tensors]
-    bend.like = [Form(x.shape, x.dtype, x.device) for x in tensors]
+    bend.like = [GradientSpec(x.shape, x.dtype, x.device) for x in tensors]
     copies: Sequence[Tensor] = _Bent.apply(bend, *tensors)  # type: ignore[no-untyped-call]
     return copies
