@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -119,23 +119,36 @@ class _InTransforms(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def _of_no_graph(gradient: Any) -> NoReturn:
+    raise RuntimeError(
+        "hook: the derivative that this copy was made in is over, and has kept no graph to pull back "
+        "through; create_graph=True keeps it"
+    )
+
+
 class Bend:
     """One call of :func:`attach`: what happens to the gradients of its copy.
 
     Called by autograd with the gradients of one tensor, as a pre-hook of the node that copied it.
     """
 
-    __slots__ = ("arrived", "fn", "like", "looks", "session", "slots", "spec")
+    __slots__ = ("__weakref__", "arrived", "fn", "like", "looks", "session", "slots", "spec")
 
     def __init__(self, fn: Callable[..., Any], looks: bool) -> None:
         self.fn = fn
         self.looks = looks
         self.arrived = False
         self.session = _state.session()
+        if self.session is not None:
+            self.session.hold(self)
         # Of a structure; where its tensors are among the leaves, and what those are like.
         self.spec: Any = None
         self.slots: list[int] = []
         self.like: list[GradientSpec] = []
+
+    def release(self) -> None:
+        """The graph that this is part of is dropped; ``fn`` may hold it."""
+        self.fn = _of_no_graph
 
     def report(self) -> None:
         """Called as the outermost differentiation ends."""

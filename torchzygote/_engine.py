@@ -292,6 +292,7 @@ def linearize(
     nested = in_transform()
     way = _linearize_functorch if nested else _linearize_on_tape
     if not (keep or nested):
+        _state.drop_graph()
         return way(f, prepared, keep, scalar_aux)
     with unfused() if keep else scripts_as_written():
         return way(f, prepared, keep, scalar_aux)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -33,6 +34,7 @@ __all__ = [
     "deriving",
     "differentiated",
     "differentiation",
+    "drop_graph",
     "forget_all",
     "forget_forward_mode",
     "forget_other_threads",
@@ -55,16 +57,47 @@ _opened = 0
 _counting = threading.Lock()
 
 
+class Released(Protocol):
+    """What a recorded graph holds of the caller's, whose functions may hold that graph in turn."""
+
+    def release(self) -> None:
+        """Let go of it: nobody is going to pull back through the graph."""
+
+
 class Session(list[Waiting]):
     """What is to be done as one outermost differentiation ends.
 
     ``forward``: see :func:`pushing`. ``warned``: what has been warned of, and need not be again.
-    ``recomputes``: each pullback runs something again.
+    ``recomputes``: each pullback runs something again. ``drops_graph``: no graph is left when it is over.
     """
 
     forward = False
     warned: tuple[object, ...] = ()
     recomputes = False
+    drops_graph = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: list[weakref.ref[Released]] = []
+
+    def hold(self, one: Released) -> None:
+        """Have ``one`` let go of what it holds as the graph is dropped.
+
+        Python's collector doesn't see what autograd's nodes hold: a closure that refers to a tensor computed
+        with it would stay for good, and so would the graph.
+        """
+        self._held.append(weakref.ref(one))
+
+    def release_with(self, owner: object) -> None:
+        """The graph is dropped with ``owner``."""
+        if self._held:
+            weakref.finalize(owner, self.release).atexit = False
+
+    def release(self) -> None:
+        held, self._held = self._held, []
+        for one in held:
+            if (there := one()) is not None:
+                there.release()
 
 
 # Of each thread, for those that run a backward pass on its behalf.
@@ -186,6 +219,13 @@ def session() -> Session | None:
     return found if isinstance(found, Session) else None
 
 
+def drop_graph() -> None:
+    """What is going to be recorded is dropped as the outermost differentiation ends, if that is this one."""
+    here = session()
+    if here is not None and _state.depth == 1:
+        here.drops_graph = True
+
+
 @contextlib.contextmanager
 def pushing() -> Iterator[None]:
     """Around a pullback that is only recorded to be pulled back itself: together they push forward.
@@ -280,12 +320,16 @@ class differentiation:
         callbacks, _state.callbacks = _state.callbacks, None
         if self.along is not None:
             self.along.__exit__()
-        if callbacks and not self.defer:
-            due = callbacks[:]
-            callbacks.clear()
-            if kind is None:
-                for callback, _ in due:
-                    callback()
+        try:
+            if callbacks and not self.defer:
+                due = callbacks[:]
+                callbacks.clear()
+                if kind is None:
+                    for callback, _ in due:
+                        callback()
+        finally:
+            if self.waiting is None and isinstance(callbacks, Session) and callbacks.drops_graph:
+                callbacks.release()
 
 
 def depth() -> tuple[int, bool]:

@@ -301,7 +301,10 @@ def _pullback(
     with held(params), _state.differentiation(waiting, defer=True):
         lin = _engine.linearize(f, prepared, keep=keep)
     lin.waiting = waiting
-    return lin.y, _Back(lin, params, keep)
+    back = _Back(lin, params, keep)
+    if waiting.drops_graph:
+        waiting.release_with(back)
+    return lin.y, back
 
 
 def pushforward(f: Callable[..., Any], *args: Any) -> Callable[..., Any]:

@@ -7,9 +7,8 @@ surroundings and the flags of parameters are as they were, and tensors are compa
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -24,10 +23,10 @@ from .._torch_private import (
     checkpoint_undebugged,
     hooks_in_force,
     outside_functorch,
-    pytree,
     sequence_number,
     version_of,
 )
+from .arguments import NO_ARGUMENTS, Arguments, taken_apart
 from .asked_again import handed_out
 from .holdings import Holdings, Uses, written_since
 from .nothing_saved import run_before_backward
@@ -44,12 +43,13 @@ _BE_PURE = "make it depend on nothing but its arguments and tensors that stay as
 
 def checkpoint_on_tape(f: Callable[..., Any], xs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """``f(*xs, **kwargs)``, where nothing but the tape records."""
-    runs = _Runs(f, xs, kwargs)
+    tensors, arguments = taken_apart(xs, kwargs)
+    runs = _Runs(f, arguments, (xs, kwargs))
     position = _state.mark()
     if (session := _state.session()) is not None:
         session.recomputes = True
+        session.hold(runs)
     start = sequence_number()
-    tensors = runs.split()
     error: BaseException | None = None
     try:
         y = checkpoint_undebugged(
@@ -78,6 +78,13 @@ def checkpoint_on_tape(f: Callable[..., Any], xs: tuple[Any, ...], kwargs: dict[
     return checkpoint_in_transforms(f, xs, kwargs)
 
 
+def _of_no_graph() -> NoReturn:
+    raise RuntimeError(
+        "checkpointed: the derivative that this call was made in is over, and has kept no graph to pull back "
+        "through; create_graph=True keeps it"
+    )
+
+
 def _text(state: _State) -> str:
     return f"shape {tuple(state[2])} and dtype {state[3]}"
 
@@ -94,17 +101,15 @@ class _Runs:
     """
 
     __slots__ = (
+        "__weakref__",
+        "_arguments",
         "_disturbed",
         "_f",
         "_finished",
         "_given",
         "_holdings",
         "_holds",
-        "_leaves",
-        "_names",
         "_others",
-        "_places",
-        "_specs",
         "_surroundings",
         "_versions",
         "begun",
@@ -118,18 +123,15 @@ class _Runs:
         "shifted",
     )
 
-    def __init__(self, f: Callable[..., Any], xs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, f: Callable[..., Any], arguments: Arguments, given: Any) -> None:
         self._f = f
-        self._given: Any = (xs, kwargs)
+        self._arguments = arguments
+        self._given = given  # for the first run
         self._finished = False
         self._disturbed = False  # other threads switched flags of tensors meanwhile
         self._others = (0, False)
         self._holdings: Holdings | None = None
         self._holds: tuple[FlagHold, ...] = ()
-        self._leaves: list[Any] = []
-        self._names: tuple[str, ...] = ()
-        self._places: list[int] = []
-        self._specs: list[Any] | None = None
         self._surroundings: Surroundings | None = None
         self._versions: list[int] = []
         self.begun = 0
@@ -142,47 +144,15 @@ class _Runs:
         self.seen: list[_State] = []
         self.shifted = False
 
-    def split(self) -> Sequence[Tensor]:
-        """The tensors among the arguments, for the tape to keep; what else there is, is kept here."""
-        xs, kwargs = self._given
-        if not kwargs and all(isinstance(x, Tensor) and not x.is_inference() for x in xs):
-            return xs  # type: ignore[no-any-return]
-        self._names = tuple(kwargs)
-        leaves = self._leaves
-        self._specs = []
-        for x in (*xs, *kwargs.values()):
-            spec = None
-            if isinstance(x, Tensor) or pytree.tree_is_leaf(x):
-                leaves.append(x)
-            else:
-                inside, spec = pytree.tree_flatten(x)
-                leaves.extend(inside)
-            self._specs.append(spec)
-        self._places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and not x.is_inference()]
-        tensors = [leaves[i] for i in self._places]
-        for i in self._places:
-            leaves[i] = None
-        return tensors
-
-    def _arguments(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Any], dict[str, Any]]:
-        """As they were given, in containers of their own: the caller may have changed his."""
-        if self._specs is None:
-            return tensors, {}
-        leaves = list(self._leaves)
-        for i, tensor in zip(self._places, tensors, strict=True):
-            leaves[i] = tensor
-        remaining = iter(leaves)
-        values = [
-            next(remaining)
-            if spec is None
-            else pytree.tree_unflatten(list(itertools.islice(remaining, spec.num_leaves)), spec)
-            for spec in self._specs
-        ]
-        count = len(values) - len(self._names)
-        return values[:count], dict(zip(self._names, values[count:], strict=True))
+    def release(self) -> None:
+        """The graph that this is part of is dropped, which ``f`` and what it holds may refer to."""
+        self._f, self._arguments, self._given = _of_no_graph, NO_ARGUMENTS, None
+        self._holdings = self._surroundings = None
 
     def __call__(self, *tensors: Tensor) -> Any:
         if self._surroundings is None or self._holdings is None:
+            if self._given is None:
+                self._f()
             try:
                 return self._first_run(tensors)
             except BaseException as error:
@@ -213,7 +183,7 @@ class _Runs:
         assert self._surroundings is not None
         assert self._holdings is not None
         self.copied = [version_of(x) for x in tensors] != self._versions
-        xs, kwargs = self._arguments(tensors)
+        xs, kwargs = self._arguments.with_tensors(tensors)
         position = _state.mark()
         try:
             with contextlib.ExitStack() as stack:
@@ -244,7 +214,7 @@ class _Runs:
         (xs, kwargs), self._given = self._given, None
         self._versions = [version_of(x) for x in tensors]
         self._holds = holds()
-        self._holdings = Holdings(self._f, self._leaves)
+        self._holdings = Holdings(self._f, self._arguments.leaves)
         self._surroundings = Surroundings()
         before = held_by_others()
         with self._holdings:

@@ -93,6 +93,7 @@ def _recorded(
         _state.differentiation(),
         watching() as hidden,
     ):
+        _state.drop_graph()
         twins = [_twin(x, own) for x, own in zip(inputs, owned, strict=True)]
         written = recorder(twins, PROBES, varying)
         refs = [written.depends(x) for x in twins]
