@@ -150,8 +150,15 @@ class forward_mode_opened:
         global _opened
         self._hold = hold = behalf().hold
         self._before, hold.opened = hold.opened, True
-        with _counting:
-            _opened += 1
+        counted = False
+        try:
+            with _counting:
+                _opened += 1
+                counted = True
+        except BaseException:  # an interrupt, too
+            if counted:
+                self.__exit__()
+            raise
 
     def __exit__(self, *error: object) -> None:
         global _opened
