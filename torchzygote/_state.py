@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from ._torch_private import (
 __all__ = [
     "at_depth",
     "at_end",
+    "call_all",
     "depth",
     "deriving",
     "differentiated",
@@ -249,6 +250,23 @@ def forget_since(position: int, *, but_inner: bool = False) -> list[Callback]:
     return [callback for callback, depth in dropped if not (but_inner and depth > here)]
 
 
+def call_all(callbacks: Sequence[Callback]) -> None:
+    """Each of them, also if one before has failed; the first error goes on."""
+    failed: Exception | None = None
+    for callback in callbacks:
+        try:
+            callback()
+        except Exception as error:
+            if failed is None:
+                failed = error
+    if failed is None:
+        return
+    try:
+        raise failed
+    finally:
+        failed = None  # whose traceback holds this frame
+
+
 class differentiation:
     """Around running a function that is being differentiated, and around pulling back through it.
 
@@ -291,8 +309,7 @@ class differentiation:
             due = callbacks[:]
             callbacks.clear()
             if kind is None:
-                for callback, _ in due:
-                    callback()
+                call_all([callback for callback, _ in due])
 
 
 def depth() -> tuple[int, bool]:
