@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchzygote import (
+    checkpointed,
     forwarddiff,
     gradient,
     hessian_dual,
@@ -73,6 +74,29 @@ def test_other_errors_for_the_none_are_not() -> None:
 
     with pytest.raises(LookupError, match="nothing arrived"):
         gradient(lambda x: (hook(fn, x), 2 * x)[1], 1.0)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_after_an_error_for_a_none_the_others_are_told(nested: bool, x: Tensor) -> None:
+    """The first error is raised; inside of a checkpoint that runs again, too."""
+    told: list[str] = []
+
+    def failing(name: str) -> Any:
+        def fn(g: Tensor | None) -> None:
+            if g is None:
+                told.append(name)
+                raise LookupError(name)
+
+        return fn
+
+    def f(x: Tensor) -> Tensor:
+        for fn in failing("first"), failing("second"), lambda g: told.append("third"):
+            hook(fn, x * 2)
+        return x.sum()
+
+    with pytest.raises(LookupError, match="first"):
+        gradient((lambda x: torch.func.vmap(lambda x: checkpointed(f, x))(x).sum()) if nested else f, x)
+    assert told == ["first", "second", "third"]
 
 
 def test_forward_mode_and_plain_calls_report_nothing(x: Tensor) -> None:

@@ -86,26 +86,36 @@ class finding:
     def __enter__(self) -> None:
         me = self._me = threading.get_ident()
         self._along: _forward_mode_lock.on_behalf | None = None
-        with _lock:
-            if (_waiting or _exchanging) and me not in _finding:
-                _wait_for_exchanges()
-            _finding[me] = _finding.get(me, 0) + 1
-        if passes_leave_their_thread():  # else nobody acts on our behalf
-            along = _forward_mode_lock.on_behalf()
-            try:
+        counted = False
+        try:
+            with _lock:
+                if (_waiting or _exchanging) and me not in _finding:
+                    _wait_for_exchanges()
+                _finding[me] = _finding.get(me, 0) + 1
+                counted = True
+            if passes_leave_their_thread():  # else nobody acts on our behalf
+                along = _forward_mode_lock.on_behalf()
                 along.__enter__()
-            except BaseException:
+                self._along = along
+        except BaseException:  # an interrupt, too
+            if counted:
                 self.__exit__()
-                raise
-            self._along = along
+            raise
 
     def __exit__(self, *error: object) -> None:
         try:
             if self._along is not None:
                 self._along.__exit__()
         finally:
+            me = self._me
             with _lock:
-                _leave(self._me)
+                # Nothing is called before: an interrupt would leave the count, for which exchanges wait.
+                if me in _finding:  # unless one has come while this thread was _absent
+                    _finding[me] -= 1
+                    if not _finding[me]:
+                        del _finding[me]
+                        if _waiting:
+                            _changed.notify_all()
 
 
 def _wait_for_exchanges() -> None:
@@ -116,49 +126,42 @@ def _wait_for_exchanges() -> None:
     _changed.wait_for(lambda: _free_for(us))
 
 
-def _leave(me: int) -> None:
-    _finding[me] -= 1
-    if not _finding[me]:
-        del _finding[me]
-        if _waiting:
-            _changed.notify_all()
+class _absent:
+    """While a thread waits, it doesn't count as being in a call: it does nothing meanwhile.
 
+    A class, as a generator that an interrupt leaves behind would count it again when it is closed.
+    """
 
-@contextlib.contextmanager
-def _absent(me: int) -> Iterator[None]:
-    """While a thread waits, it doesn't count as being in a call: it does nothing meanwhile."""
-    with _changed:
-        mine = _finding.pop(me, 0)
-        _changed.notify_all()
-    try:
-        yield
-    finally:
-        if mine:
-            with _changed:
-                _finding[me] = mine
-
-
-class forward_mode_held:
-    """While it is entered, this call has the lock of forward mode."""
-
-    __slots__ = ("_releasing",)
+    __slots__ = ("_me", "_mine")
 
     def __enter__(self) -> None:
-        hold = _forward_mode_lock.try_to_take()
-        if hold is None:
-            with _absent(threading.get_ident()):
-                hold = _forward_mode_lock.take()
-        self._releasing = _forward_mode_lock.releasing(hold)
-        self._releasing.__enter__()
+        self._me = threading.get_ident()
+        self._mine = 0
+        try:
+            with _lock:
+                self._mine = _finding.get(self._me, 0)
+                if self._mine:
+                    del _finding[self._me]
+                    _changed.notify_all()
+        except BaseException:  # an interrupt, too
+            self.__exit__()
+            raise
 
     def __exit__(self, *error: object) -> None:
-        self._releasing.__exit__()
+        if self._mine:
+            with _lock:
+                _finding[self._me] = self._mine
+
+
+def forward_mode_held() -> contextlib.AbstractContextManager[None]:
+    """While it is entered, this call has the lock of forward mode."""
+    return _forward_mode_lock.held(_absent)
 
 
 def _wait_until_alone(us: Collection[int], me: int) -> None:
-    """Wait for the other calls; whatever interrupts that leaves nothing behind. ``_changed`` is held."""
-    _waiting.add(me)
+    """Wait for the other calls; whatever interrupts that leaves nothing behind. ``_lock`` is held."""
     try:
+        _waiting.add(me)
         alone = _changed.wait_for(lambda: _alone(us), _PATIENCE)
     finally:
         _waiting.discard(me)
@@ -178,15 +181,18 @@ def exchanging() -> Iterator[None]:
     us = _forward_mode_lock.behalf().threads
     me = us[-1]
     with forward_mode_held():
-        with _absent(me), _changed:
-            _wait_until_alone(us, me)
-            _exchanging.append(me)
+        counted = False
         try:
+            with _absent(), _lock:
+                _wait_until_alone(us, me)
+                counted = True  # before: after a call an interrupt may come
+                _exchanging.append(me)
             yield
         finally:
-            with _changed:
-                _exchanging.remove(me)
-                _changed.notify_all()
+            if counted:
+                with _lock:
+                    _exchanging.remove(me)
+                    _changed.notify_all()
 
 
 def _swap_back(done: Sequence[tuple[Tensor, Tensor]]) -> None:

@@ -6,7 +6,9 @@ Knows nothing of what is computed.
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from ._torch_private import backward_pass, leave_forward_mode, pass_along, passed_along
@@ -18,10 +20,8 @@ __all__ = [
     "behalf_from",
     "forget_other_threads",
     "forward_mode_lock",
+    "held",
     "on_behalf",
-    "releasing",
-    "take",
-    "try_to_take",
     "update",
 ]
 
@@ -48,14 +48,14 @@ class ForwardModeHold:
 
     __slots__ = ("ended", "lock", "opened", "outer")
 
-    def __init__(self, outer: ForwardModeHold | None, opened: bool) -> None:
+    def __init__(self, outer: ForwardModeHold | None) -> None:
         self.outer = outer
-        self.opened = opened
+        self.opened = False
         self.lock = forward_mode_lock if outer is None else threading.RLock()
         self.ended = False
 
 
-_NOBODYS = ForwardModeHold(None, False)
+_NOBODYS = ForwardModeHold(None)
 
 
 class Behalf(NamedTuple):
@@ -87,65 +87,48 @@ def behalf_from(found: object) -> Behalf:
     return Behalf((*found.threads, me), found.hold, found.updating)
 
 
-def _innermost() -> ForwardModeHold:
+def _innermost(mine: Behalf) -> ForwardModeHold:
     """The innermost hold that hasn't ended: where a backward pass fails, its other threads go on alone."""
-    hold = behalf().hold
+    hold = mine.hold
     while hold.ended and hold.outer is not None:
         hold = hold.outer
     return hold
 
 
-def try_to_take() -> ForwardModeHold | None:
-    """A hold of forward mode for the running call, if it is to be had at once."""
-    outer = _innermost()
-    if not outer.lock.acquire(blocking=False):
-        return None
-    if outer.ended:
-        outer.lock.release()
-        return None
-    return ForwardModeHold(outer, outer.opened)
+@contextlib.contextmanager
+def held(waiting: Callable[[], contextlib.AbstractContextManager[None]]) -> Iterator[None]:
+    """Forward mode, held by the running call; ``waiting``: around what it does if it has to wait.
 
-
-def take() -> ForwardModeHold:
-    """A hold of forward mode for the running call."""
-    while True:
-        outer = _innermost()
-        outer.lock.acquire()
-        if not outer.ended:
-            return ForwardModeHold(outer, outer.opened)
-        outer.lock.release()
-
-
-class releasing:
-    """Around what a call does that has taken a hold; it ends when nobody who acts on its behalf has one.
-
-    A class, as generators take longer: each small derivative in forward mode comes by here.
+    It ends when nobody who acts on its behalf has it. A generator, of which an interrupt at the very ends
+    makes one that is closed later, and releases the lock then.
     """
-
-    __slots__ = ("_before", "_hold")
-
-    def __init__(self, hold: ForwardModeHold) -> None:
-        self._hold = hold
-
-    def __enter__(self) -> None:
-        self._before = passed_along()
+    before = passed_along()
+    while True:
+        mine = behalf_from(before)
+        outer = _innermost(mine)
+        hold = ForwardModeHold(outer)
+        taken: list[bool] = []
         try:
-            pass_along(behalf_from(self._before)._replace(hold=self._hold))
-        except BaseException:
-            self.__exit__()
-            raise
-
-    def __exit__(self, *error: object) -> None:
-        hold = self._hold
-        assert hold.outer is not None
-        try:
-            pass_along(self._before)
+            # Taken and noted in one call: after each a signal may be handled, whose handler may raise.
+            taken.extend(map(outer.lock.acquire, (False,)))
+            if True not in taken:
+                with waiting():
+                    taken.extend(map(outer.lock.acquire, (True,)))
+            if not outer.ended:
+                hold.opened = outer.opened
+                pass_along(mine._replace(hold=hold))
+                yield
+                return
         finally:
-            try:
-                with hold.lock:
-                    hold.ended = True
-            finally:
-                hold.outer.lock.release()
+            if True in taken:
+                try:
+                    pass_along(before)
+                finally:
+                    try:
+                        with hold.lock:
+                            hold.ended = True
+                    finally:
+                        outer.lock.release()
 
 
 class update:

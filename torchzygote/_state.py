@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -30,6 +30,7 @@ from ._torch_private import (
 __all__ = [
     "at_depth",
     "at_end",
+    "call_all",
     "depth",
     "deriving",
     "differentiated",
@@ -183,8 +184,15 @@ class forward_mode_opened:
         global _opened
         self._hold = hold = behalf().hold
         self._before, hold.opened = hold.opened, True
-        with _counting:
-            _opened += 1
+        counted = False
+        try:
+            with _counting:
+                _opened += 1
+                counted = True
+        except BaseException:  # an interrupt, too
+            if counted:
+                self.__exit__()
+            raise
 
     def __exit__(self, *error: object) -> None:
         global _opened
@@ -282,6 +290,23 @@ def forget_since(position: int, *, but_inner: bool = False) -> list[Callback]:
     return [callback for callback, depth in dropped if not (but_inner and depth > here)]
 
 
+def call_all(callbacks: Sequence[Callback]) -> None:
+    """Each of them, also if one before has failed; the first error goes on."""
+    failed: Exception | None = None
+    for callback in callbacks:
+        try:
+            callback()
+        except Exception as error:
+            if failed is None:
+                failed = error
+    if failed is None:
+        return
+    try:
+        raise failed
+    finally:
+        failed = None  # whose traceback holds this frame
+
+
 class differentiation:
     """Around running a function that is being differentiated, and around pulling back through it.
 
@@ -325,8 +350,7 @@ class differentiation:
                 due = callbacks[:]
                 callbacks.clear()
                 if kind is None:
-                    for callback, _ in due:
-                        callback()
+                    call_all([callback for callback, _ in due])
         finally:
             if self.waiting is None and isinstance(callbacks, Session) and callbacks.drops_graph:
                 callbacks.release()

@@ -40,11 +40,13 @@ class EagerUpdate:
     def __init__(self, update: Callable[[Tensor, Tensor], Any], params: list[Tensor]) -> None:
         self._params = params
         self._handles: list[Any] = []
-        for p in params:
-            _updates.enroll(p, update)
-            handle = _at_backward(p, update)
-            if handle is not None:
-                self._handles.append(handle)
+        try:
+            for p in params:
+                _updates.enroll(p, update)
+                _add_hook(p, update, self._handles)
+        except BaseException:  # an interrupt, too
+            self.remove()
+            raise
 
     def remove(self) -> None:
         """Stop updating; a second call does nothing.
@@ -76,8 +78,8 @@ class EagerUpdate:
         return f"<eager update of {len(self._params)} parameters>"
 
 
-def _at_backward(p: Tensor, update: Callable[[Tensor, Tensor], Any]) -> Any:
-    """Update ``p`` in ``backward()``, now or once it requires grad; returns the handle."""
+def _add_hook(p: Tensor, update: Callable[[Tensor, Tensor], Any], handles: list[Any]) -> None:
+    """Update ``p`` in ``backward()``, now or once it requires grad; ``handles`` gets what ends that."""
 
     def hook(p: Tensor) -> None:
         if _updates.updating():
@@ -89,13 +91,14 @@ def _at_backward(p: Tensor, update: Callable[[Tensor, Tensor], Any]) -> Any:
             _updates.run(update, p, gradient.clone() if shared else gradient)
 
     if p.requires_grad:
-        return p.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+        handles.append(p.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
+        return
     if p.is_inference() or is_wrapped(p):
-        return None  # it never gets one
+        return  # it never gets one
     with outside_functorch():
         release = held_flags([p])  # PyTorch keeps hooks of what doesn't require grad, but takes none
         try:
-            return p.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+            handles.append(p.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
         finally:
             release()
 

@@ -133,8 +133,7 @@ class _Again(Rerun):
             _state.at_end(self._report)
 
     def _report(self) -> None:
-        for callback in self._waiting:
-            callback()
+        _state.call_all(self._waiting)
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         self._waiting = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -49,6 +50,8 @@ innermost_level: Callable[[], Any] = _C_functorch.peek_interpreter_stack
 # What the public ones of forward_ad call, after they have looked around for what isn't there.
 _make_dual: Callable[..., Tensor] = torch._VF._make_dual
 _unpack_dual: Callable[..., tuple[Tensor, Tensor | None]] = torch._VF._unpack_dual
+_enter_dual_level: Callable[[], int] = torch._C._enter_dual_level
+_NO_ARGUMENTS: tuple[tuple[()]] = ((),)
 
 
 def in_functorch() -> bool:
@@ -182,6 +185,10 @@ def load_decompositions() -> None:
         importlib.import_module("torch._decomp.decompositions_for_jvp")
 
 
+# Below, a level is entered and noted in one call, and left before anything else is called: after each call a
+# signal may be handled, whose handler may raise. PyTorch's own functions take several steps.
+
+
 def vmap_flat(f: Callable[[Tensor], Sequence[Tensor]], rows: Tensor) -> list[Tensor]:
     """``torch.func.vmap(f, randomness="same")(rows)`` for one batched tensor in and a flat sequence out.
 
@@ -190,12 +197,15 @@ def vmap_flat(f: Callable[[Tensor], Sequence[Tensor]], rows: Tensor) -> list[Ten
     """
     size = rows.shape[0]
     load_decompositions()
-    level = _C_functorch._vmap_increment_nesting(size, "same")
+    entered: list[int] = []
     try:
+        entered.extend(map(_C_functorch._vmap_increment_nesting, (size,), ("same",)))
+        level = entered[0]
         outputs = f(_C_functorch._add_batch_dim(rows, 0, level))
         return [_C_functorch._remove_batch_dim(output, level, size, 0) for output in outputs]
     finally:
-        _C_functorch._vmap_decrement_nesting()
+        if entered:
+            _C_functorch._vmap_decrement_nesting()
 
 
 def jvp_flat(
@@ -205,20 +215,40 @@ def jvp_flat(
 
     The public function flattens nine times, which is half of what a small function takes.
     """
-    level = _eager_transforms.enter_jvp_nesting()
+    entered: list[int] = []
+    _eager_transforms.JVP_NESTING += 1
     try:
-        outermost = _eager_transforms.JVP_NESTING == 1  # levels inside of it share its dual level
-        with (
-            _forward_ad._set_fwd_grad_enabled(True),
-            _forward_ad.dual_level() if outermost else contextlib.nullcontext(),
-        ):
-            at = _forward_ad._current_level
-            duals = [_make_dual(x, xdot, level=at) for x, xdot in zip(primals, tangents, strict=True)]
-            pushed = [_unpack_dual(y, level=at) for y in f(*duals)]
-            ydots = [torch.zeros_like(y) if ydot is None else ydot for y, ydot in pushed]
-            return (
-                tuple(_C_functorch._unwrap_for_grad(y, level) for y, _ in pushed),
-                tuple(_C_functorch._unwrap_for_grad(ydot, level) for ydot in ydots),
-            )
+        entered.extend(itertools.starmap(_C_functorch._jvp_increment_nesting, _NO_ARGUMENTS))
+        enabled = torch._C._is_fwd_grad_enabled()
+        try:
+            torch._C._set_fwd_grad_enabled(True)
+            return _jvp_inside(f, primals, tangents, entered[0])
+        finally:
+            torch._C._set_fwd_grad_enabled(enabled)
     finally:
-        _eager_transforms.exit_jvp_nesting()
+        _eager_transforms.JVP_NESTING -= 1
+        if entered:
+            _C_functorch._jvp_decrement_nesting()
+
+
+def _jvp_inside(
+    f: Callable[..., Sequence[Tensor]], primals: Sequence[Tensor], tangents: Sequence[Tensor], level: int
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """:func:`jvp_flat` inside of its ``torch.func`` level, of which the outermost has a dual level."""
+    entered: list[int] = []
+    try:
+        if _eager_transforms.JVP_NESTING == 1:  # levels inside of it share its dual level
+            entered.extend(itertools.starmap(_enter_dual_level, _NO_ARGUMENTS))
+            _forward_ad._current_level = entered[0]
+        at = _forward_ad._current_level
+        duals = [_make_dual(x, xdot, level=at) for x, xdot in zip(primals, tangents, strict=True)]
+        pushed = [_unpack_dual(y, level=at) for y in f(*duals)]
+        ydots = [torch.zeros_like(y) if ydot is None else ydot for y, ydot in pushed]
+        return (
+            tuple(_C_functorch._unwrap_for_grad(y, level) for y, _ in pushed),
+            tuple(_C_functorch._unwrap_for_grad(ydot, level) for ydot in ydots),
+        )
+    finally:
+        if entered:
+            _forward_ad._current_level = entered[0] - 1
+            torch._C._exit_dual_level(entered[0])
