@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from dispatched import PeakBytes
 from torch import Tensor
 
-from torchzygote import jacobian, set_memory_budget
+from torchzygote import diaghessian, hessian, jacobian, set_memory_budget
 
 N = 1500  # the matrix takes 9 MB
 CHUNK = 1 << 20
@@ -70,3 +70,38 @@ def test_rows_made_of_several_outputs_by_sample(budget: None) -> None:
     f = lambda u: ((A @ u.sin().view(40, 30)).tanh() @ R).square()
     (J,) = jacobian(f, X[:1200], mode="reverse", chunk_size=7)
     torch.testing.assert_close(J, torch.func.jacrev(f)(X[:1200]).reshape(1200, 1200))
+
+
+LARGE = {"square": (N, N), "many samples": (6000, 400), "many columns": (400, 6000)}
+
+
+def large(name: str, transposed: bool) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor], Tensor]:
+    """A matrix, a point, a function with one channel, and its curvatures by what comes of the matrix."""
+    samples, columns = LARGE[name]
+    A = torch.linspace(-1, 1, samples * columns).sin().view(samples, columns)
+    A = A.t().contiguous().t() if transposed else A
+    w = torch.linspace(-1, 1, columns) / columns
+    one = torch.func.grad(torch.func.grad(lambda z: z.tanh().square()))
+    return A, w, lambda w: (A @ w).tanh().square().sum(), torch.func.vmap(one)(A @ w)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("name", LARGE)
+def test_diagonals_by_a_large_matrix_square_little_of_it_at_a_time(
+    name: str, transposed: bool, budget: None
+) -> None:
+    A, w, f, curvatures = large(name, transposed)
+    (diagonal,), extra = peak(lambda: diaghessian(f, w))
+    assert extra < 3 * CHUNK
+    torch.testing.assert_close(diagonal, A.square().t() @ curvatures)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("name", ["square", "many samples"])
+def test_hessians_by_a_large_matrix_weight_little_of_it_at_a_time(
+    name: str, transposed: bool, budget: None
+) -> None:
+    A, w, f, curvatures = large(name, transposed)
+    (H,), extra = peak(lambda: (hessian(f, w),))
+    assert extra < 3 * CHUNK
+    torch.testing.assert_close(H, (A * curvatures.unsqueeze(1)).t() @ A, rtol=1e-4, atol=1e-3)
