@@ -18,6 +18,7 @@ from torch import Tensor
 from ._affine_check import Explained, are_explained, numel_of
 from ._block_layout import BlockSeeds, Layout, by_block, in_shape_of_x
 from ._certificate import precision, random_vector, wide
+from ._cost_model import RowCost, choose_chunk
 from ._engine import Linearization
 from ._pulling import Options, pulled_rows
 from ._recorded.affine import AffineMap
@@ -149,8 +150,31 @@ def diagonals(
     found = []
     for term in affine.terms:
         factor = term.factor if options.keep else term.factor.detach()
-        found.append(term.restored(factor.square().t() @ diagonal))
+        found.append(term.restored(_by_squares(factor, diagonal, options)))
     return found
+
+
+def _by_squares(factor: Tensor, diagonal: Tensor, options: Options) -> Tensor:
+    """The squares of ``factor``, transposed, times ``diagonal``; of a large factor some at a time."""
+    axis = 0 if factor.stride(0) >= factor.stride(1) else 1  # as they are in memory
+    size, step = factor.shape[axis], _slice_of(factor, axis, options)
+    if step >= size:
+        return factor.square().t() @ diagonal
+    found = diagonal.new_zeros(factor.shape[1], diagonal.shape[1])
+    for lo in range(0, size, step):
+        some = factor.narrow(axis, lo, min(step, size - lo))
+        if axis == 0:
+            found.addmm_(some.square().t(), diagonal[lo : lo + step])
+        else:
+            torch.mm(some.square().t(), diagonal, out=found[lo : lo + step])
+    return found
+
+
+def _slice_of(factor: Tensor, axis: int, options: Options) -> int:
+    """How much of ``factor`` is copied at a time, along this axis; all of it where graphs keep it anyway."""
+    size = factor.shape[axis]
+    nbytes = factor.shape[1 - axis] * factor.element_size()
+    return size if options.keep else choose_chunk(None, size, RowCost(nbytes, 1), factor.device)
 
 
 def matrix(
@@ -172,9 +196,9 @@ def matrix(
     rows = _rows_by_z(affine, layout, channel_products(second, affine, lin, layout, added, options))
     try:
         if affine.channel is None:
-            return _of_one_channel(rows, factor, places.reshape(-1))
+            return _of_one_channel(rows, factor, places.reshape(-1), options)
         whole = x.new_zeros(x.numel(), x.numel())
-        _add_channels(whole, rows, factor, places, apart=layout.block_rows == 1)
+        _add_channels(whole, rows, factor, places, options, apart=layout.block_rows == 1)
     except Refuted:
         return None
     return whole
@@ -189,20 +213,45 @@ def _rows_by_z(
             yield c, affine.as_matrix(in_shape_of_x(layout, row))
 
 
-def _of_one_channel(rows: Iterator[tuple[int, Tensor]], factor: Tensor, places: Tensor) -> Tensor:
+def _between(factor: Tensor, weights: Tensor, options: Options) -> Tensor:
+    """``Aᵀ diag(weights) A``, ``weights`` of shape (samples, 1); a large ``A`` is weighted in slices."""
+    # by samples, results are added up: better small ones
+    axis = 1 if factor.shape[1] >= factor.shape[0] else 0
+    size, step = factor.shape[axis], _slice_of(factor, axis, options)
+    if step >= size:
+        return (factor * weights).t() @ factor
+    found = factor.new_zeros(factor.shape[1], factor.shape[1])
+    for lo in range(0, size, step):
+        some = factor.narrow(axis, lo, min(step, size - lo))
+        if axis == 0:
+            found.addmm_((some * weights[lo : lo + step]).t(), some)
+        else:
+            torch.mm((some * weights).t(), factor, out=found[lo : lo + step])
+    return found
+
+
+def _of_one_channel(
+    rows: Iterator[tuple[int, Tensor]], factor: Tensor, places: Tensor, options: Options
+) -> Tensor:
     ((_, by_z),) = rows  # to the end, where they are checked
-    found = (factor * by_z).t() @ factor
+    found = _between(factor, by_z, options)
     back = places.argsort()
     return found if torch.equal(back, places.sort()[0]) else found[back][:, back]
 
 
 def _add_channels(
-    whole: Tensor, rows: Iterator[tuple[int, Tensor]], factor: Tensor, places: Tensor, *, apart: bool
+    whole: Tensor,
+    rows: Iterator[tuple[int, Tensor]],
+    factor: Tensor,
+    places: Tensor,
+    options: Options,
+    *,
+    apart: bool,
 ) -> None:
     """Write the blocks of all pairs of channels; ``apart``: these don't meet, and are in one row."""
     for c, by_z in rows:
         for d in range(0 if apart else c, by_z.shape[1]):
-            block = (factor * by_z[:, d : d + 1]).t() @ factor
+            block = _between(factor, by_z[:, d : d + 1], options)
             first = d if apart else c
             whole[places[:, first].unsqueeze(1), places[:, d]] = block
             if first != d:

@@ -17,18 +17,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from . import _products
 from ._affine_check import Explained, Summed, are_explained
 from ._assembly import Rows, result_dtype
 from ._block_layout import BlockSeeds, by_block, of_itself
 from ._certificate import precision, random_vector, wide
-from ._cost_model import RowCost
+from ._cost_model import RowCost, exceeds_budget
 from ._first_order import FirstOrder
 from ._numbers import show_numbers
 from ._pulling import Options, chunk_for, pulled_rows
 from ._recorded.apart import Apart, OfLayers, OfMap, paired_values
 from ._recorded.entering import Entering
 from ._recorded.layers import lost_digits
-from ._row_cost import is_plain, row_cost
+from ._row_blocks import RowBlocks, add_made, some_rows
+from ._row_cost import is_plain
 from ._torch_private import leads_to, node_shape, survey
 
 __all__ = ["jacobians"]
@@ -52,6 +54,9 @@ _WORTH_WALKS = 20
 _MADE = 2
 # Rows of so many bytes are summed up at a time.
 _SUMMED = 4 << 20
+# Larger memory comes anew from the system each time (glibc's largest threshold), which takes longer than to
+# write it.
+_REUSED = 32 << 20
 
 
 class _Dense(NamedTuple):
@@ -134,6 +139,13 @@ def jacobians(
     if seen is None:
         return found
     into, paired, whole = seen
+    between = into.made_of(whole)
+    if (
+        between
+        and paired[0].layout.block_rows == first.y.numel()
+        and _are_many(first, options, into, between)
+    ):
+        return found
     if len({x.device for x in (first.y, *lin.inputs, *(one.z for one in paired))}) > 1:
         return found
     if set(into.used()) - set(whole):  # all other products are made in any case
@@ -152,6 +164,15 @@ def jacobians(
     for i, J in zip(whole, matrices, strict=True):
         found[i] = J
     return found
+
+
+def _are_many(first: FirstOrder, options: Options, into: Entering, between: Collection[int]) -> bool:
+    """Whether rows by all of these values at once take more than a chunk may, or than is soon written."""
+    rows = first.y.numel()
+    nbytes = rows * sum(into.values[j].numel() * into.values[j].element_size() for j in between)
+    if options.chunk_size is not None:
+        return options.chunk_size < rows
+    return nbytes > _REUSED or exceeds_budget(nbytes, first.y.device)
 
 
 def _seen(first: FirstOrder, cost: RowCost, dense: _Dense) -> tuple[Entering, list[Apart], list[int]] | None:
@@ -212,18 +233,30 @@ def _matrices(
     ]
     total = layout.block_rows
     entered = {i for one in paired for i in one.inputs()} & {*whole, *into.made_of(whole)}
-    blocks = {i: _RowBlocks(into.values[i], y, total, options.keep) for i in entered}
+    between = entered - set(whole)
+    later: set[int] = set()
+    if not options.keep and _are_many(first, options, into, between):
+        later = _made_later(paired, into, between)
+    rows: dict[int, list[_products.Seeds]] = {i: [] for i in later}
+    kept: dict[OfMap, list[Tensor]] = {}
+    blocks = {i: RowBlocks(into.values[i], y, total, options.keep) for i in entered - later}
     seeds = BlockSeeds(layout, lin.roots[0])
     for lo, hi, products in pulled_rows(values, seeds, total, cost, options):
         for one, of_z, product in zip(paired, explained, products, strict=True):
             given = one.z.new_zeros(hi - lo, *one.z.shape) if product is None else product
             if of_z is not None:
                 of_z.add(lo, hi, by_block(one.layout, given))
-            for which, part in one.parts(given, options.keep):
-                if which in blocks:
-                    blocks[which].add(lo, hi, part)
-    rows = {i: block.matrix() for i, block in blocks.items()}
-    matrices = _by_inputs(first, options, into, rows, whole)
+            for which, part in one.parts(given, blocks, options.keep):
+                blocks[which].add(lo, hi, part)
+            if isinstance(one, OfMap) and not later.isdisjoint(one.inputs()):
+                kept.setdefault(one, []).append(given)
+    for one, parts in kept.items():
+        given = parts[0] if len(parts) == 1 else torch.cat(parts)
+        for which in later.intersection(one.inputs()):
+            rows[which].append(one.seeds(given, which))
+    matrices = {i: blocks.pop(i).matrix() for i in whole if i in blocks}
+    rows.update((i, [functools.partial(some_rows, blocks.pop(i).matrix())]) for i in list(blocks))
+    add_made(matrices, first, options, into, rows, whole)
     if verify:
         made = {i for i in whole if into.made_of([i])}
         sums = _allowing_for_noise(_sums(matrices, made, paired, explained, weights), into)
@@ -235,70 +268,16 @@ def _matrices(
     return [matrices[i].index_select(0, back) for i in whole]
 
 
-def _by_inputs(
-    first: FirstOrder, options: Options, into: Entering, rows: dict[int, Tensor], whole: Sequence[int]
-) -> dict[int, Tensor]:
-    """From rows by values in between, too, to rows by the inputs."""
-    lin, y = first.lin, first.y
-    matrices = {i: rows[i] for i in whole if i in rows}
-    for j in sorted(set(rows) - set(whole)):
-        by = [i for i in whole if j in into.made_of([i])]
-        inner = lin.onward([into.values[j]], [lin.inputs[i] for i in by])
-        cost = row_cost(inner)
-        parts: list[list[Tensor]] = [[] for _ in by]
-        seeds = rows[j].to(into.values[j].dtype)
-        some, quiet = functools.partial(_some, seeds), options._replace(progress=False)
-        for lo, hi, products in pulled_rows(inner, some, len(seeds), cost, quiet):
-            for part, i, product in zip(parts, by, products, strict=True):
-                x = lin.inputs[i]
-                given = x.new_zeros(hi - lo, x.numel()) if product is None else product.reshape(hi - lo, -1)
-                part.append(given.to(result_dtype(x, y)))
-        for part, i in zip(parts, by, strict=True):
-            given = part[0] if len(part) == 1 else torch.cat(part)
-            matrices[i] = matrices[i] + given if i in matrices else given
-    return matrices
-
-
-def _some(rows: Tensor, lo: int, hi: int) -> Tensor:
-    return rows[lo:hi]
-
-
-class _RowBlocks:
-    """The Jacobian by one input, block after block of its rows, from chunks and terms that are added up."""
-
-    __slots__ = ("_chunks", "_dtype", "_keep", "_shape", "_whole")
-
-    def __init__(self, x: Tensor, y: Tensor, rows: int, keep: bool) -> None:
-        self._shape = (y.numel() // max(1, rows), rows, x.numel())
-        self._dtype = result_dtype(x, y)
-        self._keep = keep
-        self._chunks: dict[int, Tensor] = {}
-        self._whole: Tensor | None = None
-
-    def add(self, lo: int, hi: int, part: Tensor) -> None:
-        """Rows ``lo`` to ``hi`` of each block, shape (blocks, hi - lo, *the input's), of one term.
-
-        Nobody else holds the memory of ``part``.
-        """
-        part = part.reshape(self._shape[0], hi - lo, self._shape[2])
-        if self._keep or hi - lo == self._shape[1]:
-            before = self._chunks.get(lo)
-            if before is None:
-                self._chunks[lo] = part
-            else:
-                self._chunks[lo] = before + part if self._keep else before.add_(part)
-            return
-        if self._whole is None:
-            self._whole = part.new_zeros(self._shape)
-        self._whole[:, lo:hi].add_(part)
-
-    def matrix(self) -> Tensor:
-        """All rows."""
-        whole = self._whole
-        if whole is None:
-            chunks = list(self._chunks.values())
-            whole = chunks[0] if len(chunks) == 1 else torch.cat(chunks, 1)
-        return whole.reshape(self._shape[0] * self._shape[1], self._shape[2]).to(self._dtype)
+def _made_later(paired: Sequence[Apart], into: Entering, between: Collection[int]) -> set[int]:
+    """Of these values, those by which rows are made when they go on, from products that take less memory."""
+    ways: dict[int, list[Apart]] = {i: [one for one in paired if i in one.inputs()] for i in between}
+    blocks = into.y.numel() // max(1, paired[0].layout.block_rows)
+    return {
+        i
+        for i, ones in ways.items()
+        if all(isinstance(one, OfMap) for one in ones)
+        and sum(one.z.numel() for one in ones) <= blocks * into.values[i].numel()
+    }
 
 
 def _sums(

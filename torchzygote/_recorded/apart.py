@@ -44,8 +44,8 @@ class Apart:
         """Where they do."""
         raise NotImplementedError
 
-    def parts(self, products: Tensor, keep: bool) -> Iterator[tuple[int, Tensor]]:
-        """From products (rows, *z's) for each input to rows by it, (blocks, rows, *the input's)."""
+    def parts(self, products: Tensor, which: Collection[int], keep: bool) -> Iterator[tuple[int, Tensor]]:
+        """From products (rows, *z's) for each of these inputs to rows by it, (blocks, rows, *the input's)."""
         raise NotImplementedError
 
 
@@ -64,10 +64,12 @@ class OfLayers(Apart):
     def nodes(self) -> list[Any]:
         return [one.z[0] for _, one in self.layers]
 
-    def parts(self, products: Tensor, keep: bool) -> Iterator[tuple[int, Tensor]]:
+    def parts(self, products: Tensor, which: Collection[int], keep: bool) -> Iterator[tuple[int, Tensor]]:
         axes = [q for _, q in self.pairs]
         memory = products.untyped_storage().data_ptr()
         for i, one in self.layers:
+            if i not in which:
+                continue
             rows = one.way.back(one.pulled(products, axes, keep))
             # Memory of the products is autograd's, and perhaps that of another value's, too.
             yield i, rows.clone() if rows.untyped_storage().data_ptr() == memory else rows
@@ -88,10 +90,28 @@ class OfMap(Apart):
     def nodes(self) -> list[Any]:
         return [term.node for term in self.affine.terms]
 
-    def parts(self, products: Tensor, keep: bool) -> Iterator[tuple[int, Tensor]]:
+    def parts(self, products: Tensor, which: Collection[int], keep: bool) -> Iterator[tuple[int, Tensor]]:
         by_sample = self.rows(products)
         for term in self.affine.terms:
-            yield term.which, _by_term(self, term, by_sample, keep)
+            if term.which in which:
+                yield term.which, _by_term(term, self.factor(term, keep), by_sample)
+
+    def seeds(self, products: Tensor, which: int) -> Callable[[int, int], Tensor]:
+        """Rows ``lo`` to ``hi`` by one of the inputs, block after block, made when they are asked for."""
+        by_sample = self.rows(products)
+        rows = len(by_sample)
+        terms = [(term, self.factor(term, False)) for term in self.affine.terms if term.which == which]
+
+        def some(lo: int, hi: int) -> Tensor:
+            first, last = lo // rows, -(-hi // rows)
+            lo, hi = lo - first * rows, hi - first * rows
+            by_z = by_sample[:, first:last]
+            if last - first == 1:  # of a large block no other rows are made
+                by_z, lo, hi = by_z[lo:hi], 0, hi - lo
+            parts = [_by_term(term, factor[first:last], by_z) for term, factor in terms]
+            return functools.reduce(torch.add, parts).reshape((last - first) * len(by_z), -1)[lo:hi]
+
+        return some
 
     def by_sample(self, shaped: Tensor) -> Tensor:
         """From (..., axes of samples in the order of z, n) to (..., blocks, the other samples, n)."""
@@ -143,12 +163,12 @@ def paired_values(into: Entering, *, one_by_one: bool) -> list[Apart]:
     ]
 
 
-def _by_term(one: OfMap, term: Term, by_z: Tensor, keep: bool) -> Tensor:
+def _by_term(term: Term, factor: Tensor, by_z: Tensor) -> Tensor:
     """From rows by z, (rows, blocks, the other samples, channels), to rows by an input, block after block.
 
-    Shape (blocks, rows, *the input's).
+    ``factor``: the term's, (blocks, the other samples, k). Shape (blocks, rows, *the input's).
     """
-    factor = one.factor(term, keep).unsqueeze(1)  # (blocks, 1, the other samples, k)
+    factor = factor.unsqueeze(1)
     # (blocks, rows, channels, the other samples); contiguous, as a product takes its order from its factors
     by_channel = by_z.permute(1, 0, 3, 2).contiguous()
     outer = by_channel * factor if factor.shape[2] == 1 else by_channel @ factor
