@@ -128,6 +128,7 @@ from .tensors import (
     storage_key,
     swap_tensors,
     uncoalesced_values,
+    unflatten_dense,
     version_of,
     weak_storage,
 )
@@ -314,6 +315,7 @@ __all__ = [
     "uncoalesced_values",
     "uncompiled",
     "under_hooks",
+    "unflatten_dense",
     "unfuse_attention",
     "unwrapped_if_ended",
     "value_at",
