@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from grads_samples import two
+from noted_calls import noted_calls
 from torch import Tensor, nn
 
-from torchzygote import GradDict, Grads, Params, diaghessian, gradient, jacobian, pullback, withgradient
+from torchzygote import (
+    GradDict,
+    Grads,
+    Params,
+    _entries,
+    diaghessian,
+    gradient,
+    jacobian,
+    pullback,
+    withgradient,
+)
 
 
 def test_equal_tensors_are_two_keys() -> None:
@@ -150,6 +162,39 @@ def test_equality_is_of_keys_and_values() -> None:
     assert GradDict({w: None}) != GradDict({w: torch.zeros(2)})
     with pytest.raises(TypeError, match="unhashable"):
         hash(g)
+
+
+# A pair of values, and whether they are equal.
+PAIRS: dict[str, tuple[Callable[[], tuple[Tensor, Tensor]], bool]] = {
+    "the same numbers": (lambda: (torch.ones(2, 3), torch.ones(2, 3)), True),
+    "other strides": (lambda: (torch.ones(2, 3), torch.ones(3, 2).T), True),
+    "expanded": (lambda: (torch.ones(2, 3), torch.ones(1).expand(2, 3)), True),
+    "a leaf": (lambda: (torch.ones(2, 3), torch.ones(2, 3, requires_grad=True)), True),
+    "another number": (
+        lambda: (torch.ones(2, 3), torch.ones(2, 3).index_fill(1, torch.tensor([2]), 0)),
+        False,
+    ),
+    "another shape": (lambda: (torch.ones(2, 3), torch.ones(3, 2)), False),
+    "another dtype": (lambda: (torch.ones(2, 3), torch.ones(2, 3).double()), False),
+    "not a number": (lambda: (torch.full((2, 3), torch.nan),) * 2, False),
+    "sparse": (lambda: (torch.eye(3), torch.eye(3).to_sparse()), True),
+    "compressed": (lambda: (torch.eye(3).to_sparse_csr(), torch.eye(3)), True),
+}
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_values_are_compared_as_one_by_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, expected = PAIRS[kind]
+    keys = [torch.zeros(1) for _ in range(3)]
+    left, right = make()
+    g = GradDict(zip(keys, [torch.ones(2), left, torch.zeros(())], strict=True))
+    h = GradDict(zip(keys, [torch.ones(2), right, torch.zeros(())], strict=True))
+    calls = noted_calls(monkeypatch, _entries, "equal")
+    assert (g == h) is (h == g) is expected
+    assert bool(calls) is ("sparse" in kind or kind == "compressed")
+    later = GradDict(zip(keys[::-1], reversed(list(h.values())), strict=True))
+    assert (g == later) is expected
 
 
 def test_a_copy_has_memory_of_its_own() -> None:

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from torchzygote import GradDict, Grads, Params, copy_, eager_update, gradient, jacobian
-from torchzygote._overlap import Memory, detached_from, writable
+from torchzygote._overlap import AddressRanges, detached_from, writable
 
 Step = Callable[[Grads], Any]
 
@@ -297,32 +297,32 @@ def test_memory_of_fake_tensors_is_told_apart_without_their_addresses() -> None:
 
 def test_memory_of_meta_tensors_is_told_apart() -> None:
     u, v = torch.zeros(6, device="meta"), torch.zeros(6, device="meta")
-    assert Memory([u[:3]]).meets(u[2:4])
-    assert Memory([u[2:4], v]).meets(u[:3])
-    assert not Memory([u[:3]]).meets(u[3:])
-    assert not Memory([u]).meets(v[2:])
-    assert not Memory([u]).meets(u[:0])
+    assert AddressRanges([u[:3]]).meets(u[2:4])
+    assert AddressRanges([u[2:4], v]).meets(u[:3])
+    assert not AddressRanges([u[:3]]).meets(u[3:])
+    assert not AddressRanges([u]).meets(v[2:])
+    assert not AddressRanges([u]).meets(u[:0])
     assert writable([u[:3], u[2:5], u[5:], v]) == ([0, 2, 3], [1])
     ys = [u[:3], u[1:4], v[1:4]]
     same, *moved = detached_from([u[:3], v[:3], v[3:]], [0, 1, 2], ys)
     assert same is ys[0]
-    assert not any(map(Memory([u, v]).meets, moved))
+    assert not any(map(AddressRanges([u, v]).meets, moved))
 
 
 def test_memory_of_functional_tensors_is_that_of_the_whole() -> None:
     u, v = (torch._to_functional_tensor(torch.zeros(6)) for _ in range(2))
-    assert Memory([u[:3]]).meets(u[2:4])
-    assert not Memory([u]).meets(v[2:])
+    assert AddressRanges([u[:3]]).meets(u[2:4])
+    assert not AddressRanges([u]).meets(v[2:])
     assert writable([u[:3], v, u[2:5]]) == ([0, 1], [2])
     ys = [u[1:4], v]
     moved, same = detached_from([u[:3], v], [0, 1], ys)
     assert same is v
-    assert not Memory([u]).meets(moved)
+    assert not AddressRanges([u]).meets(moved)
 
 
 def test_memory_of_fake_tensors_of_unknown_size_is_that_of_the_whole() -> None:
     mode = FakeTensorMode(shape_env=ShapeEnv())
     x = mode.from_tensor(torch.zeros(7), symbolic_context=StatelessSymbolicContext([DimDynamic.DYNAMIC]))
     with mode:
-        assert Memory([x]).meets(x * 1) is False
-        assert Memory([x]).meets(x[2:])
+        assert AddressRanges([x]).meets(x * 1) is False
+        assert AddressRanges([x]).meets(x[2:])

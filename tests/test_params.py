@@ -7,15 +7,17 @@ import gc
 import operator
 import pickle
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from noted_calls import noted_calls
 from torch import Tensor, nn
 
 import torchzygote
-from torchzygote import Params, copy_, gradient, pullback
+from torchzygote import Params, copy_, gradient, params, pullback
 
 
 def tensors(n: int) -> list[Tensor]:
@@ -290,3 +292,53 @@ def test_a_step_along_gradients_is_no_difference_of_sets() -> None:
     assert len(ps.difference(gs)) == 0
     copy_(ps, ps.to_vector() - 0.5 * gs.to_vector())
     assert w.tolist() == [-0.5, -0.5]
+
+
+class TwoNames(nn.Module):
+    """Says twice what it holds, and once without a name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(2))
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
+        yield "first", self.w
+        yield "second", self.w
+        yield "", nn.Parameter(torch.zeros(1))
+
+
+LAYER, FROZEN = nn.Linear(2, 3), nn.Linear(1, 1).requires_grad_(False)
+A, B = torch.zeros(2), torch.ones(3, dtype=torch.complex64)
+# Sources, their members' names, and how often they are gone through one by one.
+SOURCES: dict[str, tuple[Callable[[], Any], list[str], int]] = {
+    "a list": (lambda: [A, B], ["", ""], 0),
+    "a tuple": (lambda: (B, A, B), ["", ""], 0),
+    "nothing": (list, [], 0),
+    "a module": (lambda: nn.Sequential(LAYER, LAYER), ["0.weight", "0.bias"], 0),
+    "partly frozen": (
+        lambda: nn.Sequential(nn.Linear(1, 1).requires_grad_(False), LAYER),
+        ["1.weight", "1.bias"],
+        0,
+    ),
+    "a module of several names": (TwoNames, ["first", ""], 1),
+    "an iterator": (lambda: iter([A, B]), ["", ""], 1),
+    "nested": (lambda: [A, [B]], ["", ""], 1),
+    "a dict": (lambda: {"a": A, "b": B}, ["a", "b"], 1),
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_lists_and_modules_are_taken_at_once(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, names, times = SOURCES[kind]
+    calls = noted_calls(monkeypatch, params, "collected")
+    ps = Params(make())
+    assert len(calls) == times
+    assert [ps._names.get(id(p), "") for p in ps] == names
+    assert ps == Params([[p] for p in ps])
+
+
+def test_members_of_a_list_are_checked() -> None:
+    with pytest.raises(TypeError, match="floating or complex dtype, got a tensor int64"):
+        Params([A, torch.zeros(2, dtype=torch.int64)])
+    with pytest.raises(TypeError, match="expected tensors, got the number 3"):
+        Params([A, 3])

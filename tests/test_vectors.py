@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from noted_calls import noted_calls
 
-from torchzygote import GradDict, Params, copy_, gradient
+from torchzygote import GradDict, Params, _multi_tensor, copy_, gradient
 
 ARRAYS = {
     "reversed": lambda: np.zeros(4)[::-1],
@@ -118,3 +120,51 @@ def test_a_conjugate_vector_is_filled() -> None:
     ps = Params([torch.tensor([1.0 + 2j], dtype=torch.complex64), torch.tensor([3.0, 4.0])])
     copy_(memory.conj(), ps)
     assert memory.tolist() == [1 - 2j, 3, 4]
+
+
+# Members of a Params, of 13 elements each time, and how often all parts of a vector are made in one call.
+MEMBERS: dict[str, tuple[Callable[[], list[torch.Tensor]], int]] = {
+    "small": (lambda: [torch.zeros(2, 3), torch.zeros(()), torch.zeros(6, 1)], 1),
+    "of several dtypes": (
+        lambda: [torch.zeros(2, 3), torch.zeros((), dtype=torch.float64), torch.zeros(6).double()],
+        1,
+    ),
+    "transposed": (lambda: [torch.zeros(3, 2).T, torch.zeros(14)[::2]], 1),
+    "parameters": (lambda: [torch.nn.Parameter(torch.zeros(n)) for n in (4, 9)], 1),
+    "some are empty": (lambda: [torch.zeros(0, 2), torch.zeros(13), torch.zeros(3, 0)], 0),
+    "views of one": (lambda: list(torch.zeros(13).split([6, 7])), 1),
+}
+
+
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("kind", MEMBERS)
+def test_parts_of_a_vector_are_made_at_once(
+    kind: str, strided: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, times = MEMBERS[kind]
+    calls = noted_calls(monkeypatch, _multi_tensor, "unflatten_dense")
+    vector = torch.arange(26.0)[::2] if strided else torch.arange(13.0)
+    expected = vector.tolist()
+    ps = Params(make())
+    shapes = [p.shape for p in ps]
+    assert copy_(ps, vector) is ps
+    assert len(calls) == times
+    assert [p.shape for p in ps] == shapes
+    assert [x for p in ps for x in p.detach().reshape(-1).tolist()] == expected
+    gs = gradient(lambda: sum(p.sum() for p in ps), ps)
+    copy_(gs, vector)
+    assert len(calls) == 2 * times
+    assert [g.shape for g in gs.values()] == shapes
+    assert gs.to_vector().tolist() == expected
+
+
+def test_parts_of_a_vector_are_differentiated() -> None:
+    ps = Params([torch.zeros(2, 2), torch.zeros(3)])
+
+    def f(v: torch.Tensor) -> torch.Tensor:
+        gs = copy_(gradient(lambda: sum(p.sum() for p in ps), ps), v)
+        return sum((g**2).sum() for g in gs.values())
+
+    v = torch.arange(7.0)
+    assert torch.equal(gradient(f, v)[0], 2 * v)
+    assert torch.equal(torch.func.grad(f)(v), 2 * v)

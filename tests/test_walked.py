@@ -24,7 +24,7 @@ from torchzygote import (
     pushforward,
     withgradient,
 )
-from torchzygote._torch_private import walked
+from torchzygote._torch_private import are_right_as_they_are, survey, surveys, walked
 
 W = torch.linspace(-1, 1, 9, dtype=torch.float64).view(3, 3)
 
@@ -133,6 +133,95 @@ class Cube(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Tensor:
         return 3 * ctx.saved_tensors[0] ** 2 * g
+
+
+def half_written(x: Tensor) -> Tensor:
+    y = x.clone()
+    y[1:] *= 2
+    return y
+
+
+F = torch.nn.functional
+IMAGE = torch.linspace(-1, 1, 36, dtype=torch.float64).view(1, 1, 6, 6)
+LIKE_X = torch.linspace(1, 2, 6, dtype=torch.float64)
+# Functions of a vector of 6, and whether a recorded pullback needs nothing but itself.
+KINDS: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
+    "plain": (lambda x: (x * x).sin() @ x, True),
+    "convolution": (lambda x: F.conv2d(IMAGE, x.view(1, 1, 2, 3)), True),
+    "cdist": (lambda x: torch.cdist(x.view(2, 3), x.view(2, 3) + 1), True),
+    "solve": (lambda x: torch.linalg.solve(torch.eye(6, dtype=x.dtype) + x.outer(x), x), True),
+    "masked_select": (lambda x: x.masked_select(LIKE_X > 1.5), True),
+    "layer_norm": (lambda x: F.layer_norm(x, (6,), x + 2, x), True),
+    "layer_norm, a bias alone": (lambda x: F.layer_norm(LIKE_X, (6,), None, x), False),
+    "group_norm": (lambda x: F.group_norm(x.view(1, 6), 2, x + 2, x), True),
+    "checkpointed": (lambda x: checkpointed(torch.sin, x), True),
+    "custom": (lambda x: Cube.apply(x), False),
+    "written into": (half_written, False),
+    "logcumsumexp": (lambda x: x.logcumsumexp(0), False),
+    "weight_norm": (lambda x: torch._weight_norm(x.view(2, 3), LIKE_X[:2, None]), False),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_kinds_of_nodes_tell_what_a_survey_does(name: str) -> None:
+    f, right = KINDS[name]
+    x = torch.linspace(0.5, 1.5, 6, dtype=torch.float64, requires_grad=True)
+    number = walked.next_number()
+    y = f(x)
+    for _ in range(2):  # kinds are learned
+        assert are_right_as_they_are([y], (), number) is right
+        assert are_right_as_they_are([y]) is right
+        told = survey([y])
+        found = [told.custom, told.copies, told.sparse, told.running, told.biased, told.once]
+        assert any(found) is not right
+
+
+@pytest.fixture
+def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many nodes lead to the inputs, each time that it is asked which."""
+    found: list[int] = []
+    leading = walked.leading
+
+    def noted(*args: Any) -> list[Any]:
+        nodes = leading(*args)
+        found.append(len(nodes))
+        return nodes
+
+    monkeypatch.setattr(surveys, "leading", noted)
+    return found
+
+
+def test_one_look_at_each_node_where_all_are_plain(searches: list[int], looks: list[object]) -> None:
+    xs = [torch.randn(3) for _ in range(50)]
+    found = gradient(lambda *xs: sum((x * x).sum() for x in xs), *xs, create_graph=True)
+    assert searches == []
+    assert len(looks) <= 3 * len(xs)  # a product, a sum and an addition; nothing is noted on leaves
+    assert all(torch.equal(g, 2 * x) for g, x in zip(found, xs, strict=True))
+
+
+def test_repeated_pullbacks_look_once(looks: list[object]) -> None:
+    x = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    _, back = pullback(lambda x: x.sin() * x, x, create_graph=True)
+    first = back(x)[0]
+    assert looks
+    looks.clear()
+    assert torch.equal(first, back(x)[0])
+    assert looks == []
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_others_are_searched_for_where_there_are_some(before: bool, searches: list[int]) -> None:
+    """One that was recorded before doesn't lead to the inputs, and is told of by nobody."""
+    x = torch.linspace(0.5, 1.5, 3, dtype=torch.float64, requires_grad=True)
+    w = Cube.apply(x)
+    (g,) = gradient(lambda z: ((w if before else Cube.apply(z)) * z).sum(), x, create_graph=True)
+    assert searches
+    (second,) = torch.autograd.grad(g.sum(), x)
+    torch.testing.assert_close(second, 3 * x**2 if before else 12 * x**2)
+    if before:  # now a walk has come to it
+        searches.clear()
+        gradient(lambda z: (w * z).sum(), x, create_graph=True)
+        assert searches == []
 
 
 # What a checkpoint runs again finds the same, though its first run has walked along what it closes over.

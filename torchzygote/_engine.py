@@ -26,11 +26,13 @@ from ._error_notes import call, pulled
 from ._exchange import exchanged, finding, swapped
 from ._forward import forward_mode, jvp
 from ._memory_layout import separate
-from ._outputs import differentiated_part
+from ._outputs import detached, differentiated_part
 from ._state import in_transform
-from ._tensor_holders import Holder, each_tensor
+from ._tensor_holders import each_tensor
 from ._torch_private import (
+    NOTHING_TOLD,
     Survey,
+    are_right_as_they_are,
     batched_like,
     coarsest,
     create_grad_input,
@@ -85,6 +87,7 @@ class Linearization:
     __slots__ = (
         "__weakref__",
         "_ends",
+        "_is_right",
         "_nested",
         "_number",
         "_pull",
@@ -120,10 +123,9 @@ class Linearization:
         self.waiting: list[_state.Waiting] = []
         self._pull: Callable[..., Any] | None = None
         self._survey: Survey | None = None
-        self._start = start
+        self._is_right = False
+        self._start, self._ends, self._number = start, ends, number
         self._nested = nested
-        self._ends = ends
-        self._number = number
 
     @property
     def y(self) -> Any:
@@ -170,8 +172,7 @@ class Linearization:
             seeds = [batched_like(seed, root) for seed, root in zip(seeds, roots, strict=True)]
         custom = sparse = rewritten = copies = []
         if create_graph or self._nested:
-            whole = len(roots) == len(self.roots)
-            found = self.survey() if whole else survey(roots, self._ends, self.inputs, self._number)
+            found = self._told_of(roots)
             rewritten = found.running
         if create_graph:
             if not (pushed or only_pushed()):
@@ -206,6 +207,16 @@ class Linearization:
         if self._survey is None:
             self._survey = survey(self.roots, self._ends, self.inputs, self._number)
         return self._survey
+
+    def _told_of(self, roots: list[Tensor]) -> Survey:
+        """The same of some roots, as far as a pullback that is pulled back again is concerned."""
+        whole = len(roots) == len(self.roots)
+        if whole and self._survey is not None:
+            return self._survey
+        if self._is_right or are_right_as_they_are(roots, self._ends, self._number):
+            self._is_right = self._is_right or whole
+            return NOTHING_TOLD
+        return self.survey() if whole else survey(roots, self._ends, self.inputs, self._number)
 
     def nbytes(self) -> int:
         """What a pullback of one row needs at most, if all gradients have the dtype of the first root."""
@@ -265,16 +276,6 @@ def _tracked_on_tape(prepared: Prepared, keep: bool, number: int | None) -> list
     return tracked
 
 
-def detached(y: Any) -> Any:
-    """``y`` without graphs, structures leaf by leaf."""
-    if isinstance(y, Tensor):
-        # a batched tensor doesn't say whether what it wraps requires grad
-        return y.detach() if y.requires_grad or in_functorch() else y
-    if isinstance(y, Holder) or kind_of(y) == "structure":
-        return each_tensor(detached, y)
-    return y
-
-
 def linearize(
     f: Callable[..., Any], prepared: Prepared, *, keep: bool, scalar_aux: bool = False
 ) -> Linearization:
@@ -321,9 +322,7 @@ def _linearize_on_tape(
 
 def _take_outputs(lin: Linearization, y: Any, scalar_aux: bool) -> None:
     part = differentiated_part(y) if scalar_aux else y
-    if isinstance(part, Tensor):
-        lin.y_leaves = [part]
-    elif kind_of(part) == "structure":
+    if not isinstance(part, Tensor) and kind_of(part) == "structure":
         lin.y_leaves, lin.y_spec = pytree.tree_flatten(part)
     else:
         lin.y_leaves = [part]

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from ._arguments import is_number
-from ._metadata import TENSOR_TYPES
+from ._metadata import TENSOR_TYPES, metadata_of
 from ._multi_tensor import describe
 from ._torch_private import version_of
 
 __all__ = [
     "TENSOR_TYPES",
+    "all_equal",
     "as_number",
     "as_tensor",
     "equal",
@@ -39,6 +40,20 @@ def version_of_zeros(x: Tensor) -> int:
 
 def show(value: object) -> str:
     return describe(value) if isinstance(value, Tensor) else repr(value)
+
+
+def all_equal(xs: list[Any], ys: list[Any]) -> bool:
+    """Whether each value is :func:`equal` to its fellow."""
+    if TENSOR_TYPES.issuperset(map(type, xs)) and TENSOR_TYPES.issuperset(map(type, ys)):
+        mine, theirs = metadata_of(xs), metadata_of(ys)
+        if (
+            mine is not None
+            and theirs is not None
+            and mine.extents is not None
+            and theirs.extents is not None
+        ):
+            return mine.fits(theirs) and all(map(torch.equal, xs, ys))
+    return all(map(equal, xs, ys))
 
 
 def equal(a: Any, b: Any) -> bool:

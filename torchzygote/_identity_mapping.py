@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ._entries import equal, missing, show
+from ._entries import all_equal, missing, show
 from ._multi_tensor import describe
 
 __all__ = ["IdentityMapping"]
@@ -77,9 +77,10 @@ class IdentityMapping(MutableMapping[Tensor, Any]):
         if not isinstance(other, Mapping):
             return NotImplemented
         theirs = dict(zip(map(id, other.keys()), other.values(), strict=True))
-        return self._keys.keys() == theirs.keys() and all(
-            equal(value, theirs[key]) for key, value in self._values.items()
-        )
+        if self._keys.keys() != theirs.keys():
+            return False
+        mine = list(self._values.values())
+        return all_equal(mine, list(map(theirs.__getitem__, self._values)))
 
     def __repr__(self) -> str:
         entries = [f"{self._label(key)}: {show(value)}" for key, value in self._values.items()]

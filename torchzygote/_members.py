@@ -5,17 +5,22 @@ Knows tensors and their names; what is done with a set of them is the business o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ._arguments import is_inexact, is_number, trainable
 from ._buffer.refusal import NotATensor
+from ._metadata import TENSOR_TYPES
 from ._multi_tensor import describe
 
-__all__ = ["NamedMembers", "checked", "collected", "qualified", "what"]
+__all__ = ["NamedMembers", "checked", "collected", "collected_at_once", "qualified", "what"]
+
+_dtype: Callable[[Any], torch.dtype] = operator.attrgetter("dtype")
 
 
 class NamedMembers:
@@ -85,6 +90,30 @@ def collected(source: Any, name: str = "", path: str = "") -> Iterator[tuple[Ten
             yield from collected(item, name, "" if isinstance(item, Tensor) and not name else below)
     else:
         raise TypeError(f"Params: expected tensors, got {what(source)}{_advice(source)}")
+
+
+def collected_at_once(source: Any) -> tuple[dict[int, Tensor], dict[int, str]] | None:
+    """Members and names of a module, or of a list of tensors; ``None`` for what takes a closer look.
+
+    A sixth of a microsecond for each of a list, where to go through them one by one takes one.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    names: Iterable[str] = ()
+    if isinstance(source, nn.Module):
+        found = trainable(source)
+        tensors, names = list(found.values()), found
+    elif type(source) in (list, tuple) and TENSOR_TYPES.issuperset(map(type, source)):
+        tensors = source
+    else:
+        return None
+    ids = list(map(id, tensors))
+    members = dict(zip(ids, tensors, strict=True))
+    if not all(dtype.is_floating_point or dtype.is_complex for dtype in set(map(_dtype, tensors))):
+        return None
+    if names and ("" in names or len(members) < len(ids)):
+        return None
+    return members, dict(zip(ids, names, strict=False))
 
 
 def qualified(prefix: str, name: str) -> str:

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._metadata import COMMON, Metadata, by_kind, metadata_of
+from ._metadata import COMMON, TENSOR_TYPES, Metadata, by_kind, metadata_of
 from ._operators import Number, Operator
 from ._overlap import all_apart, detached_from, known_apart, writable
 from ._sparse_operands import beside_dense, is_strided, one_sparse
-from ._torch_private import flatten_dense, in_forward_ad, in_functorch
+from ._torch_private import flatten_dense, in_forward_ad, in_functorch, unflatten_dense
 
 __all__ = [
     "apply",
@@ -349,17 +349,27 @@ def flatten(xs: list[Tensor]) -> Tensor:
     return torch.cat([x.reshape(-1).to(device) for x in dense])
 
 
-def parts_of(vector: Tensor, xs: list[Tensor]) -> list[Tensor]:
-    """Consecutive parts of ``vector`` in the shapes of the tensors; views."""
-    known = metadata_of(xs)
+def parts_of(vector: Tensor, xs: list[Tensor], known: Metadata | None) -> list[Tensor]:
+    """Consecutive parts of ``vector`` in the shapes of the tensors; views. ``known``: their metadata."""
     numels = [x.numel() for x in xs] if known is None else known.numels
-    shapes = [x.shape for x in xs] if known is None else known.shapes
-    return list(map(Tensor.view, torch.split(vector, numels), shapes))
+    if (
+        known is not None and 0 not in numels and type(vector) in TENSOR_TYPES
+    ):  # what is empty loses its shape
+        with torch.set_grad_enabled(torch.is_grad_enabled() and vector.requires_grad):
+            return unflatten_dense(vector, xs)
+    return [part.view(x.shape) for part, x in zip(torch.split(vector, numels), xs, strict=True)]
 
 
-def copy_all(dst: list[Tensor], src: list[Tensor]) -> None:
-    """Write each tensor into its fellow, which can be written into; nothing is recorded."""
-    known = metadata_of(dst)
+def copy_all(dst: list[Tensor], src: list[Tensor], known: Metadata | None = None) -> None:
+    """Write each tensor into its fellow, which can be written into; nothing is recorded.
+
+    ``known``: the metadata of ``dst``.
+    """
+    known = known or metadata_of(dst)
     with torch.no_grad():
-        for where in by_kind(dst) if known is None else known.groups:
+        groups = by_kind(dst) if known is None else known.groups
+        if len(groups) == 1:
+            torch._foreach_copy_(dst, src)
+            return
+        for where in groups:
             torch._foreach_copy_([dst[i] for i in where], [src[i] for i in where])

@@ -13,13 +13,25 @@ from torch import Tensor
 
 from ._arguments import kind_of, number_to_tensor, numpy_to_tensor, type_name
 from ._buffer.refusal import NotATensor
+from ._tensor_holders import Holder, each_tensor
+from ._torch_private import in_functorch
 
-__all__ = ["differentiated_part", "hint", "output_tensor", "real_scalar", "scalar_root"]
+__all__ = ["detached", "differentiated_part", "hint", "output_tensor", "real_scalar", "scalar_root"]
 
 
 def differentiated_part(y: Any) -> Any:
     """The first field of a tuple (auxiliary output), or ``y`` itself."""
     return y[0] if isinstance(y, tuple) and len(y) > 0 and not isinstance(y, torch.Size) else y
+
+
+def detached(y: Any) -> Any:
+    """``y`` without graphs, structures leaf by leaf."""
+    if isinstance(y, Tensor):
+        # a batched tensor doesn't say whether what it wraps requires grad
+        return y.detach() if y.requires_grad or in_functorch() else y
+    if isinstance(y, Holder) or kind_of(y) == "structure":
+        return each_tensor(detached, y)
+    return y
 
 
 def hint(caller: str, y: Any, array: bool = False) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ._buffer.refusal import NotATensor
 from ._create_graph import keeps_graph
-from ._members import checked, collected, what
+from ._members import checked, collected, collected_at_once, what
 from ._multi_tensor import describe, flatten
 from ._set_operations import SetOperations
 from ._warning import warn
@@ -81,7 +81,10 @@ class Params(SetOperations):
         self._names = {}
         self._shared = False
         self._taken_from = None
-        self._insert(collected(source))
+        if (known := collected_at_once(source)) is not None:
+            self._members, self._names = known
+        else:
+            self._insert(collected(source))
         if not self._members and isinstance(source, Iterator):
             warn(
                 "Params: got an iterator without tensors, so that nothing is differentiated; was it used up "

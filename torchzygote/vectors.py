@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ._create_graph import keeps_graph
-from ._metadata import metadata_of
+from ._metadata import Metadata, metadata_of
 from ._multi_tensor import copy_all, flatten, parts_of, recorded
-from ._overlap import AddressRanges, all_apart, can_be_written, is_unresolved, writable
+from ._overlap import AddressRanges, all_apart, can_be_written, is_unresolved, known_apart, writable
 from .grads import Grads
 from .params import Params
 
@@ -64,11 +64,13 @@ def copy_(dst: Any, src: Any) -> Any:
     """
     if isinstance(dst, (Params, Grads)) and isinstance(src, (Tensor, np.ndarray)):
         xs = _members(dst)
-        _from_vector(dst, xs, _vector("src", src, dst, xs))
+        known = metadata_of(xs)
+        _from_vector(dst, xs, known, _vector("src", src, dst, xs, known))
     elif isinstance(src, (Params, Grads)) and isinstance(dst, (Tensor, np.ndarray)):
         xs = _members(src)
-        vector = _vector("dst", dst, src, xs)
-        _to_vector(vector, xs)
+        known = metadata_of(xs)
+        vector = _vector("dst", dst, src, xs, known)
+        _to_vector(vector, xs, known)
         if isinstance(dst, np.ndarray) and not _shareable(dst):
             dst[...] = vector.numpy()
     else:
@@ -84,8 +86,13 @@ def _members(holder: Params | Grads) -> list[Tensor]:
 
 
 def _vector(
-    name: str, vector: Tensor | np.ndarray[Any, Any], holder: Params | Grads, members: list[Tensor]
+    name: str,
+    vector: Tensor | np.ndarray[Any, Any],
+    holder: Params | Grads,
+    members: list[Tensor],
+    known: Metadata | None,
 ) -> Tensor:
+    """``vector`` as a tensor, if its length fits; ``known``: the metadata of the members."""
     if isinstance(vector, np.ndarray):
         if name == "dst" and not vector.flags.writeable:
             raise ValueError(
@@ -100,7 +107,6 @@ def _vector(
                 f"copy_: expected {name} to be a vector of a dtype that PyTorch has, got an array of dtype "
                 f"{vector.dtype}; nothing was written"
             ) from None
-    known = metadata_of(members)
     expected = sum(known.numels if known is not None else (x.numel() for x in members))
     if vector.dim() != 1 or vector.numel() != expected:
         raise ValueError(
@@ -141,7 +147,7 @@ def _check_dtypes(dst: list[torch.dtype], src: list[torch.dtype]) -> None:
                 )
 
 
-def _from_vector(dst: Params | Grads, xs: list[Tensor], vector: Tensor) -> None:
+def _from_vector(dst: Params | Grads, xs: list[Tensor], known: Metadata | None, vector: Tensor) -> None:
     kinds = {x.is_complex() for x in xs} if vector.is_complex() else set()
     if len(kinds) > 1:
         _check_dtypes([x.dtype for x in xs if x.is_complex()], [vector.dtype])
@@ -150,26 +156,34 @@ def _from_vector(dst: Params | Grads, xs: list[Tensor], vector: Tensor) -> None:
         _check_dtypes([x.dtype for x in xs], [vector.dtype])
     if vector.layout is not torch.strided:
         vector = vector.to_dense()
-    free = all_apart(xs, [vector])
+    free = not xs or (known is not None and _is_apart(xs, known, vector))
     if isinstance(dst, Params):
         _check_parameters(xs, vector, free)
     if not free and AddressRanges(xs).meets(vector):
         vector = vector.clone()
-    parts = parts_of(vector, xs)
+    parts = parts_of(vector, xs, known)
     if len(kinds) > 1:
         parts = _real_where_they_are(xs, parts)
     if isinstance(dst, Grads):
         inside: Sequence[int] = [] if recorded([vector, *xs]) else range(len(xs)) if free else writable(xs)[0]
         for i in set(range(len(xs))).difference(inside):
             xs[i] = parts[i].to(dtype=xs[i].dtype, device=xs[i].device, copy=True)
-        copy_all([xs[i] for i in inside], [parts[i] for i in inside])
+        if len(inside) == len(xs):
+            copy_all(xs, parts, known)
+        else:
+            copy_all([xs[i] for i in inside], [parts[i] for i in inside])
         dst._values = dict(zip(dst._keys, xs, strict=True))
     elif free or not writable(xs)[1]:
-        copy_all(xs, parts)
+        copy_all(xs, parts, known)
     else:  # conjugates and negative views, or some that lie over others
         with torch.no_grad():
             for x, part in zip(xs, parts, strict=True):
                 x.copy_(part)
+
+
+def _is_apart(xs: list[Tensor], known: Metadata, vector: Tensor) -> bool:
+    theirs = metadata_of([vector])
+    return theirs is not None and known_apart(xs, known, [vector], theirs)
 
 
 def _real_where_they_are(xs: list[Tensor], parts: list[Tensor]) -> list[Tensor]:
@@ -196,7 +210,7 @@ def _check_parameters(xs: list[Tensor], vector: Tensor, free: bool) -> None:
         )
 
 
-def _to_vector(vector: Tensor, xs: list[Tensor]) -> None:
+def _to_vector(vector: Tensor, xs: list[Tensor], known: Metadata | None) -> None:
     _check_dtypes([vector.dtype], [x.dtype for x in xs])
     if not can_be_written(vector):
         raise ValueError(
@@ -206,12 +220,12 @@ def _to_vector(vector: Tensor, xs: list[Tensor]) -> None:
     if recorded(xs) and keeps_graph(None):
         vector.copy_(flatten(xs))
         return
-    known = metadata_of(xs)
     with torch.no_grad():
         cast = torch.is_autocast_enabled(vector.device.type)  # it would put them together in another dtype
         if known is not None and len(known.groups) == 1 and vector.nbytes <= _SMALL and not cast:
             vector.copy_(flatten(xs))
         elif all_apart([vector], xs) or not (is_unresolved(vector) or AddressRanges(xs).meets(vector)):
-            copy_all(parts_of(vector, xs), [x if x.layout is torch.strided else x.to_dense() for x in xs])
+            dense = [x if x.layout is torch.strided else x.to_dense() for x in xs]
+            copy_all(parts_of(vector, xs, known), dense)
         else:
             vector.copy_(flatten(xs))

@@ -108,7 +108,7 @@ from .rounding import rounding_of_products
 from .running_logsumexp import TRACED_RUNNING, pulled_by_formula
 from .scripts import enable_optimized_scripts, scripts_as_written, scripts_kept_from
 from .structures import names_of_fields, rebuilt
-from .surveys import coarsest, survey
+from .surveys import NOTHING_TOLD, are_right_as_they_are, coarsest, survey
 from .telling import Survey, hides_another, is_compiled_function
 from .tensors import (
     alike,
@@ -128,6 +128,7 @@ from .tensors import (
     storage_key,
     swap_tensors,
     uncoalesced_values,
+    unflatten_dense,
     version_of,
     weak_storage,
 )
@@ -157,6 +158,7 @@ __all__ = [
     "ATTENTION",
     "DISTANCES",
     "NORMS",
+    "NOTHING_TOLD",
     "RECURRENT",
     "TRACED_LACKING",
     "TRACED_NORMS",
@@ -171,6 +173,7 @@ __all__ = [
     "alike",
     "are_formulas_pushed",
     "are_operators_pushed",
+    "are_right_as_they_are",
     "aside_of_checkpoint",
     "at_end_of_pass",
     "axis_of",
@@ -312,6 +315,7 @@ __all__ = [
     "uncoalesced_values",
     "uncompiled",
     "under_hooks",
+    "unflatten_dense",
     "unfuse_attention",
     "unwrapped_if_ended",
     "value_at",

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from .nodes import is_leaf, node_of, source_of
-from .telling import AS_MANY, LEAN, ORDINARY, Leaf, Survey, Told
-from .walked import leading
+from .telling import AS_IT_IS, AS_MANY, LEAN, ORDINARY, Leaf, Survey, Told, is_right_as_it_is
+from .walked import all_such, leading
 
-__all__ = ["coarsest", "survey"]
+__all__ = ["NOTHING_TOLD", "are_right_as_they_are", "coarsest", "survey"]
 
-# What is told of nodes where there is nothing to tell.
-_NOTHING = Told().survey(0, 0)[2:-1]
+# What is told where there is nothing to tell, and of nodes alone.
+NOTHING_TOLD = Told().survey(0, 0)
+_NOTHING = NOTHING_TOLD[2:-1]
 
 
 def survey(
@@ -80,6 +81,17 @@ def survey(
     nodes = len(seen) - passed
     found = told.survey(total, nodes) if told else Survey(total, nodes, *_NOTHING)
     return found._replace(products=products) if products else found
+
+
+def are_right_as_they_are(
+    roots: Sequence[Tensor], ends: Collection[Any] = (), number: int | None = None
+) -> bool:
+    """Whether a pullback of ``roots`` that is pulled back again has nothing to watch, put right or refuse.
+
+    What is left then is what a survey says of that, in a third to half of its time. ``ends``, ``number``: as
+    for :func:`survey`. ``False`` also for nodes that don't lead to the inputs.
+    """
+    return all_such(map(node_of, roots), ends, number, AS_IT_IS, is_right_as_it_is)
 
 
 def _is_unwanted(node: Any, wanted: set[int]) -> bool:

@@ -16,6 +16,7 @@ from .nodes import node_name, node_shape
 from .rounding import rounding_of_convolutions
 
 __all__ = [
+    "AS_IT_IS",
     "AS_MANY",
     "LEAN",
     "ORDINARY",
@@ -24,6 +25,7 @@ __all__ = [
     "Told",
     "hides_another",
     "is_compiled_function",
+    "is_right_as_it_is",
 ]
 
 
@@ -114,6 +116,7 @@ _ROUNDED = frozenset({"ConvolutionBackward0", "ConvolutionBackwardBackward0", "C
 _GROUPED = "NativeGroupNormBackward0"
 _GROUPED_BIAS_FAILS = torch.__version__ < "2.14"  # its derivatives by a bias without a weight
 _COPIES = "torch::autograd::CopySlices"
+_NORMS = _BIASED | {_GROUPED}
 _TOLD_BY_NAME = frozenset(
     {
         *LACKING,
@@ -122,20 +125,23 @@ _TOLD_BY_NAME = frozenset(
         *_BY_LU,
         *_ROUNDED,
         *_MISBATCHED,
-        *_BIASED,
+        *_NORMS,
         *_ONCE_BY,
-        _GROUPED,
         _COPIES,
         _RUNNING,
     }
 )
+# What a pullback that is pulled back again has to watch, put right or refuse.
+_WATCHED = frozenset({*_SPARSE, *_ONCE_BY, _COPIES, _RUNNING})
 Leaf: Any = type(torch.zeros((), requires_grad=True).view(()).grad_fn.next_functions[0][0])  # type: ignore[union-attr]
 # The type of all nodes of C++ functions that nobody has told Python of.
 _UNTOLD = "CppFunction"
 _PythonNode = torch.autograd.function.BackwardCFunction
 # Types of nodes of which nothing has to be told but their gradients,
 ORDINARY: set[type] = set()
-# and those of them of one input, that has as many elements: one is asked for all that follow each other.
+# those whose backward is right, and has the right derivative, whatever else is told of them,
+AS_IT_IS: set[type] = set()
+# and those of the first kind of one input, that has as many elements: one is asked for all in a row.
 AS_MANY: set[type] = set()
 # Those that make nothing of the size of an input whose gradient nobody wants. (Custom functions may make all
 # gradients, and products of batches expand what isn't batched.)
@@ -262,6 +268,24 @@ class Told:
                 self.once.append(("group_norm", bias))
 
 
+def is_right_as_it_is(node: Any) -> bool:
+    """Whether a node is none of those that a survey tells as custom, sparse, copies, running, biased or once.
+
+    By its kind and its edges alone: what it has saved may take a checkpoint's second run to ask for.
+    """
+    name = node_name(node)
+    if isinstance(node, _PythonNode):
+        return bool(getattr(_written(node._forward_cls), "torchzygote_composes", False))  # type: ignore[attr-defined]
+    if name in _WATCHED:
+        return False
+    if name in _NORMS:
+        return not _may_be_biased(node)
+    if type(node).__name__ != _UNTOLD:
+        AS_IT_IS.add(type(node))
+        return True
+    return name.startswith("torch::autograd::") and "CppNode" not in name
+
+
 def _written(function: Any) -> Any:
     """The custom function as it was written; ``torch.func`` generates another for each level of its own."""
     if issubclass(function, torch.autograd.Function):
@@ -286,12 +310,18 @@ def _misbatches(node: Any, name: str) -> bool:
         return False
 
 
+def _may_be_biased(node: Any) -> bool:
+    """Whether a normalization has a bias that is differentiated by, and no weight that is."""
+    (weight, _), (bias, _) = node.next_functions[1:3]
+    return bias is not None and weight is None
+
+
 def _only_bias(node: Any) -> Any:
     """What the bias of a normalization comes from, if it has one and no weight."""
-    (weight, _), (bias, _) = node.next_functions[1:3]
-    if bias is None or weight is not None:
+    if not _may_be_biased(node):
         return None
     try:
+        bias = node.next_functions[2][0]
         return bias if node._saved_weight is None else None
     except RuntimeError:  # freed: there will be no backward pass
         return None

@@ -8,12 +8,12 @@ Knows nothing of what walks are for.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["came_before", "keep_number", "leading", "next_number", "number_of"]
+__all__ = ["all_such", "came_before", "keep_number", "leading", "next_number", "number_of"]
 
 # Numbers of differentiations as they begin, and of walks, in one order for all threads.
 _numbers = itertools.count()
@@ -80,6 +80,37 @@ def leading(
         if leads[node]:
             found.append(node)
     return found
+
+
+def all_such(
+    starts: Iterable[Any],
+    ends: Collection[Any],
+    number: int | None,
+    kinds: Collection[type],
+    is_such: Callable[[Any], bool],
+) -> bool:
+    """Whether all nodes below ``starts`` are of these kinds, or such that ``is_such`` tells so.
+
+    ``ends``, ``number``: as for :func:`leading`; without a number, all is looked at. A third of the time of
+    that, as it isn't asked whether nodes lead to anything.
+    """
+    walk = next_number()
+    seen: set[Any] = {None, *ends}
+    stack = [node for node in starts if node not in seen]
+    seen.update(stack)
+    while stack:
+        node = stack.pop()
+        onward = node.next_functions
+        # Nothing is below a leaf, so that no later walk is shortened by a note.
+        if onward and number is not None and _noted(node, walk) < number:
+            continue
+        if type(node) not in kinds and not is_such(node):
+            return False
+        for following, _ in onward:
+            if following not in seen:
+                seen.add(following)
+                stack.append(following)
+    return True
 
 
 def keep_number(twin: Tensor, number: int) -> None:
