@@ -124,6 +124,14 @@ def test_trained_weights_are_constants_here() -> None:
     assert reach(layer(x), layer.weight) is None
 
 
+def test_forms_that_no_rule_knows_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = lambda node, name: None if name == "_saved_padding" else getattr(node, name, None)
+    monkeypatch.setattr("torchzygote._recorded.reach.node_attribute", told)
+    x = torch.rand(1, 9, 9, dtype=D)
+    y = one_layer(x.requires_grad_())
+    assert reach(y, x) is None
+
+
 # ---------------------------------------------------------------------------------------------------------
 # through public functions
 

@@ -7,6 +7,7 @@ products multiply, and what has no rule takes everything. Knows graph nodes and 
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -29,6 +30,8 @@ from .moves import Value, kind_of_node
 from .walk import evaluate
 
 __all__ = ["Reach", "reach"]
+
+_log = logging.getLogger("torchzygote")
 
 _MOST_NODES = 2000
 
@@ -117,6 +120,9 @@ def reach(root: Tensor, x: Tensor) -> Reach | None:
         if not evaluate(value, walk.known, walk.of_output, _MOST_NODES, is_end):
             return None
     except _Mixed:
+        return None
+    except Exception as error:  # a form of an operation that its rule doesn't know
+        _log.debug("reach: taken as mixing everything: %s: %s", type(error).__name__, error)
         return None
     found = walk.known[value]
     return None if found is None else Reach(found.elements(walk.numel), walk.members, walk.is_slow)
