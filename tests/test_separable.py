@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from dispatched import LargestResult
 from torch import Tensor, nn
 
-from torchzygote import _separable
+from torchzygote import _dense_hessians, _separable
+from torchzygote._block_layout import Layout
 from torchzygote._cost_model import RowCost
 from torchzygote._recorded.alignment import aligned_axes
 from torchzygote._separable import find_layout
@@ -305,3 +306,31 @@ def test_small_blocks_where_a_hook_bends_what_is_pulled_back() -> None:
     expected = [torch.autograd.grad(g.flatten()[i], leaf, retain_graph=True)[0].flatten() for i in some]
     found = hessian(clamped, x, mode="reverse_over_reverse").reshape(512, 512)
     torch.testing.assert_close(found[some], torch.stack(expected))
+
+
+@pytest.mark.parametrize("by_curvature", [True, False])
+def test_layouts_are_made_for_each_shape_not_each_pair(
+    by_curvature: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Layout] = []
+
+    def counting(*args: object) -> Layout:
+        made.append(Layout(*args))  # type: ignore[arg-type]
+        return made[-1]
+
+    monkeypatch.setattr(_separable, "Layout", counting)
+    monkeypatch.setattr("torchzygote._cost_model.LEAST_BYTES", 0)
+    if not by_curvature:
+        monkeypatch.setattr(_dense_hessians, "diagonals_by_curvature", lambda *args: None)
+    xs = [torch.rand((20, 2) if i % 3 else (20,), dtype=torch.float64) for i in range(24)]
+
+    def f(*xs: Tensor) -> Tensor:
+        return sum((x if x.dim() == 1 else x.sum(1)).sin() for x in xs).square().sum()  # type: ignore[union-attr]
+
+    found = diaghessian(f, *xs)
+    assert 0 < len(made) <= (2 if by_curvature else 4)
+    total = sum((x if x.dim() == 1 else x.sum(1)).sin() for x in xs)
+    for x, h in zip(xs, found, strict=True):
+        z = x if x.dim() == 1 else x.sum(1)
+        by_hand = 2 * z.cos() ** 2 - 2 * total * z.sin()
+        torch.testing.assert_close(h, by_hand if x.dim() == 1 else by_hand[:, None].expand(20, 2))

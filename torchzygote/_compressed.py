@@ -37,7 +37,7 @@ from ._random import RandomState
 from ._repetition import settle_colored
 from ._second_order import SecondOrder
 from ._separable import find_hessian_layouts
-from ._structure_heuristics import has_batch_axis, is_worth_looking, read_stencil
+from ._structure_heuristics import has_batch_axis, looking_limit, read_stencil
 from ._warning import making_sparse
 from .coloring.recovery import Recovery, jacobian_recovery, symmetric_recovery, symmetrized
 from .sparsity.pattern import Pattern
@@ -123,15 +123,15 @@ def jacobian(
         mode = "reverse"
     products = {"reverse": rows, "forward": columns}.get(mode, min(rows, columns))
     patterns: Sequence[Pattern] | None = None
+    limit: int | None = None
     if not sparse:
         patterns = read_stencil(lin, cost, products)
-        worth = patterns is not None or is_worth_looking(products, cost, lin.roots)
-        if not worth or has_batch_axis(lin, cost):
+        limit = looking_limit(products, cost, lin) if patterns is None else None
+        if limit == 0 or has_batch_axis(lin, cost):
             return None
     if len({x.device for x in (first.y, *inputs)}) > 1:
         return None
     if patterns is None:
-        limit = None if sparse else products * cost.nbytes
         patterns = _structure.jacobian_patterns(
             first.caller, first.f, first.prepared, rows, limit, first.random
         )
@@ -225,17 +225,18 @@ def hessian(
             second.differentiate()
     cost = second.row_cost()
     patterns: Sequence[Pattern] | None = None
+    limit: int | None = None
     if not sparse:
         lin = second.by_input(0)
         patterns = None if lin is None else read_stencil(lin, cost, n)
-        if patterns is None and not is_worth_looking(n, cost, [] if lin is None else lin.roots):
+        limit = looking_limit(n, cost, lin) if patterns is None else None
+        if limit == 0:
             return None
         if mode != "forward_over_reverse" and (
             lin is None or find_hessian_layouts(lin, cost, second.scalar) is not None
         ):
             return None  # linear, or a sum over samples, which the dense way makes use of
     if patterns is None:
-        limit = None if sparse else n * cost.nbytes
         patterns = _structure.hessian_patterns(caller, f, second.prepared, limit, random)
     if patterns is None or patterns[0].lists_all:
         return None
@@ -303,7 +304,7 @@ def add_diagonals(
         return
     cost = second.row_cost()
     patterns: dict[int, Pattern] = {}
-    unread = []
+    limits: dict[int, int] = {}
     for i, x in enumerate(inputs):
         lin = second.by_input(i)
         if found[i] is not None or lin is None:
@@ -311,12 +312,11 @@ def add_diagonals(
         read = read_stencil(lin, cost, x.numel())
         if read is not None:
             patterns[i] = read[0]
-        elif is_worth_looking(x.numel(), cost, lin.roots):
-            unread.append(i)
-    if unread:
-        limit = sum(inputs[i].numel() for i in unread) * cost.nbytes
-        traced = _structure.hessian_patterns(caller, f, second.prepared, limit, random)
-        patterns.update({i: traced[i] for i in unread} if traced is not None else {})
+        elif limit := looking_limit(x.numel(), cost, lin):
+            limits[i] = limit
+    if limits:
+        traced = _structure.hessian_patterns(caller, f, second.prepared, sum(limits.values()), random)
+        patterns.update({i: traced[i] for i in limits} if traced is not None else {})
     for i, pattern in sorted(patterns.items()):
         n = inputs[i].numel()
         if pattern.lists_all or _GAIN * pattern.nnz > n * n:

@@ -80,7 +80,7 @@ def find_hessian_layouts(
     if rows > _FEW_ROWS * math.prod(shape[p] for p in batch):  # worth the longer walk
         batch.update(shared_axes(lin.roots, lin.inputs, common))
     layouts = _layouts_along(sorted(batch), lin.inputs)
-    return layouts if layouts and _saves(layouts, rows) else None
+    return layouts if layouts and _saves([row[0] for row in layouts], rows) else None
 
 
 def find_sum(y: Tensor, inputs: Sequence[Tensor], cost: RowCost) -> tuple[Separation, list[Layout]] | None:
@@ -93,10 +93,11 @@ def find_sum(y: Tensor, inputs: Sequence[Tensor], cost: RowCost) -> tuple[Separa
     if common == 0:
         return None
     found = separation(y, inputs, common)
-    layouts = _layouts_along(found.axes, inputs)
-    if not layouts or not _saves(layouts, rows):
-        return None
-    return found, [row[i] for i, row in enumerate(layouts)]
+    shapes = [tuple(x.shape) for x in inputs]
+    pairs = tuple((p, p) for p in found.axes)
+    of_shape = {shape: Layout(shape, shape, pairs) for shape in dict.fromkeys(shapes)}
+    layouts = [of_shape[shape] for shape in shapes]
+    return (found, layouts) if pairs and _saves(layouts, rows) else None
 
 
 def _may_pay(inputs: Sequence[Tensor], rows: int, cost: RowCost) -> bool:
@@ -115,15 +116,21 @@ def _common_axes(inputs: Sequence[Tensor]) -> int:
 
 
 def _layouts_along(batch: Sequence[int], inputs: Sequence[Tensor]) -> list[list[Layout]]:
-    """Of the gradient by each input, by each of them; empty without axes."""
+    """Of the gradient by each input, by each of them; empty without axes. Equal shapes share their row."""
+    if not batch:
+        return []
     shapes = [tuple(x.shape) for x in inputs]
     pairs = tuple((p, p) for p in batch)
-    return [[Layout(mine, other, pairs) for other in shapes] for mine in shapes] if batch else []
+    rows: dict[tuple[int, ...], list[Layout]] = {}
+    for mine in dict.fromkeys(shapes):
+        by = {other: Layout(mine, other, pairs) for other in dict.fromkeys(shapes)}
+        rows[mine] = [by[other] for other in shapes]
+    return [rows[mine] for mine in shapes]
 
 
-def _saves(layouts: Sequence[Sequence[Layout]], rows: int) -> bool:
-    """Whether there are many fewer products than rows."""
-    return (sum(row[0].block_rows for row in layouts) + 1) * LEAST_SAVING <= rows
+def _saves(of_roots: Sequence[Layout], rows: int) -> bool:
+    """Whether there are many fewer products than rows; ``of_roots``: one layout of each gradient."""
+    return (sum(layout.block_rows for layout in of_roots) + 1) * LEAST_SAVING <= rows
 
 
 def block_products(

@@ -17,7 +17,7 @@ from ._random import RandomState
 from .sparsity import detect as detected
 from .sparsity.pattern import Pattern
 
-__all__ = ["hessian_patterns", "jacobian_patterns"]
+__all__ = ["hessian_patterns", "jacobian_patterns", "within_budget"]
 
 _log = logging.getLogger("torchzygote")
 
@@ -30,6 +30,11 @@ def _budget(limit: int | None) -> int:
     return (
         detected.DEFAULT_BUDGET if limit is None else min(detected.DEFAULT_BUDGET, limit // _BYTES_PER_MEMBER)
     )
+
+
+def within_budget(members: int, limit: int) -> bool:
+    """Whether index sets of so many members are found at all; ``limit``: bytes that the dense way moves."""
+    return members <= _budget(limit)
 
 
 def jacobian_patterns(

@@ -5,19 +5,17 @@ Decides from sizes and recorded operations; it must not know how a matrix is com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from torch import Tensor
-
 from ._cost_model import RowCost
 from ._engine import Linearization
 from ._recorded.alignment import keeps_elements_apart
+from ._recorded.reach import reach
 from ._recorded.stencils import stencil
 from ._row_cost import is_plain
 from ._separable import find_layout
+from ._structure import within_budget
 from .sparsity.pattern import Pattern
 
-__all__ = ["has_batch_axis", "is_worth_looking", "read_stencil"]
+__all__ = ["has_batch_axis", "looking_limit", "read_stencil"]
 
 # Bytes that the dense products must move before anybody looks for structure: a core moves some 4 GB a second,
 # and detection takes 2 ms and 0.1 ms for each recorded operation. Where every operation keeps elements apart,
@@ -25,6 +23,11 @@ __all__ = ["has_batch_axis", "is_worth_looking", "read_stencil"]
 _WORTH_LOOKING = 1 << 29
 _WORTH_LOOKING_LOCAL = 24 << 20
 _WORTH_LOOKING_NODE = 5 << 18
+# Convolutions of few channels and rows through ``unfold`` take 5 to 20 times as long for each byte.
+_SLOW = 8
+# Of windows that reach so many times fewer elements than there are products (colors are some more than these
+# elements): below, detection and check take what is saved.
+_LEAST_GAIN = 6
 # What the recorded graph shows by itself takes 0.1 ms, and some microseconds for each operation; colors,
 # products and their check take a millisecond. (Dense Hessians of Rosenbrock's function pay from n = 350 on.)
 _WORTH_READING = 8 << 20
@@ -33,14 +36,36 @@ _WORTH_READING_NODE = 1 << 16
 _LEAST_PRODUCTS = 8
 
 
-def is_worth_looking(products: int, cost: RowCost, roots: Sequence[Tensor]) -> bool:
-    """Whether to look for structure by running ``f``; ``products``: how many the dense way takes."""
-    if products < _LEAST_PRODUCTS:
-        return False
+def looking_limit(products: int, cost: RowCost, lin: Linearization | None) -> int:
+    """How many bytes the dense way moves, or might in its time; 0 where structure isn't worth looking for.
+
+    ``products``: how many it takes. To look runs ``f``.
+    """
     nbytes = products * cost.nbytes
-    if nbytes >= _WORTH_LOOKING or nbytes < _WORTH_LOOKING_LOCAL + cost.nodes * _WORTH_LOOKING_NODE:
-        return nbytes >= _WORTH_LOOKING
-    return keeps_elements_apart(roots)
+    if products < _LEAST_PRODUCTS or lin is None or nbytes >= _WORTH_LOOKING:
+        return nbytes if products >= _LEAST_PRODUCTS and nbytes >= _WORTH_LOOKING else 0
+    least = _WORTH_LOOKING_LOCAL + cost.nodes * _WORTH_LOOKING_NODE
+    if nbytes >= least and keeps_elements_apart(lin.roots):
+        return nbytes
+    return _limit_of_windows(lin, products, nbytes, least) if nbytes * _SLOW >= least else 0
+
+
+def _limit_of_windows(lin: Linearization, products: int, nbytes: int, least: int) -> int:
+    """The same where windows slide: their reach tells what products are left, and what detection takes."""
+    if not is_plain(lin):
+        return 0
+    elements = members = 0
+    is_slow = False
+    for root in lin.roots:
+        for x in lin.inputs:
+            found = reach(root, x)
+            if found is None:
+                return 0
+            elements, members = elements + found.elements, members + found.members
+            is_slow |= found.is_slow
+    limit = nbytes * _SLOW if is_slow else nbytes
+    pays = limit >= least and elements * _LEAST_GAIN <= products
+    return limit if pays and within_budget(members, limit) else 0
 
 
 def read_stencil(lin: Linearization, cost: RowCost, products: int) -> list[Pattern] | None:

@@ -36,6 +36,7 @@ __all__ = [
     "aligned_axes",
     "is_linear",
     "jointly_aligned",
+    "keeps_apart",
     "keeps_elements_apart",
     "separation",
     "shared_axes",
@@ -56,13 +57,14 @@ _APART = frozenset([*ELEMENTWISE, *_MOVES]) - {"Expand"}
 
 
 @functools.cache
-def _keeps_apart(name: str) -> bool:
+def keeps_apart(name: str) -> bool:
+    """Whether the operation of this node works element by element, or moves elements."""
     return kind_of_node(name) in _APART or name == "torch::autograd::AccumulateGrad"
 
 
 def keeps_elements_apart(roots: Sequence[Tensor]) -> bool:
     """Whether every recorded operation works element by element or moves elements; none sums or mixes."""
-    return bool(roots) and all(_keeps_apart(name) for root in roots for name in node_names(root))
+    return bool(roots) and all(keeps_apart(name) for root in roots for name in node_names(root))
 
 
 # Rules are about the first output of a node; of these operations all outputs are alike.

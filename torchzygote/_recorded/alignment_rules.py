@@ -12,7 +12,7 @@ import torch
 
 from .._torch_private import axis_of, node_attribute
 
-__all__ = ["ELEMENTWISE", "FREE", "RULES", "Alignment", "Rule", "Shape", "all_free", "meeting"]
+__all__ = ["ELEMENTWISE", "FREE", "REDUCTIONS", "RULES", "Alignment", "Rule", "Shape", "all_free", "meeting"]
 
 # For each axis of a value the axis of the input that it runs along with; FREE: may depend on any index there.
 # An axis that several ones were folded into has these and their sizes, the slowest first.
@@ -338,7 +338,7 @@ def _mixes_space(rank: int) -> Rule:
     return rule
 
 
-_REDUCTIONS = "Amax Amin LinalgVectorNorm Logsumexp Max Mean Min Norm Prod Std Sum Var".split()  # noqa: SIM905
+REDUCTIONS = "Amax Amin LinalgVectorNorm Logsumexp Max Mean Min Norm Prod Std Sum Var".split()  # noqa: SIM905
 
 _OF_LINES = ["ReflectionPad1D", "ReplicationPad1D", "UpsampleLinear1D", "UpsampleNearest1D"]
 _OF_IMAGES = """
@@ -352,7 +352,7 @@ _OF_VOLUMES = """
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
-    **dict.fromkeys(_REDUCTIONS, _reduce),
+    **dict.fromkeys(REDUCTIONS, _reduce),
     **dict.fromkeys(["Flip", "Gather", "IndexAdd", "Roll", "Scatter", "ScatterAdd"], _mixes_dims),
     "Index": _indexes,
     "IndexPutImpl": _puts,
