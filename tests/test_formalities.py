@@ -32,7 +32,7 @@ STAGES: dict[str, str] = {
         _structure_matching _torch_private _version _warning native
     """,
     "state": """
-        _after_fork _custom_backwards _deriving_traced _exchange _flags _forward_mode_lock
+        _after_fork _custom_backwards _deriving_traced _dropped_graphs _exchange _flags _forward_mode_lock
         _linear_node _linear_node_traced _metadata _overlap _pullback_traced _state _tensor_holders
         _unfused
     """,

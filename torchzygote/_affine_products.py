@@ -30,6 +30,8 @@ __all__ = ["diagonals", "matrix"]
 
 # Products beside those with the channels: one to check, and about two for the gradient by z and the squares.
 _OTHERS = 3
+# Small slices take longer, and sums over many, one after the other, lose digits.
+_LEAST_SLICE = 1 << 20
 
 
 def samples_apart(affine: AffineMap, lin: Linearization) -> Layout | None:
@@ -173,8 +175,11 @@ def _by_squares(factor: Tensor, diagonal: Tensor, options: Options) -> Tensor:
 def _slice_of(factor: Tensor, axis: int, options: Options) -> int:
     """How much of ``factor`` is copied at a time, along this axis; all of it where graphs keep it anyway."""
     size = factor.shape[axis]
+    if options.keep:
+        return size
     nbytes = factor.shape[1 - axis] * factor.element_size()
-    return size if options.keep else choose_chunk(None, size, RowCost(nbytes, 1), factor.device)
+    least = _LEAST_SLICE // max(1, nbytes)
+    return min(size, max(least, choose_chunk(None, size, RowCost(nbytes, 1), factor.device)))
 
 
 def matrix(

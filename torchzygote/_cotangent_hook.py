@@ -132,19 +132,25 @@ class Bend:
     Called by autograd with the gradients of one tensor, as a pre-hook of the node that copied it.
     """
 
-    __slots__ = ("__weakref__", "arrived", "fn", "like", "looks", "session", "slots", "spec")
+    __slots__ = ("__weakref__", "arrived", "fn", "held", "like", "looks", "session", "slots", "spec")
 
     def __init__(self, fn: Callable[..., Any], looks: bool) -> None:
         self.fn = fn
         self.looks = looks
         self.arrived = False
         self.session = _state.session()
-        if self.session is not None:
-            self.session.hold(self)
+        self.held = None if self.session is None else self.session.held
         # Of a structure; where its tensors are among the leaves, and what those are like.
         self.spec: Any = None
         self.slots: list[int] = []
         self.like: list[GradientSpec] = []
+
+    def arrive(self) -> None:
+        """A gradient is here."""
+        if not self.arrived:
+            self.arrived = True
+            if self.held is not None:
+                self.held.add(self)
 
     def release(self) -> None:
         """The graph that this is part of is dropped; ``fn`` may hold it."""
@@ -167,7 +173,7 @@ class Bend:
         if innermost_level() is not None or (self.session is not None and self.session.forward):
             bent = self.bend(gradients, 0)
             return None if bent is None else tuple(bent)
-        self.arrived = True
+        self.arrive()
         out = self.fn(self.given(g))
         if out is None:
             return None
@@ -182,7 +188,7 @@ class Bend:
         if self.session is not None and self.session.forward:
             return None
         if any(g is not None for g in gradients):
-            self.arrived = True
+            self.arrive()
         found, taken = take_rows_off(gradients, depth)
         bent: list[Tensor | None] | None = None
         sizes = tuple(size for _, _, size in reversed(taken))
@@ -240,7 +246,7 @@ class _OfExample(Bend):
 
     def bend(self, gradients: Gradients, depth: int) -> list[Tensor | None] | None:
         if any(g is not None for g in gradients):
-            self.inner.arrived = True
+            self.inner.arrive()
         return super().bend(gradients, depth)
 
     def apply(self, gradients: Gradients, rows: tuple[int, ...] = ()) -> list[Tensor | None] | None:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
+from ._dropped_graphs import Held
 from ._forward_mode_lock import behalf, on_behalf
 from ._torch_private import (
     backward_pass,
@@ -40,11 +40,13 @@ __all__ = [
     "forget_forward_mode",
     "forget_other_threads",
     "forward_mode_opened",
+    "held",
     "ignoring",
     "in_outer_forward_mode",
     "in_recorded_pass",
     "in_transform",
     "is_only_pushed",
+    "kept_aside",
     "pushing",
     "session",
 ]
@@ -58,47 +60,22 @@ _opened = 0
 _counting = threading.Lock()
 
 
-class Released(Protocol):
-    """What a recorded graph holds of the caller's, whose functions may hold that graph in turn."""
-
-    def release(self) -> None:
-        """Let go of it: nobody is going to pull back through the graph."""
-
-
 class Session(list[Waiting]):
     """What is to be done as one outermost differentiation ends.
 
     ``forward``: see :func:`pushing`. ``warned``: what has been warned of, and need not be again.
-    ``recomputes``: each pullback runs something again. ``drops_graph``: no graph is left when it is over.
+    ``recomputes``: each pullback runs something again. ``held``: what is released with its graph, ``None``
+    while one is recorded that somebody may keep.
     """
 
     forward = False
     warned: tuple[object, ...] = ()
     recomputes = False
-    drops_graph = False
+    held: Held | None
 
     def __init__(self) -> None:
         super().__init__()
-        self._held: list[weakref.ref[Released]] = []
-
-    def hold(self, one: Released) -> None:
-        """Have ``one`` let go of what it holds as the graph is dropped.
-
-        Python's collector doesn't see what autograd's nodes hold: a closure that refers to a tensor computed
-        with it would stay for good, and so would the graph.
-        """
-        self._held.append(weakref.ref(one))
-
-    def release_with(self, owner: object) -> None:
-        """The graph is dropped with ``owner``."""
-        if self._held:
-            weakref.finalize(owner, self.release).atexit = False
-
-    def release(self) -> None:
-        held, self._held = self._held, []
-        for one in held:
-            if (there := one()) is not None:
-                there.release()
+        self.held = Held()
 
 
 # Of each thread, for those that run a backward pass on its behalf.
@@ -111,6 +88,8 @@ class _State(threading.local):
     def __init__(self) -> None:
         _by_thread[threading.get_ident()] = self.__dict__
         self.depth = 0
+        # The same, whatever is hidden by ignoring() or as it was before.
+        self.inside = 0
         self.callbacks: list[Waiting] | None = None
         # How many torch.func levels, counted from the outermost, are hidden by ignoring().
         self.hidden = 0
@@ -227,11 +206,32 @@ def session() -> Session | None:
     return found if isinstance(found, Session) else None
 
 
+def held() -> Held | None:
+    """What is released with the graph that is recorded here."""
+    here = session()
+    return None if here is None else here.held
+
+
 def drop_graph() -> None:
     """What is going to be recorded is dropped as the outermost differentiation ends, if that is this one."""
-    here = session()
-    if here is not None and _state.depth == 1:
-        here.drops_graph = True
+    here = held()
+    if here is not None and _state.inside == 1:
+        here.is_dropped = True
+
+
+class kept_aside:
+    """Around recording what may be kept longer than the outermost differentiation takes."""
+
+    __slots__ = ("_before", "_session")
+
+    def __enter__(self) -> None:
+        self._session = None if torch.compiler.is_compiling() else session()
+        if self._session is not None:
+            self._before, self._session.held = self._session.held, None
+
+    def __exit__(self, *error: object) -> None:
+        if self._session is not None:
+            self._session.held = self._before
 
 
 @contextlib.contextmanager
@@ -314,14 +314,14 @@ class differentiation:
     ``back`` runs now); ``defer=True`` leaves the callbacks in ``waiting`` instead of calling them.
     """
 
-    __slots__ = ("along", "before", "defer", "entered", "outermost", "waiting")
+    __slots__ = ("along", "before", "defer", "entered", "inside", "outermost", "waiting")
 
     def __init__(self, waiting: list[Waiting] | None = None, defer: bool = False) -> None:
         self.waiting = waiting
         self.defer = defer
         self.entered = False
         self.outermost = False
-        self.before = 0
+        self.before = self.inside = 0
 
     def __enter__(self) -> None:
         if torch.compiler.is_compiling():
@@ -333,13 +333,14 @@ class differentiation:
             if self.along is not None:  # else nobody acts on our behalf
                 self.along.__enter__()
             _state.callbacks = Session() if self.waiting is None else self.waiting
-        self.before = _state.depth
+        self.before, self.inside = _state.depth, _state.inside
         _state.depth += 1
+        _state.inside += 1
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         if not self.entered:  # where a graph breaks in between, what is around may be traced, and this not
             return
-        _state.depth = self.before  # whatever an interrupt has left inside
+        _state.depth, _state.inside = self.before, self.inside  # whatever an interrupt has left inside
         if not self.outermost:
             return
         callbacks, _state.callbacks = _state.callbacks, None
@@ -352,8 +353,8 @@ class differentiation:
                 if kind is None:
                     call_all([callback for callback, _ in due])
         finally:
-            if self.waiting is None and isinstance(callbacks, Session) and callbacks.drops_graph:
-                callbacks.release()
+            if self.waiting is None and isinstance(callbacks, Session) and callbacks.held is not None:
+                callbacks.held.release()
 
 
 def depth() -> tuple[int, bool]:

@@ -16,6 +16,7 @@ from ._arguments import type_name
 from ._call_arguments import is_implicit, prepare_call
 from ._call_options import check_callable
 from ._cotangents import laid_out, own, unfold_cotangent
+from ._dropped_graphs import Held, Owner
 from ._flags import flags_on, held
 from ._outputs import differentiated_part, hint, scalar_root
 from ._pushing import Push
@@ -184,12 +185,16 @@ def withgradient(
 
 
 class _Back:
-    """The pullback of one call, kept until it is dropped."""
+    """The pullback of one call, kept until it is dropped; ``held`` is what is released then."""
 
-    def __init__(self, lin: _engine.Linearization, params: Params | None, keep: bool) -> None:
+    def __init__(
+        self, lin: _engine.Linearization, params: Params | None, keep: bool, held: Held | None
+    ) -> None:
         self._lin = lin
         self._params = params
         self._keep = keep
+        self._held = held
+        self._owner = None if held is None or not held.is_dropped else Owner(held)
         # What the tape knows by identity. Flags are left to the caller between f and here.
         given = zip(lin.prepared.inputs, lin.prepared.owned, lin.inputs, strict=True)
         self._found = [x for x, owned, tracked in given if not owned and x is tracked]
@@ -211,6 +216,8 @@ class _Back:
             cotangents = unfold_cotangent(lin, ybar)
             # Tangents pass without a graph; one would lead to the call that was recorded outside.
             keep = self._keep or (_engine.keeps_graph(None) and not _state.is_only_pushed())
+            if keep and self._held is not None:
+                self._held.is_dropped = False  # the results hold the graph
             with _state.differentiation(lin.waiting):
                 flat = _updates.pull(lin, cotangents, self._params is not None, retain=True, keep=keep)
             if not _engine.in_transform() and not _engine.compiling():
@@ -298,13 +305,10 @@ def _pullback(
     if not keep:  # else it has
         prepared.copy_arrays()
     waiting = _state.Session()
-    with held(params), _state.differentiation(waiting, defer=True):
+    with _state.kept_aside(), held(params), _state.differentiation(waiting, defer=True):
         lin = _engine.linearize(f, prepared, keep=keep)
     lin.waiting = waiting
-    back = _Back(lin, params, keep)
-    if waiting.drops_graph:
-        waiting.release_with(back)
-    return lin.y, back
+    return lin.y, _Back(lin, params, keep, waiting.held)
 
 
 def pushforward(f: Callable[..., Any], *args: Any) -> Callable[..., Any]:

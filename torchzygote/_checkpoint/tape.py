@@ -17,6 +17,7 @@ from torch.utils.checkpoint import CheckpointError
 
 from .. import _state
 from .._arguments import name_of
+from .._dropped_graphs import Held
 from .._flags import FlagHold, held_again, held_by_others, holds
 from .._torch_private import (
     backward_pass,
@@ -48,7 +49,7 @@ def checkpoint_on_tape(f: Callable[..., Any], xs: tuple[Any, ...], kwargs: dict[
     position = _state.mark()
     if (session := _state.session()) is not None:
         session.recomputes = True
-        session.hold(runs)
+        runs.held = session.held
     start = sequence_number()
     error: BaseException | None = None
     try:
@@ -118,6 +119,7 @@ class _Runs:
         "enough",
         "failed",
         "first",
+        "held",
         "numbers",
         "seen",
         "shifted",
@@ -140,6 +142,7 @@ class _Runs:
         self.enough: Exception | None = None
         self.failed: BaseException | None = None
         self.first: list[_State] = []
+        self.held: Held | None = None
         self.numbers: list[int] = []
         self.seen: list[_State] = []
         self.shifted = False
@@ -182,6 +185,8 @@ class _Runs:
         """Once more, whatever has become of the arguments."""
         assert self._surroundings is not None
         assert self._holdings is not None
+        if self.held is not None:
+            self.held.add(self)
         self.copied = [version_of(x) for x in tensors] != self._versions
         xs, kwargs = self._arguments.with_tensors(tensors)
         position = _state.mark()
