@@ -82,14 +82,17 @@ def add_made(
             if joined or i not in owned
         }
         seeds = functools.partial(_summed_seeds, rows.pop(j), into.values[j].dtype)
+        at_once: dict[int, Tensor] = {}
         for lo, hi, products in pulled_rows(inner, seeds, total, cost, quiet):
             for i, product in zip(by, products, strict=True):
-                if i in blocks:
+                if i in blocks and product is not None and hi - lo == total:
+                    at_once[i] = product.reshape(total, -1).to(blocks[i].dtype)  # in any order
+                elif i in blocks:
                     blocks[i].add(lo, hi, product)
                 elif product is not None:
                     matrices[i][lo:hi].add_(product.reshape(hi - lo, -1))
         for i, block in blocks.items():
-            given = block.matrix()
+            given = at_once[i] if i in at_once else block.matrix()
             matrices[i] = matrices[i] + given if i in matrices else given
         if not joined:
             owned.update(by)
