@@ -78,9 +78,9 @@ LARGE = {"square": (N, N), "many samples": (6000, 400), "many columns": (400, 60
 def large(name: str, transposed: bool) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor], Tensor]:
     """A matrix, a point, a function with one channel, and its curvatures by what comes of the matrix."""
     samples, columns = LARGE[name]
-    A = torch.linspace(-1, 1, samples * columns).sin().view(samples, columns)
+    A = torch.linspace(-1, 1, samples * columns, dtype=torch.float64).sin().view(samples, columns)
     A = A.t().contiguous().t() if transposed else A
-    w = torch.linspace(-1, 1, columns) / columns
+    w = torch.linspace(-1, 1, columns, dtype=torch.float64) / columns
     one = torch.func.grad(torch.func.grad(lambda z: z.tanh().square()))
     return A, w, lambda w: (A @ w).tanh().square().sum(), torch.func.vmap(one)(A @ w)
 
@@ -93,7 +93,7 @@ def test_diagonals_by_a_large_matrix_square_little_of_it_at_a_time(
     A, w, f, curvatures = large(name, transposed)
     (diagonal,), extra = peak(lambda: diaghessian(f, w))
     assert extra < 3 * CHUNK
-    torch.testing.assert_close(diagonal, A.square().t() @ curvatures, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(diagonal, A.square().t() @ curvatures)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -104,4 +104,4 @@ def test_hessians_by_a_large_matrix_weight_little_of_it_at_a_time(
     A, w, f, curvatures = large(name, transposed)
     (H,), extra = peak(lambda: (hessian(f, w),))
     assert extra < 3 * CHUNK
-    torch.testing.assert_close(H, (A * curvatures.unsqueeze(1)).t() @ A, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(H, (A * curvatures.unsqueeze(1)).t() @ A)
