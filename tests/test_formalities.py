@@ -60,7 +60,7 @@ STAGES: dict[str, str] = {
     """,
     "results": """
         _affine_products _compressed _curvature _dense_hessians _dense_jacobians _factored _layer_rows
-        _row_blocks _whole_hessian
+        _row_blocks _stencil_sums _whole_hessian
     """,
     "public": "_plans gradients hessians jacobians plans",
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import _compressed, _dense_hessians, _engine, _factored
+from . import _compressed, _dense_hessians, _engine, _factored, _stencil_sums
 from ._arguments import Prepared
 from ._dense_hessians import Whole
 from ._pulling import Options
@@ -32,8 +32,10 @@ def whole_hessian(
     """What ``f`` as recorded by one run gives, and tells of how to go on."""
     second = run(caller, f, prepared, options.keep, recorded=mode != "forward_over_reverse", random=random)
     matrix = None
-    is_small = not sparse and second.is_small()
-    if not sparse and (not is_small or second.multiplies_much(prepared.inputs[0].numel())):
+    if mode == "auto" and not sparse:
+        matrix = _stencil_sums.matrix(second, options, verify=verify)
+    is_small = matrix is None and not sparse and second.is_small()
+    if matrix is None and not sparse and (not is_small or second.multiplies_much(prepared.inputs[0].numel())):
         matrix = _factored.hessian(second, mode, options)
     if matrix is None and not is_small:
         matrix = _compressed.hessian(caller, f, second, mode, options, random, sparse=sparse, verify=verify)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, NoReturn, overload
 import torch
 from torch import Tensor
 
-from . import _compressed, _cost_model, _dense_hessians, _engine, _factored, _state
+from . import _compressed, _cost_model, _dense_hessians, _engine, _factored, _state, _stencil_sums
 from ._call_arguments import prepare_call
 from ._call_options import check_callable, check_flags
 from ._dense_hessians import Whole
@@ -122,7 +122,8 @@ def hessian(
         is estimated to be cheaper, and the result is dense.
     verify : bool
         Check a result that took fewer products than the dense way against one product with a random vector.
-        A mismatch gives the dense way's answer and a warning.
+        A mismatch gives the dense way's answer and a warning. (Small sums over a grid are compared so in the
+        first call for functions that look alike, and with the gradient in each.)
 
     Returns
     -------
@@ -362,6 +363,8 @@ def _diagonals(
         random = None if _engine.compiling() else RandomState()
         second = run(caller, f, prepared, options.keep, random=random)
         diagonals = _dense_hessians.diagonals_by_curvature(second, options)
+        if diagonals is None:
+            diagonals = _stencil_sums.diagonal(second, options)
         if diagonals is None:
             second.differentiate()
             found = _dense_hessians.diagonals_along_batch(second, options)

@@ -227,7 +227,8 @@ def _subtracted_from(place: Recorded, tangents: Tangents, cotangent: Tensor | No
 
 def _padded(place: Recorded, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:
     """The numbers that are saved begin with the last axis."""
-    return torch.nn.functional.pad(present(tangents), node_attribute(place.node, "_saved_pad")), None
+    pad = [signed(size) for size in node_attribute(place.node, "_saved_pad")]
+    return torch.nn.functional.pad(present(tangents), pad), None
 
 
 def transposed(place: Recorded, tangents: Tangents, cotangent: Tensor | None) -> tuple[Tensor, None]:

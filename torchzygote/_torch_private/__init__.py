@@ -107,6 +107,7 @@ from .reentrant import record_reentrant_checkpoints
 from .rounding import rounding_of_products
 from .running_logsumexp import TRACED_RUNNING, pulled_by_formula
 from .scripts import enable_optimized_scripts, scripts_as_written, scripts_kept_from
+from .signatures import Signature, Signatures
 from .structures import names_of_fields, rebuilt
 from .surveys import NOTHING_TOLD, are_right_as_they_are, coarsest, survey
 from .telling import Survey, hides_another, is_compiled_function
@@ -169,6 +170,8 @@ __all__ = [
     "DispatchMode",
     "Exchanges",
     "OpOverload",
+    "Signature",
+    "Signatures",
     "Survey",
     "alike",
     "are_formulas_pushed",

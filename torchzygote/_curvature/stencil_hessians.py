@@ -1,0 +1,196 @@
+"""Hessians of sums over a grid whose terms depend on elements at the same distances everywhere.
+
+Each value inside has a tangent for each distance: its element ``i`` is the derivative of the value's element
+``i`` by the grid's element ``i + distance``. They are pushed along the recorded graph together, a handful of
+arrays however many elements there are, and the curvature of each operation along any two of them belongs to
+entries at these distances. One pullback brings the cotangents; no graph of the gradient is recorded, and no
+product is taken. The tangents are checked: they must give the gradient.
+
+Knows recorded operations and where their entries go; it must not know where the input comes from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._certificate import slack
+from .._torch_private import pull_back, saves_by_hooks, value_at
+from ..native.elementwise import slope_and_weight
+from .linear import Form
+from .stencil_program import GridProgram, GridStep, program, shifts_of
+
+__all__ = ["StencilHessian", "hessian"]
+
+
+# To look at so many numbers takes no longer than at what they are sums of.
+_SMALL = 1 << 14
+
+
+class StencilHessian(NamedTuple):
+    """``values``: the Hessian, or its diagonal in the shape of the input, as the gradient.
+
+    ``confirmed``: as for the program that they came of.
+    """
+
+    gradient: Tensor
+    values: Tensor
+    confirmed: list[bool]
+
+
+def hessian(y: Tensor, x: Tensor, eps: float, *, diagonal: bool = False) -> StencilHessian | None:
+    """The Hessian of ``y``, a number, by a leaf ``x``, or its diagonal.
+
+    ``None`` where ``y`` isn't such a sum, where batched products take less, where something isn't finite, as
+    zeros elsewhere might be wrong then, or where the check fails. ``eps``: relative spacing of the numbers
+    that were computed with.
+    """
+    found = program(y, x, diagonal)
+    if found is None:
+        return None
+    steps, nodes = found
+    if any(saves_by_hooks(nodes[step.number]) for step in steps.steps if step.entries is not None):
+        return None  # most in a checkpoint are curved, and each question makes it run again
+    with torch.no_grad():
+        by: list[Any] = [*(value_at((nodes[number], 0)) for number in steps.asked), x]
+        *pulled, gradient = pull_back([y], [torch.ones_like(y)], by, True, False)
+        if gradient is None:
+            return None
+        way = _GridPass(steps, nodes, dict(zip(steps.asked, pulled, strict=True)), gradient)
+        way.run()
+        if not way.is_right(eps):
+            return None
+    return StencilHessian(gradient, way.values.view(steps.shape), steps.confirmed)
+
+
+class _GridPass:
+    """Tangents on their way from the input to the sums; shape (distances, *value's)."""
+
+    def __init__(
+        self,
+        program: GridProgram,
+        nodes: list[Any],
+        cotangents: Mapping[int, Tensor | None],
+        gradient: Tensor,
+    ) -> None:
+        self._program = program
+        self._nodes = nodes
+        self._cotangents = cotangents
+        self._gradient = gradient
+        self._tangents: dict[int, Tensor] = {}
+        numel = math.prod(program.shape)
+        self._is_small = numel <= _SMALL
+        self.values = gradient.new_zeros(numel)
+        self._sums: list[Tensor] = []
+
+    def run(self) -> None:
+        kept = self._program.kept
+        for step in self._program.fixed:
+            found = None if kept is None else kept.get((step.number, None))
+            if found is None:
+                found = self._through(step)
+                if kept is not None:
+                    kept[step.number, None] = found
+            self._tangents[step.number] = found
+        for step in self._program.steps:
+            self._tangents[step.number] = self._through(step)
+            for number in step.last:
+                del self._tangents[number]
+
+    def _through(self, step: GridStep) -> Tensor:
+        rule = step.operation
+        if rule is None:
+            return self._moved(step)
+        given = [
+            None if b is None else self._tangents[b] if where is None else self._among(step, b, where)
+            for b, where in zip(step.before, step.places, strict=True)
+        ]
+        place = step.place(self._nodes)
+        cotangent = None if step.entries is None else self._cotangents[step.number]
+        if rule.derivatives is None:
+            assert rule.rule is not None
+            pushed, form = rule.rule(place, given, cotangent)
+            if form is not None:
+                self._add_form(step, form, rule.scale)
+            return pushed
+        (tangents,) = (t for t in given if t is not None)
+        slope, weight, squared, function = rule.derivatives(place, cotangent, tangents)
+        if weight is None:
+            return tangents * slope
+        slope, weight = slope_and_weight(function, slope, weight)
+        pushed = tangents * slope
+        weight = weight if rule.scale == 1 else weight * rule.scale
+        self._add_products(step, tangents * weight, tangents if squared else pushed)
+        return pushed
+
+    def _among(self, step: GridStep, before: int, where: list[int]) -> Tensor:
+        """Tangents of what goes in, with zeros for distances of the other operand."""
+        kept = self._program.kept
+        found = None if kept is None else kept.get((before, step.number))
+        if found is None:
+            tangents = self._tangents[before]
+            found = tangents.new_zeros(step.distances, *tangents.shape[1:])
+            for i, to in enumerate(where):
+                found[to].copy_(tangents[i])
+            if kept is not None and (before, None) in kept:
+                kept[before, step.number] = found
+        return found
+
+    def _moved(self, step: GridStep) -> Tensor:
+        """The input itself, pieces that are joined, and what is rolled."""
+        if not step.before:
+            return self._gradient.new_ones(()).expand(1, *step.shape)
+        if not step.starts:
+            (tangents,) = (self._tangents[b] for b in step.before if b is not None)
+            return torch.roll(tangents, *shifts_of(self._nodes[step.number], len(step.shape)))
+        found = self._gradient.new_zeros(step.distances, *step.shape)
+        for b, where, start, shape in zip(step.before, step.places, step.starts, step.shapes, strict=True):
+            if b is not None and where is not None and shape is not None:
+                for i, to in enumerate(where):
+                    found[to].narrow(step.axis, start, shape[step.axis]).copy_(self._tangents[b][i])
+        return found
+
+    def _add_products(self, step: GridStep, left: Tensor, right: Tensor) -> None:
+        alone = self._program.is_diagonal or step.distances == 1
+        self._add(step, left * right if alone else left.unsqueeze(1) * right.unsqueeze(0))
+
+    def _add_form(self, step: GridStep, form: Form, scale: float) -> None:
+        """Of a quadratic form: half of both orders."""
+        left = form.left if form.weight is None else form.left * form.weight
+        left = left if scale == 1 else left * scale
+        if form.left is form.right or self._program.is_diagonal or step.distances == 1:
+            return self._add_products(step, left, form.right)
+        terms = left.unsqueeze(1) * form.right.unsqueeze(0)
+        return self._add(step, (terms + terms.transpose(0, 1)).mul_(0.5))
+
+    def _add(self, step: GridStep, terms: Tensor) -> None:
+        assert step.entries is not None
+        if not self._is_small:
+            self._sums.append(terms.sum())
+        step.entries.add(terms, self.values)
+
+    def is_right(self, eps: float) -> bool:
+        """Whether all is finite, and the tangents give the gradient."""
+        gradient = self._gradient.reshape(-1)
+        slope = torch.zeros_like(gradient)
+        added: list[Tensor] = []
+        for (number, value, scale), entries in self._program.ends:
+            cotangent = self._cotangents[number]
+            if cotangent is not None:
+                terms = self._tangents[value] * (cotangent if scale == 1 else cotangent * scale)
+                entries.add(terms, slope)
+                added.append(terms)
+        of_terms, of_largest = slack(eps)
+        excess = torch.sub(slope, gradient).abs_().sub_(slope.abs_(), alpha=of_terms)
+        if not excess.amax().item() <= 0:  # NaN isn't
+            for terms in added:
+                excess -= terms.abs().amax() * (len(terms) * of_largest)
+            if not excess.amax().item() <= 0:
+                return False
+        # A sum of finite numbers may overflow.
+        total = self.values.sum() if self._is_small else sum(self._sums, gradient.new_zeros(()))
+        return math.isfinite(total.item()) or bool(self.values.isfinite().all())
