@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -107,10 +107,11 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 @pytest.fixture(autouse=True)
-def forget_programs() -> Iterator[None]:
-    stencil_program._programs.clear()
-    yield
-    stencil_program._programs.clear()
+def forget_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test begins with graphs that nobody has seen, and reads them at once."""
+    for kept in ("_programs", "_seen"):
+        monkeypatch.setattr(stencil_program, kept, type(getattr(stencil_program, kept))())
+    monkeypatch.setattr(stencil_program, "_AT_ONCE", 0)
 
 
 def check(f: Callable[[Tensor], Tensor], x: Tensor) -> None:
@@ -457,10 +458,9 @@ def test_wrong_curvature_is_noticed_and_told(n: int, monkeypatch: pytest.MonkeyP
         hessian(rosenbrock, x, verify=False)
 
 
-@pytest.mark.parametrize(("n", "products"), [(42, [1, 0, 0]), (400, [1, 1, 1])])
-def test_small_ones_are_compared_with_a_product_once(
-    n: int, products: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("n", "products"), [(42, [1, 0, 0]), (6_000, [1, 1])])
+def test_one_product_for_each_program(n: int, products: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large ones aren't kept."""
     made: list[Tensor] = []
     original = _stencil_sums.is_confirmed
 
@@ -475,9 +475,27 @@ def test_small_ones_are_compared_with_a_product_once(
         hessian(rosenbrock, x)
         counts.append(len(made))
     assert counts == products
+    stencil_program._programs.clear()
     made.clear()
     hessian(rosenbrock, x, verify=False)
     assert made == []
+
+
+def test_small_ones_are_read_the_second_time(monkeypatch: pytest.MonkeyPatch, chunks: list[int]) -> None:
+    monkeypatch.setattr(stencil_program, "_AT_ONCE", 256)
+    for n in (42, 41):
+        found = [hessian(rosenbrock, X[:n]) for _ in range(3)]
+        assert chunks == [n]
+        chunks.clear()
+        for one in found:
+            torch.testing.assert_close(one, torch.func.hessian(rosenbrock)(X[:n]))
+    assert len(stencil_program._seen) == 2
+    for i in range(100):
+        hessian(lambda x, i=i: (x.roll(i) * x).sum(), X)
+    assert len(stencil_program._seen) <= 32
+    chunks.clear()
+    hessian(rosenbrock, torch.linspace(0, 1, 256, dtype=D))
+    assert chunks == []
 
 
 SPECIAL = X.clone()

@@ -122,8 +122,8 @@ def hessian(
         is estimated to be cheaper, and the result is dense.
     verify : bool
         Check a result that took fewer products than the dense way against one product with a random vector.
-        A mismatch gives the dense way's answer and a warning. (Small sums over a grid are compared so in the
-        first call for functions that look alike, and with the gradient in each.)
+        A mismatch gives the dense way's answer and a warning. (Sums over a grid are compared so the first
+        time for functions that look the same, and with the gradient in each call.)
 
     Returns
     -------

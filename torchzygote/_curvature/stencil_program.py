@@ -23,6 +23,9 @@ _MOST_TERMS = 4
 # Programs are kept if their tables have no more elements than this, and so many of them.
 _MOST_KEPT = 1 << 16
 _KEPT = 32
+# To read a graph and to make its tables takes as long as products for so many elements. By fewer, it is done
+# the second time that a graph looks like this: what is asked for once, or for other sizes each time, is left.
+_AT_ONCE = 256
 
 
 class GridEntries(NamedTuple):
@@ -89,6 +92,7 @@ class GridProgram(NamedTuple):
 
 
 _programs: dict[Any, GridProgram | None] = {}
+_seen: set[Any] = set()  # keys of graphs that are going to be read the next time
 
 
 def program(y: Tensor, x: Tensor, diagonal: bool) -> tuple[GridProgram, list[Any]] | None:
@@ -102,16 +106,24 @@ def program(y: Tensor, x: Tensor, diagonal: bool) -> tuple[GridProgram, list[Any
     key = (found.key, x.device, diagonal)
     made = _programs.get(key, ...)
     if made is ...:
+        if x.numel() < _AT_ONCE and key not in _seen:
+            _make_room(_seen)
+            _seen.add(key)
+            return None
         try:
-            seen = read(found, x)
+            found_sum = read(found, x)
         except Unsaid:
             return None
-        made = None if seen is None else _Tables(seen, x, diagonal).program()
+        made = None if found_sum is None else _Tables(found_sum, x, diagonal).program()
         if made is None or made.kept is not None:
-            if len(_programs) >= _KEPT:
-                _programs.clear()
+            _make_room(_programs)
             _programs[key] = made
     return None if made is None else (made, found.nodes)
+
+
+def _make_room(kept: dict[Any, Any] | set[Any]) -> None:
+    if len(kept) >= _KEPT:
+        kept.clear()
 
 
 class _Tables:
