@@ -1,4 +1,4 @@
-"""Hessians and diagonals of sums over a grid, summed up along the recorded graph without any product."""
+"""Derivatives by distances, without any product: Hessians of sums over a grid, diagonals, Jacobians."""
 
 from __future__ import annotations
 
@@ -95,14 +95,14 @@ OTHERS: dict[str, Callable[[Tensor], Tensor]] = {
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """For each time that a sum was looked for, whether the result was taken from it."""
     seen: list[bool] = []
-    worker = _stencil_sums._found
+    worker = _stencil_sums._attempt
 
-    def noted(*args: Any, **options: Any) -> Any:
-        found = worker(*args, **options)
+    def noted(way: Callable[[], Any]) -> Any:
+        found = worker(way)
         seen.append(found is not None)
         return found
 
-    monkeypatch.setattr(_stencil_sums, "_found", noted)
+    monkeypatch.setattr(_stencil_sums, "_attempt", noted)
     return seen
 
 
@@ -112,6 +112,7 @@ def forget_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     for kept in ("_programs", "_seen"):
         monkeypatch.setattr(stencil_program, kept, type(getattr(stencil_program, kept))())
     monkeypatch.setattr(stencil_program, "_AT_ONCE", 0)
+    monkeypatch.setattr(_stencil_sums, "LEAST_OF_A_JACOBIAN", 0)
 
 
 def check(f: Callable[[Tensor], Tensor], x: Tensor) -> None:
@@ -218,6 +219,85 @@ def test_one_backward_pass_and_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
     withhessian(f, X)
     assert len(runs) == 1
     assert passes == [False]  # no graph of the gradient
+
+
+# ---- Jacobians ---------------------------------------------------------------------------------------------
+
+ARRAYS: dict[str, Callable[[Tensor], Tensor]] = {
+    **{name: f for name, (f, _) in VALUES.items() if name != "a limiter"},
+    "quotients": lambda x: x[1:] / x[:-1] - 2 / x[1:],
+    "in another shape": lambda x: (x.view(6, 7)[1:] * x.view(6, 7)[:-1]).view(5, 7),
+    "chosen": lambda x: torch.where(C > 0, x.exp(), x.roll(1) ** 2),
+    "limited": lambda x: x.diff().clamp(min=0.01) * x.diff().abs(),
+    "activations": lambda x: F.gelu(x.diff()) * x[1:].sigmoid(),
+    "linear": lambda x: 3 * x[1:] - x[:-1],
+    "longer": lambda x: torch.cat([x, ZERO, x.sin()]).roll(0),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_jacobians(name: str, taken: list[bool], chunks: list[int]) -> None:
+    f = ARRAYS[name]
+    for x in (X, X.flip(0)):
+        taken.clear()
+        (J,) = tz.jacobian(f, x)
+        torch.testing.assert_close(J, torch.func.jacrev(f)(x).reshape(J.shape))
+        val, (again,) = tz.withjacobian(f, x)
+        assert torch.equal(J, again)
+        assert not (J.requires_grad or val.requires_grad)  # noqa: PT018
+        torch.testing.assert_close(val, f(x))
+        if name != "longer":
+            assert taken == [True] * 2
+            assert chunks == []
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: x.sin() * x,
+        lambda x: (x[1:] * x[:-1]).sum(),
+        lambda x: x[1:] * x.sum(),
+        lambda x: x[::2] * x[1::2],
+        lambda x: (x[1:] * x[:-1], 3)[0].float(),
+        lambda x: torch.stack([x, x.roll(1)]),
+    ],
+)
+def test_other_jacobians(f: Callable[[Tensor], Tensor], taken: list[bool]) -> None:
+    (J,) = tz.jacobian(f, X)
+    torch.testing.assert_close(J, torch.func.jacrev(f)(X).reshape(J.shape).to(J.dtype))
+    assert True not in taken
+
+
+@given(programs())
+def test_jacobians_of_random_programs(f: Callable[[Tensor], Tensor]) -> None:
+    (J,) = tz.jacobian(f, X)
+    torch.testing.assert_close(J, torch.func.jacrev(f)(X))
+
+
+@pytest.mark.parametrize(
+    "options", [{"chunk_size": 5}, {"create_graph": True}, {"mode": "reverse"}, {"mode": "forward"}]
+)
+def test_jacobians_that_are_asked_for_by_name(options: dict[str, Any], taken: list[bool]) -> None:
+    f = ARRAYS["three neighbors"]
+    (J,) = tz.jacobian(f, X, **options)
+    torch.testing.assert_close(J, torch.func.jacrev(f)(X))
+    assert taken == []
+
+
+def test_jacobians_in_single_precision(taken: list[bool]) -> None:
+    f, x = ARRAYS["three neighbors"], X.float()
+    (J,) = tz.jacobian(f, x)
+    assert J.dtype == torch.float32
+    torch.testing.assert_close(J, torch.func.jacrev(f)(x))
+    assert taken == [True]
+    f = ARRAYS["a border of unknown size"]  # with numbers in double precision
+    torch.testing.assert_close(tz.jacobian(f, x)[0].double(), torch.func.jacrev(f)(X), rtol=1e-6, atol=1e-6)
+
+
+def test_small_jacobians_are_batched_rows(monkeypatch: pytest.MonkeyPatch, taken: list[bool]) -> None:
+    monkeypatch.setattr(_stencil_sums, "LEAST_OF_A_JACOBIAN", 43)
+    tz.jacobian(ARRAYS["three neighbors"], X)
+    assert taken == []
 
 
 # ---- graphs that look the same -----------------------------------------------------------------------------
@@ -345,6 +425,8 @@ def test_what_bends_the_gradient_is_seen(f: Callable[[Tensor], Tensor], factor: 
     for _ in range(2):
         torch.testing.assert_close(hessian(f, X), factor * plain)
         torch.testing.assert_close(diaghessian(f, X)[0], torch.zeros(42, dtype=D))
+    (J,) = tz.jacobian(lambda x: f(x) + x[1:] * 0, X)
+    torch.testing.assert_close(J, (factor * (plain @ X)).expand(41, 42))
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -443,6 +525,8 @@ def test_wrong_tangents_are_noticed(n: int, monkeypatch: pytest.MonkeyPatch) -> 
     x = torch.linspace(0.3, 1.9, n, dtype=D)
     torch.testing.assert_close(hessian(rosenbrock, x), torch.func.hessian(rosenbrock)(x))
     torch.testing.assert_close(diaghessian(rosenbrock, x)[0], torch.func.hessian(rosenbrock)(x).diagonal())
+    f = lambda x: x[1:] ** 2 - x[:-1]
+    torch.testing.assert_close(tz.jacobian(f, x)[0], torch.func.jacrev(f)(x))
 
 
 @pytest.mark.parametrize("n", [42, 400])

@@ -95,8 +95,8 @@ def rows(chunks: list[int], monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def by_colors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hessians are not summed up along the graph, which takes no products."""
-    monkeypatch.setattr(_stencil_sums, "_found", lambda *args, **options: None)
+    """Nothing is summed up along the graph, which takes no products."""
+    monkeypatch.setattr(_stencil_sums, "_attempt", lambda way: None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, D])

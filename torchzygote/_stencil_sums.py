@@ -1,4 +1,4 @@
-"""Hessians and their diagonals where the recorded graph shows a sum over a grid, of terms alike everywhere.
+"""Derivatives of what the recorded graph shows to depend on elements at the same distances everywhere.
 
 Decides whether that is looked for, and how it is checked; it must not know how the numbers come about.
 """
@@ -6,25 +6,53 @@ Decides whether that is looked for, and how it is checked; it must not know how 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from ._certificate import random_vector
 from ._crosscheck import is_confirmed
 from ._curvature import stencil_hessians
 from ._curvature.stencil_hessians import StencilHessian
+from ._first_order import FirstOrder
 from ._numbers import show_numbers
 from ._other_ways import another_may_do, suppressed
 from ._pulling import Options
+from ._row_cost import is_plain
 from ._second_order import SecondOrder
+from ._torch_private import is_leaf
 from ._warning import warn
 
-__all__ = ["diagonal", "matrix"]
+__all__ = ["diagonal", "jacobian", "matrix"]
+
+T = TypeVar("T")
 
 _log = logging.getLogger("torchzygote")
 
 # In half precision, squares of tangents get too small.
 _ROUGH = 1e-4
+# Of fewer elements, batched rows of the recorded graph take no longer than its tangents, one by one.
+LEAST_OF_A_JACOBIAN = 256
+
+
+def jacobian(first: FirstOrder, options: Options, *, verify: bool) -> Tensor | None:
+    """The Jacobian by the only input, where ``f`` is such a function; checked against one plain pullback."""
+    inputs, lin = first.prepared.inputs, first.lin
+    if len(inputs) != 1 or len(lin.roots) != 1 or _are_rows_asked_for(options):
+        return None
+    (y,), (x,) = lin.roots, lin.inputs
+    if not (_is_array(x) and _is_array(y) and show_numbers([first.y, *inputs])):
+        return None
+    if min(x.numel(), y.numel()) < LEAST_OF_A_JACOBIAN:
+        return None
+    if y.dtype != x.dtype or not (first.prepared.owned[0] or is_leaf(x)) or not is_plain(lin):
+        return None
+    if (eps := torch.finfo(x.dtype).eps) > _ROUGH:
+        return None
+    probe = random_vector(y.numel()).to(y.device, y.dtype).view(y.shape) if verify else None
+    return _attempt(lambda: stencil_hessians.jacobian(y, x, eps, probe))
 
 
 def matrix(second: SecondOrder, options: Options, *, verify: bool) -> Tensor | None:
@@ -53,19 +81,30 @@ def diagonal(second: SecondOrder, options: Options) -> list[Tensor] | None:
 
 
 def _found(second: SecondOrder, options: Options, *, diagonal: bool) -> StencilHessian | None:
-    """What is asked for row by row, recorded or with a bar, is given so."""
-    if options.keep or options.progress or options.chunk_size is not None:
-        return None
     inputs = second.prepared.inputs
-    is_array = inputs[0].dim() > 0 and inputs[0].numel() > 0
-    recorded = second.recorded() if is_array and show_numbers(inputs) else None
+    if _are_rows_asked_for(options) or not (_is_array(inputs[0]) and show_numbers(inputs)):
+        return None
+    recorded = second.recorded()
     if recorded is None:
         return None
     y, (x,) = recorded
     if (eps := torch.finfo(x.dtype).eps) > _ROUGH:  # all have its dtype
         return None
+    return _attempt(lambda: stencil_hessians.hessian(y, x, eps, diagonal=diagonal))
+
+
+def _are_rows_asked_for(options: Options) -> bool:
+    """Recorded, so many at a time, or with a bar over them."""
+    return options.keep or options.progress or options.chunk_size is not None
+
+
+def _is_array(x: Tensor) -> bool:
+    return x.dim() > 0 and x.numel() > 0
+
+
+def _attempt(way: Callable[[], T]) -> T | None:
     try:
-        return stencil_hessians.hessian(y, x, eps, diagonal=diagonal)
+        return way()
     except Exception as error:  # a form of an operation that its rule doesn't know; something written over
         if not another_may_do(error):
             raise

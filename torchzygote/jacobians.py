@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn, overload
 import torch
 from torch import Tensor
 
-from . import _compressed, _cost_model, _engine, _layer_rows, _state
+from . import _compressed, _cost_model, _engine, _layer_rows, _state, _stencil_sums
 from ._arguments import Prepared
 from ._assembly import Rows, as_result, result_dtype
 from ._call_arguments import prepare_call
@@ -101,6 +101,10 @@ def matrices_of(
     if not first.lin.roots or rows == 0 or columns == 0:
         zeros = [Rows(rows, x, result_dtype(x, y), options.products.keep).matrix() for x in prepared.inputs]
         return value, [_compressed.no_entries(J) for J in zeros] if options.sparse else zeros
+    if options.mode == "auto" and not (options.sparse or _engine.compiling() or _engine.in_transform()):
+        matrix = _stencil_sums.jacobian(first, options.products, verify=options.verify)
+        if matrix is not None:
+            return value, [matrix]
     cost = _cost_model.FREE if rows == 1 or _engine.compiling() else row_cost(first.lin)
     mode = _mode_for(first, options)
     known = None

@@ -82,7 +82,9 @@ def pushed(
 def _any(place: Recorded, cotangent: Tensor | None, like: Tensor) -> Slopes:
     """By PyTorch's formulas."""
     position, value, _ = place.varying()
-    first, second = slopes(place.node, position, value, place.out, like, place.keep)
+    first, second = slopes(
+        place.node, position, value if cotangent is not None else None, place.out, like, place.keep
+    )
     return Slopes(first, None if second is None or cotangent is None else second * cotangent, True)
 
 

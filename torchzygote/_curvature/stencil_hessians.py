@@ -1,10 +1,11 @@
-"""Hessians of sums over a grid whose terms depend on elements at the same distances everywhere.
+"""Derivatives of what depends on elements of a grid at the same distances everywhere, without products.
 
 Each value inside has a tangent for each distance: its element ``i`` is the derivative of the value's element
 ``i`` by the grid's element ``i + distance``. They are pushed along the recorded graph together, a handful of
 arrays however many elements there are, and the curvature of each operation along any two of them belongs to
-entries at these distances. One pullback brings the cotangents; no graph of the gradient is recorded, and no
-product is taken. The tangents are checked: they must give the gradient.
+entries of a Hessian at these distances. One pullback brings the cotangents; no graph of the gradient is
+recorded, and no product is taken. The tangents are checked: they must give the gradient. Those of an array
+are its Jacobian; they must give what a random cotangent pulled back does.
 
 Knows recorded operations and where their entries go; it must not know where the input comes from.
 """
@@ -24,7 +25,7 @@ from ..native.elementwise import slope_and_weight
 from .linear import Form
 from .stencil_program import GridProgram, GridStep, program, shifts_of
 
-__all__ = ["StencilHessian", "hessian"]
+__all__ = ["StencilHessian", "hessian", "jacobian"]
 
 
 # To look at so many numbers takes no longer than at what they are sums of.
@@ -49,7 +50,7 @@ def hessian(y: Tensor, x: Tensor, eps: float, *, diagonal: bool = False) -> Sten
     zeros elsewhere might be wrong then, or where the check fails. ``eps``: relative spacing of the numbers
     that were computed with.
     """
-    found = program(y, x, diagonal)
+    found = program(y, x, "diagonal" if diagonal else "hessian")
     if found is None:
         return None
     steps, nodes = found
@@ -62,9 +63,36 @@ def hessian(y: Tensor, x: Tensor, eps: float, *, diagonal: bool = False) -> Sten
             return None
         way = _GridPass(steps, nodes, dict(zip(steps.asked, pulled, strict=True)), gradient)
         way.run()
-        if not way.is_right(eps):
+        if not (way.gives_gradient(eps) and way.is_finite()):
             return None
     return StencilHessian(gradient, way.values.view(steps.shape), steps.confirmed)
+
+
+def jacobian(y: Tensor, x: Tensor, eps: float, probe: Tensor | None) -> Tensor | None:
+    """The Jacobian of an array ``y`` by a leaf ``x``; ``None`` as for :func:`hessian`.
+
+    ``probe``: a cotangent, which the Jacobian must give the same as a plain pullback for.
+    """
+    found = program(y, x, "jacobian")
+    if found is None:
+        return None
+    steps, nodes = found
+    if any(saves_by_hooks(nodes[step.number]) for step in steps.steps):
+        return None
+    (end,) = steps.ends
+    with torch.no_grad():
+        pulled: Tensor | None = x.detach()
+        if probe is not None:
+            (pulled,) = pull_back([y], [probe.clone()], [x], True, False)
+            if pulled is None:
+                return None
+        assert pulled is not None
+        way = _GridPass(steps, nodes, {end.taken.number: probe}, pulled)
+        way.run()
+        way.add_rows()
+        if not ((probe is None or way.gives_gradient(eps)) and way.is_finite()):
+            return None
+    return way.values.view(steps.shape)
 
 
 class _GridPass:
@@ -173,8 +201,17 @@ class _GridPass:
             self._sums.append(terms.sum())
         step.entries.add(terms, self.values)
 
-    def is_right(self, eps: float) -> bool:
-        """Whether all is finite, and the tangents give the gradient."""
+    def add_rows(self) -> None:
+        """The tangents of what the steps end in."""
+        entries, (end,) = self._program.entries, self._program.ends
+        assert entries is not None
+        tangents = self._tangents[end.taken.value]
+        if not self._is_small:
+            self._sums.append(tangents.sum())
+        entries.add(tangents, self.values)
+
+    def gives_gradient(self, eps: float) -> bool:
+        """Whether the tangents explain it."""
         gradient = self._gradient.reshape(-1)
         slope = torch.zeros_like(gradient)
         added: list[Tensor] = []
@@ -186,11 +223,13 @@ class _GridPass:
                 added.append(terms)
         of_terms, of_largest = slack(eps)
         excess = torch.sub(slope, gradient).abs_().sub_(slope.abs_(), alpha=of_terms)
-        if not excess.amax().item() <= 0:  # NaN isn't
-            for terms in added:
-                excess -= terms.abs().amax() * (len(terms) * of_largest)
-            if not excess.amax().item() <= 0:
-                return False
-        # A sum of finite numbers may overflow.
-        total = self.values.sum() if self._is_small else sum(self._sums, gradient.new_zeros(()))
+        if excess.amax().item() <= 0:  # NaN isn't
+            return True
+        for terms in added:
+            excess -= terms.abs().amax() * (len(terms) * of_largest)
+        return excess.amax().item() <= 0
+
+    def is_finite(self) -> bool:
+        """Whether all that was added is, or what came of it: a sum of finite numbers may overflow."""
+        total = self.values.sum() if self._is_small else sum(self._sums, self._gradient.new_zeros(()))
         return math.isfinite(total.item()) or bool(self.values.isfinite().all())

@@ -6,8 +6,9 @@ Knows steps and distances; it must not know the numbers.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .._recorded.stencils import Offset, Shape, Shifted, around, targets
@@ -16,7 +17,9 @@ from .linear import Recorded
 from .rules import Operation
 from .stencil_reading import GridValue, StencilSum, TakenValue, Unsaid, look_at, read
 
-__all__ = ["GridEnd", "GridEntries", "GridProgram", "GridStep", "program", "shifts_of"]
+__all__ = ["GridEnd", "GridEntries", "GridProgram", "GridStep", "Wanted", "program", "shifts_of"]
+
+Wanted = Literal["hessian", "diagonal", "jacobian"]
 
 # So many entries of one element take as long as products do, for each operation.
 _MOST_TERMS = 4
@@ -75,9 +78,10 @@ class GridEnd(NamedTuple):
 class GridProgram(NamedTuple):
     """``fixed``: steps that are the same whatever the numbers are, and come first.
 
-    ``asked``: numbers whose cotangents are asked for. ``shape``: of what is made. ``is_diagonal``: only the
-    products of tangents with themselves count. ``kept``: tangents of fixed steps, once they are known, by
-    their number and by that of who takes them along other distances; ``None`` where they aren't kept.
+    ``asked``: numbers whose cotangents are asked for. ``shape``: of what is made. ``entries``: for a
+    Jacobian, of the tangents of what they end in. ``is_diagonal``: only products of tangents with themselves
+    count. ``kept``: tangents of fixed steps, once they are known, by their number and by that of who takes
+    them along other distances; ``None`` where they aren't kept.
     ``confirmed``: has an element once a product has agreed with what came of these steps.
     """
 
@@ -86,6 +90,7 @@ class GridProgram(NamedTuple):
     ends: list[GridEnd]
     asked: list[int]
     shape: Shape
+    entries: GridEntries | None
     is_diagonal: bool
     kept: dict[tuple[int, int | None], Tensor] | None
     confirmed: list[bool]
@@ -95,15 +100,15 @@ _programs: dict[Any, GridProgram | None] = {}
 _seen: set[Any] = set()  # keys of graphs that are going to be read the next time
 
 
-def program(y: Tensor, x: Tensor, diagonal: bool) -> tuple[GridProgram, list[Any]] | None:
-    """The steps from a leaf ``x`` to a number ``y``, and the recorded nodes.
+def program(y: Tensor, x: Tensor, wanted: Wanted) -> tuple[GridProgram, list[Any]] | None:
+    """The steps from a leaf ``x`` to a number ``y``, or for a Jacobian to an array, and the recorded nodes.
 
-    ``None`` where ``y`` isn't such a sum of ``x``, or where batched products take less.
+    ``None`` where ``y`` doesn't come of ``x`` in such a way, or where batched products take less.
     """
     found = look_at(y, x)
     if found is None:
         return None
-    key = (found.key, x.device, diagonal)
+    key = (found.key, x.device, wanted)
     made = _programs.get(key, ...)
     if made is ...:
         if x.numel() < _AT_ONCE and key not in _seen:
@@ -111,10 +116,10 @@ def program(y: Tensor, x: Tensor, diagonal: bool) -> tuple[GridProgram, list[Any
             _seen.add(key)
             return None
         try:
-            found_sum = read(found, x)
+            found_sum = read(found, x, whole=wanted == "jacobian")
         except Unsaid:
             return None
-        made = None if found_sum is None else _Tables(found_sum, x, diagonal).program()
+        made = None if found_sum is None else _Tables(found_sum, x, wanted).program()
         if made is None or made.kept is not None:
             _make_room(_programs)
             _programs[key] = made
@@ -129,11 +134,12 @@ def _make_room(kept: dict[Any, Any] | set[Any]) -> None:
 class _Tables:
     """Where tangents and their products go."""
 
-    def __init__(self, found: StencilSum, x: Tensor, is_diagonal: bool) -> None:
+    def __init__(self, found: StencilSum, x: Tensor, wanted: Wanted) -> None:
         self._found = found
         self._n = x.numel()
         self._device = x.device
-        self._is_diagonal = is_diagonal
+        self._wanted = wanted
+        self._is_diagonal = wanted == "diagonal"
         self._grid = found.walk.grid or (self._n,)
         wraps: frozenset[int] = frozenset()
         self._wraps = wraps.union(*(one.known.wraps for one in found.values.values()))
@@ -142,7 +148,7 @@ class _Tables:
         """``None`` where batched products take less."""
         found = self._found
         values = list(found.values.values())
-        curved = [one for one in values if one.is_curved]
+        curved = [one for one in values if one.is_curved and self._wanted != "jacobian"]
         if sum(self._terms(one) for one in curved) > _MOST_TERMS * len(found.before):
             return None
         if self._is_diagonal and any(self._meet(one.known) for one in curved):
@@ -155,6 +161,14 @@ class _Tables:
         ends = [GridEnd(end, self._entries(found.values[end.value].known)) for end in found.ends]
         asked = dict.fromkeys([*entries, *(end.taken.number for end in ends)])
         tables = [*entries.values(), *(end.entries for end in ends)]
+        shape: Shape = (self._n, self._n)
+        rows: GridEntries | None = None
+        if self._is_diagonal:
+            shape = tuple(found.walk.shape)
+        elif self._wanted == "jacobian":
+            (end,) = found.ends
+            shape, rows = self._rows(found.values[end.value])
+            tables.append(rows)
         fixed = {one.number for one in values if one.is_fixed}
         size = sum(one.to.numel() for one in tables) + len(fixed) * self._n
         return GridProgram(
@@ -162,7 +176,8 @@ class _Tables:
             [step for step in steps if step.number not in fixed],
             ends,
             list(asked),
-            tuple(found.walk.shape) if self._is_diagonal else (self._n, self._n),
+            shape,
+            rows,
             self._is_diagonal,
             {} if size <= _MOST_KEPT else None,
             [],
@@ -234,6 +249,12 @@ class _Tables:
 
     def _entries(self, known: Shifted) -> GridEntries:
         return self._on_device(*self._targets(known))
+
+    def _rows(self, one: GridValue) -> tuple[Shape, GridEntries]:
+        """Of tangents in the Jacobian of their value, whose shape is the first."""
+        index, inside = self._targets(one.known)
+        rows = torch.arange(index.shape[1], device="cpu") * self._n
+        return (index.shape[1], self._n), self._on_device(index + rows, inside)
 
     def _products(self, known: Shifted) -> GridEntries:
         """Of products of two tangents, in both orders, or of each with itself."""

@@ -76,7 +76,10 @@ class TakenValue(NamedTuple):
 
 
 class StencilSum(NamedTuple):
-    """A sum: its values up to those that it is linear in, ``ends``; ``before`` as in a signature."""
+    """A sum: its values up to those that it is linear in, ``ends``; ``before`` as in a signature.
+
+    Or an array, which is its only end.
+    """
 
     walk: StencilWalk
     values: dict[int, GridValue]
@@ -99,13 +102,19 @@ def look_at(y: Tensor, x: Tensor) -> Signature | None:
     return found if found is not None and len(found.nodes) > 1 else None
 
 
-def read(found: Signature, x: Tensor) -> StencilSum | None:
-    """``None`` where that isn't the graph of such a sum; raises :class:`Unsaid`."""
+def read(found: Signature, x: Tensor, *, whole: bool) -> StencilSum | None:
+    """``whole``: of the array that the graph gives, if elements are shifted anywhere; else of the sum.
+
+    ``None`` where that isn't such a graph; raises :class:`Unsaid`.
+    """
     try:
         reader = _Reader(found, x)
     except Unknown:
         return None
-    if len(found.nodes) - 1 not in reader.scalars:
+    top = len(found.nodes) - 1
+    if whole and not reader.scalars and reader.walk.grid is not None:
+        return StencilSum(reader.walk, reader.values, found.before, [TakenValue(top, top, 1.0)])
+    if whole or top not in reader.scalars:
         return None
     last = _linear_part(reader)
     values = {number: one for number, one in reader.values.items() if number not in last}

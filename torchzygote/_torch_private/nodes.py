@@ -125,11 +125,12 @@ def pushed_through(node: Any, tangents: Sequence[Tensor | None], shape: Sequence
 
 
 def slopes(
-    node: Any, position: int, value: tuple[Any, int], shape: Sequence[int], like: Tensor, keep: bool
+    node: Any, position: int, value: tuple[Any, int] | None, shape: Sequence[int], like: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor | None]:
     """First and second derivative, element by element, of a node that makes each element of one of ``value``.
 
-    ``position``: where the value goes in. ``None``: the first doesn't depend on it.
+    ``position``: where the value goes in. ``None`` for the second: it is zero, or nobody asks, as there is
+    no ``value``.
     """
     with torch.enable_grad():
         ones = torch.ones(tuple(shape), dtype=like.dtype, device=like.device)
@@ -138,7 +139,7 @@ def slopes(
         if first.shape != ones.shape:
             raise RuntimeError(f"{node_name(node)} doesn't work element by element")
         second = None
-        if first.requires_grad:
+        if value is not None and first.requires_grad:
             edge = _graph.GradientEdge(*value)
             # What a node saved of its result leads back through the node itself.
             (second,) = torch.autograd.grad(first, [edge], ones, True, keep, allow_unused=True)
