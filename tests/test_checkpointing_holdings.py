@@ -13,7 +13,7 @@ from checkpoint_cases import Checkpoint, plainly, ways
 from torch import Tensor, nn
 from torch.func import grad
 
-from torchzygote import Params, checkpointed, eager_update, gradient
+from torchzygote import Params, checkpointed, eager_update, gradient, hessian, jacobian, pullback
 
 
 @pytest.fixture
@@ -303,3 +303,50 @@ def test_derivatives_inside_run_f_again_before_it_has_returned(x: Tensor) -> Non
         return gradient(lambda y: (y**3 * scale).sum(), x, create_graph=True)[0]
 
     torch.testing.assert_close(gradient(lambda x: checkpointed(f, x).sum(), x)[0], 12 * x)
+
+
+# ---- checkpoints in checkpoints ----------------------------------------------------------------------------
+
+CUBED = [
+    # by a variable that requires grad for as long as the inner derivative takes, and not when f ran first
+    lambda z, p: gradient(lambda: (z * z * p**3).sum(), Params([z]))[z],
+    lambda z, p: gradient(lambda: (z * z * p**3).sum(), Params([z, p]))[z],
+    lambda z, p: jacobian(lambda: (z * z * p**3).sum(), Params([z]))[z][0],
+    lambda z, p: gradient(lambda z: (z * z * p**3).sum(), z)[0],
+]
+
+
+@pytest.mark.parametrize("inner", CUBED)
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_derivatives_by_arguments_of_inner_checkpoints(inner: Any, depth: int, x: Tensor, w: Tensor) -> None:
+    def f(z: Tensor, p: Tensor, depth: int = depth) -> Tensor:
+        if depth == 0:
+            return inner(z, p)  # type: ignore[no-any-return]
+        return checkpointed(lambda z: f(z, p, depth - 1), z)
+
+    explicitly = gradient(lambda p: f(x, p).sum(), w)[0]
+    torch.testing.assert_close(explicitly, 6 * x * w**2)
+    torch.testing.assert_close(gradient(lambda: f(x, w).sum(), Params([w]))[w], 6 * x * w**2)
+    torch.testing.assert_close(gradient(lambda x: f(x, w).sum(), x)[0], 2 * w**3)
+    H = hessian(lambda p: f(x, p).sum(), w)
+    torch.testing.assert_close(H, torch.diag(12 * x * w))
+    y, back = pullback(lambda: f(x, w).sum(), Params([w]))
+    torch.testing.assert_close(back(torch.ones_like(y))[w], 6 * x * w**2)
+    assert not (x.requires_grad or w.requires_grad)  # noqa: PT018
+
+
+@pytest.mark.parametrize("transform", ["vmap", "jacfwd"])
+def test_transforms_in_inner_checkpoints(transform: str, x: Tensor) -> None:
+    """What closes over an argument there is given it as another tensor when it runs again."""
+
+    def body(z: Tensor) -> Tensor:
+        if transform == "vmap":
+            twice = torch.func.vmap(lambda s: checkpointed(lambda: z.sin()))(torch.ones(2))
+            return twice.sum(0)  # type: ignore[no-any-return]
+        return torch.func.jacfwd(lambda y: checkpointed(lambda q: q * q * z, y))(z).sum(0)  # type: ignore[no-any-return]
+
+    f = lambda x: checkpointed(lambda w: checkpointed(body, w), x)
+    first = 2 * x.cos() if transform == "vmap" else 4 * x
+    torch.testing.assert_close(gradient(lambda x: f(x).sum(), x)[0], first)
+    second = -2 * x.sin() if transform == "vmap" else torch.full_like(x, 4)
+    torch.testing.assert_close(hessian(lambda x: f(x).sum(), x), torch.diag(second))

@@ -96,6 +96,35 @@ def test_of_one_level_alone_they_are_pushed_forward_inside_another() -> None:
     torch.testing.assert_close(pushed(lambda v: f(v) * pushed(torch.sin, X), X), 2 * X.cos() * X.cos())
 
 
+def sine(v: Tensor) -> Tensor:
+    return v.sin() * 2
+
+
+# One level pushes the function, another one, around or inside, batches.
+BATCHED: dict[str, Callable[[Function], Tensor]] = {
+    "jacfwd": lambda f: torch.func.jacfwd(lambda z: pushforward(lambda u: u * f(z), X)(z))(X),  # type: ignore[no-any-return]
+    "jacobian by columns": lambda f: torch.func.vmap(  # type: ignore[no-any-return]
+        lambda q: jacobian(lambda z: z * pushforward(f, q)(q), X, mode="forward")[0]
+    )(torch.stack([X, X + 1, X + 2])),
+    "jacobian of forwarddiff": lambda f: torch.func.vmap(  # type: ignore[no-any-return]
+        lambda q: jacobian(lambda z: z * forwarddiff(f, q), X, mode="forward")[0]
+    )(torch.stack([X, X + 1, X + 2])),
+    "hessian_dual": lambda f: torch.func.vmap(  # type: ignore[no-any-return]
+        lambda q: hessian_dual(lambda z: (z * pushforward(f, q)(q) * z).sum(), X)
+    )(X[:, None].expand(2, 2)),
+}
+
+
+@pytest.mark.parametrize("name", BATCHED)
+def test_they_are_pushed_forward_once_in_batches(name: str) -> None:
+    torch.testing.assert_close(BATCHED[name](f), BATCHED[name](sine))
+
+
+def test_in_batches_they_are_not_pushed_forward_twice() -> None:
+    with pytest.raises(RuntimeError, match="TwiceSine can't be pushed forward twice"):
+        torch.func.jacfwd(lambda z: forwarddiff(f, z))(X)
+
+
 @pytest.mark.parametrize("name", [name for name in REFUSED if name != "by the tangent"])
 @pytest.mark.parametrize(
     "inside",

@@ -130,6 +130,24 @@ class _Flags:
             if switched:
                 torch.clear_autocast_cache()  # which has casts of leaves that require grad, and would go on
 
+    def suspend(self, tensors: Sequence[Tensor]) -> Callable[[], None]:
+        """Switch flags off that are held once; the function returned switches those on that still are."""
+        off: list[Tensor] = []
+        with self._lock:
+            for tensor in tensors:
+                entry = self._held.get(id(tensor))
+                if entry is not None and entry[1] == 1 and tensor.is_leaf and tensor.requires_grad:
+                    off.append(tensor)
+                    tensor.requires_grad_(False)
+
+        def resume() -> None:
+            with self._lock:
+                for tensor in off:
+                    if id(tensor) in self._held:
+                        tensor.requires_grad_(True)
+
+        return resume
+
     def by_others(self) -> tuple[int, bool]:
         """How often other threads have switched flags on, and whether any of that lasts.
 
@@ -212,6 +230,14 @@ def held_again(then: Sequence[FlagHold]) -> Callable[[], None]:
     """Hold what was held then and isn't any more, until the function returned is called."""
     lapsed = [tensor for hold in then if hold.lapsed for tensor in hold.tensors]
     return held_flags(lapsed) if lapsed else _nothing
+
+
+def not_held_since(then: Sequence[FlagHold], tensors: Sequence[Tensor]) -> Callable[[], None]:
+    """Let go of those that this thread holds now and didn't then, until what is returned is called."""
+    now = {id(tensor) for hold in _flags.mine.holds for tensor in hold.tensors}
+    before = {id(tensor) for hold in then for tensor in hold.tensors} if now else now
+    since = [x for x in tensors if id(x) in now and id(x) not in before]
+    return _flags.suspend(since) if since else _nothing
 
 
 # Of tensors that are exchanged for others: whether they required grad. They are alive, so that nothing else

@@ -18,9 +18,11 @@ from .._torch_private import (
     functorch_depth,
     is_wrapped,
     layers,
+    outside_functorch,
     pytree,
     recorded_since,
     sequence_number,
+    source_of,
     version_of,
 )
 
@@ -136,6 +138,13 @@ def reaches_only(roots: Sequence[Tensor], named: Sequence[Tensor], start: int) -
     return True
 
 
+def _is_node_of(node: Any, leaves: Sequence[Tensor]) -> bool:
+    """Whether ``node`` is that of a leaf: a checkpoint that runs again is given one as another tensor."""
+    plain = [known for known in leaves if not is_wrapped(known)]
+    with outside_functorch():
+        return any(source_of(known)[0] is node for known in plain)
+
+
 def _level_reaches_only(
     root: Tensor, edges: set[tuple[Any, int]], leaves: Sequence[Tensor], start: int
 ) -> bool:
@@ -151,7 +160,7 @@ def _level_reaches_only(
         node = edge[0]
         leaf = getattr(node, "variable", None)
         if leaf is not None:
-            if not any(leaf is known for known in leaves):
+            if not (any(leaf is known for known in leaves) or _is_node_of(node, leaves)):
                 return False
             continue
         if not recorded_since(node, start):

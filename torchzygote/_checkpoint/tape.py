@@ -18,7 +18,7 @@ from torch.utils.checkpoint import CheckpointError
 from .. import _state
 from .._arguments import name_of
 from .._dropped_graphs import Held
-from .._flags import FlagHold, held_again, held_by_others, holds
+from .._flags import FlagHold, held_again, held_by_others, holds, not_held_since
 from .._torch_private import (
     backward_pass,
     checkpoint_undebugged,
@@ -194,6 +194,8 @@ class _Runs:
             with contextlib.ExitStack() as stack:
                 stack.callback(_state.forget_since, position)  # hooks report from the first run
                 stack.callback(held_again(self._holds))
+                # An inner derivative by what f is given, which runs this one as it is pulled back itself.
+                stack.callback(not_held_since(self._holds, tensors))
                 self._holdings.put_back(stack)
                 # Whoever requires grad now is recorded, and what is saved for it may pass for what was saved
                 # before.

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _functorch as _C_functorch
+from torch._C._functorch import TransformType
 from torch._functorch.autograd_function import custom_function_call
 from torch.overrides import TorchFunctionMode
 
@@ -162,7 +163,8 @@ def _levels_pushing(tensors: list[Tensor]) -> int:
         # Each level answers for its own tangents alone, while it is the innermost.
         while (top := _C_functorch.peek_interpreter_stack()) is not None:
             level = top.level()
-            mine = [x for x in tensors if _C_functorch.maybe_get_level(x) == level]
+            pushes = top.key() == TransformType.Jvp  # inside vmap, tangents can't be asked for
+            mine = [x for x in tensors if pushes and _C_functorch.maybe_get_level(x) == level]
             tangents = [along for x in mine if (along := tangent(x)) is not None]
             count += bool(tangents)
             tensors = [
