@@ -406,3 +406,39 @@ def test_one_element_of_many_that_differs_is_not_plain(at: int) -> None:
     assert _certificate.is_plain(got, wanted, 2.2e-16)
     got[at] *= 1.01
     assert not _certificate.is_plain(got, wanted, 2.2e-16)
+
+
+SPECIAL = [
+    (1.0, 1.0, True),
+    (1.0, 1.001, False),
+    (0.0, 0.0, True),
+    (0.0, 1e-300, False),
+    (float("nan"), float("nan"), False),
+    (float("inf"), float("inf"), False),
+    (float("inf"), 1.0, False),
+    (1.0, float("inf"), False),
+    (1e308, -1e308, False),
+]
+
+
+@pytest.mark.parametrize("numel", [2, 100])
+@pytest.mark.parametrize(("a", "b", "agree"), SPECIAL)
+def test_few_numbers_are_compared_as_many_are(a: float, b: float, agree: bool, numel: int) -> None:
+    got, wanted = torch.full((2, numel), 0.5).double(), torch.full((2, numel), 0.5).double()
+    got[1, -1], wanted[1, -1] = a, b
+    assert _certificate.is_plain(got, wanted, 2.2e-16) is agree
+
+
+@pytest.mark.parametrize("numel", [2, 100])
+def test_zeros_without_memory_are_compared_too(numel: int) -> None:
+    zeros = torch._efficientzerotensor((numel,))
+    assert _certificate.is_plain(torch.zeros(numel), zeros, 1e-7)
+    assert _certificate.is_plain(zeros, zeros, 1e-7)
+    assert not _certificate.is_plain(torch.ones(numel), zeros, 1e-7)
+    assert not _certificate.is_plain(zeros, torch.ones(numel), 1e-7)
+
+
+@pytest.mark.parametrize("numel", [2, 100])
+def test_complex_numbers_too_large_to_be_measured_are_compared(numel: int) -> None:
+    got = torch.full((numel,), 1e308 + 1e308j, dtype=torch.complex128)
+    assert not _certificate.is_plain(got, got.conj(), 2.2e-16)

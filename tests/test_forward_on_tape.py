@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
+from noted_calls import noted_calls
 from torch import Tensor
 
-from torchzygote import Params, jacobian, plan_jacobian
+from torchzygote import Params, _engine, checkpointed, jacobian, plan_jacobian
 
 nan = torch.nan
 
@@ -104,3 +106,89 @@ def test_by_params() -> None:
     f = lambda w: torch.xlogy(w.abs(), of(0.5, 2, 0.1, 0))
     found = jacobian(lambda: f(w), Params([w]), mode="forward")[w]
     torch.testing.assert_close(found, torch.func.jacrev(f)(w))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# what a call takes: pullbacks, and walks along the graph
+
+
+def states(x: Tensor) -> Tensor:
+    """All states of a recurrence."""
+    found = []
+    for _ in range(8):
+        x = x + 0.1 * x.sin()
+        found.append(x)
+    return torch.stack(found)
+
+
+@pytest.fixture
+def walks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    return noted_calls(monkeypatch, _engine, "survey", "coarsest")
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_elementary_operations_take_one_walk_and_two_pullbacks(
+    create_graph: bool, pulls: list[int], walks: list[str]
+) -> None:
+    x = of(0.3, 0.4, 0.5).requires_grad_(create_graph)
+    found = jacobian(states, x, mode="forward", create_graph=create_graph)[0]
+    assert len(pulls) == 2  # recorded, which is what the result is compared with, and that one pulled back
+    assert walks == ["survey"]
+    torch.testing.assert_close(found, torch.func.jacrev(states)(x).reshape(24, 3))
+
+
+def bent(x: Tensor) -> Tensor:
+    x = x.sin()
+    if x.requires_grad:
+        x.register_hook(lambda g: 2 * g.relu())
+    return x.repeat(2)
+
+
+# Pulled back once more to compare with: what need not be the same where it is recorded, or runs again.
+COMPARED: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
+    "another formula": (lambda x: F.silu(x).repeat(2), 3),
+    "checkpointed": (lambda x: checkpointed(states, x), 3),
+    "autocast": (lambda x: torch.sin(x.float()).bfloat16().cos().repeat(2).double(), 2),
+}
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_others_are_pulled_back_once_more(name: str, pulls: list[int]) -> None:
+    f, count = COMPARED[name]
+    x = of(0.3, 0.4, 0.5)
+    found = jacobian(f, x, mode="forward")[0]
+    assert len(pulls) == count
+    torch.testing.assert_close(found, torch.func.jacrev(f)(x).reshape(-1, 3), rtol=0.01, atol=0.01)
+
+
+def test_a_hook_that_is_not_linear_is_seen() -> None:
+    """It gives the vector that it is compared with, times the matrix that is wrong."""
+    with pytest.warns(UserWarning, match="forward mode gave another derivative"):
+        found = jacobian(bent, of(0.3, 0.4, 0.5), mode="forward")[0]
+    torch.testing.assert_close(found, jacobian(bent, of(0.3, 0.4, 0.5), mode="reverse")[0])
+
+
+def test_coarse_numbers_in_between_are_looked_for_where_they_show(walks: list[str]) -> None:
+    weights = torch.linspace(-1, 1, 12, dtype=torch.bfloat16).view(4, 3).sin()
+    f = lambda x: (weights @ (weights.T @ (weights @ x.bfloat16()))).double().repeat(3)
+    found = jacobian(f, of(0.3, 0.4, 0.5), mode="forward")[0]
+    assert walks == ["survey", "coarsest"]
+    expected = (weights @ weights.T @ weights).double().repeat(3, 1)
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+
+
+def test_a_backward_that_selects_by_a_mask_goes_row_by_row() -> None:
+    """Batched, PyTorch gets that wrong, as only the recorded pullback shows."""
+    mask = torch.tensor([True, False, True, True, False, False])
+    f = lambda x: torch.zeros(2, 6, dtype=x.dtype).masked_scatter(mask, x.sin().repeat(2)).repeat(2, 1)
+    x = of(0.3, 0.4, 0.5)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="rows are computed one at a time")
+        found = jacobian(f, x, mode="forward", verify=False)[0]
+    torch.testing.assert_close(found, jacobian(f, x, mode="reverse", chunk_size=1)[0])
+
+
+def test_many_columns_are_walked_along(walks: list[str]) -> None:
+    x = torch.linspace(-1, 1, 600, dtype=torch.float64)
+    jacobian(lambda x: torch.cat([x.sin(), x.cos().flip(0)]).cumsum(0), x, mode="forward")
+    assert walks[:2] == ["survey", "survey"]

@@ -12,15 +12,19 @@ from torch import Tensor
 
 from . import _engine, _products, _separable
 from ._assembly import Columns, Rows, add_rows, result_dtype
-from ._certificate import all_finite
-from ._cost_model import FREE, RowCost
+from ._certificate import all_finite, random_vector
+from ._cost_model import FREE, LEAST_BYTES, RowCost
+from ._crosscheck import Probe
 from ._engine import Linearization
 from ._first_order import FirstOrder
 from ._other_ways import another_may_do
 from ._pulling import Options, chunk_for, pulled_rows
 from ._random import restored_after
 from ._row_cost import row_cost
-from ._transposed import or_else, transposed
+from ._transposed import or_else, pulls_as_recorded, transposed
+
+# A recorded pullback holds that many times the gradients it is made of, at most: 2 to 3 in most functions.
+_RECORDED = 8
 
 __all__ = ["are_finite", "by_rows", "forward", "traced_columns"]
 
@@ -76,19 +80,33 @@ def _row_cost(lin: Linearization, rows: int) -> RowCost:
     return FREE if rows <= 1 or _engine.compiling() else row_cost(lin)
 
 
+def _column_cost(lin: Linearization, linear: Linearization, columns: int) -> RowCost:
+    """What a column takes while it is pulled back through ``linear``, the recorded pullback of ``lin``.
+
+    Not walked along where it can have no other consequence than that all columns go at once.
+    """
+    once = lin.survey()
+    most = _RECORDED * lin.nbytes()
+    if once.elementary and columns * most <= LEAST_BYTES:
+        return RowCost(most, _RECORDED * once.nodes)
+    return _row_cost(linear, columns)
+
+
 def are_finite(matrices: Sequence[Tensor]) -> bool:
     return all(all_finite(J.detach()) for J in matrices)
 
 
 def forward(
-    first: FirstOrder, options: Options, sound: Callable[[Sequence[Tensor]], bool] = are_finite
+    first: FirstOrder, options: Options, verify: bool, sound: Callable[[Sequence[Tensor], Probe | None], bool]
 ) -> list[Tensor]:
     """Forward mode, by the tape where that is known to be right, else by dual numbers.
 
     On the tape, ``f`` need not run again: 0.23 ms where dual numbers take 0.59 (3 to 10000). ``sound``: how
-    to tell whether matrices are finite.
+    to tell whether matrices are finite; with ``verify`` it gets a plain pullback, where that was made anyway.
     """
-    if (found := transposed(first)) is not None:
+    vector = random_vector(first.y.numel()) if verify and pulls_as_recorded(first.lin) else None
+    if (found := transposed(first, vector)) is not None:
+        probe = None if vector is None else found.detached()
         owned = all(first.prepared.owned)
         try:
             matrices = [
@@ -99,7 +117,7 @@ def forward(
             if not (owned and another_may_do(error)):
                 raise  # not owned: no dual number can replace them there
         else:
-            if not owned or sound(matrices):
+            if sound(matrices, probe) or not owned:
                 return matrices
             # A backward's derivative, as that of `where` with NaN beside, may not be finite where f's is.
             return or_else(lambda: _by_columns(first, options), matrices)
@@ -170,7 +188,7 @@ def _by_columns_on_tape(
     if g is None or not g.requires_grad or x.numel() == 0:
         return Rows(y.numel(), x, result_dtype(x, y), options.keep).matrix()
     linear = lin.onward([g], [cotangent])
-    cost = _row_cost(linear, x.numel())
+    cost = _column_cost(lin, linear, x.numel())
     if (matrix := _by_blocks(linear, x, y, cost, options, transposed=True)) is not None:
         return matrix
     block = Columns(y.numel(), x, result_dtype(x, y), options.keep)

@@ -172,7 +172,7 @@ class Linearization:
             seeds = [batched_like(seed, root) for seed, root in zip(seeds, roots, strict=True)]
         custom = sparse = rewritten = copies = []
         if create_graph or self._nested:
-            found = self._told_of(roots)
+            found = self.told_of(roots)
             rewritten = found.running
         if create_graph:
             if not (pushed or only_pushed()):
@@ -208,7 +208,7 @@ class Linearization:
             self._survey = survey(self.roots, self._ends, self.inputs, self._number)
         return self._survey
 
-    def _told_of(self, roots: list[Tensor]) -> Survey:
+    def told_of(self, roots: list[Tensor]) -> Survey:
         """The same of some roots, as far as a pullback that is pulled back again is concerned."""
         whole = len(roots) == len(self.roots)
         if whole and self._survey is not None:

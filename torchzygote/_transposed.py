@@ -16,9 +16,10 @@ from . import _engine, _state
 from ._engine import Linearization
 from ._first_order import FirstOrder
 from ._other_ways import another_may_do, is_lack_of_memory
+from ._row_cost import is_plain
 from ._torch_private import node_name
 
-__all__ = ["Transposed", "or_else", "transposed"]
+__all__ = ["Transposed", "or_else", "pulls_as_recorded", "transposed"]
 
 _T = TypeVar("_T")
 _log = logging.getLogger("torchzygote")
@@ -30,9 +31,20 @@ class Transposed(NamedTuple):
     cotangent: Tensor
     pulled: list[Tensor | None]
 
+    def detached(self) -> tuple[Tensor, list[Tensor | None]]:
+        """The cotangent, flat, and what it gives, as any pullback has it."""
+        return self.cotangent.detach().reshape(-1), [None if g is None else g.detach() for g in self.pulled]
 
-def transposed(first: FirstOrder) -> Transposed | None:
+
+def pulls_as_recorded(lin: Linearization) -> bool:
+    """Whether a pullback that is recorded is any other one: by the same formulas, linear in its cotangent."""
+    return type(lin.roots[0]) is Tensor and lin.survey().elementary and is_plain(lin)
+
+
+def transposed(first: FirstOrder, vector: Tensor | None = None) -> Transposed | None:
     """``first`` pulled back so that it can be pushed forward; ``None`` where dual numbers are to be taken.
+
+    ``vector``: the cotangent, flat, else ones.
 
     ``f`` need not run again. Custom functions are left to dual numbers: a backward that is not differentiable
     by its cotangent would give silent zeros. Tensors that ``f`` finds by identity know no other way outside
@@ -49,7 +61,9 @@ def transposed(first: FirstOrder) -> Transposed | None:
         # the caller may have switched autograd off
         with _engine.recording_if(not torch.is_grad_enabled()), _state.pushing():
             # Not zeros, where some backwards are masked, as that of xlogy is.
-            u = torch.ones_like(lin.roots[0]).requires_grad_()
+            like = lin.roots[0]
+            u = torch.ones_like(like) if vector is None else vector.to(like).view(like.shape)
+            u.requires_grad_()
             return Transposed(u, lin.pull([u], retain=True, create_graph=True))
     except Exception as error:
         if identical or is_lack_of_memory(error):

@@ -17,7 +17,7 @@ from ._assembly import Rows, as_result, result_dtype
 from ._call_arguments import prepare_call
 from ._call_options import check_callable, check_flags
 from ._cotangents import own
-from ._crosscheck import is_confirmed, is_plainly_confirmed, refuse_unpushable, warn_disagreement
+from ._crosscheck import Probe, is_confirmed, is_plainly_confirmed, refuse_unpushable, warn_disagreement
 from ._dense_jacobians import are_finite, by_rows, forward, traced_columns
 from ._first_order import FirstOrder, must_be_pulled, record
 from ._flags import held
@@ -180,13 +180,13 @@ def _forward(first: FirstOrder, options: _JacobianOptions) -> list[Tensor] | Non
     numbers = show_numbers([first.y])
     verify, confirmed = options.verify and numbers and not first.hooked, False
 
-    def sound(matrices: Sequence[Tensor]) -> bool:
+    def sound(matrices: Sequence[Tensor], probe: Probe | None) -> bool:
         nonlocal confirmed
-        confirmed = verify and is_plainly_confirmed(first.lin, first.y, matrices)
+        confirmed = verify and is_plainly_confirmed(first.lin, first.y, matrices, probe)
         return confirmed or not numbers or are_finite(matrices)
 
     try:
-        matrices = forward(first, options.products, sound)
+        matrices = forward(first, options.products, verify, sound)
     except Exception as error:
         if options.mode == "forward" or not another_may_do(error):
             raise

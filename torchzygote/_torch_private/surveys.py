@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from .nodes import is_leaf, node_of, source_of
-from .telling import AS_IT_IS, AS_MANY, LEAN, ORDINARY, Leaf, Survey, Told, is_right_as_it_is
+from .telling import AS_IT_IS, AS_MANY, ELEMENTARY, LEAN, ORDINARY, Leaf, Survey, Told, is_right_as_it_is
 from .walked import all_such, leading
 
 __all__ = ["NOTHING_TOLD", "are_right_as_they_are", "coarsest", "survey"]
 
 # What is told where there is nothing to tell, and of nodes alone.
 NOTHING_TOLD = Told().survey(0, 0)
-_NOTHING = NOTHING_TOLD[2:-1]
+_NOTHING = NOTHING_TOLD[2:-2]
 
 
 def survey(
@@ -43,6 +43,7 @@ def survey(
     total = alike = 0
     told = None
     products: list[Any] = []
+    kinds: set[type] = set()
     while stack:
         node = stack.pop()
         if node in seen:
@@ -50,6 +51,7 @@ def survey(
         seen.add(node)
         onward = node.next_functions
         kind = type(node)
+        kinds.add(kind)
         if kind in AS_MANY:
             if onward[0][0] not in seen:  # it comes next, and is asked for both
                 alike += 1
@@ -79,8 +81,10 @@ def survey(
             for following, _ in onward:
                 stack.append(following)
     nodes = len(seen) - passed
-    found = told.survey(total, nodes) if told else Survey(total, nodes, *_NOTHING)
-    return found._replace(products=products) if products else found
+    elementary = kinds <= ELEMENTARY
+    if told:
+        return told.survey(total, nodes)._replace(products=products, elementary=elementary)
+    return Survey(total, nodes, *_NOTHING, products, elementary)
 
 
 def are_right_as_they_are(
@@ -107,7 +111,8 @@ def _survey_of(nodes: Sequence[Any]) -> Survey:
         if type(node) not in ORDINARY:
             told.look_at(node)
     metas = [meta for node in nodes for meta in node._input_metadata if not meta.is_nested_tensor]
-    return told.survey(sum(int(math.prod(meta.shape)) for meta in metas), len(nodes))
+    found = told.survey(sum(int(math.prod(meta.shape)) for meta in metas), len(nodes))
+    return found._replace(elementary=ELEMENTARY.issuperset(map(type, nodes)))
 
 
 def _leading(

@@ -18,6 +18,7 @@ from .rounding import rounding_of_convolutions
 __all__ = [
     "AS_IT_IS",
     "AS_MANY",
+    "ELEMENTARY",
     "LEAN",
     "ORDINARY",
     "Leaf",
@@ -69,6 +70,9 @@ class Survey(NamedTuple):
     """Relative spacing that operations round to before they compute, where they do; see :func:`coarsest`."""
     products: Sequence[Any] = ()
     """Nodes of products with a matrix and of the like; not told where the inputs count alone."""
+    elementary: bool = False
+    """Whether all are of kinds whose pullback has the same formula, linear in the cotangent, whether it is
+    recorded or not: of few operations, all of which PyTorch batches, and rightly."""
 
 
 # PyTorch's batching rule of these backwards gives wrong numbers where the rows alone are batched (2.13).
@@ -146,6 +150,8 @@ AS_MANY: set[type] = set()
 # Those that make nothing of the size of an input whose gradient nobody wants. (Custom functions may make all
 # gradients, and products of batches expand what isn't batched.)
 LEAN: set[type] = set()
+# Those that :attr:`Survey.elementary` is about.
+ELEMENTARY: set[type] = {Leaf}
 _KINDS_LEAN = frozenset(
     f"{kind}Backward0"
     for kind in "Addmm Addmv Convolution Mm Mv NativeBatchNorm NativeGroupNorm NativeLayerNorm".split()  # noqa: SIM905
@@ -158,6 +164,17 @@ _KINDS_AS_MANY = frozenset(
     View
     """.split()  # noqa: SIM905
 ) | {"RsubBackward1"}
+# Read off PyTorch's derivatives.yaml (2.13): none asks whether it is recorded, as those of silu and logit do,
+# looks at the cotangent's values, or selects by a mask, as that of masked_scatter does.
+_KINDS_ELEMENTARY = frozenset(
+    f"{kind}Backward0"
+    for kind in """
+    Abs Add Addmm Addmv Alias Asin Atan Baddbmm Bmm Cat Clone Cos Cosh Cumsum Diagonal Div Dot Erf Exp Expand
+    Expm1 Flip Index IndexSelect LeakyRelu Log Log1P LogSoftmax Logsumexp Mean Mm Mul Mv Neg Permute Pow
+    Reciprocal Relu Repeat ReshapeAlias Roll Rsqrt Rsub Select Sigmoid Sin Sinh Slice Softmax Softplus Split
+    Sqrt Squeeze Stack Sub Sum T Tan Tanh ToCopy Transpose Unbind UnsafeView Unsqueeze View Where
+    """.split()  # noqa: SIM905
+) | {f"{kind}Backward1" for kind in ("Mean", "Rsub", "Squeeze", "Sum")}
 
 
 class Told:
@@ -225,6 +242,8 @@ class Told:
             ORDINARY.add(type(node))
             if name in _KINDS_AS_MANY:
                 AS_MANY.add(type(node))
+            if name in _KINDS_ELEMENTARY:
+                ELEMENTARY.add(type(node))
         elif not name.startswith("torch::autograd::") or "CppNode" in name:
             self.custom.append(node)
 
