@@ -150,7 +150,7 @@ def test_rows_written_over_and_over_in_any_order() -> None:
 @pytest.mark.parametrize("worth", [0, 1000, 1 << 17])
 def test_a_large_value_read_in_small_parts(worth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Split into chunks at once, after a while, and never."""
-    monkeypatch.setattr("torchzygote._buffer.elements._WORTH_A_CHUNK", worth)
+    monkeypatch.setattr("torchzygote._buffer.pieces._WORTH_A_CHUNK", worth)
 
     def f(x: Tensor) -> Tensor:
         buf = Buffer(x, 61, 53)
