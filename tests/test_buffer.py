@@ -298,6 +298,31 @@ def test_writing_under_no_grad_writes_a_constant() -> None:
     assert torch.autograd.grad(buf.copy().sum(), x)[0].tolist() == [600, 600, 600]
 
 
+@pytest.mark.parametrize("size", [3, 600])
+def test_reading_in_inference_mode_changes_no_derivative(size: int) -> None:
+    """What a read splits or puts together for later ones is recorded."""
+    x = torch.ones(64, 64, requires_grad=True)
+    rows, parts = Buffer(x, size, 64), Buffer(x)
+    for i in range(size):
+        rows[i] = x[0] * 2
+    parts[...] = x * 2
+    with torch.inference_mode():
+        for _ in range(100):
+            assert not rows[1].requires_grad
+            assert not parts[3, 5].requires_grad
+    assert torch.autograd.grad(rows.copy().sum(), x)[0][0].tolist() == [2 * size] * 64
+    assert torch.autograd.grad(parts[3, 5], x)[0].sum() == 2
+
+
+def test_a_row_written_in_inference_mode_is_a_constant() -> None:
+    x = torch.ones(3, requires_grad=True)
+    buf = Buffer(x, 600, 3)
+    for i in range(600):
+        with torch.inference_mode(i == 256):
+            buf[i] = x * 2
+    assert torch.autograd.grad(buf.copy().sum(), x)[0].tolist() == [1198, 1198, 1198]
+
+
 def test_copying_gives_the_memory_itself() -> None:
     buf = Buffer(torch.zeros(()), 5)
     buf[2] = 1.0

@@ -18,7 +18,7 @@ from torch import Tensor
 from .index import Key
 from .pieces import Pieces, Positions, cover, gather, groups
 from .rows import RowLog
-from .values import fit
+from .values import fit, recorded
 
 __all__ = ["ElementLog"]
 
@@ -180,7 +180,7 @@ class ElementLog:
     def _drop_overwritten(self) -> None:
         """Forget values of which nothing is left, so that the log doesn't grow with what is written over."""
         wanted = self.owner.reshape(-1)
-        with torch.enable_grad():
+        with recorded():
             pieces = self._gathered(wanted)
         self.owner = pieces.locate(wanted).reshape(self.owner.shape)
         self.total, self._nodes, self._ends = 0, [], []

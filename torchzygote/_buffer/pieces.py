@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .values import recorded
+
 __all__ = ["Pieces", "Positions", "cover", "flat", "gather", "groups"]
 
 _BRANCHES = 64  # chunks that a value is split into
@@ -45,7 +47,7 @@ class _Chunks:
             self.wasted += self.whole.numel()
             if self.wasted <= _WORTH_A_CHUNK * chunks:
                 return None
-            with torch.enable_grad():
+            with recorded():
                 self.parts = list(torch.split(self.whole, self.size))
         return self.parts
 
@@ -126,7 +128,7 @@ def cover(node: Any, size: int, lo: int, hi: int, base: int, pieces: Pieces) -> 
 
 
 def _chunks_of(node: Tensor) -> _Chunks:
-    with torch.enable_grad():
+    with recorded():
         return _Chunks(flat(node))
 
 
