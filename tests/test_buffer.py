@@ -150,7 +150,7 @@ def test_rows_written_over_and_over_in_any_order() -> None:
 @pytest.mark.parametrize("worth", [0, 1000, 1 << 17])
 def test_a_large_value_read_in_small_parts(worth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Split into chunks at once, after a while, and never."""
-    monkeypatch.setattr("torchzygote._buffer.elements._WORTH_A_CHUNK", worth)
+    monkeypatch.setattr("torchzygote._buffer.pieces._WORTH_A_CHUNK", worth)
 
     def f(x: Tensor) -> Tensor:
         buf = Buffer(x, 61, 53)
@@ -296,6 +296,31 @@ def test_writing_under_no_grad_writes_a_constant() -> None:
         assert not buf[:300].requires_grad
     assert buf[0].requires_grad
     assert torch.autograd.grad(buf.copy().sum(), x)[0].tolist() == [600, 600, 600]
+
+
+@pytest.mark.parametrize("size", [3, 600])
+def test_reading_in_inference_mode_changes_no_derivative(size: int) -> None:
+    """What a read splits or puts together for later ones is recorded."""
+    x = torch.ones(64, 64, requires_grad=True)
+    rows, parts = Buffer(x, size, 64), Buffer(x)
+    for i in range(size):
+        rows[i] = x[0] * 2
+    parts[...] = x * 2
+    with torch.inference_mode():
+        for _ in range(100):
+            assert not rows[1].requires_grad
+            assert not parts[3, 5].requires_grad
+    assert torch.autograd.grad(rows.copy().sum(), x)[0][0].tolist() == [2 * size] * 64
+    assert torch.autograd.grad(parts[3, 5], x)[0].sum() == 2
+
+
+def test_a_row_written_in_inference_mode_is_a_constant() -> None:
+    x = torch.ones(3, requires_grad=True)
+    buf = Buffer(x, 600, 3)
+    for i in range(600):
+        with torch.inference_mode(i == 256):
+            buf[i] = x * 2
+    assert torch.autograd.grad(buf.copy().sum(), x)[0].tolist() == [1198, 1198, 1198]
 
 
 def test_copying_gives_the_memory_itself() -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .values import recorded
+
 __all__ = ["FOLD", "Block", "RowLog"]
 
 FOLD = 256  # rows that are stacked together while they are still in the caches
@@ -51,13 +53,13 @@ class RowLog:
         part = self.rows[start:end]
         if not self.folding or set(map(type, part)) != {Tensor}:
             return
-        with torch.enable_grad():
+        with recorded():
             block = Block(start, torch.stack(part))
         self.rows[start:end] = [block] * FOLD
 
     def unfold(self, block: Block) -> None:
         """Give the rows of a block back, where they are still current."""
-        with torch.enable_grad():
+        with recorded():
             parts = block.tensor.unbind()
         for i, part in enumerate(parts, block.start):
             if self.rows[i] is block:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ __all__ = [
     "is_plain",
     "is_unshared_result",
     "like_no_row",
+    "recorded",
     "snapshot",
     "value_read",
 ]
@@ -214,6 +216,11 @@ def snapshot(value: Tensor, given: object) -> Tensor:
     if isinstance(given, Tensor) and value.dtype == given.dtype and value.device == given.device:
         return value.clone()
     return value
+
+
+def recorded() -> AbstractContextManager[Any]:
+    """Around what is kept for later reads: with its derivative, whether or not this read has one."""
+    return torch.inference_mode(False)  # which enables gradients, too
 
 
 class ReadValue(Tensor):
