@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ._certificate import random_vector
-from ._crosscheck import is_confirmed
 from ._curvature import stencil_hessians
 from ._curvature.stencil_hessians import StencilHessian
 from ._first_order import FirstOrder
@@ -61,13 +60,17 @@ def matrix(second: SecondOrder, options: Options, *, verify: bool) -> Tensor | N
     ``None`` where ``f`` isn't seen to be such a sum. The tangents are checked in any case; ``verify`` asks
     for a plain product, too, the first time that the graph looks like this.
     """
-    found = _found(second, options, diagonal=False)
+    product = (lambda vector: _product(second, vector)) if verify else None
+    found = _found(second, options, diagonal=False, product=product)
     if found is None:
         return None
-    if verify and not found.confirmed:
-        if not _is_confirmed(second, found.values):
-            return None
-        found.confirmed[:] = [True]
+    if found.is_refuted:
+        warn(
+            f"{second.caller}: the Hessian that was summed up along the recorded graph differs from plain "
+            "automatic differentiation in a product with a random vector, so that it is computed otherwise: "
+            "please report that, with f"
+        )
+        return None
     second.grads = [found.gradient]
     return found.values
 
@@ -80,7 +83,13 @@ def diagonal(second: SecondOrder, options: Options) -> list[Tensor] | None:
     return None if found is None else [found.values]
 
 
-def _found(second: SecondOrder, options: Options, *, diagonal: bool) -> StencilHessian | None:
+def _found(
+    second: SecondOrder,
+    options: Options,
+    *,
+    diagonal: bool,
+    product: Callable[[Tensor], Tensor | None] | None = None,
+) -> StencilHessian | None:
     inputs = second.prepared.inputs
     if _are_rows_asked_for(options) or not (_is_array(inputs[0]) and show_numbers(inputs)):
         return None
@@ -90,7 +99,7 @@ def _found(second: SecondOrder, options: Options, *, diagonal: bool) -> StencilH
     y, (x,) = recorded
     if (eps := torch.finfo(x.dtype).eps) > _ROUGH:  # all have its dtype
         return None
-    return _attempt(lambda: stencil_hessians.hessian(y, x, eps, diagonal=diagonal))
+    return _attempt(lambda: stencil_hessians.hessian(y, x, eps, diagonal=diagonal, product=product))
 
 
 def _are_rows_asked_for(options: Options) -> bool:
@@ -112,18 +121,12 @@ def _attempt(way: Callable[[], T]) -> T | None:
         return None
 
 
-def _is_confirmed(second: SecondOrder, matrix: Tensor) -> bool:
-    """Whether one plain product with a random vector agrees; a warning says so if not."""
-    with suppressed():  # an operation may lack a second backward
+def _product(second: SecondOrder, vector: Tensor) -> Tensor | None:
+    """Of the Hessian and ``vector``, by a plain pullback; ``None`` where an operation lacks one."""
+    with suppressed():
         second.differentiate()
     lin = second.by_input(0)
-    if lin is None:  # nobody can tell, or the gradient depends on nothing
-        return False
-    if is_confirmed(lin, lin.roots[0], [matrix]):
-        return True
-    warn(
-        f"{second.caller}: the Hessian that was summed up along the recorded graph differs from plain "
-        "automatic differentiation in a product with a random vector, so that it is computed otherwise: "
-        "please report that, with f"
-    )
-    return False
+    if lin is None:
+        return torch.zeros_like(vector) if second.is_linear else None
+    (found,) = lin.pull_dense([vector])
+    return torch.zeros_like(vector) if found is None else found

@@ -13,17 +13,17 @@ Knows recorded operations and where their entries go; it must not know where the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._certificate import slack
+from .._certificate import all_finite, random_vector, slack
 from .._torch_private import pull_back, saves_by_hooks, value_at
 from ..native.elementwise import slope_and_weight
 from .linear import Form
-from .stencil_program import GridProgram, GridStep, program, shifts_of
+from .stencil_program import GridEntries, GridProgram, GridStep, program, shifts_of
 
 __all__ = ["StencilHessian", "hessian", "jacobian"]
 
@@ -35,23 +35,31 @@ _SMALL = 1 << 14
 class StencilHessian(NamedTuple):
     """``values``: the Hessian, or its diagonal in the shape of the input, as the gradient.
 
-    ``confirmed``: as for the program that they came of.
+    ``is_refuted``: a product has said otherwise.
     """
 
     gradient: Tensor
     values: Tensor
-    confirmed: list[bool]
+    is_refuted: bool
 
 
-def hessian(y: Tensor, x: Tensor, eps: float, *, diagonal: bool = False) -> StencilHessian | None:
+def hessian(
+    y: Tensor,
+    x: Tensor,
+    eps: float,
+    *,
+    diagonal: bool = False,
+    product: Callable[[Tensor], Tensor | None] | None = None,
+) -> StencilHessian | None:
     """The Hessian of ``y``, a number, by a leaf ``x``, or its diagonal.
 
     ``None`` where ``y`` isn't such a sum, where batched products take less, where something isn't finite, as
     zeros elsewhere might be wrong then, or where the check fails. ``eps``: relative spacing of the numbers
-    that were computed with.
+    that were computed with. ``product``: of the Hessian and a vector, by other ways; it is asked for the
+    first time that a graph looks like this.
     """
     found = program(y, x, "diagonal" if diagonal else "hessian")
-    if found is None:
+    if found is None or found[0].confirmed == [False]:
         return None
     steps, nodes = found
     if any(saves_by_hooks(nodes[step.number]) for step in steps.steps if step.entries is not None):
@@ -59,13 +67,21 @@ def hessian(y: Tensor, x: Tensor, eps: float, *, diagonal: bool = False) -> Sten
     with torch.no_grad():
         by: list[Any] = [*(value_at((nodes[number], 0)) for number in steps.asked), x]
         *pulled, gradient = pull_back([y], [torch.ones_like(y)], by, True, False)
-        if gradient is None:
+        if gradient is None or not all_finite(gradient):
             return None
         way = _GridPass(steps, nodes, dict(zip(steps.asked, pulled, strict=True)), gradient)
+        vector = None
+        if product is not None and not steps.confirmed:
+            vector = way.compare_with_product()
         way.run()
         if not (way.gives_gradient(eps) and way.is_finite()):
             return None
-    return StencilHessian(gradient, way.values.view(steps.shape), steps.confirmed)
+    if product is not None and vector is not None:
+        wanted = product(vector.view(x.shape))
+        if wanted is None or not all_finite(wanted):
+            return None
+        steps.confirmed[:] = [way.gives_product(wanted.detach(), eps)]
+    return StencilHessian(gradient, way.values.view(steps.shape), steps.confirmed == [False])
 
 
 def jacobian(y: Tensor, x: Tensor, eps: float, probe: Tensor | None) -> Tensor | None:
@@ -84,7 +100,7 @@ def jacobian(y: Tensor, x: Tensor, eps: float, probe: Tensor | None) -> Tensor |
         pulled: Tensor | None = x.detach()
         if probe is not None:
             (pulled,) = pull_back([y], [probe.clone()], [x], True, False)
-            if pulled is None:
+            if pulled is None or not all_finite(pulled):
                 return None
         assert pulled is not None
         way = _GridPass(steps, nodes, {end.taken.number: probe}, pulled)
@@ -114,6 +130,18 @@ class _GridPass:
         self._is_small = numel <= _SMALL
         self.values = gradient.new_zeros(numel)
         self._sums: list[Tensor] = []
+        # What goes to the same places, summed up, and the sizes of it where these are asked for.
+        self._terms: dict[int, tuple[GridEntries, Tensor, Tensor | None]] = {}
+        # For each row, the product with a vector and the sum of the sizes of its terms.
+        self._vector: Tensor | None = None
+        self._product = self._sizes = gradient
+
+    def compare_with_product(self) -> Tensor:
+        """The vector that the Hessian is going to be multiplied with."""
+        like = self._gradient.reshape(-1)
+        self._vector = random_vector(like.numel()).to(like)
+        self._product, self._sizes = torch.zeros_like(like), torch.zeros_like(like)
+        return self._vector.clone()
 
     def run(self) -> None:
         kept = self._program.kept
@@ -128,6 +156,13 @@ class _GridPass:
             self._tangents[step.number] = self._through(step)
             for number in step.last:
                 del self._tangents[number]
+        for entries, terms, sizes in self._terms.values():
+            self._enter(entries, terms)
+            if self._vector is not None and sizes is not None:
+                n = len(self._vector)
+                rows, factors = entries.to // n, self._vector[entries.to % n]
+                self._product.index_add_(0, rows, entries.of(terms) * factors)
+                self._sizes.index_add_(0, rows, entries.of(sizes) * factors.abs())
 
     def _through(self, step: GridStep) -> Tensor:
         rule = step.operation
@@ -197,18 +232,31 @@ class _GridPass:
 
     def _add(self, step: GridStep, terms: Tensor) -> None:
         assert step.entries is not None
+        sizes = None if self._vector is None else terms.abs()
+        found = self._terms.get(id(step.entries))
+        if found is None:
+            self._terms[id(step.entries)] = step.entries, terms, sizes
+            return
+        found[1].add_(terms)
+        if found[2] is not None and sizes is not None:
+            found[2].add_(sizes)
+
+    def _enter(self, entries: GridEntries, numbers: Tensor) -> None:
         if not self._is_small:
-            self._sums.append(terms.sum())
-        step.entries.add(terms, self.values)
+            self._sums.append(numbers.sum())
+        entries.add(numbers, self.values)
+
+    def gives_product(self, wanted: Tensor, eps: float) -> bool:
+        """Whether the entries explain it, up to what rounding makes of the terms that they are sums of."""
+        of_terms, of_largest = slack(eps)
+        allowed = of_terms * self._sizes + of_largest * self._sizes.amax()
+        return bool(((self._product - wanted.reshape(-1)).abs_() <= allowed).all())
 
     def add_rows(self) -> None:
         """The tangents of what the steps end in."""
         entries, (end,) = self._program.entries, self._program.ends
         assert entries is not None
-        tangents = self._tangents[end.taken.value]
-        if not self._is_small:
-            self._sums.append(tangents.sum())
-        entries.add(tangents, self.values)
+        self._enter(entries, self._tangents[end.taken.value])
 
     def gives_gradient(self, eps: float) -> bool:
         """Whether the tangents explain it."""

@@ -6,6 +6,7 @@ Knows steps and distances; it must not know the numbers.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -23,11 +24,12 @@ Wanted = Literal["hessian", "diagonal", "jacobian"]
 
 # So many entries of one element take as long as products do, for each operation.
 _MOST_TERMS = 4
-# Programs are kept if their tables have no more elements than this, and so many of them.
-_MOST_KEPT = 1 << 16
+# Programs are kept if their tables and fixed tangents have no more elements than this, and so many of them.
+_MOST_KEPT = 1 << 17
 _KEPT = 32
-# To read a graph and to make its tables takes as long as products for so many elements. By fewer, it is done
-# the second time that a graph looks like this: what is asked for once, or for other sizes each time, is left.
+# To read a small graph and to make its tables takes as long as products for so many elements. By fewer, it is
+# done the second time that a graph looks like this: what is asked for once, or for other sizes each time, is
+# left.
 _AT_ONCE = 256
 
 
@@ -38,8 +40,12 @@ class GridEntries(NamedTuple):
     inside: Tensor | None
 
     def add(self, numbers: Tensor, total: Tensor) -> None:
+        total.index_add_(0, self.to, self.of(numbers))
+
+    def of(self, numbers: Tensor) -> Tensor:
+        """Those that go anywhere, in a row."""
         numbers = numbers.reshape(-1)
-        total.index_add_(0, self.to, numbers if self.inside is None else numbers[self.inside])
+        return numbers if self.inside is None else numbers[self.inside]
 
 
 class GridStep(NamedTuple):
@@ -82,7 +88,7 @@ class GridProgram(NamedTuple):
     Jacobian, of the tangents of what they end in. ``is_diagonal``: only products of tangents with themselves
     count. ``kept``: tangents of fixed steps, once they are known, by their number and by that of who takes
     them along other distances; ``None`` where they aren't kept.
-    ``confirmed``: has an element once a product has agreed with what came of these steps.
+    ``confirmed``: once a product has been compared with what came of these steps, whether it agreed.
     """
 
     fixed: list[GridStep]
@@ -143,6 +149,7 @@ class _Tables:
         self._grid = found.walk.grid or (self._n,)
         wraps: frozenset[int] = frozenset()
         self._wraps = wraps.union(*(one.known.wraps for one in found.values.values()))
+        self._made: dict[Any, GridEntries] = {}  # most values have the same distances as others
 
     def program(self) -> GridProgram | None:
         """``None`` where batched products take less."""
@@ -160,7 +167,6 @@ class _Tables:
         steps = [self._step(one, entries.get(one.number), last) for one in values]
         ends = [GridEnd(end, self._entries(found.values[end.value].known)) for end in found.ends]
         asked = dict.fromkeys([*entries, *(end.taken.number for end in ends)])
-        tables = [*entries.values(), *(end.entries for end in ends)]
         shape: Shape = (self._n, self._n)
         rows: GridEntries | None = None
         if self._is_diagonal:
@@ -168,9 +174,7 @@ class _Tables:
         elif self._wanted == "jacobian":
             (end,) = found.ends
             shape, rows = self._rows(found.values[end.value])
-            tables.append(rows)
         fixed = {one.number for one in values if one.is_fixed}
-        size = sum(one.to.numel() for one in tables) + len(fixed) * self._n
         return GridProgram(
             [step for step in steps if step.number in fixed],
             [step for step in steps if step.number not in fixed],
@@ -179,9 +183,20 @@ class _Tables:
             shape,
             rows,
             self._is_diagonal,
-            {} if size <= _MOST_KEPT else None,
+            {} if self._size(steps, fixed) <= _MOST_KEPT else None,
             [],
         )
+
+    def _size(self, steps: list[GridStep], fixed: set[int]) -> int:
+        """Elements of all tables, of the tangents of fixed steps, and of these as others take them."""
+        size = sum(one.to.numel() * (1 if one.inside is None else 2) for one in self._made.values())
+        for step in steps:
+            if step.number in fixed:
+                size += step.distances * math.prod(step.shape)
+            for b, where, shape in zip(step.before, step.places, step.shapes, strict=True):
+                if b in fixed and where is not None and shape is not None:
+                    size += step.distances * math.prod(shape)
+        return size
 
     def _terms(self, one: GridValue) -> int:
         """Products of two tangents, for each element."""
@@ -248,21 +263,28 @@ class _Tables:
         return index.t(), inside.t()
 
     def _entries(self, known: Shifted) -> GridEntries:
-        return self._on_device(*self._targets(known))
+        key = False, known
+        if key not in self._made:
+            self._made[key] = self._on_device(*self._targets(known))
+        return self._made[key]
 
     def _rows(self, one: GridValue) -> tuple[Shape, GridEntries]:
         """Of tangents in the Jacobian of their value, whose shape is the first."""
         index, inside = self._targets(one.known)
         rows = torch.arange(index.shape[1], device="cpu") * self._n
-        return (index.shape[1], self._n), self._on_device(index + rows, inside)
+        self._made["rows"] = self._on_device(index + rows, inside)
+        return (index.shape[1], self._n), self._made["rows"]
 
     def _products(self, known: Shifted) -> GridEntries:
         """Of products of two tangents, in both orders, or of each with itself."""
-        index, inside = self._targets(known)
         if self._is_diagonal:
-            return self._on_device(index, inside)
-        pairs = index.unsqueeze(1) * self._n + index.unsqueeze(0)
-        return self._on_device(pairs, inside.unsqueeze(1) & inside.unsqueeze(0))
+            return self._entries(known)
+        key = True, known
+        if key not in self._made:
+            index, inside = self._targets(known)
+            pairs = index.unsqueeze(1) * self._n + index.unsqueeze(0)
+            self._made[key] = self._on_device(pairs, inside.unsqueeze(1) & inside.unsqueeze(0))
+        return self._made[key]
 
     def _on_device(self, index: Tensor, inside: Tensor) -> GridEntries:
         index, inside = index.reshape(-1), inside.reshape(-1)
