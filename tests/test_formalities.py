@@ -46,7 +46,7 @@ STAGES: dict[str, str] = {
     "engine": "_double_backward _engine _entry_point _forward",
     "structure": "_block_layout _recorded _structure coloring pictures sparsity",
     "products": """
-        _cotangents _first_order _products _pulling _pushing _row_cost _second_order _transposed
+        _cotangents _first_order _parts _products _pulling _pushing _row_cost _second_order _transposed
         _updates
     """,
     "utilities": """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -192,3 +193,65 @@ def test_many_columns_are_walked_along(walks: list[str]) -> None:
     x = torch.linspace(-1, 1, 600, dtype=torch.float64)
     jacobian(lambda x: torch.cat([x.sin(), x.cos().flip(0)]).cumsum(0), x, mode="forward")
     assert walks[:2] == ["survey", "survey"]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# results of many parts
+
+
+def parts(x: Tensor, k: int = 40) -> list[Tensor]:
+    found = [x.sin()]
+    for i in range(k - 1):
+        found.append((found[-1] + i * x).cos())
+    return found
+
+
+OF_PARTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "cat": lambda x: torch.cat(parts(x)),
+    "stack": lambda x: torch.stack(parts(x)),
+    "stack of numbers": lambda x: torch.stack([a.sum() for a in parts(x)]),
+    "last axis": lambda x: torch.stack(parts(x.view(1, 3)), -1),
+    "second axis": lambda x: torch.cat([p.expand(2, 3) for p in parts(x.view(1, 3))], 1),
+    "with constants": lambda x: torch.cat([x.new_ones(2), *parts(x), x.new_ones(1)]),
+    "with itself": lambda x: torch.cat([x, *parts(x), x]),
+    "one part twice": lambda x: torch.stack([*parts(x), parts(x)[3]] * 2),
+    "of different sizes": lambda x: torch.cat([a[: 1 + i % 3] for i, a in enumerate(parts(x))]),
+    "promoted": lambda x: torch.cat([a.float() if i % 2 else a for i, a in enumerate(parts(x))]),
+    "left out": lambda x: torch.cat([x.new_ones(0), *(a.view(1, 3) for a in parts(x))]),
+    "views of it": lambda x: torch.stack(parts(x)).t().reshape(-1),
+}
+
+
+@pytest.mark.parametrize("name", OF_PARTS)
+@pytest.mark.parametrize("options", [{}, {"chunk_size": 2}, {"create_graph": True}, {"verify": False}])
+def test_results_of_many_parts(name: str, options: dict[str, Any]) -> None:
+    f, x = OF_PARTS[name], of(0.3, 0.4, 0.5)
+    found = jacobian(f, x, mode="forward", **options)[0]
+    torch.testing.assert_close(found.detach(), torch.func.jacrev(f)(x).reshape(-1, 3), rtol=1e-6, atol=1e-6)
+
+
+def test_results_of_many_parts_by_several_arguments() -> None:
+    """Some parts depend on one of them alone, and nothing on the last."""
+    f = lambda a, b, c: torch.stack([*parts(a, 20), *parts(b, 20)])
+    xs = (of(0.3, 0.4, 0.5), of(0.1, 0.2, 0.3), of(1.0))
+    found = jacobian(f, *xs, mode="forward")
+    for J, expected in zip(found, torch.func.jacrev(f, (0, 1, 2))(*xs), strict=True):
+        torch.testing.assert_close(J, expected.reshape(120, -1))
+
+
+def test_results_of_many_parts_by_params() -> None:
+    w = of(0.3, 0.4, 0.5).requires_grad_()
+    found = jacobian(lambda: torch.stack(parts(w)), Params([w]), mode="forward")[w]
+    torch.testing.assert_close(
+        found, torch.func.jacrev(lambda w: torch.stack(parts(w)))(w).reshape(-1, 3).detach()
+    )
+
+
+@pytest.mark.parametrize("verify", [False, True])
+@pytest.mark.parametrize("k", [4, 40])
+def test_no_part_is_padded_to_the_whole(k: int, verify: bool) -> None:
+    x = of(0.3, 0.4, 0.5)
+    with torch.profiler.profile(record_shapes=True) as profile:
+        jacobian(lambda x: torch.cat(parts(x, k)), x, mode="forward", verify=verify)
+    padded = [event for event in profile.events() if event.name == "aten::slice_backward"]
+    assert (len(padded) >= k) is (k == 4)

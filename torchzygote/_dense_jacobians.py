@@ -21,7 +21,7 @@ from ._other_ways import another_may_do
 from ._pulling import Options, chunk_for, pulled_rows
 from ._random import restored_after
 from ._row_cost import row_cost
-from ._transposed import or_else, pulls_as_recorded, transposed
+from ._transposed import Transposed, or_else, pulls_as_recorded, transposed
 
 # A recorded pullback holds that many times the gradients it is made of, at most: 2 to 3 in most functions.
 _RECORDED = 8
@@ -104,13 +104,16 @@ def forward(
     On the tape, ``f`` need not run again: 0.23 ms where dual numbers take 0.59 (3 to 10000). ``sound``: how
     to tell whether matrices are finite; with ``verify`` it gets a plain pullback, where that was made anyway.
     """
-    vector = random_vector(first.y.numel()) if verify and pulls_as_recorded(first.lin) else None
-    if (found := transposed(first, vector)) is not None:
+    plain = pulls_as_recorded(first.lin)
+    vector = random_vector(first.y.numel()) if plain and verify else None
+    # of so few columns, no layout of blocks is looked for
+    few = all(x.numel() < _separable.LEAST_ROWS for x in first.prepared.inputs)
+    if (found := transposed(first, vector, plain and few and not options.keep)) is not None:
         probe = None if vector is None else found.detached()
         owned = all(first.prepared.owned)
         try:
             matrices = [
-                _by_columns_on_tape(first.lin, x, first.y, g, found.cotangent, options)
+                _by_columns_on_tape(first.lin, x, first.y, g, found, options)
                 for x, g in zip(first.prepared.inputs, found.pulled, strict=True)
             ]
         except Exception as error:
@@ -182,19 +185,18 @@ def traced_columns(first: FirstOrder, keep: bool) -> tuple[Tensor, list[Tensor]]
 
 
 def _by_columns_on_tape(
-    lin: Linearization, x: Tensor, y: Tensor, g: Tensor | None, cotangent: Tensor, options: Options
+    lin: Linearization, x: Tensor, y: Tensor, g: Tensor | None, by: Transposed, options: Options
 ) -> Tensor:
-    """Columns without running ``f`` again; ``g``: what ``cotangent`` gives by ``x``, recorded."""
+    """Columns without running ``f`` again; ``g``: what ``by`` gives by ``x``, recorded."""
     if g is None or not g.requires_grad or x.numel() == 0:
         return Rows(y.numel(), x, result_dtype(x, y), options.keep).matrix()
-    linear = lin.onward([g], [cotangent])
+    linear = lin.onward([g], by.leaves)
     cost = _column_cost(lin, linear, x.numel())
     if (matrix := _by_blocks(linear, x, y, cost, options, transposed=True)) is not None:
         return matrix
     block = Columns(y.numel(), x, result_dtype(x, y), options.keep)
     seeds = _products.identity_seeds(x.numel(), x.dtype, x.device)
-    for lo, hi, (product,) in pulled_rows(linear, seeds, x.numel(), cost, options):
-        if product is None:
-            product = torch.zeros((hi - lo, y.numel()), dtype=y.dtype, device=y.device)
-        block.add(lo, hi, product)
+    for lo, hi, products in pulled_rows(linear, seeds, x.numel(), cost, options):
+        block.add(lo, hi, by.joined(products, hi - lo))
+        del products  # parts of what has been joined
     return block.matrix()
