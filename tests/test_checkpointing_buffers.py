@@ -132,6 +132,15 @@ def one_element_of_those_read(checkpoint: Checkpoint, x: Tensor) -> Any:
     return buf.copy()
 
 
+def parts_that_are_gathered(checkpoint: Checkpoint, x: Tensor) -> Any:
+    """The read saves where they are, which what runs again doesn't."""
+    buf = Buffer(x, 4, 3)
+    buf[:] = x[:, None] * W[:3]
+    y = checkpoint(lambda: torch.tanh(buf[::2, 1:] * x[0]) + buf[[3, 0], :2])
+    buf[0:3] = y[0, 0]
+    return buf.copy().sum(1) + checkpoint(lambda: buf[::3, ::2] * x[1]).sum()
+
+
 def constants(checkpoint: Checkpoint, x: Tensor) -> Any:
     buf = Buffer(x, 4)
     buf[:] = W
@@ -195,6 +204,7 @@ def nested(checkpoint: Checkpoint, x: Tensor) -> Any:
         an_argument,
         by_a_constant,
         one_element_of_those_read,
+        parts_that_are_gathered,
         constants,
         the_last_of_a_list,
         how_many_of_a_list,

@@ -6,6 +6,7 @@ nothing. Knows nothing of derivatives.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from .._buffer.growing import ListStore
 from .._buffer.index import parse
 from .._buffer.values import value_read
+from .._torch_private import aside_of_checkpoint, under_hooks
 from ..buffer import Buffer
 
 __all__ = ["Reads", "is_buffer"]
@@ -47,7 +49,9 @@ class _Watched(Buffer):
     def __getitem__(self, index: Any) -> Any:
         found = _read_then(self)
         if found is _NOTHING:
-            found = super().__getitem__(index)
+            # What a read saves is not the function's, which is given the same again without reading.
+            with aside_of_checkpoint() if under_hooks() else contextlib.nullcontext():
+                found = super().__getitem__(index)
         for reads in _reading.noting:
             found = reads.note(self, index, found)
         return found
