@@ -11,7 +11,8 @@ import hypothesis
 import pytest
 import torch
 
-from torchzygote import _layer_rows, _products
+from torchzygote import _layer_rows, _products, _stencil_sums
+from torchzygote._curvature import stencil_program
 from torchzygote._engine import Linearization
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=40)
@@ -104,3 +105,27 @@ def chunks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(_products, "batched", counted)
     return counts
+
+
+@pytest.fixture
+def grids_taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """For each time that a sum over a grid was looked for, whether it was taken."""
+    seen: list[bool] = []
+    worker = _stencil_sums._attempt
+
+    def noted(way: Any) -> Any:
+        found = worker(way)
+        seen.append(found is not None)
+        return found
+
+    monkeypatch.setattr(_stencil_sums, "_attempt", noted)
+    return seen
+
+
+@pytest.fixture
+def grids_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test begins with graphs that nobody has seen, and reads them at once."""
+    for kept in ("_programs", "_seen"):
+        monkeypatch.setattr(stencil_program, kept, type(getattr(stencil_program, kept))())
+    monkeypatch.setattr(stencil_program, "_AT_ONCE", 0)
+    monkeypatch.setattr(_stencil_sums, "LEAST_OF_A_JACOBIAN", 0)

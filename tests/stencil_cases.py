@@ -14,6 +14,13 @@ X = torch.linspace(0.3, 1.9, 42, dtype=D)
 ZERO, ONE = torch.zeros(1, dtype=D), torch.ones(1, dtype=D)
 
 
+C = torch.linspace(-1, 2, 42, dtype=D)
+
+
+def rosenbrock(x: Tensor) -> Tensor:
+    return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
+
+
 def on_torus(x: Tensor) -> Tensor:
     u = x.view(6, 7)
     return ((u.roll(1, 0) + u.roll(-1, 0) + u.roll(1, 1) + u.roll(-1, -1) - 4 * u) * u.exp()).reshape(-1)
